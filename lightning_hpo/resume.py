@@ -1,0 +1,180 @@
+"""Two legs equal one leg: what Lightning leaves out of a checkpoint, so that training can be cut at any step.
+
+Lightning stores weights, optimizers, LR schedules and counters. Missing are the state of the random number generators
+and the position in the data: after a cut inside an epoch it starts the loader at its first sample again. A
+:class:`Resumable` callback adds both through public hooks: Lightning asks a loader that has ``state_dict`` for its
+state, and calls a callback around training and validation.
+
+Exact for sized loaders (``torch.utils.data.DataLoader`` over a dataset with a length), shuffled or not, with the global
+generator or one of their own, with and without workers. Limits: persistent workers whose dataset draws random numbers,
+several training loaders at once, ``ReduceLROnPlateau`` cut at the end of an epoch, and a LightningModule that changes
+its own state in its ``on_train_batch_end``. An unsized loader starts again at its first sample, as in plain Lightning.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch.utils.data import DataLoader
+
+
+def rng_state() -> dict[str, Any]:
+    """Copy the global random number generators of torch, CUDA, numpy and Python, as values a checkpoint can hold."""
+    numpy_state = cast("dict[str, Any]", np.random.get_state(legacy=False))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": {
+            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "rest": (int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])),
+        },
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`rng_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    key, (position, has_gauss, gauss) = state["numpy"]["key"], state["numpy"]["rest"]
+    np.random.set_state(("MT19937", key.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+class Resumable(pl.Callback):
+    """Makes training independent of where it is cut, and of validations in between.
+
+    Give it to the Trainer, and pass what ``train_dataloader()`` returns through :meth:`follow`.
+    """
+
+    def __init__(self) -> None:
+        self._after_step: torch.Tensor | None = None
+        self._before_validation: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    def follow(self, loaders: Any) -> Any:
+        """Let every sized DataLoader in a collection tell and take back its position; others pass unchanged."""
+        return apply_to_collection(loaders, DataLoader, self._follow_one)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Undo what setting up validation data drew between the loader's restore and the first batch."""
+        if self._resumed is not None:
+            set_rng_state(self._resumed)
+            self._resumed = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember torch's generator: a validation loader draws from it before any validation hook is called."""
+        self._after_step = torch.get_rng_state()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the other generators."""
+        if self._after_step is not None:
+            self._before_validation = {**rng_state(), "torch": self._after_step}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Continue training as if no validation had happened."""
+        if self._before_validation is not None:
+            set_rng_state(self._before_validation)
+            self._before_validation = None
+
+    def _follow_one(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        try:
+            len(loader)
+        except TypeError:
+            return loader
+        if isinstance(loader, _Positioned) or hasattr(loader, "state_dict"):
+            return loader
+        # The loader stays an instance of the user's class, so that Lightning treats it as before.
+        kind = type(loader)
+        loader.__class__ = type(kind.__name__, (_Positioned, kind), {"__module__": kind.__module__})
+        positioned = cast("_Positioned", loader)
+        positioned.position = _Position(self)
+        return loader
+
+    def _loader_restored(self) -> None:
+        self._resumed = rng_state()
+
+
+class _Position:
+    """Where one loader stands in its epoch, and which random numbers led there."""
+
+    def __init__(self, owner: Resumable) -> None:
+        self.owner = owner
+        self.batches = 0
+        self.start: dict[str, Any] = {}
+        self.start_generators: list[torch.Tensor] = []
+        self.restored: dict[str, Any] | None = None
+
+
+class _Positioned(DataLoader[Any]):
+    """Mixed into a user's DataLoader: counts its batches, and replays them after a restore."""
+
+    position: _Position
+
+    def __iter__(self) -> Any:
+        state, self.position.restored = self.position.restored, None
+        if state is not None and state["batches"] < len(self):
+            return self._replayed(state)
+        self._begin()
+        iterator = super().__iter__()
+        if state is not None:
+            self.position.owner._loader_restored()  # noqa: SLF001  # two halves of one mechanism
+        return self._counted(iterator)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and random numbers of now; Lightning stores it with the training loop."""
+        position = self.position
+        return {
+            "batches": position.batches,
+            "start": position.start,
+            "start_generators": position.start_generators,
+            "now": rng_state(),
+            "now_generators": [generator.get_state() for generator in self._generators()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue there at the next iteration."""
+        self.position.restored = state
+        set_rng_state(state["now"])
+        self._set_generators(state["now_generators"])
+
+    def _begin(self) -> None:
+        self.position.batches = 0
+        self.position.start = rng_state()
+        self.position.start_generators = [generator.get_state() for generator in self._generators()]
+
+    def _replayed(self, state: dict[str, Any]) -> Iterator[Any]:
+        """Start the epoch as it was started, pass over the batches that were seen, and take up from there."""
+        set_rng_state(state["start"])
+        self._set_generators(state["start_generators"])
+        self._begin()
+        counted = self._counted(super().__iter__())
+        for _ in range(state["batches"]):
+            next(counted)
+        set_rng_state(state["now"])
+        self._set_generators(state["now_generators"])
+        self.position.owner._loader_restored()  # noqa: SLF001  # two halves of one mechanism
+        return counted
+
+    def _counted(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        for batch in iterator:
+            self.position.batches += 1
+            yield batch
+
+    def _generators(self) -> list[torch.Generator]:
+        """Generators of the loader's own: its ``generator``, and those of its samplers where they differ."""
+        samplers = (self, self.sampler, self.batch_sampler, getattr(self.batch_sampler, "sampler", None))
+        found = [getattr(owner, "generator", None) for owner in samplers]
+        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+    def _set_generators(self, states: list[torch.Tensor]) -> None:
+        for generator, state in zip(self._generators(), states, strict=True):
+            generator.set_state(state)

@@ -1,0 +1,143 @@
+"""The table of trials: what schedulers read, and the one place that knows how Optuna stores it.
+
+A study holds everything that is decided or measured. Each change goes to Optuna's storage first and into the rows
+second, so what a scheduler sees has already survived a crash.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+State: TypeAlias = Literal["running", "complete", "pruned", "failed"]
+
+# User attributes, so that a dashboard shows them.
+PARENT = "parent"
+FAILURE = "failure"
+
+_STATES: dict[TrialState, State] = {
+    TrialState.WAITING: "running",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One trial, as a scheduler sees it.
+
+    Args:
+        number: of the trial in its study, counted from 0.
+        params: name as typed in the space -> plain Python value; never changes.
+        values: optimizer step -> value of the monitored metric there.
+        target: step that a job now at work has promised; None when no job works on the trial.
+        parent: number of the trial whose weights it started from, or None.
+        state: ``"running"`` covers a trial at work and a paused one; the other states are final.
+    """
+
+    number: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[int, float] = field(default_factory=dict)
+    target: int | None = None
+    parent: int | None = None
+    state: State = "running"
+
+    @property
+    def idle(self) -> bool:
+        """Whether the trial may be given a job: not finished, and no job has promised a value that is missing."""
+        return self.state == "running" and (self.target is None or self.target in self.values)
+
+
+class TrialTable:
+    """The rows of one study, each change written to the storage before it shows in :attr:`rows`.
+
+    Args:
+        study: to read and extend. This process must be its only writer.
+        storage: of ``study``.
+    """
+
+    def __init__(self, study: optuna.Study, storage: BaseStorage) -> None:
+        self._storage = storage
+        self._study_id = storage.get_study_id_from_name(study.study_name)
+        trials = study.get_trials(deepcopy=False)
+        self._ids = [trial._trial_id for trial in trials]  # noqa: SLF001  # the storage's handle has no public name
+        self._rows = [_row(trial) for trial in trials]
+        self._notes = [dict(trial.system_attrs) for trial in trials]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """All trials in order of their number; do not modify."""
+        return self._rows
+
+    @property
+    def notes(self) -> Sequence[Mapping[str, Any]]:
+        """What the sampler wrote beside each trial (Optuna's system attributes), in the order of :attr:`rows`."""
+        return self._notes
+
+    def add(
+        self,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        *,
+        target: int,
+        parent: int | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Write a new running trial, all parameters in one transaction, and return its number."""
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs={} if parent is None else {PARENT: parent},
+            system_attrs=dict(notes or {}),
+        )
+        self._ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
+        self._rows.append(Row(number=len(self._rows), params=dict(params), target=target, parent=parent))
+        self._notes.append(dict(notes or {}))
+        return len(self._rows) - 1
+
+    def promise(self, number: int, target: int | None) -> None:
+        """Mark a trial as worked on up to ``target``, or as free again (None). Held in memory: it dies with us."""
+        self._rows[number] = replace(self._rows[number], target=target)
+
+    def record(self, number: int, step: int, value: float) -> None:
+        """Write the value of the monitored metric at ``step`` (any float, NaN included)."""
+        self._storage.set_trial_intermediate_value(self._ids[number], step, value)
+        row = self._rows[number]
+        self._rows[number] = replace(row, values={**row.values, step: value})
+
+    def complete(self, number: int, value: float) -> None:
+        """End a trial that reached the full budget with ``value``."""
+        self._finish(number, TrialState.COMPLETE, value)
+
+    def prune(self, number: int) -> None:
+        """End a trial that will get no further budget; its last value stays its value."""
+        values = self._rows[number].values
+        last = values[max(values)] if values else math.nan
+        self._finish(number, TrialState.PRUNED, None if math.isnan(last) else last)
+
+    def fail(self, number: int, reason: str) -> None:
+        """End a trial that gave no usable value, and keep the reason with it."""
+        self._storage.set_trial_user_attr(self._ids[number], FAILURE, reason)
+        self._finish(number, TrialState.FAIL, None)
+
+    def _finish(self, number: int, state: TrialState, value: float | None) -> None:
+        self._storage.set_trial_state_values(self._ids[number], state, None if value is None else [value])
+        self._rows[number] = replace(self._rows[number], target=None, state=_STATES[state])
+
+
+def _row(trial: FrozenTrial) -> Row:
+    return Row(
+        number=trial.number,
+        params=dict(trial.params),
+        values=dict(trial.intermediate_values),
+        parent=trial.user_attrs.get(PARENT),
+        state=_STATES[trial.state],
+    )
