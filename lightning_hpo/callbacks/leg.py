@@ -1,0 +1,98 @@
+"""One leg of a trial: train to a step, save on the way, validate at exactly that step."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_hpo import live
+from lightning_hpo.live import ParameterMismatchError
+
+
+class Leg(pl.Callback):
+    """Stops the Trainer after ``target`` optimizer steps, with a validation there and a checkpoint.
+
+    Args:
+        target: optimizer step to stop at.
+        checkpoint: where to save.
+        every: save each time so many optimizer steps are done, so that a kill costs no more than that.
+        model_params: argument -> value the module was built with; read back from its ``hparams``.
+        should_pause: asked after every step; True saves and stops without a validation.
+    """
+
+    def __init__(
+        self,
+        target: int,
+        checkpoint: Path,
+        *,
+        every: int,
+        model_params: Mapping[str, Any],
+        should_pause: Callable[[], bool],
+    ) -> None:
+        self._target = target
+        self._checkpoint = checkpoint
+        self._every = every
+        self._model_params = model_params
+        self._should_pause = should_pause
+        self._asked: list[list[dict[str, Any]]] = []
+        self._before: list[list[dict[str, Any]]] = []
+        self._step = 0
+        self.paused = False
+        self.validated_at: int | None = None
+        self.metrics: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the optimizers were built with; a checkpoint's continuation compares its own with it."""
+        return {"settings": self._asked}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what the restored optimizers were built with."""
+        self._before = state_dict["settings"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what the optimizers are built with; restored ones overwrite it after this hook."""
+        self._asked = [live.settings(optimizer) for optimizer in trainer.optimizers]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Apply the trial's own hyperparameters over restored ones, read them back, and stop if nothing is left."""
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for optimizer, before, asked in zip(trainer.optimizers, self._before or self._asked, self._asked, strict=True):
+            changes = live.changed(before, asked)
+            live.apply(changes, optimizer, [schedule for schedule in schedules if schedule.optimizer is optimizer])
+            live.read_back(changes, optimizer)
+        _read_back_hparams(self._model_params, pl_module)
+        self._step = trainer.global_step
+        if trainer.global_step >= self._target:
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where the leg ends and at every multiple of ``every``; stopping here makes Lightning validate now."""
+        if trainer.global_step == self._step:
+            return  # gradients are being accumulated
+        before, self._step = self._step, trainer.global_step
+        reached = self._step >= self._target
+        self.paused = not reached and self._should_pause()
+        if reached or self.paused or self._step // self._every > before // self._every:
+            trainer.save_checkpoint(self._checkpoint, weights_only=False)
+        if reached or self.paused:
+            trainer.should_stop = True
+        if self.paused:
+            trainer.limit_val_batches = 0  # a pause must not wait for a validation
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the metrics and the step they belong to."""
+        if not trainer.sanity_checking:
+            self.validated_at = trainer.global_step
+            self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _read_back_hparams(asked: Mapping[str, Any], module: pl.LightningModule) -> None:
+    effective = module.hparams
+    for name, value in asked.items():
+        if name in effective and effective[name] != value:
+            raise ParameterMismatchError(
+                f"model.{name}={value!r} was asked for, but the module's hparams hold {effective[name]!r}."
+            )

@@ -1,0 +1,342 @@
+"""``Trainer.fit`` as a function of a job: build, restore, apply the parameters, train to a step, validate there, save.
+
+The Trainer always gets the full budget as ``max_steps`` and is stopped early at a smaller rung. So every LR schedule,
+whoever wrote it, has the full budget as its horizon in each rung, and its checkpoint can be continued.
+"""
+
+import copy
+import inspect
+import logging
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import optuna
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_hpo import checkpoints
+from lightning_hpo.callbacks.leg import Leg
+from lightning_hpo.callbacks.resumable import Resumable, rng_state, set_rng_state
+from lightning_hpo.schedulers import Job
+from lightning_hpo.space import Space, from_unit, nearest, parse_space, split_name
+from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
+
+CHECKPOINT = "last.ckpt"
+METRICS = "metrics.csv"
+
+# What a search over many short fits wants, where a single fit would not; `trainer={...}` overrides each.
+_TRAINER_DEFAULTS = {
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+_OURS = {
+    "max_steps": "it is the budget: give `max_steps` to the tuner",
+    "default_root_dir": "every trial has a folder of its own: give `root` to the tuner",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with all that is needed to carry it out in another process.
+
+    Args:
+        job: what to do; ``job.trial`` is the trial's number.
+        params: of the trial.
+        folder: of the trial, for its checkpoint and metrics.
+        source: checkpoint of the parent to start from, or None.
+    """
+
+    job: Job
+    params: Mapping[str, Any]
+    folder: Path
+    source: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job came to.
+
+    Args:
+        score: the monitored metric at the last step; None if the job was paused before it.
+        step: optimizer steps that the trial has seen.
+        metrics: all metrics of that validation.
+    """
+
+    score: float | None
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def never() -> bool:
+    """Say that no pause is wanted."""
+    return False
+
+
+class Objective:
+    """Trains a LightningModule as a job asks, and returns the monitored metric.
+
+    Args:
+        model: class of the module, or any callable that returns one; called with the ``model.`` parameters.
+        space: dotted name -> distribution (see :mod:`lightning_hpo.space`).
+        data: class of the data module, or any callable that returns one; called with the ``data.`` parameters. None if
+            the module brings its own loaders.
+        monitor: name of a metric that the module logs in validation.
+        max_steps: the full budget of a trial in optimizer steps, which is also the horizon of its LR schedules.
+        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
+        seed: with the trial's number, it seeds everything random in a trial.
+        checkpoint_every: save each time so many steps are done; what a kill costs at most. Default 25.
+        root: folder for the trials of ``study.optimize``; None uses a temporary one.
+
+    Raises:
+        TypeError: if ``model`` or ``data`` is an instance, not something to build one with.
+        ValueError: if the space names an argument that does not exist (the nearest one is suggested).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., pl.LightningModule],
+        space: Space,
+        *,
+        monitor: str,
+        max_steps: int,
+        data: Callable[..., pl.LightningDataModule] | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        checkpoint_every: int = 25,
+        root: str | Path | None = None,
+    ) -> None:
+        if checkpoint_every < 1:
+            raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
+        self.space = parse_space(space)
+        self.monitor = monitor
+        self.max_steps = max_steps
+        self.seed = seed
+        self._model = _factory("model", model, pl.LightningModule)
+        self._data = None if data is None else _factory("datamodule", data, pl.LightningDataModule)
+        self._trainer = dict(trainer or {})
+        self._every = checkpoint_every
+        self._root = root
+        self._check_names()
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Train an Optuna trial to the full budget, so that ``study.optimize(objective)`` works.
+
+        Raises:
+            ValueError: if the metric is not a finite number.
+        """
+        params = {name: _suggest(trial, name, distribution) for name, distribution in self.space.items()}
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(self._root or temporary) / f"{trial.number:04d}"
+            outcome = self.run(Task(Job(self.max_steps, trial=trial.number), params, folder))
+        assert outcome.score is not None
+        return outcome.score
+
+    def run(self, task: Task, should_pause: Callable[[], bool] = never) -> Outcome:
+        """Carry out one job.
+
+        Args:
+            task: the job, continued from its folder's checkpoint if there is one.
+            should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score.
+
+        Raises:
+            KeyError: if the monitored metric is not logged.
+            ParameterMismatchError: if a hyperparameter does not take effect.
+        """
+        assert task.job.trial is not None
+        with _own_random_numbers(self.seed, task.job.trial), _quiet_lightning():
+            return self._run(task, should_pause)
+
+    def check(self, params: Mapping[str, Any] | None = None) -> None:
+        """Build everything once and validate one batch, so that mistakes show before the first training step.
+
+        Args:
+            params: to build with; the middle of the space by default.
+
+        Raises:
+            ValueError: if the model or the data cannot be built with parameters of the space, or the monitored metric
+                is not logged in validation.
+        """
+        if params is None:
+            params = {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
+        with _own_random_numbers(self.seed, 0), _quiet_lightning(), tempfile.TemporaryDirectory() as folder:
+            module, data, arguments = self._build(params)
+            trainer = pl.Trainer(
+                **{**arguments, "logger": False, "enable_checkpointing": False, "limit_val_batches": 1},
+                callbacks=[],
+                max_steps=self.max_steps,
+                default_root_dir=folder,
+            )
+            trainer.validate(module, datamodule=data, verbose=False)
+            _score(self.monitor, trainer.callback_metrics)
+
+    def _run(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = task.folder / CHECKPOINT
+        checkpoints.remove_leftovers(checkpoint)
+        source, damaged = checkpoints.newest_intact(checkpoint)
+        for message in damaged:
+            logging.getLogger(__name__).warning(message)
+        source = source or task.source
+
+        module, data, arguments = self._build(task.params)
+        resumable = Resumable()
+        owner: Any = module if data is None else data
+        loaders = owner.train_dataloader
+        owner.train_dataloader = lambda: resumable.follow(loaders())
+        leg = Leg(
+            task.job.max_steps,
+            checkpoint,
+            every=self._every,
+            model_params=_part(task.params, "model"),
+            should_pause=should_pause,
+        )
+        callbacks = [*arguments.pop("callbacks", ()), resumable, leg]
+        arguments.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in callbacks))
+        arguments.setdefault("logger", MetricsFile(task.folder / METRICS, _steps_in(source)))
+        plugins = [*arguments.pop("plugins", ()), SealedCheckpointIO()]
+        trainer = pl.Trainer(
+            **arguments,
+            callbacks=callbacks,
+            plugins=plugins,
+            max_steps=self.max_steps,
+            default_root_dir=task.folder,
+        )
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=source, weights_only=True)
+        except SystemExit:
+            if not leg.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
+                raise
+        if leg.paused:
+            return Outcome(None, trainer.global_step)
+        if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
+            trainer.validate(module, datamodule=data, verbose=False)
+        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
+
+    def _build(
+        self, params: Mapping[str, Any]
+    ) -> tuple[pl.LightningModule, pl.LightningDataModule | None, dict[str, Any]]:
+        """Build a fresh module and data module, and the arguments of a Trainer for them."""
+        module = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
+        data = (
+            None
+            if self._data is None
+            else _build_one("datamodule", self._data, _part(params, "data"), pl.LightningDataModule)
+        )
+        arguments = {**_TRAINER_DEFAULTS, **copy.deepcopy(self._trainer), **_part(params, "trainer")}
+        return module, data, arguments
+
+    def _check_names(self) -> None:
+        targets: dict[str, Callable[..., Any]] = {"model": self._model, "trainer": pl.Trainer}
+        if self._data is not None:
+            targets["data"] = self._data
+        for name in self.space:
+            head, argument = split_name(name)
+            if head not in targets:
+                hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
+                raise ValueError(f"`space` has the name {name!r}; names start with {', '.join(targets)}.{hint}")
+            _check_argument(f"`space` has the name {name!r}", targets[head], argument, head)
+        for argument in self._trainer:
+            _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
+            if argument in _part(dict.fromkeys(self.space), "trainer"):
+                raise ValueError(f"`trainer` and `space` both give a value for 'trainer.{argument}'.")
+
+
+def _factory(role: str, factory: Any, kind: type) -> Callable[..., Any]:
+    if isinstance(factory, kind):
+        raise TypeError(
+            f"`{role}` must be a class or function that builds a new {kind.__name__} for every trial, got an instance of"
+            f" {type(factory).__name__}: pass `{type(factory).__name__}` itself."
+        )
+    if not callable(factory):
+        raise TypeError(f"`{role}` must be a class or function that builds a {kind.__name__}, got {factory!r}.")
+    return factory
+
+
+def _check_argument(what: str, factory: Callable[..., Any], argument: str, head: str) -> None:
+    if head == "trainer" and argument in _OURS:
+        raise ValueError(f"{what}, but {_OURS[argument]}.")
+    parameters = inspect.signature(factory).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    if argument not in parameters:
+        name = getattr(factory, "__name__", repr(factory))
+        known = [known for known in parameters if known not in _OURS]
+        raise ValueError(
+            f"{what}, but {name} has no argument {argument!r}; it takes {', '.join(known)}.{nearest(argument, known)}"
+        )
+
+
+def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
+    built = factory(**params)
+    if not isinstance(built, kind):
+        raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(built)}.")
+    return built
+
+
+def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
+    """Arguments for one receiver: ``{"lr": 1, "data.size": 2}`` -> ``{"size": 2}`` for ``data``."""
+    return {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}
+
+
+def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
+    if monitor not in metrics:
+        raise ValueError(
+            f"`monitor` {monitor!r} is not logged in validation; logged there: {', '.join(sorted(metrics)) or 'nothing'}."
+            f"{nearest(monitor, metrics)} Add self.log({monitor!r}, ...) to validation_step."
+        )
+    return float(metrics[monitor])
+
+
+def _steps_in(checkpoint: Path | None) -> int:
+    """Optimizer steps that a checkpoint has behind it."""
+    return 0 if checkpoint is None else int(checkpoints.load(checkpoint)["global_step"])
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(name, choices)
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_float(name, low, high, log=log, step=step)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_int(name, low, high, log=log, step=step)
+    raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")
+
+
+@contextmanager
+def _own_random_numbers(seed: int, trial: int) -> Iterator[None]:
+    """Seed every global generator from (seed, trial), and give the caller theirs back afterwards."""
+    before = rng_state()
+    words = [int(word) for word in np.random.SeedSequence([seed, trial]).generate_state(3)]
+    torch.manual_seed(words[0])
+    np.random.seed(words[1])  # noqa: NPY002  # user code may draw from the global generator
+    random.seed(words[2])
+    try:
+        yield
+    finally:
+        set_rng_state(before)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Drop the lines that Lightning prints for every single fit; warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers.append(logging.getLogger("lightning.pytorch.utilities.rank_zero"))
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

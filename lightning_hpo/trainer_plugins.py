@@ -1,0 +1,91 @@
+"""What we plug into a Trainer: checkpoints that are whole or absent, and a metrics file that only grows."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from lightning_hpo import checkpoints
+
+
+class SealedCheckpointIO(CheckpointIO):
+    """Saves and loads every checkpoint of a Trainer through :mod:`lightning_hpo.checkpoints`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write atomically; raises OSError where Lightning's own plugin can lose the file in silence."""
+        if storage_options is not None:
+            raise TypeError(f"`storage_options` are not supported, got {storage_options!r}.")
+        checkpoints.save(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Verify the hash and load tensors and plain values only, whatever ``weights_only`` says."""
+        return checkpoints.load(path, map_location=map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete the checkpoint and its predecessor."""
+        checkpoints.remove(path)
+
+
+class MetricsFile(Logger):
+    """Appends what a module logs to one CSV file with the columns ``step, metric, value``.
+
+    Args:
+        path: of the file.
+        start: drop rows after this step first: they belong to steps that are about to be repeated.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        super().__init__()
+        self._path = path
+        self._rows: list[tuple[int, str, float]] = []
+        if path.exists():
+            _drop_after(path, start)
+
+    @property
+    def name(self) -> str:
+        """Folder of the trial."""
+        return self._path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Nothing: one file per trial."""
+        return ""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep rows in memory until :meth:`save`."""
+        self._rows += [(step or 0, name, value) for name, value in metrics.items() if name != "epoch"]
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the study has them."""
+
+    def save(self) -> None:
+        """Append what was logged since the last call."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        is_new = not self._path.exists()
+        with self._path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(("step", "metric", "value"))
+            writer.writerows(rows)
+
+    def finalize(self, status: str) -> None:  # noqa: ARG002  # Lightning's signature
+        """Append what is left."""
+        self.save()
+
+
+def _drop_after(path: Path, start: int) -> None:
+    with path.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    kept = [row for row in rows if len(row) == 3 and row[0].isdigit() and int(row[0]) < start]
+    if len(kept) == len(rows):
+        return
+    fresh = path.with_name(f".{path.name}.tmp")
+    with fresh.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
+    os.replace(fresh, path)
