@@ -12,7 +12,8 @@ its own state in its ``on_train_batch_end``. An unsized loader starts again at i
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -56,17 +57,11 @@ class Resumable(pl.Callback):
     def __init__(self) -> None:
         self._after_step: torch.Tensor | None = None
         self._before_validation: dict[str, Any] | None = None
-        self._resumed: dict[str, Any] | None = None
 
-    def follow(self, loaders: Any) -> Any:
+    @staticmethod
+    def follow(loaders: Any) -> Any:
         """Let every sized DataLoader in a collection tell and take back its position; others pass unchanged."""
-        return apply_to_collection(loaders, DataLoader, self._follow_one)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Undo what setting up validation data drew between the loader's restore and the first batch."""
-        if self._resumed is not None:
-            set_rng_state(self._resumed)
-            self._resumed = None
+        return apply_to_collection(loaders, DataLoader, _follow_one)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,96 +80,76 @@ class Resumable(pl.Callback):
             set_rng_state(self._before_validation)
             self._before_validation = None
 
-    def _follow_one(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        try:
-            len(loader)
-        except TypeError:
-            return loader
-        if isinstance(loader, _Positioned) or hasattr(loader, "state_dict"):
-            return loader
-        # The loader stays an instance of the user's class, so that Lightning treats it as before.
-        kind = type(loader)
-        loader.__class__ = type(kind.__name__, (_Positioned, kind), {"__module__": kind.__module__})
-        positioned = cast("_Positioned", loader)
-        positioned.position = _Position(self)
+
+def _follow_one(loader: DataLoader[Any]) -> DataLoader[Any]:
+    try:
+        len(loader)
+    except TypeError:
         return loader
-
-    def _loader_restored(self) -> None:
-        self._resumed = rng_state()
-
-
-class _Position:
-    """Where one loader stands in its epoch, and which random numbers led there."""
-
-    def __init__(self, owner: Resumable) -> None:
-        self.owner = owner
-        self.batches = 0
-        self.start: dict[str, Any] = {}
-        self.start_generators: list[torch.Tensor] = []
-        self.restored: dict[str, Any] | None = None
+    if hasattr(loader, "state_dict"):
+        return loader
+    # The loader stays an instance of the user's class, so that Lightning treats it as before.
+    kind = type(loader)
+    loader.__class__ = type(kind.__name__, (_Positioned, kind), {"__module__": kind.__module__})
+    return loader
 
 
 class _Positioned(DataLoader[Any]):
     """Mixed into a user's DataLoader: counts its batches, and replays them after a restore."""
 
-    position: _Position
+    _batches = 0
+    _start: Mapping[str, Any] = MappingProxyType({})
+    _restored: Mapping[str, Any] | None = None
 
     def __iter__(self) -> Any:
-        state, self.position.restored = self.position.restored, None
-        if state is not None and state["batches"] < len(self):
-            return self._replayed(state)
-        self._begin()
-        iterator = super().__iter__()
-        if state is not None:
-            self.position.owner._loader_restored()  # noqa: SLF001  # two halves of one mechanism
-        return self._counted(iterator)
+        restored, self._restored = self._restored, None
+        if restored is None:
+            return self._begin()
+        if restored["batches"] < len(self):  # start the epoch as it was started, and pass over what was seen
+            self._set_random(restored["start"])
+            iterator = self._begin()
+            for _ in range(restored["batches"]):
+                next(iterator)
+            self._set_random(restored["now"])
+        else:
+            iterator = self._begin()
+        return _with_random_numbers(rng_state(), iterator)
 
     def state_dict(self) -> dict[str, Any]:
         """Position and random numbers of now; Lightning stores it with the training loop."""
-        position = self.position
-        return {
-            "batches": position.batches,
-            "start": position.start,
-            "start_generators": position.start_generators,
-            "now": rng_state(),
-            "now_generators": [generator.get_state() for generator in self._generators()],
-        }
+        return {"batches": self._batches, "start": dict(self._start), "now": self._random()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue there at the next iteration."""
-        self.position.restored = state
-        set_rng_state(state["now"])
-        self._set_generators(state["now_generators"])
+        self._restored = state
+        self._set_random(state["now"])
 
-    def _begin(self) -> None:
-        self.position.batches = 0
-        self.position.start = rng_state()
-        self.position.start_generators = [generator.get_state() for generator in self._generators()]
-
-    def _replayed(self, state: dict[str, Any]) -> Iterator[Any]:
-        """Start the epoch as it was started, pass over the batches that were seen, and take up from there."""
-        set_rng_state(state["start"])
-        self._set_generators(state["start_generators"])
-        self._begin()
-        counted = self._counted(super().__iter__())
-        for _ in range(state["batches"]):
-            next(counted)
-        set_rng_state(state["now"])
-        self._set_generators(state["now_generators"])
-        self.position.owner._loader_restored()  # noqa: SLF001  # two halves of one mechanism
-        return counted
+    def _begin(self) -> Iterator[Any]:
+        self._batches = 0
+        self._start = self._random()
+        return self._counted(super().__iter__())
 
     def _counted(self, iterator: Iterator[Any]) -> Iterator[Any]:
         for batch in iterator:
-            self.position.batches += 1
+            self._batches += 1
             yield batch
+
+    def _random(self) -> dict[str, Any]:
+        return {"global": rng_state(), "own": [generator.get_state() for generator in self._generators()]}
+
+    def _set_random(self, state: Mapping[str, Any]) -> None:
+        set_rng_state(state["global"])
+        for generator, own in zip(self._generators(), state["own"], strict=True):
+            generator.set_state(own)
 
     def _generators(self) -> list[torch.Generator]:
         """Generators of the loader's own: its ``generator``, and those of its samplers where they differ."""
-        samplers = (self, self.sampler, self.batch_sampler, getattr(self.batch_sampler, "sampler", None))
-        found = [getattr(owner, "generator", None) for owner in samplers]
+        owners = (self, self.sampler, self.batch_sampler, getattr(self.batch_sampler, "sampler", None))
+        found = [getattr(owner, "generator", None) for owner in owners]
         return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
 
-    def _set_generators(self, states: list[torch.Tensor]) -> None:
-        for generator, state in zip(self._generators(), states, strict=True):
-            generator.set_state(state)
+
+def _with_random_numbers(state: dict[str, Any], iterator: Iterator[Any]) -> Iterator[Any]:
+    """Undo what was drawn between a restore and the first batch: Lightning sets up validation in between."""
+    set_rng_state(state)
+    yield from iterator
