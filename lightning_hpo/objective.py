@@ -156,6 +156,11 @@ class Objective:
         with _own_random_numbers(self.seed, task.job.trial), _quiet_lightning():
             return self._run(task, should_pause)
 
+    def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
+        """Build an untrained module with the ``model.`` parameters."""
+        module: pl.LightningModule = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
+        return module
+
     def check(self, params: Mapping[str, Any] | None = None) -> None:
         """Build everything once and validate one batch, so that mistakes show before the first training step.
 
@@ -226,7 +231,7 @@ class Objective:
         self, params: Mapping[str, Any]
     ) -> tuple[pl.LightningModule, pl.LightningDataModule | None, dict[str, Any]]:
         """Build a fresh module and data module, and the arguments of a Trainer for them."""
-        module = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
+        module = self.build_model(params)
         data = (
             None
             if self._data is None
