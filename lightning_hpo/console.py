@@ -84,7 +84,7 @@ class Console:
     def line(self, text: str) -> None:
         """Print one line."""
         if self._verbose:
-            print(text, flush=True)  # noqa: T201  # this is what the class is for
+            print(text, flush=True)  # this is what the class is for
 
 
 def spent(rows: Sequence[Row]) -> int:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class StudyPaused(SystemExit):  # noqa: N818  # a way to leave, not an error
+class StudyPaused(SystemExit):  # a way to leave, not an error
     """The search was interrupted by a signal; everything is saved and the same call continues it.
 
     Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C) or 143 (SIGTERM).

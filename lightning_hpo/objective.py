@@ -248,7 +248,7 @@ class Objective:
             head, argument = split_name(name)
             if head not in targets:
                 hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
-                raise ValueError(f"`space` has the name {name!r}; names start with {', '.join(targets)}.{hint}")
+                raise ValueError(f"`space` has the name {name!r}; it must start with {', '.join(targets)}.{hint}")
             _check_argument(f"`space` has the name {name!r}", targets[head], argument, head)
         for argument in self._trainer:
             _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
@@ -264,7 +264,8 @@ def _factory(role: str, factory: Any, kind: type) -> Callable[..., Any]:
         )
     if not callable(factory):
         raise TypeError(f"`{role}` must be a class or function that builds a {kind.__name__}, got {factory!r}.")
-    return factory
+    made: Callable[..., Any] = factory
+    return made
 
 
 def _check_argument(what: str, factory: Callable[..., Any], argument: str, head: str) -> None:

@@ -80,7 +80,7 @@ def write_best(params: Mapping[str, Any], max_steps: int, path: Path) -> None:
     config.setdefault("trainer", {})["max_steps"] = max_steps
     fresh = path.with_name(f".{path.name}.tmp")
     fresh.write_text(yaml.safe_dump(config, sort_keys=False))
-    os.replace(fresh, path)
+    fresh.replace(path)
 
 
 def keep_best(checkpoint: Path, path: Path) -> None:
@@ -91,4 +91,4 @@ def keep_best(checkpoint: Path, path: Path) -> None:
         os.link(checkpoint, fresh)
     if not fresh.exists():
         shutil.copyfile(checkpoint, fresh)
-    os.replace(fresh, path)
+    fresh.replace(path)

@@ -1,5 +1,6 @@
 """The folder of one search: its study, its trials, its lock, and what it was started with."""
 
+import contextlib
 import difflib
 import json
 import os
@@ -11,7 +12,9 @@ from typing import Any
 
 import filelock
 import optuna
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
 from sqlalchemy import URL
 
 from lightning_hpo.schedulers import Mode
@@ -125,12 +128,9 @@ def open_study(
         storage = URL.create("sqlite", database=str(folder.study_file)).render_as_string(hide_password=False)
     if isinstance(storage, str):
         storage = RDBStorage(storage)
-    study = optuna.create_study(
-        storage=storage,
-        study_name=folder.name,
-        direction="minimize" if mode == "min" else "maximize",
-        load_if_exists=True,
-    )
+    with contextlib.suppress(DuplicatedStudyError):
+        storage.create_new_study([StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE], folder.name)
+    study = optuna.load_study(study_name=folder.name, storage=storage)
     stored = study.user_attrs.get(FINGERPRINT)
     if stored is None:
         if study.get_trials(deepcopy=False):

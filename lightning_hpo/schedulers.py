@@ -128,7 +128,7 @@ class FullBudget:
                 return Job(self.max_steps, trial=row.number)
         return Job(self.max_steps) if len(rows) < self.n_trials else None
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:  # noqa: ARG002  # the protocol's signature
+    def retired(self, rows: "Sequence[Row]") -> list[int]:  # the protocol's signature
         """Return no trial: none is ever paused."""
         return []
 

@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.schedulers import Mode
@@ -41,9 +42,7 @@ class Asker:
         self._seed = seed
         self._storage = _View()
         self._seen: dict[int, tuple[Row, FrozenTrial]] = {}
-        optuna.create_study(
-            storage=self._storage, study_name=_NAME, direction="minimize" if mode == "min" else "maximize"
-        )
+        self._storage.create_new_study([StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE], _NAME)
 
     def ask(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Suggest parameters for the trial that comes after ``rows``.

@@ -286,7 +286,7 @@ def _label(subject: Any) -> str:
 
 
 def _say_paused(signal_name: str, folder: RunFolder) -> None:
-    print(  # noqa: T201  # the last line a person sees
+    print(  # the last line a person sees
         f"lightning_hpo: paused by {signal_name}; every recorded result and checkpoint is kept in {folder.path}; "
         "run the same command to continue.",
         file=sys.stderr,
