@@ -11,7 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,10 @@ class Outcome:
     Args:
         score: the monitored metric at the last step; None if the job was paused before it.
         step: optimizer steps that the trial has seen.
-        metrics: all metrics of that validation.
     """
 
     score: float | None
     step: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def never() -> bool:
@@ -225,7 +223,7 @@ class Objective:
             return Outcome(None, trainer.global_step)
         if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
             trainer.validate(module, datamodule=data, verbose=False)
-        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
+        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step)
 
     def _build(
         self, params: Mapping[str, Any]
