@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import URL
 
+from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Mode
 
 FINGERPRINT = "lightning_hpo"
@@ -128,7 +129,7 @@ def open_study(
         storage = URL.create("sqlite", database=str(folder.study_file)).render_as_string(hide_password=False)
     if isinstance(storage, str):
         storage = RDBStorage(storage)
-    with contextlib.suppress(DuplicatedStudyError):
+    with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
         storage.create_new_study([StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE], folder.name)
     study = optuna.load_study(study_name=folder.name, storage=storage)
     stored = study.user_attrs.get(FINGERPRINT)

@@ -57,7 +57,7 @@ class Search:
     keep_checkpoints: bool
     _running: dict[Future[Outcome], Task] = field(default_factory=dict)
     _failed_in_a_row: int = 0
-    _shown: tuple[int, int] | None = None
+    _shown: tuple[int, int] | None = None  # best trial and its step, as the files have it
 
     def run(self, stop_wanted: Callable[[], bool]) -> None:
         """Start jobs while the scheduler has any and no limit is reached, and record what comes back.
@@ -66,6 +66,9 @@ class Search:
             SearchFailedError: if ``max_failed`` trials in a row failed.
             ParameterMismatchError: if a hyperparameter does not take effect in training.
         """
+        for row in self.table.rows:  # a process died between the last value of a trial and its end
+            if row.state == "running" and self.scheduler.max_steps in row.values:
+                self.table.complete(row.number, row.values[self.scheduler.max_steps])
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
         while True:
             while len(self._running) < self.executor.workers and not self._enough(deadline) and not stop_wanted():
@@ -93,6 +96,7 @@ class Search:
         if number is None:
             params, notes = self.asker.ask(self.table.rows, self.table.notes)
             params |= job.params or {}
+            self.table.note(self.asker.study_notes)
             number = self.table.add(params, self.space, target=job.max_steps, parent=job.parent, notes=notes)
         else:
             self.table.promise(number, job.max_steps)
@@ -124,6 +128,8 @@ class Search:
         retired = getattr(self.scheduler, "retired", None)
         self._retire([] if retired is None else retired(self.table.rows))
         self._show_best()
+        if self.table.rows[number].state != "running":
+            self._drop_checkpoints([number])
         self.console.job(self.table.rows[number], step - before, self.table.rows, self.planned)
         if self._failed_in_a_row >= self.limits.max_failed:
             raise SearchFailedError(f"{self._failed_in_a_row} trials in a row failed, the last one with: {reason}")
@@ -131,7 +137,7 @@ class Search:
     def _retire(self, numbers: list[int]) -> None:
         for number in numbers:
             self.table.prune(number)
-            self._drop_checkpoint(number)
+        self._drop_checkpoints(numbers)
 
     def _show_best(self) -> None:
         """Keep ``best.ckpt`` and ``best.yaml`` true."""
@@ -147,11 +153,16 @@ class Search:
         write_best(best.params, self.scheduler.max_steps, self.folder.best_params)
         before, self._shown = self._shown, shown
         if before is not None and self.table.rows[before[0]].state != "running":
-            self._drop_checkpoint(before[0])
+            self._drop_checkpoints([before[0]])
 
-    def _drop_checkpoint(self, number: int) -> None:
-        if not self.keep_checkpoints:
-            checkpoints.remove(self.folder.trial(number) / CHECKPOINT)
+    def _drop_checkpoints(self, numbers: list[int]) -> None:
+        """Remove the checkpoints of trials that will not be continued, except the best one's."""
+        if self.keep_checkpoints or not numbers:
+            return
+        best = best_row(self.table.rows, self.mode)
+        for number in numbers:
+            if best is None or best.number != number:
+                checkpoints.remove(self.folder.trial(number) / CHECKPOINT)
 
 
 def _reason(score: object) -> str | None:

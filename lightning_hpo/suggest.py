@@ -19,6 +19,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.trials import Row
 
@@ -34,15 +35,28 @@ class Asker:
         space: name -> distribution.
         mode: whether lower or higher values are better.
         seed: of the search.
+        study_notes: what the sampler wrote about the study in an earlier process.
     """
 
-    def __init__(self, sampler: BaseSampler, space: Mapping[str, BaseDistribution], *, mode: Mode, seed: int) -> None:
+    def __init__(
+        self,
+        sampler: BaseSampler,
+        space: Mapping[str, BaseDistribution],
+        *,
+        mode: Mode,
+        seed: int,
+        study_notes: Mapping[str, Any] | None = None,
+    ) -> None:
         self._sampler = copy.deepcopy(sampler)
         self._space = dict(space)
         self._seed = seed
         self._storage = _View()
         self._seen: dict[int, tuple[Row, FrozenTrial]] = {}
-        self._storage.create_new_study([StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE], _NAME)
+        direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+        with warnings_only("optuna"):
+            self._study_id = self._storage.create_new_study([direction], _NAME)
+        for key, value in (study_notes or {}).items():
+            self._storage.set_study_system_attr(self._study_id, key, value)
 
     def ask(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Suggest parameters for the trial that comes after ``rows``.
@@ -71,7 +85,15 @@ class Asker:
             else:
                 value = self._sampler.sample_independent(study, trial, name, distribution)
             params[name] = _plain(distribution, value)
+            # Some samplers look at what the trial has so far.
+            trial.params = dict(params)
+            trial.distributions = {known: self._space[known] for known in params}
         return params, dict(trial.system_attrs)
+
+    @property
+    def study_notes(self) -> dict[str, Any]:
+        """What the sampler wrote about the whole study, to be given to the next process."""
+        return self._storage.get_study_system_attrs(self._study_id)
 
     def _view(self, row: Row, notes: Mapping[str, Any]) -> FrozenTrial:
         seen = self._seen.get(row.number)

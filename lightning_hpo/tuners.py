@@ -186,7 +186,9 @@ class Tuner:
         console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
         with ExitStack() as stack:
             stack.enter_context(folder.locked())
-            study, storage = open_study(folder, self._storage, self.mode, self._fingerprint(subjects))
+            study, storage = open_study(
+                folder, self._storage, self.mode, self._fingerprint(subjects, trains=build is not None)
+            )
             table = TrialTable(study, storage)
             console.plan(f"{type(self).__name__} in {folder.path}", self.space, self.plan(), table.rows)
             if check is not None and self.scheduler.next(table.rows) is not None:
@@ -196,7 +198,7 @@ class Tuner:
             Search(
                 scheduler=self.scheduler,
                 table=table,
-                asker=Asker(self._sampler, self.space, mode=self.mode, seed=self.seed),
+                asker=Asker(self._sampler, self.space, mode=self.mode, seed=self.seed, study_notes=table.study_notes),
                 space=self.space,
                 folder=folder,
                 executor=executor,
@@ -217,7 +219,7 @@ class Tuner:
         value = best.values[max(best.values)]
         return Result(dict(best.params), value, checkpoint, best.number, study, tuple(table.rows), build)
 
-    def _fingerprint(self, subjects: Sequence[Any]) -> dict[str, Any]:
+    def _fingerprint(self, subjects: Sequence[Any], *, trains: bool) -> dict[str, Any]:
         scheduler: dict[str, Any] = {"type": type(self.scheduler).__name__, "max_steps": self.scheduler.max_steps}
         if dataclasses.is_dataclass(self.scheduler):
             scheduler |= {k: v for k, v in dataclasses.asdict(self.scheduler).items() if k not in _MAY_GROW}
@@ -227,7 +229,8 @@ class Tuner:
             "mode": self.mode,
             "seed": self.seed,
             "scheduler": scheduler,
-            "subjects": [None if one is None else _label(one) for one in subjects],
+            # A function's name says little about what it computes; a module's class is part of what was measured.
+            "trains": [None if one is None else _label(one) for one in subjects] if trains else None,
         }
 
 

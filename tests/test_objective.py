@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lightning_hpo import Job, Objective
+from lightning_hpo.checkpoints import load, save
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import CHECKPOINT, Task
-from lightning_hpo.checkpoints import load, save
 from tests.small import Data, Net, digits
 
 CPU = {"accelerator": "cpu"}
@@ -189,7 +189,9 @@ class TestJob:
 
     def test_works_as_an_optuna_objective(self):
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-        study.optimize(objective(space={**SPACE, "hidden": "logint(4, 8)", "data.batch_size": "choice(16, 32)"}, max_steps=5), 2)
+        study.optimize(
+            objective(space={**SPACE, "hidden": "logint(4, 8)", "data.batch_size": "choice(16, 32)"}, max_steps=5), 2
+        )
         assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
         assert set(study.best_params) == {"lr", "hidden", "data.batch_size"}
 

@@ -54,7 +54,10 @@ class TestBrackets:
         assert len(Hyperband(max_steps, 1, eta).plan()) == brackets
 
     def test_sums(self):
-        sums = {r: (sum(b.retrain_steps for b in Hyperband(r).plan()), sum(b.steps for b in Hyperband(r).plan())) for r in (27, 243)}
+        sums = {
+            r: (sum(b.retrain_steps for b in Hyperband(r).plan()), sum(b.steps for b in Hyperband(r).plan()))
+            for r in (27, 243)
+        }
         assert sums == {27: (423, 357), 243: (8457, 6831)}
 
     def test_no_power(self):
@@ -117,7 +120,9 @@ class TestProperties:
             part, start = rows[start : start + bracket.trials], start + bracket.trials
             entrants = part
             for rung, above in zip(bracket.rungs, bracket.rungs[1:], strict=False):
-                ranked = sorted((sign * r.values[rung.max_steps], r.number) for r in entrants if rung.max_steps in r.values)
+                ranked = sorted(
+                    (sign * r.values[rung.max_steps], r.number) for r in entrants if rung.max_steps in r.values
+                )
                 expected = {number for _, number in ranked[: above.trials]}
                 entrants = [row for row in part if row.number in expected]
                 got_more = {row.number for row in part if max(row.values, default=0) > rung.max_steps}

@@ -33,7 +33,10 @@ class TestGrammar:
             ("int(16, 128, step=16)", IntDistribution(16, 128, step=16)),
             (" logint(16, 512) ", IntDistribution(16, 512, log=True)),
             ("choice(16, 32, 64)", CategoricalDistribution([16, 32, 64])),
-            ("choice(relu, 'gelu', None, True, 1.5, -2)", CategoricalDistribution(["relu", "gelu", None, True, 1.5, -2])),
+            (
+                "choice(relu, 'gelu', None, True, 1.5, -2)",
+                CategoricalDistribution(["relu", "gelu", None, True, 1.5, -2]),
+            ),
         ],
     )
     def test_text_becomes_a_distribution(self, text, distribution):
@@ -108,7 +111,7 @@ class TestUnitInterval:
             assert distribution._contains(distribution.to_internal_repr(value))
 
     def test_each_integer_and_choice_has_its_share(self):
-        counts = {value: 0 for value in range(1, 5)}
+        counts = dict.fromkeys(range(1, 5), 0)
         for index in range(1000):
             counts[from_unit(IntDistribution(1, 4), (index + 0.5) / 1000)] += 1
         assert set(counts.values()) == {250}

@@ -106,13 +106,13 @@ class SchedulerTestCase:
 
     def test_failed_trials_get_no_job(self, scheduler: Any) -> None:
         """A trial that failed is over."""
-        run = simulate(scheduler, lambda number, step: math.nan if number % 3 == 0 else float(number))
+        run = simulate(scheduler, lambda number, _: math.nan if number % 3 == 0 else float(number))
         for row in run.rows:
             assert row.number % 3 or sum(job.trial == row.number for job in run.jobs) == 1
 
     def test_all_failed_ends(self, scheduler: Any) -> None:
         """A search in which every trial fails ends."""
-        run = simulate(scheduler, lambda number, step: math.nan)
+        run = simulate(scheduler, lambda *_: math.nan)
         assert {row.state for row in run.rows} == {"failed"}
 
     def test_max_is_min_turned_round(self, scheduler: Any) -> None:
