@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 
 from lightning_hpo import checkpoints
 from lightning_hpo.console import Console, spent
-from lightning_hpo.executors import Executor
+from lightning_hpo.executors import Executor, JobError
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import CHECKPOINT, Outcome, Task
 from lightning_hpo.results import best_row, keep_best, write_best
@@ -176,4 +176,6 @@ def _reason(score: object) -> str | None:
 
 def _text(error: BaseException) -> str:
     """One line that says what happened, and the traceback below it."""
+    if isinstance(error, JobError):
+        return str(error)[:20_000]
     return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"[:20_000]
