@@ -21,6 +21,7 @@ from lightning_hpo.objective import Outcome, Task
 
 Work = Callable[[Task, Callable[[], bool]], Outcome]
 
+_PAUSING = (signal.SIGINT, signal.SIGTERM)
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 
 
@@ -183,6 +184,8 @@ class _Slot:
         """Start the process."""
         ours, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, *self._arguments), daemon=False)
+        # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PAUSING)
         try:
             self._process.start()
         except (AttributeError, TypeError) as error:  # what multiprocessing raises for things it cannot send
@@ -190,6 +193,8 @@ class _Slot:
                 "`workers` > 1 needs a model, data module or function that can be imported by name, "
                 f"not a lambda or a local class: {error}"
             ) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._connection = ours
 
@@ -250,6 +255,7 @@ def _serve(connection: Connection, work: Work, pause: Event, gpus: str | None, t
 
     signal.signal(signal.SIGTERM, note)  # a whole group may be told to end: then save first
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to decide
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PAUSING)
     gc.freeze()
     while (task := connection.recv()) is not None:
         try:
