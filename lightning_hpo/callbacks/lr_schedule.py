@@ -4,9 +4,9 @@ import math
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 
 from lightning_hpo.lr_schedules import ClosedFormLR, make_lr_schedule
@@ -40,8 +40,9 @@ class LRSchedule(Callback):
             schedule has a ``frequency``, or the length of training is not known.
 
     Example:
-        >>> trainer = Trainer(max_steps=10_000, callbacks=[LRSchedule()], logger=False)
-        >>> trainer = Trainer(max_steps=10_000, callbacks=[LRSchedule("linear_warmup_cosine", warmup=500)], logger=False)
+        >>> trainer = Trainer(max_steps=10_000, callbacks=[LRSchedule()])  # doctest: +SKIP
+        >>> LRSchedule("linear_warmup_cosine", warmup=500).name
+        'linear_warmup_cosine'
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class LRSchedule(Callback):
     def _bind(self, schedules: list[ClosedFormLR], trainer: Trainer) -> None:
         kept = self._checkpointed_max_steps if self.on_resume == "keep" else None
         self._checkpointed_max_steps = None  # a second fit with this callback is not resumed from the same checkpoint
-        to_bind = [schedule for schedule in schedules if schedule.needs_max_steps]
-        self._max_steps = (kept or planned_steps(trainer)) if to_bind else None
-        for schedule in to_bind:
-            assert self._max_steps is not None
-            schedule.bind(self._max_steps)
+        self._max_steps = None
+        for schedule in schedules:
+            if schedule.needs_max_steps:
+                self._max_steps = kept or planned_steps(trainer)
+                schedule.bind(self._max_steps)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Step what was brought under manual optimization, where Lightning steps nothing."""
@@ -133,16 +134,16 @@ def planned_steps(trainer: Trainer) -> int:
     limits: list[int] = []
     if trainer.max_steps != -1:
         limits.append(math.ceil(trainer.max_steps / max(1, len(trainer.optimizers))))
-    if trainer.max_epochs not in (None, -1):
+    epochs = trainer.max_epochs
+    if epochs is not None and epochs != -1:
         batches = trainer.num_training_batches
         if math.isinf(batches):
             raise MisconfigurationException(
-                f"The horizon of the LR schedule is not known: max_epochs={trainer.max_epochs}, but the training"
+                f"The horizon of the LR schedule is not known: max_epochs={epochs}, but the training"
                 " dataloader has no length. Give Trainer(max_steps=..., max_epochs=-1), an int limit_train_batches, or"
                 " max_steps to the schedule itself."
             )
-        assert trainer.max_epochs is not None
-        limits.append(steps_in_epochs(int(batches), _accumulation(trainer, trainer.max_epochs)))
+        limits.append(steps_in_epochs(int(batches), _accumulation(trainer, max(1, epochs))))
     if not limits:
         raise MisconfigurationException(
             "The horizon of the LR schedule is not known: the Trainer has neither max_steps nor max_epochs (max_time"
