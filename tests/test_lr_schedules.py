@@ -6,6 +6,8 @@ import math
 import pickle
 import sys
 import types
+from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 import torch
@@ -60,7 +62,7 @@ class TestStepDecay(LRScheduleTestCase):
 
 class TestStepDecayInSteps(LRScheduleTestCase):
     schedule_class = StepDecayLR
-    arguments = {"decay_steps": 7, "decay_rate": 0.5}
+    arguments: ClassVar = {"decay_steps": 7, "decay_rate": 0.5}
 
 
 class TestInverseSqrt(LRScheduleTestCase):
@@ -73,7 +75,7 @@ class TestCosineRestarts(LRScheduleTestCase):
 
 class TestCosineRestartsGrowing(LRScheduleTestCase):
     schedule_class = CosineRestartsLR
-    arguments = {"cycle_steps": 13, "mult": 2, "decay": 0.5}
+    arguments: ClassVar = {"cycle_steps": 13, "mult": 2, "decay": 0.5}
 
 
 class OwnLR(ClosedFormLR):
@@ -290,7 +292,7 @@ def test_equals_timm(timm_scheduler):
 def test_never_rises_after_the_warmup(schedule_class, total, warmup, minimum):
     schedule = schedule_class(sgd(0.1), total, warmup=warmup, **minimum)
     lrs = schedule.simulate(2 * total + 2)[schedule.warmup_steps :]
-    assert all(later <= lr * (1 + 4e-16) for lr, later in zip(lrs, lrs[1:], strict=False))
+    assert all(later <= lr * (1 + 4e-16) for lr, later in pairwise(lrs))
     assert min(lrs) >= 0
 
 
@@ -339,7 +341,7 @@ def test_bad_shape_arguments_name_the_value(schedule_class, arguments):
 
 
 def test_unknown_form_suggests_the_nearest():
-    with pytest.raises(ValueError, match="'sqrt-1'.*'1-sqrt'"):
+    with pytest.raises(ValueError, match=r"'sqrt-1'.*'1-sqrt'"):
         WarmupStableDecayLR(sgd(0.1), 100, form="sqrt-1")
 
 

@@ -1,6 +1,7 @@
+# ruff: noqa: PYI041  # int and float differ here: a number of steps, or a fraction
 """The base of all schedules: warm-up, decay and minimum joined into lr(step), as a torch ``LRScheduler``.
 
-Notation: t = ``last_epoch`` = number of scheduler steps made = index of the next optimizer update; w = warm-up in steps;
+Notation: t = ``last_epoch``, the index of the next optimizer update; w = warm-up in steps;
 f = factor of the decay, a function of t - w alone. For a parameter group with base learning rate b,
 
     lr(t) = initial + (b - initial) * t / w        while t < w
@@ -207,8 +208,8 @@ class ClosedFormLR(LRScheduler):
     def _lrs(self, step: int, base_lrs: Sequence[float | Tensor]) -> list[float | Tensor]:
         if self._unbound and step > 0:
             raise RuntimeError(
-                f"{type(self).__name__} does not know where it ends: pass `max_steps=...`, call `bind(max_steps)`, or add"
-                " the callback LRSchedule() to the Trainer."
+                f"{type(self).__name__} does not know where it ends: pass `max_steps=...`, call `bind(max_steps)`, or"
+                " add the callback LRSchedule() to the Trainer."
             )
         if step < self.warmup_steps:
             f = step / self.warmup_steps
@@ -275,14 +276,14 @@ class ClosedFormLR(LRScheduler):
         for base in base_lrs:
             if self.min_lr > base:
                 raise ValueError(
-                    f"`min_lr` must not be above the learning rate of any parameter group, got {self.min_lr!r} > {base!r};"
-                    " `min_lr_ratio` is relative to each group."
+                    f"`min_lr` must not be above the learning rate of a parameter group, got {self.min_lr!r} >"
+                    f" {base!r}; `min_lr_ratio` is relative to each group."
                 )
 
     # --- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``{"last_epoch": n}``, and ``"changed_base_lrs"`` if the base values were changed after construction."""
+        """Return ``{"last_epoch": n}``, and ``"changed_base_lrs"`` if base values were changed after construction."""
         state: dict[str, Any] = {"last_epoch": self.last_epoch}
         if self.base_lrs != self._constructed_lrs:
             state["changed_base_lrs"] = [float(base) for base in self.base_lrs]

@@ -74,7 +74,7 @@ def stable_then_decay(step: int, stable: int, decay: int, cooldown: Callable[[in
 
 
 def step_decay(step: int, rate: float, every: int) -> float:
-    """rate ^ floor(step / every).
+    """Staircase: rate ^ floor(step / every).
 
     Example:
         >>> step_decay(65, 0.5, 30)

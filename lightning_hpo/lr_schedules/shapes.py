@@ -1,3 +1,4 @@
+# ruff: noqa: PYI041  # int and float differ here: a number of steps, or a fraction
 """The schedules, one class per shape, and the table of their names.
 
 Every class takes the arguments of :class:`ClosedFormLR` (``max_steps``, ``warmup``, ``min_lr``, ``min_lr_ratio``,
@@ -24,8 +25,8 @@ class CosineLR(ClosedFormLR):
 
     Example:
         >>> import torch
-        >>> CosineLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), max_steps=1000, min_lr=0.001).lr_at(500)
-        0.0505
+        >>> CosineLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), max_steps=1000, min_lr=0.001).lr_at(1000)
+        0.001
     """
 
     def factor(self, step: int) -> float:
