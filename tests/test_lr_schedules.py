@@ -275,9 +275,7 @@ def test_equals_timm(timm_scheduler):
     cosine = timm_scheduler.CosineLRScheduler(sgd(BASE), t_initial=TOTAL - WARMUP, lr_min=3e-5, **common)
     ours = WarmupCosineLR(sgd(BASE), TOTAL, warmup=WARMUP, min_lr=3e-5)
     assert largest_difference(ours, timm_curve(cosine)) <= 1e-12
-    wsd = timm_scheduler.WSDLRScheduler(
-        sgd(BASE), t_initial=TOTAL - WARMUP, decay_t=2000, decay_type="1-sqrt", **common
-    )
+    wsd = timm_scheduler.WSDLRScheduler(sgd(BASE), t_initial=TOTAL - WARMUP, decay_t=2000, warmup_t=WARMUP)
     ours = WarmupStableDecayLR(sgd(BASE), TOTAL, warmup=WARMUP, decay=2000)
     assert largest_difference(ours, timm_curve(wsd)) <= 1e-12
 

@@ -50,6 +50,7 @@ class LRSchedule(Callback):
     ) -> None:
         if on_resume not in ("extend", "keep"):
             raise ValueError(f"`on_resume` must be 'extend' or 'keep', got {on_resume!r}.")
+        arguments = {key: value for key, value in arguments.items() if value is not None}  # LightningCLI fills in None
         if name is None and arguments:
             raise TypeError(f"LRSchedule got {arguments} but no `name`: these are arguments of the schedule to bring.")
         if name is not None:

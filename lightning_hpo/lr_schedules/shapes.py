@@ -7,6 +7,7 @@ Every class takes the arguments of :class:`ClosedFormLR` (``max_steps``, ``warmu
 
 import difflib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -344,19 +345,31 @@ def make_lr_schedule(
     optimizer: Optimizer,
     *,
     max_lr: float | None = None,
+    min_lr: float | None = None,
+    min_lr_ratio: float | None = None,
     max_steps: int | None = None,
-    warmup_steps: int | float | None = None,
+    warmup: int | float | None = None,
+    warmup_steps: int | None = None,
+    initial_lr: float | None = None,
+    decay_rate: float | None = None,
+    decay_steps: int | float | None = None,
     **arguments: Any,
 ) -> ClosedFormLR:
-    """Construct a schedule by name.
+    """Construct a schedule by name; an argument left at None takes the default of the schedule's class.
 
     Args:
         name: a key of :data:`LR_SCHEDULES`.
         optimizer: whose groups are scheduled.
         max_lr: base learning rate of every group; None = each group's own ``lr``.
+        min_lr: learning rate at the end.
+        min_lr_ratio: the same as a share of each group's base learning rate.
         max_steps: horizon in optimizer steps; None = unbound, see :class:`ClosedFormLR`.
-        warmup_steps: another name for the argument ``warmup`` of the classes: steps, or a fraction of ``max_steps``.
-        **arguments: the other arguments of the class, e.g. ``min_lr``, ``initial_lr``, ``decay_rate``, ``decay_steps``.
+        warmup: length of the warm-up: steps (int) or a fraction of ``max_steps`` (float).
+        warmup_steps: another name for ``warmup``.
+        initial_lr: learning rate at step 0 of the warm-up.
+        decay_rate: of ``"step"``.
+        decay_steps: of ``"step"``.
+        **arguments: the other arguments of the class.
 
     Returns:
         The schedule, its learning rate for step 0 written into the optimizer.
@@ -373,6 +386,18 @@ def make_lr_schedule(
     """
     if name not in LR_SCHEDULES:
         raise ValueError(f"`name` must be one of {list(LR_SCHEDULES)}, got {name!r}.{_nearest(name, LR_SCHEDULES)}")
+    if warmup is not None and warmup_steps is not None:
+        raise TypeError("`warmup_steps` and `warmup` are the same argument; give one of them.")
+    named = {
+        "min_lr": min_lr,
+        "min_lr_ratio": min_lr_ratio,
+        "max_steps": max_steps,
+        "warmup": warmup_steps if warmup is None else warmup,
+        "initial_lr": initial_lr,
+        "decay_rate": decay_rate,
+        "decay_steps": decay_steps,
+    }
+    arguments |= {key: value for key, value in named.items() if value is not None}
     schedule_class = LR_SCHEDULES[name]
     accepted = [key for key in inspect.signature(schedule_class).parameters if key not in ("optimizer", "last_epoch")]
     for key in arguments:
@@ -381,16 +406,12 @@ def make_lr_schedule(
                 f"the LR schedule {name!r} has no argument {key!r}; it takes {['max_lr', *accepted]}."
                 f"{_nearest(key, accepted)}"
             )
-    if warmup_steps is not None:
-        if "warmup" in arguments:
-            raise TypeError("`warmup_steps` and `warmup` are the same argument; give one of them.")
-        arguments["warmup"] = warmup_steps
     if max_lr is not None:
-        check_range("max_lr", max_lr, 0.0, float("inf"))
+        check_range("max_lr", max_lr, 0.0, math.inf)
         for group in optimizer.param_groups:
             write_lr(group, "lr", max_lr)
             write_lr(group, "initial_lr", max_lr)
-    return schedule_class(optimizer, max_steps, **arguments)
+    return schedule_class(optimizer, **arguments)
 
 
 def _nearest(name: object, known: Mapping[str, object] | Sequence[str]) -> str:
