@@ -278,8 +278,8 @@ def test_resumed_with_a_longer_horizon(tmp_path, on_resume, total, brought):
         model = Regression(schedule=None if brought else lambda optimizer: WarmupCosineLR(optimizer, warmup=10))
         return fit(model, LRSchedule(on_resume=on_resume, **named), *callbacks, **arguments)[1]
 
-    run(ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=37), max_steps=100)
-    used = run(max_steps=200, ckpt_path=next(tmp_path.glob("step=37*.ckpt")))
+    run(ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=37, save_top_k=-1), max_steps=100)
+    used = run(max_steps=200, ckpt_path=tmp_path / "step=37.ckpt")
     expected = WarmupCosineLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), total, warmup=10).simulate(200)
     assert used == expected[37:]
     if on_resume == "extend":
@@ -439,8 +439,9 @@ def test_stock_cli_trains_each_schedule(monkeypatch, flags, expected):
     assert cli(*flags, monkeypatch=monkeypatch)[1] == expected
 
 
-def test_stock_cli_brings_a_schedule_by_flags(monkeypatch):
-    flags = ["--trainer.callbacks+=LRSchedule", "--trainer.callbacks.name=cosine", "--trainer.callbacks.warmup=6"]
+@pytest.mark.parametrize("warmup", ["--trainer.callbacks.warmup=6", "--trainer.callbacks.warmup_steps=6"])
+def test_stock_cli_brings_a_schedule_by_flags(monkeypatch, warmup):
+    flags = ["--trainer.callbacks+=LRSchedule", "--trainer.callbacks.name=cosine", warmup]
     _, used = cli("fit", *OPTIMIZER, "--trainer.max_steps=30", *flags, monkeypatch=monkeypatch)
     assert used == curve(CosineLR, 30, warmup=6)
 

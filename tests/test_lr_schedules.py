@@ -310,6 +310,10 @@ def test_absolute_minimum_is_the_same_for_all_groups():
     assert schedule.lr_at(1000, group=0) == schedule.lr_at(1000, group=1) == 1e-5
 
 
+def test_whole_floats_above_one_are_steps():
+    assert WarmupCosineLR(sgd(0.1), 10_000, warmup=1e3).warmup_steps == 1000
+
+
 def test_minimum_given_twice():
     with pytest.raises(ValueError, match="not both"):
         CosineLR(sgd(0.1), 10, min_lr=0.01, min_lr_ratio=0.1)

@@ -142,6 +142,8 @@ class ClosedFormLR(LRScheduler):
 
     def _in_steps(self, name: str, length: int | float, at_least: int = 0) -> int:
         """Return a length in steps; while unbound, a fraction counts as the shortest length that is not zero."""
+        if isinstance(length, float) and length > 1.0 and length.is_integer():
+            length = int(length)  # 1e3, as YAML and command lines have it
         if not isinstance(length, float):
             return check_steps(name, length, at_least, or_fraction=True)
         if not 0.0 <= length <= 1.0 or (at_least and length == 0.0):
