@@ -475,6 +475,32 @@ def test_unbound_step_says_what_to_do():
         schedule.step()
 
 
+def test_wrong_order_of_calls_is_warned_about_as_in_torch():
+    schedule = CosineLR(sgd(0.1), 100)
+    with pytest.warns(UserWarning, match="before `optimizer.step"):
+        schedule.step()
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_deprecated_jump_works():
+    schedule = CosineLR(sgd(0.1), 100)
+    LRScheduleTestCase.train(schedule, 5)
+    schedule.step(50)
+    assert schedule.get_last_lr() == [schedule.lr_at(50)]
+
+
+def test_minimum_cuts_off_a_staircase():
+    schedule = StepDecayLR(sgd(0.1, 0.02), decay_rate=0.5, decay_steps=10, min_lr=0.015)
+    used = LRScheduleTestCase.train(schedule, 50)
+    assert [used[step] for step in (0, 10, 20, 30, 40)] == [
+        [0.1, 0.02],
+        [0.05, 0.015],
+        [0.025, 0.015],
+        [0.015, 0.015],
+        [0.015, 0.015],
+    ]
+
+
 @pytest.mark.parametrize("schedule_class", [InverseSqrtLR, StepDecayLR, CosineRestartsLR])
 def test_curve_without_end_in_steps_needs_no_horizon(schedule_class):
     lengths = {StepDecayLR: {"decay_steps": 30}, CosineRestartsLR: {"cycle_steps": 30}}.get(schedule_class, {})

@@ -75,6 +75,7 @@ class ClosedFormLR(LRScheduler):
         self.max_steps: int | None = None
         self._horizon_given = max_steps is not None
         self._set_horizon(max_steps)
+        self._calls_of_torch = 0
         super().__init__(optimizer, last_epoch)
         self.base_lrs = list(self._constructed_lrs)  # plain floats: torch keeps tensors where a group has a tensor
 
@@ -123,7 +124,7 @@ class ClosedFormLR(LRScheduler):
         except ValueError:
             self._set_horizon(before)
             raise
-        self._write()
+        self._write_if_known()
 
     def _lengths(self) -> tuple[int | float, ...]:
         """Return the lengths that may be fractions of the horizon."""
@@ -154,15 +155,31 @@ class ClosedFormLR(LRScheduler):
 
     # --- learning rates -----------------------------------------------------------------------------------------------
 
+    def step(self, epoch: int | None = None) -> None:
+        """Go to the next step and write its learning rate into the optimizer.
+
+        Args:
+            epoch: deprecated in torch: the step to go to.
+
+        Raises:
+            RuntimeError: if the schedule is unbound.
+        """
+        if epoch is not None or self._calls_of_torch < 2:  # torch's own step checks the order of calls in the second
+            self._calls_of_torch += 1
+            super().step(epoch)
+            return
+        self.last_epoch += 1
+        self._write()
+
     def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rate of each group at ``last_epoch``; torch's ``step`` writes it into the optimizer.
+        """Return the learning rate of each group at ``last_epoch``.
 
         Raises:
             RuntimeError: if the schedule is unbound and past its first step.
         """
-        if len(self.base_lrs) < len(self.optimizer.param_groups):
-            self._adopt_new_groups()
-        return self._lrs(self.last_epoch, self.base_lrs)
+        self._adopt_new_groups()
+        scale, rest, floor = self._terms(self.last_epoch)
+        return [max(base * scale + rest, floor) for base in self.base_lrs]
 
     def get_last_lr(self) -> list[float | Tensor]:
         """Return the learning rate that each group of the optimizer now has."""
@@ -188,7 +205,8 @@ class ClosedFormLR(LRScheduler):
         if step < 0:
             raise ValueError(f"`step` must be >= 0, got {step!r}.")
         self._adopt_new_groups()
-        return float(self._lrs(step, [self.base_lrs[group]])[0])
+        scale, rest, floor = self._terms(step)
+        return float(max(self.base_lrs[group] * scale + rest, floor))
 
     def simulate(self, steps: int | None = None, group: int = 0) -> list[float]:
         """Return the learning rates of updates 0, 1, ..., ``steps`` - 1 without changing anything.
@@ -207,7 +225,8 @@ class ClosedFormLR(LRScheduler):
             raise ValueError(f"{type(self).__name__} has no `max_steps`: say how many `steps` to simulate.")
         return [self.lr_at(step, group) for step in range(steps)]
 
-    def _lrs(self, step: int, base_lrs: Sequence[float | Tensor]) -> list[float | Tensor]:
+    def _terms(self, step: int) -> tuple[float, float, float]:
+        """Return (scale, rest, floor): a group with base value b has max(b * scale + rest, floor) at ``step``."""
         if self._unbound and step > 0:
             raise RuntimeError(
                 f"{type(self).__name__} does not know where it ends: pass `max_steps=...`, call `bind(max_steps)`, or"
@@ -215,24 +234,33 @@ class ClosedFormLR(LRScheduler):
             )
         if step < self.warmup_steps:
             f = step / self.warmup_steps
-            rest = self.initial_lr * (1.0 - f)
-            return [base * f + rest for base in base_lrs]
-        return self._decayed(self.factor(step - self.warmup_steps), base_lrs)
+            return f, self.initial_lr * (1.0 - f), 0.0
+        return self._decay_terms(self.factor(step - self.warmup_steps))
 
-    def _decayed(self, f: float, base_lrs: Sequence[float | Tensor]) -> list[float | Tensor]:
-        """Map the factor to [minimum, base]; exact at both ends."""
+    def _decay_terms(self, f: float) -> tuple[float, float, float]:
+        """Map a factor of the decay to terms that are exactly the base value at 1 and the minimum at 0."""
         if self.min_lr_ratio:
-            f = self.min_lr_ratio + (1.0 - self.min_lr_ratio) * f
-            return [base * f for base in base_lrs]
-        rest = self.min_lr * (1.0 - f)
-        return [base * f + rest for base in base_lrs]
+            return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * f, 0.0, 0.0
+        return f, self.min_lr * (1.0 - f), 0.0
 
     def _write(self) -> None:
-        """Write the learning rate of the current step into the optimizer, unless it is not known yet."""
-        if self._unbound and self.last_epoch > 0:
-            return
-        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            write_lr(group, "lr", lr)
+        """Write the learning rate of the current step into the optimizer."""
+        groups = self.optimizer.param_groups
+        if len(self.base_lrs) < len(groups):
+            self._adopt_new_groups()
+        scale, rest, floor = self._terms(self.last_epoch)
+        for group, base in zip(groups, self.base_lrs, strict=True):
+            lr = base * scale + rest
+            if lr < floor:
+                lr = floor
+            if type(group["lr"]) is float:  # the common case, without a call
+                group["lr"] = lr
+            else:
+                write_lr(group, "lr", lr)
+
+    def _write_if_known(self) -> None:
+        if not (self._unbound and self.last_epoch > 0):
+            self._write()
 
     # --- base values --------------------------------------------------------------------------------------------------
 
@@ -264,7 +292,7 @@ class ClosedFormLR(LRScheduler):
         self.base_lrs = list(values)
         for group, value in zip(groups, values, strict=True):
             write_lr(group, "initial_lr", value)
-        self._write()
+        self._write_if_known()
 
     def _adopt_new_groups(self) -> None:
         """Give groups that were added to the optimizer after construction their own ``lr`` as base value."""
@@ -313,7 +341,7 @@ class ClosedFormLR(LRScheduler):
                 )
             self.base_lrs = [float(base) for base in changed]
         self.last_epoch = int(state_dict["last_epoch"])
-        self._write()
+        self._write_if_known()
 
 
 def write_lr(group: dict[str, Any], key: str, value: float | Tensor) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import factors
@@ -152,11 +151,8 @@ class _ClampedLR(ClosedFormLR):
 
     ends: ClassVar[bool] = False
 
-    def _decayed(self, f: float, base_lrs: Sequence[float | Tensor]) -> list[float | Tensor]:
-        if self.min_lr_ratio:
-            f = max(f, self.min_lr_ratio)
-            return [base * f for base in base_lrs]
-        return [max(base * f, self.min_lr) for base in base_lrs]
+    def _decay_terms(self, f: float) -> tuple[float, float, float]:
+        return max(f, self.min_lr_ratio), 0.0, self.min_lr
 
 
 class StepDecayLR(_ClampedLR):
