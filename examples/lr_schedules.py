@@ -6,8 +6,8 @@ In a search space they are entries like any other:
 ``{"lr_schedule": "choice(cosine, linear_warmup_cosine, step)", "warmup": "uniform(0, 0.3)"}``.
 """
 
-import lightning.pytorch as L
 import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
@@ -15,7 +15,7 @@ from lightning_hpo.callbacks import LRSchedule
 from lightning_hpo.lr_schedules import make_lr_schedule
 
 
-class Digits(L.LightningDataModule):
+class Digits(LightningDataModule):
     """1797 images of 8 x 8 pixels, 1437 of them for training."""
 
     def __init__(self, batch_size: int = 64) -> None:
@@ -34,10 +34,15 @@ class Digits(L.LightningDataModule):
         return DataLoader(self.val, 360)
 
 
-class Classifier(L.LightningModule):
+class Classifier(LightningModule):
     """A small multilayer perceptron."""
 
-    def __init__(self, lr: float = 0.1, lr_schedule: str = "linear_warmup_cosine", warmup: float = 0.1) -> None:
+    def __init__(
+        self,
+        lr: float = 0.1,  # noqa: ARG002  # read from hparams
+        lr_schedule: str = "linear_warmup_cosine",  # noqa: ARG002
+        warmup: float = 0.1,  # noqa: ARG002
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
@@ -62,8 +67,8 @@ def main(max_steps: int = 300) -> dict[str, float]:
     """Train once with each schedule; return the validation accuracies."""
     accuracies = {}
     for name in ("cosine", "linear_warmup_cosine", "step"):
-        L.seed_everything(0, verbose=False)
-        trainer = L.Trainer(
+        seed_everything(0, verbose=False)
+        trainer = Trainer(
             max_steps=max_steps,
             callbacks=[LRSchedule()],
             accelerator="cpu",

@@ -1,12 +1,11 @@
 """The stock LightningCLI with LR schedules by flags or YAML.
 
-    python examples/lr_schedules_cli.py fit -c examples/lr_schedules.yaml
-    python examples/lr_schedules_cli.py fit -c examples/lr_schedules.yaml \
-        --lr_scheduler StepDecayLR --lr_scheduler.decay_rate 0.5 --lr_scheduler.decay_steps 100
+python examples/lr_schedules_cli.py fit -c examples/lr_schedules.yaml
+python examples/lr_schedules_cli.py fit -c examples/lr_schedules.yaml --lr_scheduler StepDecayLR
 """
 
-import lightning.pytorch as L
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
 from lr_schedules import Classifier, Digits
 
@@ -14,7 +13,7 @@ from lightning_hpo.callbacks import LRSchedule  # noqa: F401  # imported, so tha
 from lightning_hpo.lr_schedules import ClosedFormLR  # noqa: F401
 
 
-class Model(L.LightningModule):
+class Model(LightningModule):
     """The classifier, with optimizer and schedule left to the command line."""
 
     def __init__(self, hidden: int = 64) -> None:

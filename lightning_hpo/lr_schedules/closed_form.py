@@ -251,7 +251,7 @@ class ClosedFormLR(LRScheduler):
         scale, rest, floor = self._terms(self.last_epoch)
         for group, base in zip(groups, self.base_lrs, strict=True):
             lr = base * scale + rest
-            if lr < floor:
+            if lr < floor:  # noqa: PLR1730  # max() costs a call for each group
                 lr = floor
             if type(group["lr"]) is float:  # the common case, without a call
                 group["lr"] = lr
