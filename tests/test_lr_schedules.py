@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import math
 import pickle
+import subprocess
 import sys
 import types
 from itertools import pairwise
@@ -519,3 +520,8 @@ def test_copies_and_pickles():
 def test_not_an_optimizer():
     with pytest.raises(TypeError, match="optimizer"):
         CosineLR([0.1], 100)
+
+
+def test_needs_torch_alone():
+    code = "import sys, lightning_hpo.lr_schedules; print(sorted({'lightning', 'optuna', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -40,7 +40,6 @@ class LRSchedule(Callback):
             schedule has a ``frequency``, or the length of training is not known.
 
     Example:
-        >>> trainer = Trainer(max_steps=10_000, callbacks=[LRSchedule()])  # doctest: +SKIP
         >>> LRSchedule("linear_warmup_cosine", warmup=500).name
         'linear_warmup_cosine'
     """
