@@ -124,6 +124,9 @@ class LRScheduleTestCase:
         assert schedule.get_last_lr() == [expected[5]]
         assert schedule.simulate(2 * self.max_steps) == expected
 
+    def test_unbound_without_warmup_starts_at_the_base_lr(self) -> None:
+        assert self.make(self.optimizer(), max_steps=None, warmup=0).get_last_lr() == [0.1]
+
     def test_given_horizon_is_not_rebound(self) -> None:
         schedule = self.make(self.optimizer())
         expected = schedule.simulate(2 * self.max_steps)

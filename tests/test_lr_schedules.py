@@ -57,6 +57,11 @@ class TestWarmupStableDecay(LRScheduleTestCase):
     schedule_class = WarmupStableDecayLR
 
 
+class TestWarmupStableDecayInSteps(LRScheduleTestCase):
+    schedule_class = WarmupStableDecayLR
+    arguments: ClassVar = {"decay": 30, "form": "1-square"}
+
+
 class TestStepDecay(LRScheduleTestCase):
     schedule_class = StepDecayLR
 
@@ -313,6 +318,7 @@ def test_absolute_minimum_is_the_same_for_all_groups():
 
 def test_whole_floats_above_one_are_steps():
     assert WarmupCosineLR(sgd(0.1), 10_000, warmup=1e3).warmup_steps == 1000
+    assert not InverseSqrtLR(sgd(0.1), warmup=1e3).needs_max_steps
 
 
 def test_minimum_given_twice():
@@ -523,5 +529,5 @@ def test_not_an_optimizer():
 
 
 def test_needs_torch_alone():
-    code = "import sys, lightning_hpo.lr_schedules; print(sorted({'lightning', 'optuna', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, lightning_hpo.lr_schedules; print(sorted({'lightning', 'optuna'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

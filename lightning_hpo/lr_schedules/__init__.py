@@ -1,8 +1,8 @@
 """Learning-rate schedules in closed form: exact on resume, horizon in optimizer steps, one class per shape."""
 
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
+from lightning_hpo.lr_schedules.names import LR_SCHEDULES, make_lr_schedule
 from lightning_hpo.lr_schedules.shapes import (
-    LR_SCHEDULES,
     CosineLR,
     CosineRestartsLR,
     InverseSqrtLR,
@@ -10,7 +10,6 @@ from lightning_hpo.lr_schedules.shapes import (
     StepDecayLR,
     WarmupCosineLR,
     WarmupStableDecayLR,
-    make_lr_schedule,
 )
 
 __all__ = [

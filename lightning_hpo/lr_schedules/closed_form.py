@@ -12,12 +12,13 @@ Nothing is accumulated, so a schedule is exact wherever it is resumed, and its w
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_hpo.lr_schedules.arguments import check_range, check_steps, length_message
 
 
 class ClosedFormLR(LRScheduler):
@@ -91,7 +92,9 @@ class ClosedFormLR(LRScheduler):
     @property
     def needs_max_steps(self) -> bool:
         """Whether the curve depends on a horizon that was given neither at construction nor to :meth:`extend`."""
-        return not self._horizon_given and (self.ends or any(isinstance(length, float) for length in self._lengths()))
+        return not self._horizon_given and (
+            self.ends or any(isinstance(length, float) and length <= 1.0 for length in self._lengths())
+        )
 
     def bind(self, max_steps: int) -> None:
         """Take the horizon from the training loop; does nothing where the user gave one.
@@ -148,7 +151,7 @@ class ClosedFormLR(LRScheduler):
         if not isinstance(length, float):
             return check_steps(name, length, at_least, or_fraction=True)
         if not 0.0 <= length <= 1.0 or (at_least and length == 0.0):
-            raise ValueError(_length_message(name, length, at_least))
+            raise ValueError(length_message(name, length, at_least))
         if self.max_steps is None:
             return 1 if length else 0
         return max(at_least, round(length * self.max_steps))
@@ -350,37 +353,3 @@ def write_lr(group: dict[str, Any], key: str, value: float | Tensor) -> None:
         group[key].fill_(value)
     else:
         group[key] = value
-
-
-def check_range(name: str, value: float, low: float, high: float) -> float:
-    """Return ``value`` as a float if it is finite and in [low, high].
-
-    Raises:
-        ValueError: if it is not.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):
-        bounds = f">= {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
-        raise ValueError(f"`{name}` must be a finite number {bounds}, got {value!r}.")
-    return float(value)
-
-
-def check_steps(name: str, value: int, at_least: int, *, or_fraction: bool = False) -> int:
-    """Return ``value`` as an int if it is a whole number of at least ``at_least``.
-
-    Raises:
-        ValueError: if it is not; the message offers a fraction where one is allowed.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
-        if or_fraction:
-            raise ValueError(_length_message(name, value, at_least))
-        raise ValueError(f"`{name}` must be an int >= {at_least}, got {value!r}.")
-    return int(value)
-
-
-def _length_message(name: str, value: float, at_least: int) -> str:
-    bracket = "(" if at_least else "["
-    return (
-        f"`{name}` must be a number of steps (int >= {at_least}) or a fraction of max_steps (float in {bracket}0, 1]),"
-        f" got {value!r}."
-    )

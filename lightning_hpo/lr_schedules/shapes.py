@@ -1,21 +1,17 @@
 # ruff: noqa: PYI041  # int and float differ here: a number of steps, or a fraction
-"""The schedules, one class per shape, and the table of their names.
+"""The schedules, one class per shape.
 
 Every class takes the arguments of :class:`ClosedFormLR` (``max_steps``, ``warmup``, ``min_lr``, ``min_lr_ratio``,
 ``initial_lr``) and documents what it adds. Signatures are spelled out because LightningCLI turns them into flags.
 """
 
-import difflib
-import inspect
-import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import factors
-from lightning_hpo.lr_schedules.closed_form import ClosedFormLR, check_range, check_steps, write_lr
+from lightning_hpo.lr_schedules.arguments import check_range, check_steps, nearest
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 
 
 class CosineLR(ClosedFormLR):
@@ -116,7 +112,7 @@ class WarmupStableDecayLR(ClosedFormLR):
     ) -> None:
         if form not in factors.COOLDOWNS:
             raise ValueError(
-                f"`form` must be one of {list(factors.COOLDOWNS)}, got {form!r}.{_nearest(form, factors.COOLDOWNS)}"
+                f"`form` must be one of {list(factors.COOLDOWNS)}, got {form!r}.{nearest(form, factors.COOLDOWNS)}"
             )
         self.decay = decay
         self.form = form
@@ -134,8 +130,8 @@ class WarmupStableDecayLR(ClosedFormLR):
     def _set_horizon(self, max_steps: int | None) -> None:
         super()._set_horizon(max_steps)
         self._decay_steps = self._in_steps("decay", self.decay, at_least=1)
-        self._stable_steps = self.span - self._decay_steps
-        if self.max_steps is not None and self._stable_steps < 0:
+        self._stable_steps = self.span - self._decay_steps if self.max_steps is not None else 1
+        if self._stable_steps < 0:
             raise ValueError(
                 f"`warmup` and `decay` must fit into `max_steps`, got {self.warmup_steps} + {self._decay_steps}"
                 f" > {self.max_steps}."
@@ -320,96 +316,3 @@ class CosineRestartsLR(ClosedFormLR):
     def factor(self, step: int) -> float:
         """Return :func:`factors.cosine_restarts`, counted from the end of the warm-up."""
         return factors.cosine_restarts(step, self._first, self.mult, self.decay)
-
-
-LR_SCHEDULES: Mapping[str, type[ClosedFormLR]] = MappingProxyType(
-    {
-        "cosine": CosineLR,
-        "linear_warmup_cosine": WarmupCosineLR,
-        "step": StepDecayLR,
-        "linear": LinearDecayLR,
-        "warmup_stable_decay": WarmupStableDecayLR,
-        "inverse_sqrt": InverseSqrtLR,
-        "cosine_restarts": CosineRestartsLR,
-    }
-)
-"""Every schedule by name, so that a schedule can be a plain value in a config or a search space."""
-
-
-def make_lr_schedule(
-    name: str,
-    optimizer: Optimizer,
-    *,
-    max_lr: float | None = None,
-    min_lr: float | None = None,
-    min_lr_ratio: float | None = None,
-    max_steps: int | None = None,
-    warmup: int | float | None = None,
-    warmup_steps: int | None = None,
-    initial_lr: float | None = None,
-    decay_rate: float | None = None,
-    decay_steps: int | float | None = None,
-    **arguments: Any,
-) -> ClosedFormLR:
-    """Construct a schedule by name; an argument left at None takes the default of the schedule's class.
-
-    Args:
-        name: a key of :data:`LR_SCHEDULES`.
-        optimizer: whose groups are scheduled.
-        max_lr: base learning rate of every group; None = each group's own ``lr``.
-        min_lr: learning rate at the end.
-        min_lr_ratio: the same as a share of each group's base learning rate.
-        max_steps: horizon in optimizer steps; None = unbound, see :class:`ClosedFormLR`.
-        warmup: length of the warm-up: steps (int) or a fraction of ``max_steps`` (float).
-        warmup_steps: another name for ``warmup``.
-        initial_lr: learning rate at step 0 of the warm-up.
-        decay_rate: of ``"step"``.
-        decay_steps: of ``"step"``.
-        **arguments: the other arguments of the class.
-
-    Returns:
-        The schedule, its learning rate for step 0 written into the optimizer.
-
-    Raises:
-        ValueError: if the name is unknown (the nearest is suggested) or a value is out of range.
-        TypeError: if the schedule has no such argument (the nearest is suggested), or one is given twice.
-
-    Example:
-        >>> import torch
-        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-        >>> make_lr_schedule("step", optimizer, max_lr=0.2, decay_rate=0.5, decay_steps=30).lr_at(30)
-        0.1
-    """
-    if name not in LR_SCHEDULES:
-        raise ValueError(f"`name` must be one of {list(LR_SCHEDULES)}, got {name!r}.{_nearest(name, LR_SCHEDULES)}")
-    if warmup is not None and warmup_steps is not None:
-        raise TypeError("`warmup_steps` and `warmup` are the same argument; give one of them.")
-    named = {
-        "min_lr": min_lr,
-        "min_lr_ratio": min_lr_ratio,
-        "max_steps": max_steps,
-        "warmup": warmup_steps if warmup is None else warmup,
-        "initial_lr": initial_lr,
-        "decay_rate": decay_rate,
-        "decay_steps": decay_steps,
-    }
-    arguments |= {key: value for key, value in named.items() if value is not None}
-    schedule_class = LR_SCHEDULES[name]
-    accepted = [key for key in inspect.signature(schedule_class).parameters if key not in ("optimizer", "last_epoch")]
-    for key in arguments:
-        if key not in accepted:
-            raise TypeError(
-                f"the LR schedule {name!r} has no argument {key!r}; it takes {['max_lr', *accepted]}."
-                f"{_nearest(key, accepted)}"
-            )
-    if max_lr is not None:
-        check_range("max_lr", max_lr, 0.0, math.inf)
-        for group in optimizer.param_groups:
-            write_lr(group, "lr", max_lr)
-            write_lr(group, "initial_lr", max_lr)
-    return schedule_class(optimizer, **arguments)
-
-
-def _nearest(name: object, known: Mapping[str, object] | Sequence[str]) -> str:
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
