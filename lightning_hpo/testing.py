@@ -160,6 +160,7 @@ class LRScheduleTestCase:
         self.train(schedule, 50)
         schedule.set_base_lr([0.5 * float(lr) for lr in schedule.base_lrs])
         assert float(schedule.get_last_lr()[0]) == pytest.approx(0.5 * full[50], rel=1e-15)
+        assert [group["initial_lr"] for group in schedule.optimizer.param_groups] == schedule.base_lrs
         self.train(schedule, 10)
         resumed = self.make(self.optimizer(0.1, 0.01))
         resumed.optimizer.load_state_dict(schedule.optimizer.state_dict())
@@ -177,6 +178,7 @@ class LRScheduleTestCase:
             ("max_steps", 2.5),
             ("warmup", -1),
             ("warmup", 101),
+            ("warmup", 1.0),
             ("warmup", 1.5),
             ("warmup", -0.1),
             ("warmup", float("nan")),

@@ -38,7 +38,7 @@ class ClosedFormLR(LRScheduler):
     Args:
         optimizer: whose groups are scheduled. A group's own ``lr`` is its base value; a tensor is written in place.
         max_steps: horizon in optimizer steps, >= 1; None = unbound.
-        warmup: length of the linear warm-up: steps (int >= 0) or a fraction of ``max_steps`` (float in [0, 1]).
+        warmup: length of the linear warm-up: steps (int >= 0) or a fraction of ``max_steps`` (float in [0, 1)).
         min_lr: absolute learning rate at the end, the same for all groups; at most the smallest base value.
         min_lr_ratio: the same as a share of each group's base value, in [0, 1]. Give one of the two.
         initial_lr: learning rate at step 0 of the warm-up.
@@ -67,6 +67,8 @@ class ClosedFormLR(LRScheduler):
             raise TypeError(f"`optimizer` must be a torch optimizer, got {type(optimizer).__name__}.")
         if min_lr and min_lr_ratio:
             raise ValueError(f"Give `min_lr` or `min_lr_ratio`, not both; got {min_lr!r} and {min_lr_ratio!r}.")
+        if isinstance(warmup, float) and warmup == 1.0:  # some command-line parsers make 1.0 of 1
+            raise ValueError("`warmup` = 1.0 may mean one step or all of training: give the int 1, or max_steps.")
         self.warmup = warmup
         self.min_lr = check_range("min_lr", min_lr, 0.0, math.inf)
         self.min_lr_ratio = check_range("min_lr_ratio", min_lr_ratio, 0.0, 1.0)
