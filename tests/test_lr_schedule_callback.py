@@ -312,6 +312,15 @@ def test_changed_base_lr_survives_the_next_step_and_a_resume(tmp_path):
     assert resumed == used[15:]
 
 
+def test_resumed_with_another_learning_rate_trains_at_it(tmp_path):
+    """Lightning restores the optimizer with the old learning rate; the schedule is that of the new module."""
+    fit(Regression(lr=0.1, schedule=CosineLR), LRSchedule(), ModelCheckpoint(tmp_path, filename="last"), max_epochs=2)
+    model = Regression(lr=0.01, schedule=CosineLR)
+    trainer, used = fit(model, LRSchedule(), max_epochs=4, ckpt_path=tmp_path / "last.ckpt")
+    assert used == curve(CosineLR, 40, lr=0.01)[20:]
+    assert trainer.optimizers[0].param_groups[0]["initial_lr"] == 0.01
+
+
 # --- manual optimization ----------------------------------------------------------------------------------------------
 
 

@@ -295,9 +295,13 @@ class ClosedFormLR(LRScheduler):
         self._check_minimum(values)
         self._adopt_new_groups()
         self.base_lrs = list(values)
-        for group, value in zip(groups, values, strict=True):
-            write_lr(group, "initial_lr", value)
+        self._note_initial_lrs()
         self._write_if_known()
+
+    def _note_initial_lrs(self) -> None:
+        """Keep the optimizer's own note of the base values equal to ours."""
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            write_lr(group, "initial_lr", base)
 
     def _adopt_new_groups(self) -> None:
         """Give groups that were added to the optimizer after construction their own ``lr`` as base value."""
@@ -327,7 +331,9 @@ class ClosedFormLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go to the saved step and write its learning rate into the optimizer.
 
-        The state of any other torch scheduler that counts steps in ``last_epoch`` is accepted too.
+        Base values that were not changed after construction are not in the state: they stay those of this schedule, so
+        a run resumed with another learning rate trains at it. The state of any other torch scheduler that counts steps
+        in ``last_epoch`` is accepted too.
 
         Args:
             state_dict: from :meth:`state_dict`.
@@ -345,6 +351,7 @@ class ClosedFormLR(LRScheduler):
                     f"`state_dict` has {len(changed)} base values for {len(self.base_lrs)} parameter groups."
                 )
             self.base_lrs = [float(base) for base in changed]
+        self._note_initial_lrs()
         self.last_epoch = int(state_dict["last_epoch"])
         self._write_if_known()
 
