@@ -8,7 +8,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hpo.callbacks import LRSchedule
+    from lightning_hpo.lr_schedules import (
+        ClosedFormLR,
+        CosineLR,
+        CosineRestartsLR,
+        InverseSqrtLR,
+        LinearDecayLR,
+        StepDecayLR,
+        WarmupCosineLR,
+        WarmupStableDecayLR,
+        make_lr_schedule,
+    )
     from lightning_hpo.objective import Objective
+    from lightning_hpo.plots import plot_lr_schedule
     from lightning_hpo.results import Result
     from lightning_hpo.schedulers import FullBudget, Hyperband, Job, Scheduler, SuccessiveHalving
     from lightning_hpo.trials import Row
@@ -17,31 +30,53 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ClosedFormLR": "lr_schedules",
+    "CosineLR": "lr_schedules",
+    "CosineRestartsLR": "lr_schedules",
     "FullBudget": "schedulers",
     "Hyperband": "schedulers",
     "HyperbandTuner": "tuners",
+    "InverseSqrtLR": "lr_schedules",
     "Job": "schedulers",
+    "LRSchedule": "callbacks",
+    "LinearDecayLR": "lr_schedules",
     "Objective": "objective",
     "RandomTuner": "tuners",
     "Result": "results",
     "Row": "trials",
     "Scheduler": "schedulers",
+    "StepDecayLR": "lr_schedules",
     "SuccessiveHalving": "schedulers",
     "Tuner": "tuners",
+    "WarmupCosineLR": "lr_schedules",
+    "WarmupStableDecayLR": "lr_schedules",
+    "make_lr_schedule": "lr_schedules",
+    "plot_lr_schedule": "plots",
 }
 
 __all__ = [
+    "ClosedFormLR",
+    "CosineLR",
+    "CosineRestartsLR",
     "FullBudget",
     "Hyperband",
     "HyperbandTuner",
+    "InverseSqrtLR",
     "Job",
+    "LRSchedule",
+    "LinearDecayLR",
     "Objective",
     "RandomTuner",
     "Result",
     "Row",
     "Scheduler",
+    "StepDecayLR",
     "SuccessiveHalving",
     "Tuner",
+    "WarmupCosineLR",
+    "WarmupStableDecayLR",
+    "make_lr_schedule",
+    "plot_lr_schedule",
 ]
 
 
