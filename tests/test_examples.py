@@ -29,3 +29,8 @@ def test_digits(tmp_path):
     again = run("examples/digits.py", "--max-steps", "27", "--root", str(tmp_path))
     assert "trial    0 @" not in again
     assert out.splitlines()[-1] == again.splitlines()[-1]
+
+
+def test_lr_schedule_search(tmp_path):
+    out = run("examples/lr_schedule_search.py", "--max-steps", "27", "--root", str(tmp_path))
+    assert re.search(r"best: val_acc 0\.\d+ with .*lr_schedule", out)
