@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController
 
 from lightning_hpo.acquisition import AcquisitionFunction, log_expected_improvement
+from lightning_hpo.gp import Floats
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.search import Search
@@ -136,7 +137,8 @@ class GaussianProcessSampler(BaseSampler):
             and param_name in other.params
             and column.holds(other.params[param_name])
         ]
-        if len(holders) < max(1, self.n_startup_trials // 2) or len(_unconditional(holders, trials)) < self.n_startup_trials:
+        ended = sum(is_informative(other) for other in trials)
+        if ended < self.n_startup_trials or len(holders) < max(1, self.n_startup_trials // 2):
             return self._spread(trial.number, param_name, param_distribution)
         space = _shared_space(holders) | trial.distributions | {param_name: param_distribution}
         shared = {
@@ -169,6 +171,12 @@ class GaussianProcessSampler(BaseSampler):
             raise ValueError("the study has no finished trials that share a parameter with more than one value.")
         encoding = Encoding(space)
         return _single_threaded(lambda: self._fit(encoding, observe(trials, encoding, sign, -1), -1))
+
+    def suggest(self, study: Study, model: GaussianProcessModel | RegressorModel) -> Floats:
+        """Return where the model's acquisition function is largest, as search columns of its encoding, shape (d,)."""
+        number = len(study.get_trials(deepcopy=False))
+        rng = np.random.default_rng([self.seed, number, zlib.crc32(b"")])
+        return _single_threaded(Search(model, self.acquisition, model.units, {}, rng).maximise)
 
     def _suggest(
         self, encoding: Encoding, observations: Observations, given: Mapping[str, Any], number: int, name: str
@@ -220,11 +228,6 @@ def _shared_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
         for name in missing:
             del space[name]
     return dict(sorted(space.items()))
-
-
-def _unconditional(holders: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> Sequence[FrozenTrial]:
-    """The trials whose number decides whether start-up is over."""
-    return [trial for trial in trials if is_informative(trial)] if holders else []
 
 
 def _sign(study: Study) -> float:
