@@ -32,6 +32,7 @@ from lightning_hpo.samplers.observations import Observations
 from lightning_hpo.samplers.targets import Targets, WarpName, fit_targets
 
 MOST_ROWS = 1000  # a larger study is modelled by its best half thousand, an even sample of the rest, and the newest
+MOST_ANCHOR_ROWS = 400
 _CACHED_FITS = 16
 
 
@@ -155,10 +156,10 @@ class Fitter:
         key = _key(b"refit", features, values, groups)
         if key not in self._cache:
             anchor = self._anchor(*_first(features, values, _anchor_point(len(values))), groups)
-            rows = _subset(values)
+            rows = _subset(values, MOST_ROWS)
             targets = fit_targets(values, anchor.targets.warp)
             y = targets.forward(values[rows])
-            if len(values) == _anchor_point(len(values)):
+            if len(rows) == len(anchor.rows) and len(values) == _anchor_point(len(values)):
                 hyperparameters = anchor.hyperparameters
             else:
                 hyperparameters, _ = fit(features[rows], y, groups, [anchor.hyperparameters])
@@ -170,7 +171,7 @@ class Fitter:
     def _anchor(self, features: Floats, values: Floats, groups: Groups) -> _Fit:
         key = _key(b"anchor", features, values, groups)
         if key not in self._cache:
-            rows = _subset(values)
+            rows = _subset(values, MOST_ANCHOR_ROWS)
             mode = prior_mode(int(groups.max()) + 1)
             # little or much noise: the likelihood often has an optimum for each (Rasmussen & Williams, figure 5.5)
             starts = [Hyperparameters(mode.lengthscales, mode.scale, noise) for noise in (1e-4, 1e-1)]
@@ -245,15 +246,15 @@ def _first(features: Floats, values: Floats, count: int) -> tuple[Floats, Floats
     return features[:count], values[:count]
 
 
-def _subset(values: Floats) -> NDArray[np.intp]:
-    """Rows to model: all, or the best half of MOST_ROWS and an even sample of the others, in order."""
+def _subset(values: Floats, most: int) -> NDArray[np.intp]:
+    """At most so many rows, in order: all, or the best ones for half of them and an even sample of the others."""
     n = len(values)
-    if n <= MOST_ROWS:
+    if n <= most:
         return np.arange(n)
     order = np.argsort(values, kind="stable")  # NaN last
-    rest = np.sort(order[MOST_ROWS // 2 :])
-    sample = rest[np.linspace(0, len(rest) - 1, MOST_ROWS - MOST_ROWS // 2).astype(int)]
-    return np.sort(np.concatenate([order[: MOST_ROWS // 2], sample]))
+    rest = np.sort(order[most // 2 :])
+    sample = rest[np.linspace(0, len(rest) - 1, most - most // 2).astype(int)]
+    return np.sort(np.concatenate([order[: most // 2], sample]))
 
 
 def _key(kind: bytes, features: Floats, values: Floats, groups: Groups) -> bytes:
