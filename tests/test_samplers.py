@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
+from lightning_hpo.acquisition import lower_confidence_bound
 from lightning_hpo.samplers import (
     GaussianProcessSampler,
     expected_improvement_share,
@@ -275,8 +277,8 @@ def test_enqueued_and_added_trials_are_a_warm_start():
 
 
 def test_the_open_half_of_an_enqueued_trial_is_chosen_given_the_other():
-    study = new_study()
-    study.optimize(lambda t: t.suggest_float("x", 0, 1) / 1e3 + (t.suggest_float("y", 0, 1) - 0.3) ** 2, n_trials=20)
+    study = new_study(acquisition=partial(lower_confidence_bound, beta=0.0))  # the lowest mean, no exploration
+    study.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.5) ** 2 + (t.suggest_float("y", 0, 1) - 0.3) ** 2, 20)
     study.enqueue_trial({"x": 0.9})
     trial = study.ask(SPACE)
     assert trial.params["x"] == 0.9

@@ -20,6 +20,7 @@ from scipy.special import ndtri
 from lightning_hpo.gp import Floats
 
 WarpName = Literal["none", "half_log", "half_rank"]
+_EARLY = 20  # the median is that of the first rows: later ones gather at the optimum and hide the objective's scale
 _FURTHEST = 1e3  # values above median + 1e3 (median - min) count as that: a diverged loss must not set the scale
 
 
@@ -29,7 +30,7 @@ class Targets:
 
     Args:
         warp: its name.
-        median: of the fitted values.
+        median: of the first fitted values, about the median of a random design.
         spread: median - min, > 0.
         knots: values and warped values to interpolate between, shape (2, k); used by ``half_rank`` only.
         mean: of the warped values.
@@ -95,10 +96,11 @@ def fit_targets(values: Floats, warp: WarpName) -> Targets:
     finite = np.sort(values[~np.isnan(values)])
     if not len(finite):
         return Targets("none", 0.0, 1.0, np.zeros((2, 1)), 0.0, 1.0, 1.0)
-    median = float(np.median(finite))
+    early = values[~np.isnan(values)][:_EARLY]
+    median = float(np.median(early))
     spread = median - float(finite[0])
     if spread <= 0:
-        spread = float(finite[-1] - finite[0]) or 1.0
+        spread = float(finite[-1] - finite[0]) or 1.0  # most values are the best one
     finite = np.minimum(finite, median + _FURTHEST * spread)
     plain = Targets(warp, median, spread, _knots(finite, median), 0.0, 1.0, 0.0)
     warped = plain._warp(finite)  # noqa: SLF001  # a half-built instance of the same class
@@ -113,10 +115,9 @@ def fit_targets(values: Floats, warp: WarpName) -> Targets:
 
 def _knots(ordered: Floats, median: float) -> Floats:
     """Half-rank: values above the median and the normal quantiles of their ranks, scaled by the better half."""
-    n = len(ordered)
     better = ordered[ordered <= median]
     deviation = float(np.sqrt(np.mean((better - median) ** 2)))
     values, first = np.unique(ordered[ordered > median], return_index=True)
-    ranks = (first + len(better) + 0.5) / n
-    warped = median + deviation * ndtri(np.maximum(ranks, 0.5))
+    ranks = 0.5 + 0.5 * (first + 0.5) / (len(ordered) - len(better)) if len(values) else first  # within the worse half
+    warped = median + deviation * ndtri(ranks)
     return np.stack([np.append(median, values), np.append(median, warped)])
