@@ -87,7 +87,9 @@ def branin(x):
 _ALPHA = np.array([1.0, 1.2, 3.0, 3.2])
 _A3 = np.array([[3, 10, 30], [0.1, 10, 35], [3, 10, 30], [0.1, 10, 35]])
 _P3 = 1e-4 * np.array([[3689, 1170, 2673], [4699, 4387, 7470], [1091, 8732, 5547], [381, 5743, 8828]])
-_A6 = np.array([[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]])
+_A6 = np.array(
+    [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
+)
 _P6 = 1e-4 * np.array(
     [
         [1312, 1696, 5569, 124, 8283, 5886],
@@ -215,7 +217,9 @@ def sampler_of(method, seed):
 def run(problem, method, seed, evaluations):
     """Yield (n, regret of the lowest observation, regret by the model or None, CPU seconds so far) at each checkpoint."""
     direct = method in ("botorch", "textbook")
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed) if direct else sampler_of(method, seed))
+    study = optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(seed=seed) if direct else sampler_of(method, seed)
+    )
     rng = np.random.default_rng([5, seed])
     names, rows, values, truths, spent = list(problem.space), [], [], [], 0.0
     start = 5 if method == "textbook" else 10
@@ -337,14 +341,19 @@ def table():
         if r["by_model"] is not None:
             values.setdefault((r["problem"], r["method"] + " (model)", r["n"]), {})[r["seed"]] = r["by_model"]
     methods = sorted({key[1] for key in values})
-    print(f"python {platform.python_version()}, " + ", ".join(
-        f"{name} {version(name)}" for name in ("numpy", "scipy", "optuna", "scikit-learn", "botorch", "greenlet")))
+    print(
+        f"python {platform.python_version()}, "
+        + ", ".join(
+            f"{name} {version(name)}" for name in ("numpy", "scipy", "optuna", "scikit-learn", "botorch", "greenlet")
+        )
+    )
     for n in CHECKPOINTS:
         print(f"\n### mean regret (seeds) at {n} evaluations\n\n| problem | " + " | ".join(methods) + " |")
         print("|" + "---|" * (len(methods) + 1))
         for name in PROBLEMS:
             cells = [
-                f"{np.mean(list(v.values())):.1e} ({len(v)})" if (v := values.get((name, m, n))) else "-" for m in methods
+                f"{np.mean(list(v.values())):.1e} ({len(v)})" if (v := values.get((name, m, n))) else "-"
+                for m in methods
             ]
             print(f"| {name} | " + " | ".join(cells) + " |")
         means = {m: [np.mean(list(values[p, m, n].values())) for p in PROBLEMS if (p, m, n) in values] for m in methods}
@@ -369,7 +378,9 @@ def table():
         print(f"| {other} | " + " | ".join(cells) + " |")
     costs = [r for r in records() if r["kind"] == "cost"]
     if costs:
-        print("\n### CPU per suggestion, ms: first ask / mean of the later ones\n\n| space | n | method | first | later |")
+        print(
+            "\n### CPU per suggestion, ms: first ask / mean of the later ones\n\n| space | n | method | first | later |"
+        )
         print("|---|---|---|---|---|")
         for r in costs:
             print(f"| {r['space']} | {r['n']} | {r['method']} | {1e3 * r['first']:.1f} | {1e3 * r['later']:.1f} |")

@@ -1,4 +1,4 @@
-"""Gaussian process regression in float64: Matérn 5/2 kernel, one length scale per group of columns, MAP hyperparameters.
+"""Gaussian process regression in float64: Matérn 5/2, a length scale per group of columns, MAP hyperparameters.
 
 =============  ===========================================================================  ==============
 symbol         meaning                                                                      shape
@@ -73,7 +73,8 @@ class Hyperparameters:
 
     def to_log(self) -> Floats:
         """Return θ, shape (g + 2,)."""
-        return np.log(np.append(self.lengthscales, (self.scale, self.noise)))
+        theta: Floats = np.log(np.append(self.lengthscales, (self.scale, self.noise)))
+        return theta
 
     @classmethod
     def from_log(cls, theta: Floats) -> "Hyperparameters":
@@ -100,9 +101,7 @@ def prior_mode(groups: int) -> Hyperparameters:
     )
 
 
-def log_marginal_likelihood(
-    theta: Floats, features: Floats, targets: Floats, groups: Groups
-) -> tuple[float, Floats]:
+def log_marginal_likelihood(theta: Floats, features: Floats, targets: Floats, groups: Groups) -> tuple[float, Floats]:
     """Return log p(y | X, θ) and its gradient (Rasmussen & Williams eq. 2.30 and 5.9).
 
     Args:
@@ -152,7 +151,7 @@ def log_marginal_likelihood(
 def log_prior(theta: Floats) -> tuple[float, Floats]:
     """Return the log prior density of the hyperparameters at θ, up to a constant, and its gradient in θ.
 
-    The density is that of (ℓ, s, σ²) themselves: hence the term -log in each (without it the mode of ℓ lies far higher).
+    The density is that of (ℓ, s, σ²) themselves: hence the term -log in each (without it the mode of ℓ is far higher).
     """
     location, spread = _lengthscale_prior(len(theta) - 2)
     locations = np.full(len(theta), location)
@@ -196,10 +195,11 @@ def fit(
     count = len(starts[0].lengthscales)
     bounds = np.log(np.array([_LENGTHSCALE_BOUNDS] * count + [_SCALE_BOUNDS, _NOISE_BOUNDS]))
     best: Any = None
+    climb: Any = minimize  # the stubs cannot match a function that returns value and gradient
     for start in starts:
         first = np.clip(start.to_log(), bounds[:, 0], bounds[:, 1])
         options = {"maxiter": iterations, "gtol": 1e-2, "ftol": 1e-6}
-        found = minimize(negative, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        found = climb(negative, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         if best is None or found.fun < best.fun:
             best = found
     return Hyperparameters.from_log(best.x), -float(best.fun)
@@ -353,7 +353,7 @@ def _squared_distances(first: Floats, second: Floats, weights: Floats) -> Floats
 
 
 def _matern(squared: Floats, scale: float) -> tuple[Floats, Floats]:
-    """k without τ², and ∂k/∂r² = -5/6 s (1 + √5 r) exp(-√5 r)."""
+    """Return k without τ², and ∂k/∂r² = -5/6 s (1 + √5 r) exp(-√5 r)."""
     distance = np.sqrt(5.0 * squared)
     decay = np.exp(-distance)
     decay *= scale

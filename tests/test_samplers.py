@@ -54,7 +54,9 @@ def new_study(direction="minimize", **arguments):
 
 def branin(trial):
     a, b = trial.suggest_float("a", -5, 10), trial.suggest_float("b", 0, 15)
-    return (b - 5.1 / (4 * math.pi**2) * a**2 + 5 / math.pi * a - 6) ** 2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(a) + 10
+    return (
+        (b - 5.1 / (4 * math.pi**2) * a**2 + 5 / math.pi * a - 6) ** 2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(a) + 10
+    )
 
 
 def mixed_loss(params):
@@ -122,7 +124,10 @@ def test_between_refits_a_new_sampler_suggests_the_same(size):
         cold = GaussianProcessSampler(seed=0)
         trial = study.ask(space)
         frozen = study.trials[trial.number]
-        assert cold.sample_relative(study, frozen, study.sampler.infer_relative_search_space(study, frozen)) == trial.params
+        assert (
+            cold.sample_relative(study, frozen, study.sampler.infer_relative_search_space(study, frozen))
+            == trial.params
+        )
         study.tell(trial, float(np.sin(5 * np.array(list(trial.params.values()))).sum()))
 
 
@@ -156,7 +161,11 @@ def test_mixed_space_is_solved():
 def test_conditional_parameters_are_modelled_not_drawn():
     def objective(trial):
         if trial.suggest_categorical("optimizer", ["sgd", "adam"]) == "sgd":
-            return 0.5 + (trial.suggest_float("momentum", 0, 1) - 0.9) ** 2 + (trial.suggest_float("decay", 0, 1) - 0.2) ** 2
+            return (
+                0.5
+                + (trial.suggest_float("momentum", 0, 1) - 0.9) ** 2
+                + (trial.suggest_float("decay", 0, 1) - 0.2) ** 2
+            )
         return (trial.suggest_float("beta", 0, 1) - 0.3) ** 2 + (trial.suggest_float("eps", 0, 1) - 0.7) ** 2
 
     study = new_study()
@@ -204,7 +213,9 @@ def test_a_finite_space_is_not_searched_twice_and_may_be_exhausted():
 def test_noise_with_repeated_values_still_works():
     rng = np.random.default_rng(0)
     study = new_study()
-    study.optimize(lambda trial: round((trial.suggest_float("x", 0, 1) - 0.6) ** 2 + 0.05 * rng.standard_normal(), 1), 30)
+    study.optimize(
+        lambda trial: round((trial.suggest_float("x", 0, 1) - 0.6) ** 2 + 0.05 * rng.standard_normal(), 1), 30
+    )
     assert abs(predicted_best(study).params["x"] - 0.6) < 0.2
 
 
@@ -330,7 +341,9 @@ def test_targets_keep_the_order_and_can_be_undone(warp):
 def test_encoding_agrees_with_the_space_and_is_undone():
     encoding = Encoding(MIXED)
     rng = np.random.default_rng(0)
-    configurations = [{k: from_unit(d, u) for (k, d), u in zip(MIXED.items(), row, strict=True)} for row in rng.random((50, 6))]
+    configurations = [
+        {k: from_unit(d, u) for (k, d), u in zip(MIXED.items(), row, strict=True)} for row in rng.random((50, 6))
+    ]
     units = encoding.encode(configurations)
     for name in ("lr", "dropout", "units", "layers"):
         expected = [to_unit(MIXED[name], configuration[name]) for configuration in configurations]
@@ -393,7 +406,10 @@ def test_all_trials_failed():
 
 @pytest.mark.parametrize("value", [1.0, 0.0, 1e300, math.nan, math.inf, -math.inf])
 def test_a_constant_or_not_finite_objective(value):
-    xs = [trial.params["x"] for trial in run(lambda t: t.suggest_float("x", 0, 1) * 0 + value, 16, n_startup_trials=5).trials]
+    xs = [
+        trial.params["x"]
+        for trial in run(lambda t: t.suggest_float("x", 0, 1) * 0 + value, 16, n_startup_trials=5).trials
+    ]
     assert len(set(xs)) == 16
 
 
@@ -416,7 +432,9 @@ def test_a_diverged_loss_does_not_set_the_scale():
 
 def test_two_hundred_choices():
     names = [f"c{i}" for i in range(200)]
-    study = run(lambda t: (names.index(t.suggest_categorical("c", names)) - 50) ** 2 / 1e4 + t.suggest_float("x", 0, 1), 30)
+    study = run(
+        lambda t: (names.index(t.suggest_categorical("c", names)) - 50) ** 2 / 1e4 + t.suggest_float("x", 0, 1), 30
+    )
     assert len(study.trials) == 30
     assert len({trial.params["c"] for trial in study.trials}) > 5
 
@@ -432,7 +450,9 @@ def test_many_rows_are_modelled_by_a_part_of_them():
     study = new_study()
     study.add_trials(
         [
-            create_trial(params=dict(zip("xy", row, strict=True)), distributions=SPACE, value=float(((row - 0.3) ** 2).sum()))
+            create_trial(
+                params=dict(zip("xy", row, strict=True)), distributions=SPACE, value=float(((row - 0.3) ** 2).sum())
+            )
             for row in rng.random((1500, 2))
         ]
     )

@@ -84,7 +84,7 @@ def importance(study: Study) -> dict[str, float]:
         ValueError: if there is nothing to model, or the study's sampler uses another surrogate.
     """
     model = _model(study)
-    if not isinstance(model, GaussianProcessModel):
+    if isinstance(model, RegressorModel):
         raise ValueError("`importance` needs the built-in Gaussian process: this sampler has `surrogate` set.")
     sensitivity = 1.0 / model.lengthscales
     shares = zip(model.encoding.names, (sensitivity / sensitivity.sum()).tolist(), strict=True)
@@ -198,4 +198,3 @@ def _predict(study: Study, model: GaussianProcessModel | RegressorModel, units: 
     low, middle, high = (model.targets.inverse(mean + shift * sd) for shift in (-1.0, 0.0, 1.0))
     sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
     return sign * middle, 0.5 * (high - low)
-

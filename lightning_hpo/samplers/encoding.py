@@ -142,8 +142,7 @@ class Encoding:
     def holds(self, params: Mapping[str, Any]) -> bool:
         """Whether ``params`` has a value for each column that can be placed there."""
         return all(
-            name in params and column.holds(params[name])
-            for name, column in zip(self.names, self.columns, strict=True)
+            name in params and column.holds(params[name]) for name, column in zip(self.names, self.columns, strict=True)
         )
 
     def encode(self, params: Sequence[Mapping[str, Any]]) -> Floats:
@@ -201,7 +200,7 @@ def _few_values(distribution: BaseDistribution) -> tuple[Any, ...] | None:
     """The values in order, if they are few; choices of numbers are sorted."""
     if isinstance(distribution, CategoricalDistribution):
         if all(_is_number(choice) for choice in distribution.choices):
-            return tuple(sorted(distribution.choices))  # type: ignore[type-var]  # all of them are numbers
+            return tuple(sorted(distribution.choices))
         return tuple(distribution.choices)
     if not isinstance(distribution, FloatDistribution | IntDistribution):
         raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")

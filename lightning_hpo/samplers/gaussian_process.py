@@ -3,14 +3,14 @@
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
 from lightning_hpo.acquisition import AcquisitionFunction, expected_improvement, log_expected_improvement
 from lightning_hpo.gp import Floats
@@ -21,6 +21,7 @@ from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, Regre
 from lightning_hpo.space import from_unit
 
 _SETTLED = 1e-5  # of the range of the targets
+Result = TypeVar("Result")
 WARPS = ("auto", "none", "half_log", "half_rank")
 
 
@@ -92,7 +93,7 @@ class GaussianProcessSampler(BaseSampler):
             )
         if constraints_func is not None:
             raise ValueError(
-                "`constraints_func` is not supported. Raise an exception or return NaN for an infeasible configuration: "
+                "`constraints_func` is not supported. Raise an exception or return NaN where it is infeasible: "
                 "the sampler learns from failed trials."
             )
         self.warp, self.surrogate, self.acquisition = warp, surrogate, acquisition
@@ -265,9 +266,7 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _single_threaded(work: Callable[[], Any]) -> Any:
+def _single_threaded(work: Callable[[], Result]) -> Result:
     """Run with one BLAS thread: matrices this small only lose by more, and sums keep their order on any machine."""
     with _threads().limit(limits=1, user_api="blas"):
         return work()
-
-

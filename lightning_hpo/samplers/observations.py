@@ -114,5 +114,3 @@ def _lift(steps: Sequence[float], curves: Sequence[Mapping[float, float]]) -> Fl
         changes = [curve[following] - curve[level] for curve in curves if level in curve and following in curve]
         lift[level] = lift[following] + (float(np.median(changes)) if changes else 0.0)
     return np.array([lift[step] for step in steps])
-
-

@@ -80,7 +80,7 @@ class Search:
         new = self._new(units)
         if new.any():
             values[~new] = -math.inf
-        return units[np.argmax(values)]
+        return units[int(np.argmax(values))].copy()
 
     def _new(self, units: Floats) -> NDArray[np.bool_]:
         return np.array([row.tobytes() not in self.known for row in units], dtype=bool)
@@ -125,25 +125,19 @@ class Search:
 
     def _climb(self, unit: Floats, value: float) -> Floats:
         discrete = [i for i in self.free if self.encoding.columns[i].kind != "continuous"]
-        smooth = isinstance(self.model, GaussianProcessModel) and len(self.climbed) > 0
         for _ in range(_ROUNDS):
-            before = value
-            if smooth:
-                unit, value = self._ascend(unit, value)
+            if isinstance(self.model, GaussianProcessModel) and len(self.climbed):
+                unit, value = self._ascend(self.model, unit, value)
             if discrete:
                 unit, value, changed = self._change(unit, value, discrete)
                 if not changed:
                     break
-            elif not smooth or value - before < 1e-3:
-                break
             else:
                 break  # L-BFGS-B has converged; without discrete columns nothing can follow
         return unit
 
-    def _ascend(self, unit: Floats, value: float) -> tuple[Floats, float]:
+    def _ascend(self, model: GaussianProcessModel, unit: Floats, value: float) -> tuple[Floats, float]:
         """L-BFGS-B over the continuous columns, in units of their length scales."""
-        model = self.model
-        assert isinstance(model, GaussianProcessModel)
         picked = np.searchsorted(self.encoding.continuous, self.climbed)
         scales = np.minimum(model.lengthscales[self.climbed], 1.0)
         point = unit.copy()
@@ -156,7 +150,8 @@ class Search:
             return -float(worth[0]), -gradient[picked] * scales
 
         bounds = np.stack([np.zeros(len(scales)), 1.0 / scales], axis=1)
-        found: Any = minimize(
+        climb: Any = minimize  # the stubs cannot match a function that returns value and gradient
+        found = climb(
             negative,
             unit[self.climbed] / scales,
             jac=True,
