@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -129,6 +130,21 @@ def test_between_refits_a_new_sampler_suggests_the_same(size):
             == trial.params
         )
         study.tell(trial, float(np.sin(5 * np.array(list(trial.params.values()))).sum()))
+
+
+def test_a_used_sampler_can_be_pickled_and_goes_on_the_same():
+    study = new_study()
+    study.optimize(branin, n_trials=14)
+    copied = pickle.loads(pickle.dumps(study))
+    for each in (study, copied):
+        each.optimize(branin, n_trials=2)
+    assert [trial.params for trial in copied.trials] == [trial.params for trial in study.trials]
+
+
+def test_threads_share_a_sampler():
+    study = new_study(n_startup_trials=4)
+    study.optimize(branin, n_trials=16, n_jobs=4)
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 16
 
 
 def test_other_seeds_give_other_suggestions_and_no_seed_a_new_one():
@@ -364,7 +380,7 @@ def test_arguments_are_checked():
         GaussianProcessSampler(seed="x")
     with pytest.raises(ValueError, match="`n_startup_trials` must be an integer >= 1, got 0"):
         GaussianProcessSampler(n_startup_trials=0)
-    with pytest.raises(ValueError, match="`warp` must be one of .*'half_rank'.* got 'rank'"):
+    with pytest.raises(ValueError, match=r"`warp` must be one of .*'half_rank'.* got 'rank'"):
         GaussianProcessSampler(warp="rank")
     with pytest.raises(TypeError, match="`surrogate` must be a scikit-learn regressor"):
         GaussianProcessSampler(surrogate=object())

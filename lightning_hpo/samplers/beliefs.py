@@ -85,7 +85,8 @@ def importance(study: Study) -> dict[str, float]:
     """
     model = _model(study)
     if isinstance(model, RegressorModel):
-        raise ValueError("`importance` needs the built-in Gaussian process: this sampler has `surrogate` set.")
+        message = "`importance` needs the built-in Gaussian process: this sampler has `surrogate` set."
+        raise ValueError(message)  # noqa: TRY004  # the study's sampler is at fault, not a type
     sensitivity = 1.0 / model.lengthscales
     shares = zip(model.encoding.names, (sensitivity / sensitivity.sum()).tolist(), strict=True)
     return dict(sorted(shares, key=lambda share: -share[1]))

@@ -35,6 +35,7 @@ class Column:
 
     def __init__(self, distribution: BaseDistribution) -> None:
         self.distribution = distribution
+        self.low, self.high, self.step, self.log = _range(distribution)
         self.values = _few_values(distribution)
         self.kind: Kind = "continuous"
         if isinstance(distribution, CategoricalDistribution):
@@ -53,29 +54,24 @@ class Column:
         """Number of different values; infinite for a continuous float."""
         if self.values is not None:
             return len(self.values)
-        assert isinstance(self.distribution, FloatDistribution | IntDistribution)
-        step = self.distribution.step
-        return math.inf if step is None else round((self.distribution.high - self.distribution.low) / step) + 1
+        return round((self.high - self.low) / self.step) + 1 if self.step else math.inf
 
     def holds(self, value: Any) -> bool:
         """Whether ``value`` can be placed in this column."""
         if isinstance(self.distribution, CategoricalDistribution):
             return _index(self.distribution.choices, value) is not None
-        assert isinstance(self.distribution, FloatDistribution | IntDistribution)
-        return not isinstance(value, str | None) and self.distribution.low <= value <= self.distribution.high
+        return isinstance(value, int | float) and self.low <= value <= self.high
 
     def encode(self, values: Sequence[Any]) -> Floats:
         """Return the position of each value, shape (len(values),)."""
         if isinstance(self.distribution, CategoricalDistribution):
-            assert self.values is not None
-            return self.positions[[_index(self.values, value) or 0 for value in values]]
+            places: Floats = self.positions[[_index(self.values or (), value) or 0 for value in values]]
+            return places
         if self.values is not None and self.size == 1:
             return np.full(len(values), 0.5)
-        assert isinstance(self.distribution, FloatDistribution | IntDistribution)
         # the vectorised form of space.to_unit
-        low, high, log, half = *_ends(self.distribution), (self.distribution.step or 0) / 2
-        numbers, low, high = np.array(values, dtype=float), low - half, high + half
-        if log:
+        numbers, low, high = np.array(values, dtype=float), self.low - self.step / 2, self.high + self.step / 2
+        if self.log:
             numbers, low, high = np.log(numbers), math.log(low), math.log(high)
         return np.clip((numbers - low) / (high - low), 0.0, 1.0)
 
@@ -85,16 +81,23 @@ class Column:
             return self.values[int(np.argmin(np.abs(self.positions - position)))]
         return from_unit(self.distribution, position)
 
+    def grid(self) -> Floats:
+        """Return the positions of all values of a range with many of them."""
+        values = [self.low + i * self.step for i in range(int(self.size))]
+        return np.array([to_unit(self.distribution, value) for value in values])
+
     def place(self, units: Floats) -> Floats:
         """Map uniform numbers of [0, 1) to positions, each value having the same share."""
         if self.values is None:
             return units
-        return self.positions[np.minimum((units * len(self.positions)).astype(int), len(self.positions) - 1)]
+        placed: Floats = self.positions[np.minimum((units * len(self.positions)).astype(int), len(self.positions) - 1)]
+        return placed
 
     def nearest(self, positions: Floats) -> Floats:
         """Move positions to the nearest one that belongs to a value."""
         if self.values is not None:
-            return self.positions[np.abs(positions[:, None] - self.positions).argmin(axis=1)]
+            moved: Floats = self.positions[np.abs(positions[:, None] - self.positions).argmin(axis=1)]
+            return moved
         if math.isinf(self.size):
             return positions
         return np.array([to_unit(self.distribution, self.decode(position)) for position in positions])
@@ -173,9 +176,7 @@ class Encoding:
 
     def grid(self) -> Floats:
         """Return all configurations of a finite space as search columns, shape (size, d)."""
-        axes = [
-            column.positions if column.values is not None else _grid(column.distribution) for column in self.columns
-        ]
+        axes = [column.positions if column.values is not None else column.grid() for column in self.columns]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(self))
 
     def features(self, units: Floats) -> Floats:
@@ -215,15 +216,13 @@ def _few_values(distribution: BaseDistribution) -> tuple[Any, ...] | None:
     return tuple(min(value, distribution.high) for value in values)
 
 
-def _grid(distribution: BaseDistribution) -> Floats:
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    assert distribution.step is not None
-    count = round((distribution.high - distribution.low) / distribution.step) + 1
-    return np.array([to_unit(distribution, distribution.low + i * distribution.step) for i in range(count)])
-
-
-def _ends(distribution: FloatDistribution | IntDistribution) -> tuple[float, float, bool]:
-    return distribution.low, distribution.high, distribution.log
+def _range(distribution: BaseDistribution) -> tuple[float, float, float, bool]:
+    """Low, high, step (0 if continuous) and whether logarithmic; of no meaning for a choice."""
+    if isinstance(distribution, CategoricalDistribution):
+        return 0.0, 0.0, 0.0, False
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")
+    return distribution.low, distribution.high, distribution.step or 0.0, distribution.log
 
 
 def _is_number(choice: Any) -> bool:

@@ -73,14 +73,16 @@ class Search:
     def score(self, units: Floats) -> Floats:
         """Return the acquisition of rows, shape (m,)."""
         mean, sd = self.model.posterior(units)
-        return self.function(mean, sd, self.model.best)[0]
+        values: Floats = self.function(mean, sd, self.model.best)[0]
+        return values
 
     def _best(self, units: Floats) -> Floats:
         values = self.score(units)
         new = self._new(units)
         if new.any():
             values[~new] = -math.inf
-        return units[int(np.argmax(values))].copy()
+        best: Floats = units[int(np.argmax(values))]
+        return best
 
     def _new(self, units: Floats) -> NDArray[np.bool_]:
         return np.array([row.tobytes() not in self.known for row in units], dtype=bool)

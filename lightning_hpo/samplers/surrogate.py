@@ -18,7 +18,6 @@ The cache keeps fits by the bytes of the rows that they saw: it saves time and c
 
 import copy
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -124,7 +123,7 @@ class _Fit:
     hyperparameters: Hyperparameters
     targets: Targets
     rows: NDArray[np.intp]
-    process: GaussianProcess | None
+    process: GaussianProcess
 
 
 class Fitter:
@@ -136,7 +135,7 @@ class Fitter:
 
     def __init__(self, warp: WarpName | str = "auto") -> None:
         self.warps: tuple[Any, ...] = ("none", "half_log") if warp == "auto" else (warp,)
-        self._cache: OrderedDict[bytes, _Fit] = OrderedDict()
+        self._cache: dict[bytes, _Fit] = {}
 
     def model(self, encoding: Encoding, observations: Observations) -> GaussianProcessModel:
         """Return the model of one or more rows; pending rows are taken to have the value that the model expects.
@@ -149,7 +148,6 @@ class Fitter:
         n = len(observations)
         first = _refit_point(n)
         found = self._refit(features[:first], observations.values[:first], groups)
-        assert found.process is not None
         rows = np.append(found.rows, np.arange(first, n))
         process = found.process.grow(features[first:], found.targets.forward(observations.values[first:]))
         means = process.posterior_mean_at_observations()
@@ -168,44 +166,44 @@ class Fitter:
 
     def _refit(self, features: Floats, values: Floats, groups: Groups) -> _Fit:
         key = _key(b"refit", features, values, groups)
-        if key not in self._cache:
-            anchor = self._anchor(*_first(features, values, _anchor_point(len(values))), groups)
-            rows = _subset(values, MOST_ROWS)
-            targets = fit_targets(values, anchor.targets.warp)
-            y = targets.forward(values[rows])
-            if len(rows) == len(anchor.rows) and len(values) == _anchor_point(len(values)):
-                hyperparameters = anchor.hyperparameters
-            else:
-                hyperparameters, _ = fit(features[rows], y, groups, [anchor.hyperparameters])
-            process = GaussianProcess(features[rows], y, groups, hyperparameters)
-            self._remember(key, _Fit(hyperparameters, targets, rows, process))
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        known = self._cache.get(key)
+        if known is not None:
+            return known
+        first = _anchor_point(len(values))
+        anchor = self._anchor(features[:first], values[:first], groups)
+        rows = _subset(values, MOST_ROWS)
+        if len(rows) == len(anchor.rows):
+            return anchor
+        targets = fit_targets(values, anchor.targets.warp)
+        y = targets.forward(values[rows])
+        hyperparameters, _ = fit(features[rows], y, groups, [anchor.hyperparameters])
+        process = GaussianProcess(features[rows], y, groups, hyperparameters)
+        return self._remember(key, _Fit(hyperparameters, targets, rows, process))
 
     def _anchor(self, features: Floats, values: Floats, groups: Groups) -> _Fit:
         key = _key(b"anchor", features, values, groups)
-        if key not in self._cache:
-            rows = _subset(values, MOST_ANCHOR_ROWS)
-            mode = prior_mode(int(groups.max()) + 1)
-            # little or much noise: the likelihood often has an optimum for each (Rasmussen & Williams, figure 5.5)
-            starts = [Hyperparameters(mode.lengthscales, mode.scale, noise) for noise in (1e-4, 1e-1)]
-            best: tuple[float, _Fit] | None = None
-            for warp in self.warps:
-                targets = fit_targets(values, warp)
-                found, density = fit(features[rows], targets.forward(values[rows]), groups, starts)
-                if len(self.warps) > 1:
-                    density += targets.log_jacobian(values[rows])
-                if best is None or density > best[0]:
-                    best = density, _Fit(found, targets, rows, None)
-            assert best is not None
-            self._remember(key, best[1])
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        known = self._cache.get(key)
+        if known is not None:
+            return known
+        rows = _subset(values, MOST_ANCHOR_ROWS)
+        mode = prior_mode(int(groups.max()) + 1)
+        # little or much noise: the likelihood often has an optimum for each (Rasmussen & Williams, figure 5.5)
+        starts = [Hyperparameters(mode.lengthscales, mode.scale, noise) for noise in (1e-4, 1e-1)]
+        candidates = []
+        for warp in self.warps:
+            targets = fit_targets(values, warp)
+            found, density = fit(features[rows], targets.forward(values[rows]), groups, starts)
+            if len(self.warps) > 1:
+                density += targets.log_jacobian(values[rows])
+            candidates.append((density, targets, found))
+        _, targets, found = max(candidates, key=lambda candidate: candidate[0])
+        process = GaussianProcess(features[rows], targets.forward(values[rows]), groups, found)
+        return self._remember(key, _Fit(found, targets, rows, process))
 
-    def _remember(self, key: bytes, found: _Fit) -> None:
-        self._cache[key] = found
-        while len(self._cache) > _CACHED_FITS:
-            self._cache.popitem(last=False)
+    def _remember(self, key: bytes, found: _Fit) -> _Fit:
+        # a new dictionary, not a changed one: other threads may be reading
+        self._cache = dict([*self._cache.items(), (key, found)][-_CACHED_FITS:])
+        return found
 
 
 def fit_regressor(regressor: Any, encoding: Encoding, observations: Observations, seed: int) -> RegressorModel:
@@ -254,10 +252,6 @@ def _anchor_point(n: int) -> int:
     while (following := anchor + max(1, anchor // 5)) <= n:
         anchor = following
     return anchor
-
-
-def _first(features: Floats, values: Floats, count: int) -> tuple[Floats, Floats]:
-    return features[:count], values[:count]
 
 
 def _subset(values: Floats, most: int) -> NDArray[np.intp]:
