@@ -12,7 +12,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
-from lightning_hpo.acquisition import AcquisitionFunction, expected_improvement, log_expected_improvement
+from lightning_hpo.acquisition import AcquisitionFunction, log_expected_improvement
 from lightning_hpo.gp import Floats
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
@@ -20,7 +20,6 @@ from lightning_hpo.samplers.search import Search
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
 from lightning_hpo.space import from_unit
 
-_SETTLED = 1e-5  # of the range of the targets
 Result = TypeVar("Result")
 WARPS = ("auto", "none", "half_log", "half_rank")
 
@@ -38,8 +37,6 @@ class GaussianProcessSampler(BaseSampler):
     * Pruned and paused trials count with their last reported value at its step; failed, NaN and infinite ones as
       infeasible: see :mod:`lightning_hpo.samplers.observations` for the rules.
     * Parallel workers get distinct points: a trial without a value is taken to have the one that the model expects.
-    * Where the model expects less than 1e-5 of the range from its best suggestion, it looks once more with short
-      length scales: polishing a local optimum further is worth less than a doubt.
     * A warm start needs nothing special: ``study.enqueue_trial(params)`` tries a guess first (what it leaves open is
       chosen given the rest), ``study.add_trials(earlier.trials)`` learns from an earlier study.
 
@@ -197,10 +194,7 @@ class GaussianProcessSampler(BaseSampler):
 
         def suggest() -> Any:
             model = self._fit(encoding, observations, number)
-            unit = Search(model, self.acquisition, known, fixed, rng).maximise()
-            if isinstance(model, GaussianProcessModel) and _is_settled(model, unit):
-                unit = Search(model.sceptical(), self.acquisition, known, fixed, rng).maximise()
-            return unit
+            return Search(model, self.acquisition, known, fixed, rng).maximise()
 
         return _single_threaded(suggest)
 
@@ -235,13 +229,6 @@ def _shared_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
         for name in missing:
             del space[name]
     return dict(sorted(space.items()))
-
-
-def _is_settled(model: GaussianProcessModel, unit: Floats) -> bool:
-    """Whether the model expects next to nothing of its own suggestion: then its doubts are worth more than its word."""
-    mean, sd = model.posterior(unit[None])
-    gain = float(expected_improvement(mean, sd, model.best)[0][0])
-    return gain < _SETTLED * float(np.ptp(model.process.targets))
 
 
 def _sign(study: Study) -> float:

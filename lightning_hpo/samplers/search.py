@@ -2,7 +2,7 @@
 
 1. Candidates: a shifted Sobol sequence over the whole space, and *sprays*: copies of the best rows with some columns
    moved a little, at several scales (as in BoTorch's mixed optimiser). A small finite space is enumerated instead.
-2. From the best candidate of each of four parts, climb: L-BFGS-B over the continuous columns, in units of their length
+2. From the best candidate of either half of the first and of the sprays, climb: L-BFGS-B over the continuous columns, in units of their length
    scales, then the best single change of a discrete column, all of them evaluated in one batch; until neither helps.
 3. The best configuration that is not known yet. Integers and steps with many values are rounded here.
 """
@@ -25,7 +25,6 @@ from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorMode
 SOBOL_POINTS = 512
 SPRAY_POINTS = 256
 LARGEST_GRID = 2048
-_PARTS = 2  # of each kind of candidates
 _BEST_ROWS = 5
 _SCALES = np.array([0.3, 0.1, 0.03, 0.01, 0.001])
 _ROUNDS = 4
@@ -102,9 +101,8 @@ class Search:
             if new.any():
                 # known rows stay in the table, so that its parts keep their places, but as copies of a new one
                 rows[~new] = rows[int(np.argmax(new))]
-        halves = np.array_split(np.arange(len(spread)), _PARTS)
-        halves += np.array_split(np.arange(len(spread), len(rows)), _PARTS)
-        return rows, halves
+        halves = np.array_split(np.arange(len(spread)), 2)
+        return rows, [*halves, np.arange(len(spread), len(rows))]
 
     def _sprays(self) -> Floats:
         d, free = len(self.encoding), len(self.free)
@@ -159,7 +157,7 @@ class Search:
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
-            options={"maxiter": 50, "ftol": 1e-6, "gtol": 1e-4},
+            options={"maxiter": 50, "ftol": 1e-5, "gtol": 1e-3},
         )
         if not -found.fun > value:
             return unit, value

@@ -19,7 +19,7 @@ The cache keeps fits by the bytes of the rows that they saw: it saves time and c
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,20 +78,6 @@ class GaussianProcessModel:
         mean, sd, mean_gradient, sd_gradient = self.process.posterior_gradient(feature)
         columns = self.encoding.first[self.encoding.continuous]
         return mean, sd, mean_gradient[columns], sd_gradient[columns]
-
-    def sceptical(self) -> "GaussianProcessModel":
-        """Return the model with no length scale above the prior's mode and a signal variance of at least 1.
-
-        Rows that have gathered in one place fit long length scales too well; this model doubts what is far from all
-        rows.
-        """
-        fitted = self.process.hyperparameters
-        mode = prior_mode(len(fitted.lengthscales))
-        doubting = Hyperparameters(
-            np.minimum(fitted.lengthscales, mode.lengthscales), max(fitted.scale, 1.0), fitted.noise
-        )
-        process = GaussianProcess(self.process.features, self.process.targets, self.process.groups, doubting)
-        return replace(self, process=process)
 
     @property
     def lengthscales(self) -> Floats:

@@ -20,7 +20,9 @@ from scipy.special import ndtri
 from lightning_hpo.gp import Floats
 
 WarpName = Literal["none", "half_log", "half_rank"]
-_EARLY = 20  # the median is that of the first rows: later ones gather at the optimum and hide the objective's scale
+# Rows gather at the optimum, and the transform follows them, but not without end: the spread is at least a hundredth of
+# that of the first rows.
+_EARLY, _LEAST = 20, 1e-2
 _FURTHEST = 1e3  # values above median + 1e3 (median - min) count as that: a diverged loss must not set the scale
 
 
@@ -30,8 +32,8 @@ class Targets:
 
     Args:
         warp: its name.
-        median: of the first fitted values, about the median of a random design.
-        spread: median - min, > 0.
+        median: of the fitted values.
+        spread: about median - min, > 0.
         knots: values and warped values to interpolate between, shape (2, k); used by ``half_rank`` only.
         mean: of the warped values.
         scale: standard deviation of the warped values, > 0.
@@ -96,9 +98,9 @@ def fit_targets(values: Floats, warp: WarpName) -> Targets:
     finite = np.sort(values[~np.isnan(values)])
     if not len(finite):
         return Targets("none", 0.0, 1.0, np.zeros((2, 1)), 0.0, 1.0, 1.0)
-    early = values[~np.isnan(values)][:_EARLY]
-    median = float(np.median(early))
-    spread = median - float(finite[0])
+    early = float(np.median(values[~np.isnan(values)][:_EARLY]))
+    median = float(np.median(finite))
+    spread = max(median - float(finite[0]), _LEAST * (early - float(finite[0])))
     if spread <= 0:
         spread = float(finite[-1] - finite[0]) or 1.0  # most values are the best one
     finite = np.minimum(finite, median + _FURTHEST * spread)
