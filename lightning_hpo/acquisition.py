@@ -55,9 +55,7 @@ def expected_improvement(mean: Floats, sd: Floats, best: float) -> Terms:
         array([0.3989])
     """
     z = (best - mean) / sd
-    density, share = _density(z), ndtr(z)
-    value = np.where(z < -1.0, sd * np.exp(_log_h(z)), sd * (density + z * share))
-    return value, -share, density
+    return sd * np.exp(_h_terms(z)[0]), -ndtr(z), _density(z)
 
 
 def log_expected_improvement(mean: Floats, sd: Floats, best: float) -> Terms:
@@ -80,8 +78,7 @@ def log_expected_improvement(mean: Floats, sd: Floats, best: float) -> Terms:
         array([-5.00000002e+09])
     """
     z = (best - mean) / sd
-    log_h = _log_h(z)
-    share, density = _ratios(z)
+    log_h, share, density = _h_terms(z)
     return np.log(sd) + log_h, -share / sd, density / sd
 
 
@@ -135,41 +132,35 @@ def lower_confidence_bound(mean: Floats, sd: Floats, best: float = 0.0, *, beta:
 
 
 def _density(z: Floats) -> Floats:
-    return np.exp(-0.5 * z * z - _LOG_SQRT_2PI)
+    density: Floats = np.exp(-0.5 * z * z - _LOG_SQRT_2PI)
+    return density
 
 
-def _tail(z: Floats) -> tuple[Floats, Floats]:
-    """For z ≤ -1: m = Φ/φ, and 1 + z m = h/φ."""
-    m = _SQRT_HALF_PI * erfcx(-z / math.sqrt(2.0))
+def _h_terms(z: Floats) -> Terms:
+    """Log h(z), and Φ/h and φ/h: its derivatives in z and (by way of log σ) in σ."""
+    low = z < -1.0
+    if low.all():
+        return _tail_terms(z)
+    if not low.any():
+        return _near_terms(z)
+    terms = np.empty((3, len(z)))
+    terms[:, low] = _tail_terms(z[low])
+    terms[:, ~low] = _near_terms(z[~low])
+    return terms[0], terms[1], terms[2]
+
+
+def _near_terms(z: Floats) -> Terms:
+    density, share = _density(z), ndtr(z)
+    h = density + z * share
+    return np.log(h), share / h, density / h
+
+
+def _tail_terms(z: Floats) -> Terms:
+    """For z ≤ -1, from m = Φ/φ and the gap 1 + z m = h/φ."""
+    m = _SQRT_HALF_PI * erfcx(z * -math.sqrt(0.5))
     gap = 1.0 + z * m
     far = z < _ASYMPTOTIC
-    u = z[far] ** -2.0
-    gap[far] = u * (1.0 - u * (3.0 - u * (15.0 - u * (105.0 - 945.0 * u))))
-    return m, gap
-
-
-def _log_h(z: Floats) -> Floats:
-    """Log h(z), z of shape (m,)."""
-    value = np.empty_like(z)
-    low = z < -1.0
-    if low.any():
-        value[low] = np.log(_tail(z[low])[1]) - 0.5 * z[low] ** 2 - _LOG_SQRT_2PI
-    if not low.all():
-        near = z[~low]
-        value[~low] = np.log(_density(near) + near * ndtr(near))
-    return value
-
-
-def _ratios(z: Floats) -> tuple[Floats, Floats]:
-    """Φ/h and φ/h, the derivatives of log h in z and (by way of log σ) in σ."""
-    share, density = np.empty_like(z), np.empty_like(z)
-    low = z < -1.0
-    if low.any():
-        m, gap = _tail(z[low])
-        share[low], density[low] = m / gap, 1.0 / gap
-    if not low.all():
-        near = z[~low]
-        phi, cdf = _density(near), ndtr(near)
-        h = phi + near * cdf
-        share[~low], density[~low] = cdf / h, phi / h
-    return share, density
+    if far.any():
+        u = z[far] ** -2.0
+        gap[far] = u * (1.0 - u * (3.0 - u * (15.0 - u * (105.0 - 945.0 * u))))
+    return np.log(gap) - 0.5 * z * z - _LOG_SQRT_2PI, m / gap, 1.0 / gap

@@ -198,7 +198,7 @@ def fit(
     climb: Any = minimize  # the stubs cannot match a function that returns value and gradient
     for start in starts:
         first = np.clip(start.to_log(), bounds[:, 0], bounds[:, 1])
-        options = {"maxiter": iterations, "gtol": 1e-2, "ftol": 1e-6}
+        options = {"maxiter": iterations, "gtol": 1e-2, "ftol": 1e-5}
         found = climb(negative, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         if best is None or found.fun < best.fun:
             best = found

@@ -2,8 +2,9 @@
 
 1. Candidates: a shifted Sobol sequence over the whole space, and *sprays*: copies of the best rows with some columns
    moved a little, at several scales (as in BoTorch's mixed optimiser). A small finite space is enumerated instead.
-2. From the best candidate of either half of the first and of the sprays, climb: L-BFGS-B over the continuous columns, in units of their length
-   scales, then the best single change of a discrete column, all of them evaluated in one batch; until neither helps.
+2. From the best candidate of either half of the sequence and the best spray, climb: L-BFGS-B over the continuous
+   columns, in units of their length scales, then the best single change of a discrete column, all of them evaluated in
+   one batch; until neither helps.
 3. The best configuration that is not known yet. Integers and steps with many values are rounded here.
 """
 
