@@ -9,7 +9,7 @@ itself starts from the prior, and both are functions of the first rows alone:
 =========  ==================================================  ==================================================
 anchor     1, 2, 3, ... growing by a fifth                     output transform and hyperparameters, from the
                                                                prior with little and with much noise
-refit      n up to 100, every 5th to 300, then every 20th      hyperparameters, from those of the anchor
+refit      every n to 50, 2nd to 100, 5th to 300, then 20th    hyperparameters, from those of the anchor
 growth     n                                                   the Cholesky factor gains rows
 =========  ==================================================  ==================================================
 
@@ -230,7 +230,7 @@ def _features(encoding: Encoding, units: Floats, fidelity: Floats | float | None
 
 
 def _refit_point(n: int) -> int:
-    return n if n <= 100 else n - n % (5 if n <= 300 else 20)
+    return n - n % (1 if n <= 50 else 2 if n <= 100 else 5 if n <= 300 else 20)
 
 
 def _anchor_point(n: int) -> int:
