@@ -286,7 +286,7 @@ MIXED = {
 
 
 def cost(methods, sizes, asks):
-    """CPU per suggestion with n random observations: the first ask, and the mean of `asks` ask-and-tell rounds after."""
+    """CPU per suggestion with n random observations: the first ask, and the mean of `asks` rounds after it."""
     smooth = PROBLEMS["hartmann6"]()
     for kind in ("hartmann6", "mixed"):
         space = smooth.space if kind == "hartmann6" else MIXED
