@@ -20,7 +20,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +33,6 @@ from lightning_hpo.samplers.targets import Targets, WarpName, fit_targets
 MOST_ROWS = 1000  # a larger study is modelled by its best half thousand, an even sample of the rest, and the newest
 MOST_ANCHOR_ROWS = 400
 _CACHED_FITS = 16
-
-
-class Model(Protocol):
-    """What the search needs to know of a model, in units of its targets (lower is better)."""
-
-    targets: Targets
-    best: float
-
-    def posterior(self, units: Floats) -> tuple[Floats, Floats]:
-        """Return mean and standard deviation at search columns, shape (m, d), at full fidelity."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def fit_targets(values: Floats, warp: WarpName) -> Targets:
     Example:
         >>> targets = fit_targets(np.array([0.0, 1.0, 2.0, 3.0, 1e6]), "half_log")
         >>> targets.forward(np.array([0.0, 2.0, 1e6, np.nan])).round(1)
-        array([-0.8, -0.4,  1.9,  1.9])
+        array([-0.7, -0.4,  2. ,  2. ])
     """
     finite = np.sort(values[~np.isnan(values)])
     if not len(finite):
