@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_hpo.objective import Objective
     from lightning_hpo.plots import plot_lr_schedule
     from lightning_hpo.results import Result
+    from lightning_hpo.samplers import GaussianProcessSampler
     from lightning_hpo.schedulers import FullBudget, Hyperband, Job, Scheduler, SuccessiveHalving
     from lightning_hpo.trials import Row
     from lightning_hpo.tuners import HyperbandTuner, RandomTuner, Tuner
@@ -34,6 +35,7 @@ _HOMES = {
     "CosineLR": "lr_schedules",
     "CosineRestartsLR": "lr_schedules",
     "FullBudget": "schedulers",
+    "GaussianProcessSampler": "samplers",
     "Hyperband": "schedulers",
     "HyperbandTuner": "tuners",
     "InverseSqrtLR": "lr_schedules",
@@ -59,6 +61,7 @@ __all__ = [
     "CosineLR",
     "CosineRestartsLR",
     "FullBudget",
+    "GaussianProcessSampler",
     "Hyperband",
     "HyperbandTuner",
     "InverseSqrtLR",
