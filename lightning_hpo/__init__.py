@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hpo.bayesian_tuner import BayesianTuner
     from lightning_hpo.callbacks import LRSchedule
     from lightning_hpo.lr_schedules import (
         ClosedFormLR,
@@ -24,13 +25,25 @@ if TYPE_CHECKING:
     from lightning_hpo.plots import plot_lr_schedule
     from lightning_hpo.results import Result
     from lightning_hpo.samplers import GaussianProcessSampler
-    from lightning_hpo.schedulers import FullBudget, Hyperband, Job, Scheduler, SuccessiveHalving
+    from lightning_hpo.schedulers import (
+        ASHA,
+        AsyncHyperband,
+        FullBudget,
+        Hyperband,
+        Job,
+        MedianStopping,
+        Scheduler,
+        SuccessiveHalving,
+    )
     from lightning_hpo.trials import Row
     from lightning_hpo.tuners import HyperbandTuner, RandomTuner, Tuner
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ASHA": "schedulers",
+    "AsyncHyperband": "schedulers",
+    "BayesianTuner": "bayesian_tuner",
     "ClosedFormLR": "lr_schedules",
     "CosineLR": "lr_schedules",
     "CosineRestartsLR": "lr_schedules",
@@ -42,6 +55,7 @@ _HOMES = {
     "Job": "schedulers",
     "LRSchedule": "callbacks",
     "LinearDecayLR": "lr_schedules",
+    "MedianStopping": "schedulers",
     "Objective": "objective",
     "RandomTuner": "tuners",
     "Result": "results",
@@ -57,6 +71,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "ASHA",
+    "AsyncHyperband",
+    "BayesianTuner",
     "ClosedFormLR",
     "CosineLR",
     "CosineRestartsLR",
@@ -68,6 +85,7 @@ __all__ = [
     "Job",
     "LRSchedule",
     "LinearDecayLR",
+    "MedianStopping",
     "Objective",
     "RandomTuner",
     "Result",

@@ -13,6 +13,7 @@ from typing import Any
 import filelock
 import optuna
 from optuna.exceptions import DuplicatedStudyError
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import URL
@@ -110,7 +111,11 @@ class RunFolder:
 
 
 def open_study(
-    folder: RunFolder, storage: str | BaseStorage | None, mode: Mode, fingerprint: Mapping[str, Any]
+    folder: RunFolder,
+    storage: str | BaseStorage | None,
+    mode: Mode,
+    fingerprint: Mapping[str, Any],
+    sampler: BaseSampler | None = None,
 ) -> tuple[optuna.Study, BaseStorage]:
     """Open the study of a run, or create it.
 
@@ -119,6 +124,7 @@ def open_study(
         storage: Optuna storage or its URL; None is a SQLite file in the folder.
         mode: direction of the study.
         fingerprint: what the search was called with, as JSON; stored with a new study, compared with an old one.
+        sampler: that the returned study has.
 
     Raises:
         StudyMismatchError: naming each difference.
@@ -132,7 +138,7 @@ def open_study(
         storage = _sqlite_url(file)
     if isinstance(storage, str):
         storage = RDBStorage(storage)
-    study = _study(storage, folder.name, mode)
+    study = _study(storage, folder.name, mode, sampler)
     if FINGERPRINT in study.user_attrs:
         _refuse_other(folder, study.user_attrs[FINGERPRINT], fingerprint)
     elif study.get_trials(deepcopy=False):
@@ -142,11 +148,11 @@ def open_study(
     return study, storage
 
 
-def _study(storage: BaseStorage, name: str, mode: Mode) -> optuna.Study:
+def _study(storage: BaseStorage, name: str, mode: Mode, sampler: BaseSampler | None = None) -> optuna.Study:
     direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
     with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
         storage.create_new_study([direction], name)
-    return optuna.load_study(study_name=name, storage=storage)
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
 
 
 def _make_sqlite(file: Path, name: str, mode: Mode, fingerprint: Mapping[str, Any]) -> None:

@@ -55,6 +55,7 @@ class Search:
     mode: Mode
     planned: int
     keep_checkpoints: bool
+    converged: Callable[[], bool]  # asked before a new trial is started
     _running: dict[Future[Outcome], Task] = field(default_factory=dict)
     _failed_in_a_row: int = 0
     _shown: tuple[int, int] | None = None  # best trial and its step, as the files have it
@@ -73,7 +74,7 @@ class Search:
         while True:
             while len(self._running) < self.executor.workers and not self._enough(deadline) and not stop_wanted():
                 job = self.scheduler.next(self.table.rows)
-                if job is None:
+                if job is None or (job.trial is None and self.converged()):
                     break
                 task = self._begin(job)
                 self._running[self.executor.submit(task)] = task

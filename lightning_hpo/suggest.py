@@ -7,7 +7,6 @@ process, and repeat configurations after a restart.
 """
 
 import copy
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -47,18 +46,12 @@ class Asker:
         mode: Mode,
         seed: int,
         study_notes: Mapping[str, Any] | None = None,
-        rule: str = "rung",
-        min_points: int | None = None,
-        random_fraction: float = 0.0,
     ) -> None:
         self._sampler = copy.deepcopy(sampler)
         self._space = dict(space)
         self._seed = seed
         self._storage = _View()
         self._rows: list[Row] = []  # as they are shown in the view
-        self._step: int | None = None  # the rung that the view shows
-        self._rule, self._min_points, self._random_fraction = rule, min_points, random_fraction
-        self._random = RandomSampler()
         direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
         with warnings_only("optuna"):
             self._study_id = self._storage.create_new_study([direction], _NAME)
@@ -76,16 +69,14 @@ class Asker:
             The parameters, as plain Python values inside their distributions, and the sampler's notes on this trial.
         """
         number = len(rows)
-        chance = np.random.default_rng([self._seed, number, 77]).random()
-        sampler = self._random if chance < self._random_fraction else self._sampler
-        reseed(sampler, self._seed, number)
+        reseed(self._sampler, self._seed, number)
         trial = _frozen(Row(number), {}, {})
         self._show(rows, notes)
         self._storage.trials.append(trial)
-        study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=sampler)
-        sampler.before_trial(study, trial)
-        relative_space = sampler.infer_relative_search_space(study, trial)
-        relative = sampler.sample_relative(study, trial, relative_space) if relative_space else {}
+        study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=self._sampler)
+        self._sampler.before_trial(study, trial)
+        relative_space = self._sampler.infer_relative_search_space(study, trial)
+        relative = self._sampler.sample_relative(study, trial, relative_space) if relative_space else {}
         params: dict[str, Any] = {}
         for name, distribution in self._space.items():
             if distribution.single():
@@ -93,7 +84,7 @@ class Asker:
             elif name in relative:
                 value = relative[name]
             else:
-                value = sampler.sample_independent(study, trial, name, distribution)
+                value = self._sampler.sample_independent(study, trial, name, distribution)
             params[name] = _plain(distribution, value)
             # Some samplers look at what the trial has so far.
             trial.params = dict(params)
@@ -107,22 +98,16 @@ class Asker:
 
     def _show(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> None:
         """Bring the view up to date; of many trials few have changed since the last question."""
-        step = None
-        if self._rule == "rung":
-            step = model_rung(rows, self._min_points or len(self._space) + 1)
-        if step != self._step:
-            self._step = step
-            self._rows.clear()
         shown = min(len(self._rows), len(rows))
         changed = [index for index, old, new in zip(range(shown), self._rows, rows, strict=False) if old is not new]
         del self._rows[shown:]
         del self._storage.trials[shown:]
         for index in changed:
             self._rows[index] = rows[index]
-            self._storage.trials[index] = _frozen(rows[index], self._space, notes[index], self._step)
+            self._storage.trials[index] = _frozen(rows[index], self._space, notes[index])
         for row, note in zip(rows[shown:], notes[shown:], strict=True):
             self._rows.append(row)
-            self._storage.trials.append(_frozen(row, self._space, note, self._step))
+            self._storage.trials.append(_frozen(row, self._space, note))
 
 
 def reseed(sampler: BaseSampler, *key: int) -> None:
@@ -185,14 +170,7 @@ class _View(InMemoryStorage):
         trial.system_attrs = {**trial.system_attrs, key: value}
 
 
-def model_rung(rows, min_points):
-    counts = Counter(step for row in rows for step in row.values)
-    if len(counts) < 2:
-        return None
-    return max((step for step, count in counts.items() if count >= min_points), default=min(counts))
-
-
-def _frozen(row: Row, space: Mapping[str, BaseDistribution], notes: Mapping[str, Any], step=None) -> FrozenTrial:
+def _frozen(row: Row, space: Mapping[str, BaseDistribution], notes: Mapping[str, Any]) -> FrozenTrial:
     """Show a row to a sampler: a paused trial looks pruned, which samplers know how to learn from."""
     last = row.values[max(row.values)] if row.values else None
     state = {
@@ -201,11 +179,6 @@ def _frozen(row: Row, space: Mapping[str, BaseDistribution], notes: Mapping[str,
         "failed": TrialState.FAIL,
         "running": TrialState.PRUNED if row.idle and row.values else TrialState.RUNNING,
     }[row.state]
-    if step is not None and row.state != "failed":
-        if step in row.values:
-            state, last = TrialState.COMPLETE, row.values[step]
-        elif state != TrialState.RUNNING:
-            state = TrialState.WAITING
     params = {name: value for name, value in row.params.items() if name in space}
     return FrozenTrial(
         number=row.number,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import lightning.pytorch as pl
+import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
@@ -194,7 +195,7 @@ class Tuner:
         with ExitStack() as stack:
             stack.enter_context(folder.locked())
             study, storage = open_study(
-                folder, self._storage, self.mode, self._fingerprint(subjects, trains=build is not None)
+                folder, self._storage, self.mode, self._fingerprint(subjects, trains=build is not None), self._sampler
             )
             table = TrialTable(study, storage)
             console.plan(f"{type(self).__name__} in {folder.path}", self.space, self.plan(), table.rows)
@@ -214,17 +215,26 @@ class Tuner:
                 mode=self.mode,
                 planned=sum(bracket.steps for bracket in self.plan()),
                 keep_checkpoints=self._keep_checkpoints,
+                converged=lambda: self._converged(study),
             ).run(interrupts.pause_wanted)
             if interrupts.received is not None:
                 _say_paused(interrupts.received.name, folder)
                 raise StudyPaused(128 + interrupts.received)
             console.table(table.rows)
+            self._conclude(study, folder, console)
         best = best_row(table.rows, self.mode)
         if best is None:
             raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
         checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else None
         value = best.values[max(best.values)]
         return Result(dict(best.params), value, checkpoint, best.number, study, tuple(table.rows), build)
+
+    def _converged(self, study: optuna.Study) -> bool:
+        """Whether no more trials are worth starting; asked before each new one."""
+        return False
+
+    def _conclude(self, study: optuna.Study, folder: RunFolder, console: Console) -> None:
+        """Add to what is printed and kept at the end."""
 
     def _executor(self, work: Work, interrupts: Interrupts, stack: ExitStack) -> Executor:
         if self._workers == 1:
