@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,15 @@ def test_digits(tmp_path):
 def test_lr_schedule_search(tmp_path):
     out = run("examples/lr_schedule_search.py", "--max-steps", "27", "--root", str(tmp_path))
     assert re.search(r"best: val_acc 0\.\d+ with .*lr_schedule", out)
+
+
+def test_two_workers_killed_with_their_group_and_continued(tmp_path):
+    command = [sys.executable, "examples/digits.py", "--max-steps", "54", "--workers", "2", "--root", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, process_group=0) as process:
+        seen = [next(line for line in process.stdout if line.startswith("trial ")) for _ in range(5)]
+        os.killpg(process.pid, signal.SIGKILL)
+    out = run(*command[1:])
+    finished = [line.split()[1:3] for line in out.splitlines() if re.match(r"trial +\d+ @", line)]
+    assert not {tuple(line.split()[1:4]) for line in seen} & {tuple(line) for line in finished}
+    assert re.search(r"continues: \d+ of \d+ trials", out)
+    assert "best of 49 trials" in out
