@@ -46,9 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     total = arguments.budgets * arguments.max_steps
-    print(
-        f"best val_loss after {total} optimizer steps in all, {arguments.max_steps} a trial, {arguments.workers} workers"
-    )
+    print(f"best val_loss after {total} steps in all, {arguments.max_steps} a trial, {arguments.workers} workers")
     print(f"{'seed':>4} {'HyperbandTuner':>15} {'RandomTuner':>12}")
     rows = []
     for seed in range(arguments.seeds):
