@@ -127,7 +127,10 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 
 
 def _write_sealed(state: dict[str, Any], path: Path) -> None:
-    torch.save(state, path)
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # torch's writer reports a full disk in this way
+        raise OSError(f"{path} could not be written: {error}") from error
     with path.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(size - _END_RECORD)

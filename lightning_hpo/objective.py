@@ -11,7 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.leg import Leg
 from lightning_hpo.callbacks.resumable import Resumable, rng_state, set_rng_state
+from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space, split_name
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
@@ -39,6 +40,7 @@ _TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
+_CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 _OURS = {
     "max_steps": "it is the budget: give `max_steps` to the tuner",
     "default_root_dir": "every trial has a folder of its own: give `root` to the tuner",
@@ -69,12 +71,10 @@ class Outcome:
     Args:
         score: the monitored metric at the last step; None if the job was paused before it.
         step: optimizer steps that the trial has seen.
-        metrics: all metrics of that validation.
     """
 
     score: float | None
     step: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def never() -> bool:
@@ -153,8 +153,13 @@ class Objective:
             ParameterMismatchError: if a hyperparameter does not take effect.
         """
         assert task.job.trial is not None
-        with _own_random_numbers(self.seed, task.job.trial), _quiet_lightning():
+        with _own_random_numbers(self.seed, task.job.trial), warnings_only(*_CHATTY):
             return self._run(task, should_pause)
+
+    def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
+        """Build an untrained module with the ``model.`` parameters."""
+        module: pl.LightningModule = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
+        return module
 
     def check(self, params: Mapping[str, Any] | None = None) -> None:
         """Build everything once and validate one batch, so that mistakes show before the first training step.
@@ -168,7 +173,7 @@ class Objective:
         """
         if params is None:
             params = {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
-        with _own_random_numbers(self.seed, 0), _quiet_lightning(), tempfile.TemporaryDirectory() as folder:
+        with _own_random_numbers(self.seed, 0), warnings_only(*_CHATTY), tempfile.TemporaryDirectory() as folder:
             module, data, arguments = self._build(params)
             trainer = pl.Trainer(
                 **{**arguments, "logger": False, "enable_checkpointing": False, "limit_val_batches": 1},
@@ -220,13 +225,13 @@ class Objective:
             return Outcome(None, trainer.global_step)
         if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
             trainer.validate(module, datamodule=data, verbose=False)
-        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
+        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step)
 
     def _build(
         self, params: Mapping[str, Any]
     ) -> tuple[pl.LightningModule, pl.LightningDataModule | None, dict[str, Any]]:
         """Build a fresh module and data module, and the arguments of a Trainer for them."""
-        module = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
+        module = self.build_model(params)
         data = (
             None
             if self._data is None
@@ -243,7 +248,7 @@ class Objective:
             head, argument = split_name(name)
             if head not in targets:
                 hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
-                raise ValueError(f"`space` has the name {name!r}; names start with {', '.join(targets)}.{hint}")
+                raise ValueError(f"`space` has the name {name!r}; it must start with {', '.join(targets)}.{hint}")
             _check_argument(f"`space` has the name {name!r}", targets[head], argument, head)
         for argument in self._trainer:
             _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
@@ -254,12 +259,13 @@ class Objective:
 def _factory(role: str, factory: Any, kind: type) -> Callable[..., Any]:
     if isinstance(factory, kind):
         raise TypeError(
-            f"`{role}` must be a class or function that builds a new {kind.__name__} for every trial, got an instance of"
-            f" {type(factory).__name__}: pass `{type(factory).__name__}` itself."
+            f"`{role}` must be a class or function that builds a new {kind.__name__} for every trial, "
+            f"got an instance of {type(factory).__name__}: pass `{type(factory).__name__}` itself."
         )
     if not callable(factory):
         raise TypeError(f"`{role}` must be a class or function that builds a {kind.__name__}, got {factory!r}.")
-    return factory
+    made: Callable[..., Any] = factory
+    return made
 
 
 def _check_argument(what: str, factory: Callable[..., Any], argument: str, head: str) -> None:
@@ -291,8 +297,9 @@ def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
 def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
     if monitor not in metrics:
         raise ValueError(
-            f"`monitor` {monitor!r} is not logged in validation; logged there: {', '.join(sorted(metrics)) or 'nothing'}."
-            f"{nearest(monitor, metrics)} Add self.log({monitor!r}, ...) to validation_step."
+            f"`monitor` {monitor!r} is not logged in validation; "
+            f"logged there: {', '.join(sorted(metrics)) or 'nothing'}.{nearest(monitor, metrics)} "
+            f"Add self.log({monitor!r}, ...) to validation_step."
         )
     return float(metrics[monitor])
 
@@ -325,18 +332,3 @@ def _own_random_numbers(seed: int, trial: int) -> Iterator[None]:
         yield
     finally:
         set_rng_state(before)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Drop the lines that Lightning prints for every single fit; warnings stay."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    loggers.append(logging.getLogger("lightning.pytorch.utilities.rank_zero"))
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -128,7 +128,7 @@ class FullBudget:
                 return Job(self.max_steps, trial=row.number)
         return Job(self.max_steps) if len(rows) < self.n_trials else None
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:  # noqa: ARG002  # the protocol's signature
+    def retired(self, rows: "Sequence[Row]") -> list[int]:  # the protocol's signature
         """Return no trial: none is ever paused."""
         return []
 
@@ -283,7 +283,9 @@ def _walk(bracket: Bracket, rows: "Sequence[Row]", mode: Mode) -> tuple[Job | No
 def _best(rows: "Sequence[Row]", step: int, count: int, mode: Mode) -> "list[Row]":
     """Return the ``count`` best rows by their finite value at ``step``; ties go to the lower number."""
     sign = 1 if mode == "min" else -1
-    ranked = [(sign * row.values[step], row.number, row) for row in rows if math.isfinite(row.values.get(step, math.nan))]
+    ranked = [
+        (sign * row.values[step], row.number, row) for row in rows if math.isfinite(row.values.get(step, math.nan))
+    ]
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:count]]
 
 
@@ -310,7 +312,9 @@ def _require_halving(max_steps: int, min_steps: int, eta: int, mode: str) -> Non
     _require_int("min_steps", min_steps, 1)
     _require_int("max_steps", max_steps, 1)
     if max_steps < min_steps:
-        raise ValueError(f"`max_steps` must be at least `min_steps`, got max_steps={max_steps} < min_steps={min_steps}.")
+        raise ValueError(
+            f"`max_steps` must be at least `min_steps`, got max_steps={max_steps} < min_steps={min_steps}."
+        )
     _require_int("eta", eta, 2)
     if mode not in ("min", "max"):
         raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")

@@ -136,13 +136,13 @@ def to_unit(distribution: BaseDistribution, value: Any) -> float:
         0.5
     """
     if isinstance(distribution, CategoricalDistribution):
-        return (distribution.choices.index(value) + 0.5) / len(distribution.choices)
+        return float(distribution.choices.index(value) + 0.5) / len(distribution.choices)
     low, high, log = _cell_ends(distribution)
     if high <= low:
         return 0.5
     if log:
         value, low, high = math.log(value), math.log(low), math.log(high)
-    return min(max((value - low) / (high - low), 0.0), 1.0)
+    return float(min(max((value - low) / (high - low), 0.0), 1.0))
 
 
 def from_unit(distribution: BaseDistribution, unit: float) -> Any:
@@ -225,9 +225,9 @@ def _choice(where: str, choices: list[Any], keywords: Mapping[str | None, Any]) 
 
 
 def _range(where: str, kind: str, arguments: list[Any], keywords: Mapping[str | None, Any]) -> BaseDistribution:
-    ends = dict(zip(("low", "high"), arguments, strict=False))
+    ends: dict[str | None, Any] = dict(zip(("low", "high"), arguments, strict=False))
     takes_step = kind in ("uniform", "int")
-    allowed = {"low", "high", "step"} if takes_step else {"low", "high"}
+    allowed: set[str | None] = {"low", "high", "step"} if takes_step else {"low", "high"}
     given = {**ends, **keywords}
     if len(arguments) > 2 or set(ends) & set(keywords) or not {"low", "high"} <= set(given) <= allowed:
         raise ValueError(f"{where}: {kind} takes (low, high{', step=...' if takes_step else ''}).")

@@ -1,7 +1,6 @@
 """What we plug into a Trainer: checkpoints that are whole or absent, and a metrics file that only grows."""
 
 import csv
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ class MetricsFile(Logger):
                 writer.writerow(("step", "metric", "value"))
             writer.writerows(rows)
 
-    def finalize(self, status: str) -> None:  # noqa: ARG002  # Lightning's signature
+    def finalize(self, status: str) -> None:  # Lightning's signature
         """Append what is left."""
         self.save()
 
@@ -88,4 +87,4 @@ def _drop_after(path: Path, start: int) -> None:
     fresh = path.with_name(f".{path.name}.tmp")
     with fresh.open("w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
-    os.replace(fresh, path)
+    fresh.replace(path)

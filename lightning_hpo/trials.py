@@ -70,6 +70,7 @@ class TrialTable:
         self._ids = [trial._trial_id for trial in trials]  # noqa: SLF001  # the storage's handle has no public name
         self._rows = [_row(trial) for trial in trials]
         self._notes = [dict(trial.system_attrs) for trial in trials]
+        self._study_notes = dict(storage.get_study_system_attrs(self._study_id))
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -80,6 +81,18 @@ class TrialTable:
     def notes(self) -> Sequence[Mapping[str, Any]]:
         """What the sampler wrote beside each trial (Optuna's system attributes), in the order of :attr:`rows`."""
         return self._notes
+
+    @property
+    def study_notes(self) -> Mapping[str, Any]:
+        """What the sampler wrote about the whole study (Optuna's system attributes)."""
+        return self._study_notes
+
+    def note(self, notes: Mapping[str, Any]) -> None:
+        """Write what has changed in the sampler's notes about the study."""
+        for key, value in notes.items():
+            if self._study_notes.get(key) != value:
+                self._storage.set_study_system_attr(self._study_id, key, value)
+                self._study_notes[key] = value
 
     def add(
         self,

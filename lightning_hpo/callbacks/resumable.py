@@ -14,7 +14,7 @@ its own state in its ``on_train_batch_end``. An unsized loader starts again at i
 import random
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -25,16 +25,20 @@ from torch.utils.data import DataLoader
 
 def rng_state() -> dict[str, Any]:
     """Copy the global random number generators of torch, CUDA, numpy and Python, as values a checkpoint can hold."""
-    numpy_state = cast("dict[str, Any]", np.random.get_state(legacy=False))
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # user code may draw from the global generator
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if _uses_cuda() else [],
         "numpy": {
             "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
             "rest": (int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])),
         },
         "python": random.getstate(),
     }
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def set_rng_state(state: dict[str, Any]) -> None:

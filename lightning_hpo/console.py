@@ -1,0 +1,102 @@
+"""What a search prints: the plan before the first step, a line per finished job, a table at the end."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_hpo.results import best_row
+from lightning_hpo.schedulers import Bracket, Mode
+from lightning_hpo.space import format_distribution
+from lightning_hpo.trials import Row
+
+
+class Console:
+    """Prints plain lines, so that a log file and a terminal show the same.
+
+    Args:
+        monitor: what the score is called.
+        mode: whether lower or higher scores are better.
+        verbose: False prints nothing.
+    """
+
+    def __init__(self, monitor: str, mode: Mode, *, verbose: bool) -> None:
+        self._monitor = monitor
+        self._mode = mode
+        self._verbose = verbose
+        self._started = time.monotonic()
+        self._steps = 0
+
+    def plan(self, title: str, space: Mapping[str, Any], brackets: Sequence[Bracket], rows: Sequence[Row]) -> None:
+        """Say what is about to happen, and what a continued study already holds."""
+        self.line(title)
+        for name, distribution in space.items():
+            self.line(f"  {name:<24} {format_distribution(distribution)}")
+        if brackets:
+            self.line("  bracket    rungs: trials @ optimizer steps")
+        for index, bracket in enumerate(brackets[:12]):
+            rungs = "  ".join(f"{rung.trials} @ {rung.max_steps}" for rung in bracket.rungs)
+            self.line(f"  {index + 1:<10} {rungs}")
+        if len(brackets) > 12:
+            self.line(f"  ... and {len(brackets) - 12} more brackets")
+        if brackets:
+            trials, jobs, steps = (sum(getattr(one, what) for one in brackets) for what in ("trials", "jobs", "steps"))
+            self.line(f"  in all: {trials} trials, {jobs} jobs, {steps:,} optimizer steps")
+        if rows:
+            ended = sum(row.state != "running" for row in rows)
+            self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {spent(rows):,} steps are done")
+
+    def job(self, row: Row, steps: int, rows: Sequence[Row], planned: int) -> None:
+        """One line for a job that gave a score or failed."""
+        self._steps += steps
+        done = spent(rows)
+        pace = (time.monotonic() - self._started) / max(self._steps, 1)
+        left = f", about {_duration(pace * (planned - done))} left" if planned > done else ""
+        outcome = "failed" if row.state == "failed" else f"{self._monitor} {row.values[max(row.values)]:.5g}"
+        best = best_row(rows, self._mode)
+        so_far = "" if best is None else f"  best {best.values[max(best.values)]:.5g} (trial {best.number})"
+        at = f"@ {max(row.values)}" if row.values else ""
+        self.line(f"trial {row.number:>4} {at:<8} {outcome:<22}{so_far}  [{done:,} steps{left}]")
+
+    def table(self, rows: Sequence[Row], count: int = 10) -> None:
+        """The best trials, the ones that got furthest first."""
+        sign = 1 if self._mode == "min" else -1
+        ranked = [row for row in rows if row.values and math.isfinite(row.values[max(row.values)])]
+        ranked = [row for row in ranked if row.state != "failed"]
+        ranked.sort(key=lambda row: (-max(row.values), sign * row.values[max(row.values)], row.number))
+        names = list(ranked[0].params) if ranked else []
+        header = ["trial", "steps", self._monitor, *names]
+        lines = [header]
+        for row in ranked[:count]:
+            step = max(row.values)
+            lines.append(
+                [str(row.number), str(step), f"{row.values[step]:.5g}", *(_short(row.params.get(n)) for n in names)]
+            )
+        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        for line in lines:
+            self.line("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        failed = [row.number for row in rows if row.state == "failed"]
+        if failed:
+            self.line(
+                f"failed: {len(failed)} trials ({', '.join(map(str, failed[:10]))}{', ...' if failed[10:] else ''})"
+            )
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        if self._verbose:
+            print(text, flush=True)  # this is what the class is for
+
+
+def spent(rows: Sequence[Row]) -> int:
+    """Optimizer steps that have led to a recorded value."""
+    return sum(max(row.values) for row in rows if row.values)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM mean pause; a second Ctrl-C means now."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StudyPaused(SystemExit):  # a way to leave, not an error
+    """The search was interrupted by a signal; everything is saved and the same call continues it.
+
+    Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C) or 143 (SIGTERM).
+    """
+
+
+class Interrupts:
+    """Which signal has come, if any."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+
+    def pause_wanted(self) -> bool:
+        """Whether work should be saved and stopped now."""
+        return self.received is not None
+
+
+@contextmanager
+def pausing_signals() -> Iterator[Interrupts]:
+    """Turn SIGINT and SIGTERM into a wish to pause while the block runs; in other threads than the main one, nothing.
+
+    A second SIGINT raises KeyboardInterrupt.
+    """
+    interrupts = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
+        if number == signal.SIGINT and interrupts.received is not None:
+            raise KeyboardInterrupt
+        interrupts.received = signal.Signals(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

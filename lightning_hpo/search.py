@@ -1,0 +1,179 @@
+"""The one loop: ask the scheduler, run the job, record what came of it, repeat."""
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+
+from optuna.distributions import BaseDistribution
+
+from lightning_hpo import checkpoints
+from lightning_hpo.console import Console, spent
+from lightning_hpo.executors import Executor
+from lightning_hpo.live import ParameterMismatchError
+from lightning_hpo.objective import CHECKPOINT, Outcome, Task
+from lightning_hpo.results import best_row, keep_best, write_best
+from lightning_hpo.runs import RunFolder
+from lightning_hpo.schedulers import Job, Mode, Scheduler
+from lightning_hpo.suggest import Asker
+from lightning_hpo.trials import TrialTable
+
+
+class SearchFailedError(RuntimeError):
+    """No trial succeeded, or so many in a row failed that going on makes no sense."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to start no more jobs.
+
+    Args:
+        timeout: seconds from now, or None.
+        total_steps: recorded optimizer steps, those of earlier calls included, or None.
+        max_failed: failed trials in a row.
+    """
+
+    timeout: float | None = None
+    total_steps: int | None = None
+    max_failed: int = 5
+
+
+@dataclass
+class Search:
+    """One run of the loop over one study. All that outlives it is in the table and the folder."""
+
+    scheduler: Scheduler
+    table: TrialTable
+    asker: Asker
+    space: Mapping[str, BaseDistribution]
+    folder: RunFolder
+    executor: Executor
+    limits: Limits
+    console: Console
+    mode: Mode
+    planned: int
+    keep_checkpoints: bool
+    _running: dict[Future[Outcome], Task] = field(default_factory=dict)
+    _failed_in_a_row: int = 0
+    _shown: tuple[int, int] | None = None  # best trial and its step, as the files have it
+
+    def run(self, stop_wanted: Callable[[], bool]) -> None:
+        """Start jobs while the scheduler has any and no limit is reached, and record what comes back.
+
+        Raises:
+            SearchFailedError: if ``max_failed`` trials in a row failed.
+            ParameterMismatchError: if a hyperparameter does not take effect in training.
+        """
+        for row in self.table.rows:  # a process died between the last value of a trial and its end
+            if row.state == "running" and self.scheduler.max_steps in row.values:
+                self.table.complete(row.number, row.values[self.scheduler.max_steps])
+        deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
+        while True:
+            while len(self._running) < self.executor.workers and not self._enough(deadline) and not stop_wanted():
+                job = self.scheduler.next(self.table.rows)
+                if job is None:
+                    break
+                task = self._begin(job)
+                self._running[self.executor.submit(task)] = task
+            if not self._running:
+                break
+            done = wait(self._running, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=lambda one: self._running[one].folder):
+                self._end(self._running.pop(future), future)
+        if not stop_wanted() and self.scheduler.next(self.table.rows) is None:
+            self._retire([row.number for row in self.table.rows if row.state == "running"])
+        self._show_best()
+
+    def _enough(self, deadline: float) -> bool:
+        total = self.limits.total_steps
+        return time.monotonic() >= deadline or (total is not None and spent(self.table.rows) >= total)
+
+    def _begin(self, job: Job) -> Task:
+        """Write down a new trial, or take up an old one, and say what is to be done."""
+        number = job.trial
+        if number is None:
+            params, notes = self.asker.ask(self.table.rows, self.table.notes)
+            params |= job.params or {}
+            self.table.note(self.asker.study_notes)
+            number = self.table.add(params, self.space, target=job.max_steps, parent=job.parent, notes=notes)
+        else:
+            self.table.promise(number, job.max_steps)
+        row = self.table.rows[number]
+        source = None if row.parent is None else self.folder.trial(row.parent) / CHECKPOINT
+        return Task(Job(job.max_steps, number, row.parent, row.params), row.params, self.folder.trial(number), source)
+
+    def _end(self, task: Task, future: Future[Outcome]) -> None:
+        """Record the outcome of a job before anything is decided from it."""
+        number, step = task.job.trial, task.job.max_steps
+        assert number is not None
+        before = max(self.table.rows[number].values, default=0)
+        error = future.exception()
+        if isinstance(error, ParameterMismatchError):
+            self.table.promise(number, None)
+            raise error
+        if error is None and future.result().score is None:
+            self.table.promise(number, None)  # paused
+            return
+        reason = _text(error) if error is not None else _reason(future.result().score)
+        if error is None and reason is None:
+            self._failed_in_a_row = 0
+            self.table.record(number, step, float(future.result().score or 0.0))
+            if step >= self.scheduler.max_steps:
+                self.table.complete(number, float(future.result().score or 0.0))
+        else:
+            self._failed_in_a_row += 1
+            self.table.fail(number, reason or "")
+        retired = getattr(self.scheduler, "retired", None)
+        self._retire([] if retired is None else retired(self.table.rows))
+        self._show_best()
+        if self.table.rows[number].state != "running":
+            self._drop_checkpoints([number])
+        self.console.job(self.table.rows[number], step - before, self.table.rows, self.planned)
+        if self._failed_in_a_row >= self.limits.max_failed:
+            raise SearchFailedError(f"{self._failed_in_a_row} trials in a row failed, the last one with: {reason}")
+
+    def _retire(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self.table.prune(number)
+        self._drop_checkpoints(numbers)
+
+    def _show_best(self) -> None:
+        """Keep ``best.ckpt`` and ``best.yaml`` true."""
+        best = best_row(self.table.rows, self.mode)
+        if best is None:
+            return
+        shown = (best.number, max(best.values))
+        if shown == self._shown:
+            return
+        checkpoint = self.folder.trial(best.number) / CHECKPOINT
+        if checkpoint.exists():
+            keep_best(checkpoint, self.folder.best_checkpoint)
+        write_best(best.params, self.scheduler.max_steps, self.folder.best_params)
+        before, self._shown = self._shown, shown
+        if before is not None and self.table.rows[before[0]].state != "running":
+            self._drop_checkpoints([before[0]])
+
+    def _drop_checkpoints(self, numbers: list[int]) -> None:
+        """Remove the checkpoints of trials that will not be continued, except the best one's."""
+        if self.keep_checkpoints or not numbers:
+            return
+        best = best_row(self.table.rows, self.mode)
+        for number in numbers:
+            if best is None or best.number != number:
+                checkpoints.remove(self.folder.trial(number) / CHECKPOINT)
+
+
+def _reason(score: object) -> str | None:
+    """Why a score cannot be used, or None if it can."""
+    try:
+        value = float(score)  # type: ignore[arg-type]  # a user's function may return anything
+    except (TypeError, ValueError, OverflowError):
+        return f"the score is not a number: {score!r}"
+    return None if math.isfinite(value) else f"the score is {value}"
+
+
+def _text(error: BaseException) -> str:
+    """One line that says what happened, and the traceback below it."""
+    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"[:20_000]

@@ -1,0 +1,5 @@
+"""Contract tests for people who write their own parts: inherit a class, provide one fixture."""
+
+from lightning_hpo.testing.schedulers import SchedulerTestCase, simulate
+
+__all__ = ["SchedulerTestCase", "simulate"]

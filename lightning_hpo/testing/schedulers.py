@@ -1,0 +1,139 @@
+"""What every scheduler must keep, checked without a Trainer."""
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightning_hpo.schedulers import Job, Scheduler
+from lightning_hpo.trials import Row
+
+Evaluate = Callable[[int, int], float]  # (trial number, step) -> value; NaN counts as a failed trial
+
+
+@dataclass
+class Simulation:
+    """What happened: the rows at the end, and every job in the order it was handed out."""
+
+    rows: list[Row] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps spent, each trial continuing from where it was."""
+        return sum(max(row.values, default=0) for row in self.rows)
+
+    def start(self, job: Job) -> int:
+        """Begin a job and return its trial's number."""
+        number = len(self.rows) if job.trial is None else job.trial
+        if job.trial is None:
+            self.rows.append(Row(number, target=job.max_steps))
+        self.rows[number] = replace(self.rows[number], target=job.max_steps)
+        self.jobs.append(replace(job, trial=number))
+        return number
+
+    def finish(self, number: int, value: float, limit: int) -> None:
+        """End the job at work on a trial."""
+        row = self.rows[number]
+        step = row.target
+        assert step is not None
+        if math.isnan(value):
+            self.rows[number] = replace(row, target=None, state="failed")
+            return
+        state = "complete" if step >= limit else "running"
+        self.rows[number] = replace(row, values={**row.values, step: value}, target=None, state=state)  # type: ignore[arg-type]  # both texts are states
+
+
+def simulate(
+    scheduler: Scheduler, evaluate: Evaluate, *, workers: int = 1, seed: int = 0, rows: Sequence[Row] = ()
+) -> Simulation:
+    """Run a scheduler to its end without training.
+
+    Args:
+        scheduler: to run.
+        evaluate: (trial number, step) -> value; NaN fails the trial.
+        workers: jobs at work at a time; a random one of them ends next.
+        seed: of the order in which jobs end.
+        rows: where to start, e.g. the rows of an interrupted run.
+
+    Returns:
+        Rows and jobs.
+    """
+    chance = random.Random(seed)
+    run = Simulation([replace(row, target=None) for row in rows])
+    working: list[int] = []
+    while True:
+        while len(working) < workers and (job := scheduler.next(run.rows)) is not None:
+            working.append(run.start(job))
+        if not working:
+            return run
+        number = working.pop(chance.randrange(len(working)))
+        step = run.rows[number].target
+        assert step is not None
+        run.finish(number, evaluate(number, step), scheduler.max_steps)
+
+
+class SchedulerTestCase:
+    """Inherit, and define a pytest fixture ``scheduler``. A ``mode`` field is turned round where there is one."""
+
+    def value(self, number: int, step: int) -> float:
+        """Pseudo-random values with ties and failures."""
+        draw = random.Random(f"{number} {step}").randrange(40)
+        return math.nan if draw == 0 else draw / 10
+
+    def test_it_ends(self, scheduler: Any) -> None:
+        """With one worker and with several, and nothing is left to do."""
+        for workers in (1, 4):
+            run = simulate(scheduler, self.value, workers=workers)
+            assert scheduler.next(run.rows) is None
+
+    def test_next_changes_nothing(self, scheduler: Any) -> None:
+        """Asking twice gives the same job, from equal rows in other objects too."""
+        run = simulate(scheduler, self.value)
+        for length in range(0, len(run.rows), 7):
+            rows = run.rows[:length]
+            assert scheduler.next(rows) == scheduler.next(rows)
+            assert scheduler.next(rows) == scheduler.next([dataclasses.replace(row) for row in rows])
+
+    def test_budgets_grow_up_to_the_limit(self, scheduler: Any) -> None:
+        """Every job asks for more than the trial has, and for no more than ``max_steps``."""
+        reached: dict[int | None, int] = {}
+        for job in simulate(scheduler, self.value, workers=3).jobs:
+            assert reached.get(job.trial, 0) < job.max_steps <= scheduler.max_steps
+            reached[job.trial] = job.max_steps
+
+    def test_failed_trials_get_no_job(self, scheduler: Any) -> None:
+        """A trial that failed is over."""
+        run = simulate(scheduler, lambda number, _: math.nan if number % 3 == 0 else float(number))
+        for row in run.rows:
+            assert row.number % 3 or sum(job.trial == row.number for job in run.jobs) == 1
+
+    def test_all_failed_ends(self, scheduler: Any) -> None:
+        """A search in which every trial fails ends."""
+        run = simulate(scheduler, lambda *_: math.nan)
+        assert {row.state for row in run.rows} == {"failed"}
+
+    def test_max_is_min_turned_round(self, scheduler: Any) -> None:
+        """``mode="max"`` on -y makes the decisions of ``mode="min"`` on y."""
+        if not hasattr(scheduler, "mode"):
+            return
+        low, high = (dataclasses.replace(scheduler, mode=mode) for mode in ("min", "max"))
+        negative = lambda number, step: -self.value(number, step)  # noqa: E731  # nan stays nan
+        assert simulate(low, self.value).jobs == simulate(high, negative).jobs
+
+    def test_interrupted_is_uninterrupted(self, scheduler: Any) -> None:
+        """Killed after any number of jobs and continued, one worker makes the same decisions."""
+        whole = simulate(scheduler, self.value)
+        for kill_at in range(0, len(whole.jobs), max(len(whole.jobs) // 25, 1)):
+            run = Simulation()
+            for _ in range(kill_at):
+                job = scheduler.next(run.rows)
+                number = run.start(job)
+                run.finish(number, self.value(number, job.max_steps), scheduler.max_steps)
+            job = scheduler.next(run.rows)
+            if job is not None:
+                run.start(job)  # and dies
+            again = simulate(scheduler, self.value, rows=run.rows)
+            assert again.rows == whole.rows

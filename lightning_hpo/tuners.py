@@ -1,0 +1,297 @@
+"""Tuners: a scheduler and a sampler over a LightningModule or a function, with everything kept in a run folder."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import lightning.pytorch as pl
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import BaseStorage
+
+from lightning_hpo.console import Console
+from lightning_hpo.executors import InProcess, Work
+from lightning_hpo.interrupts import StudyPaused, pausing_signals
+from lightning_hpo.objective import Objective, Outcome, Task
+from lightning_hpo.results import Result, best_row
+from lightning_hpo.runs import RunFolder, open_study
+from lightning_hpo.schedulers import Bracket, FullBudget, Hyperband, Job, Mode, Scheduler
+from lightning_hpo.search import Limits, Search, SearchFailedError
+from lightning_hpo.space import Space, format_distribution, parse_space
+from lightning_hpo.suggest import Asker
+from lightning_hpo.trials import TrialTable
+
+# Settings of a scheduler that may change when a study is continued: more of the same.
+_MAY_GROW = ("n_trials", "iterations")
+
+
+class Options(TypedDict, total=False):
+    """Arguments that all tuners share; see :class:`Tuner`."""
+
+    monitor: str | None
+    mode: Mode
+    sampler: BaseSampler | None
+    seed: int
+    name: str | None
+    storage: str | BaseStorage | None
+    root: str | Path
+    trainer: Mapping[str, Any] | None
+    checkpoint_every: int
+    keep_checkpoints: bool
+    timeout: float | None
+    total_steps: int | None
+    max_failed: int
+    verbose: bool
+
+
+class Tuner:
+    """Searches a space with any scheduler and any Optuna sampler.
+
+    Everything is kept in ``root/name``. The same call again continues where it stopped; a finished study only returns
+    its result. With one worker, an interrupted and continued search equals the uninterrupted one.
+
+    Args:
+        space: dotted name -> distribution, as text or Optuna's (see :mod:`lightning_hpo.space`).
+        scheduler: which trial gets how many steps.
+        monitor: metric that the module logs in validation. Needed by :meth:`fit`.
+        mode: whether a lower (``"min"``) or a higher (``"max"``) value is better.
+        sampler: where to look next; any Optuna sampler. Default: random.
+        seed: of everything random.
+        name: of the run folder and the study. Default: made from the tuner's and the model's name.
+        storage: an Optuna storage or its URL. Default: SQLite in the run folder.
+        root: folder of all runs.
+        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
+        checkpoint_every: save within a job each time so many optimizer steps are done.
+        keep_checkpoints: keep those of trials that are neither best nor to be continued.
+        timeout: start no new job after so many seconds.
+        total_steps: start no new job once so many optimizer steps are recorded.
+        max_failed: give up after so many failed trials in a row.
+        verbose: print the plan, a line per job and a table.
+
+    Raises:
+        TypeError, ValueError: for an argument that is wrong, with its value and what is accepted.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        scheduler: Scheduler,
+        *,
+        monitor: str | None = None,
+        mode: Mode = "min",
+        sampler: BaseSampler | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        storage: str | BaseStorage | None = None,
+        root: str | Path = "runs",
+        trainer: Mapping[str, Any] | None = None,
+        checkpoint_every: int = 25,
+        keep_checkpoints: bool = False,
+        timeout: float | None = None,
+        total_steps: int | None = None,
+        max_failed: int = 5,
+        verbose: bool = True,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
+        if getattr(scheduler, "mode", mode) != mode:
+            raise ValueError(f"`mode` is {mode!r} for the tuner and {scheduler.mode!r} for its scheduler.")  # type: ignore[attr-defined]  # checked by getattr
+        if sampler is not None and not isinstance(sampler, BaseSampler):
+            raise TypeError(f"`sampler` must be an Optuna sampler, got {sampler!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
+        for argument, value in (("timeout", timeout), ("total_steps", total_steps), ("max_failed", max_failed)):
+            if value is not None and not value > 0:
+                raise ValueError(f"`{argument}` must be above 0, got {value!r}.")
+        self.space: dict[str, BaseDistribution] = parse_space(space)
+        self.scheduler = scheduler
+        self.monitor = monitor
+        self.mode = mode
+        self.seed = seed
+        self._sampler = sampler or RandomSampler()
+        self._name = name
+        self._storage = storage
+        self._root = root
+        self._trainer = trainer
+        self._checkpoint_every = checkpoint_every
+        self._keep_checkpoints = keep_checkpoints
+        self._limits = Limits(timeout=timeout, total_steps=total_steps, max_failed=max_failed)
+        self._verbose = verbose
+
+    def plan(self) -> Sequence[Bracket]:
+        """Brackets, rungs, trials and steps of the search, as data; empty if the scheduler has no plan."""
+        make = getattr(self.scheduler, "plan", None)
+        return () if make is None else make()
+
+    def fit(
+        self,
+        model: Callable[..., pl.LightningModule],
+        *,
+        datamodule: Callable[..., pl.LightningDataModule] | None = None,
+    ) -> Result:
+        """Search over a LightningModule.
+
+        Args:
+            model: the class of the module, or a function that returns a new one.
+            datamodule: the class of the data module, or a function that returns a new one. None if the module brings
+                its own loaders.
+
+        Raises:
+            TypeError, ValueError: before the first training step, if model, data, space or metric do not fit together.
+            StudyMismatchError: if the run folder holds a study with other settings.
+            StorageError: if the run folder or its study cannot be used.
+            SearchFailedError: if no trial succeeded, or ``max_failed`` in a row did not.
+            StudyPaused: after Ctrl-C or SIGTERM; everything is saved.
+        """
+        if self.monitor is None:
+            raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
+        objective = Objective(
+            model,
+            self.space,
+            data=datamodule,
+            monitor=self.monitor,
+            max_steps=self.scheduler.max_steps,
+            trainer=self._trainer,
+            seed=self.seed,
+            checkpoint_every=self._checkpoint_every,
+        )
+        return self._search(objective.run, [model, datamodule], check=objective.check, build=objective.build_model)
+
+    def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
+        """Search over any function, without Lightning.
+
+        Args:
+            function: called with a job (``job.trial`` is the trial's number, ``job.max_steps`` the budget to reach)
+                and the trial's parameters; returns the score.
+        """
+
+        def work(task: Task, should_pause: Callable[[], bool]) -> Outcome:  # noqa: ARG001  # a call cannot be paused
+            return Outcome(function(task.job, task.params), task.job.max_steps)
+
+        return self._search(work, [function])
+
+    def _search(
+        self,
+        work: Work,
+        subjects: Sequence[Any],
+        *,
+        check: Callable[[], None] | None = None,
+        build: Callable[[Mapping[str, Any]], pl.LightningModule] | None = None,
+    ) -> Result:
+        label = "-".join(_label(one) for one in (type(self), subjects[0]))
+        folder = RunFolder(self._root, label if self._name is None else self._name)
+        console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
+        with ExitStack() as stack:
+            stack.enter_context(folder.locked())
+            study, storage = open_study(
+                folder, self._storage, self.mode, self._fingerprint(subjects, trains=build is not None)
+            )
+            table = TrialTable(study, storage)
+            console.plan(f"{type(self).__name__} in {folder.path}", self.space, self.plan(), table.rows)
+            if check is not None and self.scheduler.next(table.rows) is not None:
+                check()
+            interrupts = stack.enter_context(pausing_signals())
+            executor = stack.enter_context(InProcess(work, interrupts.pause_wanted))
+            Search(
+                scheduler=self.scheduler,
+                table=table,
+                asker=Asker(self._sampler, self.space, mode=self.mode, seed=self.seed, study_notes=table.study_notes),
+                space=self.space,
+                folder=folder,
+                executor=executor,
+                limits=self._limits,
+                console=console,
+                mode=self.mode,
+                planned=sum(bracket.steps for bracket in self.plan()),
+                keep_checkpoints=self._keep_checkpoints,
+            ).run(interrupts.pause_wanted)
+            if interrupts.received is not None:
+                _say_paused(interrupts.received.name, folder)
+                raise StudyPaused(128 + interrupts.received)
+            console.table(table.rows)
+        best = best_row(table.rows, self.mode)
+        if best is None:
+            raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
+        checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else None
+        value = best.values[max(best.values)]
+        return Result(dict(best.params), value, checkpoint, best.number, study, tuple(table.rows), build)
+
+    def _fingerprint(self, subjects: Sequence[Any], *, trains: bool) -> dict[str, Any]:
+        scheduler: dict[str, Any] = {"type": type(self.scheduler).__name__, "max_steps": self.scheduler.max_steps}
+        if dataclasses.is_dataclass(self.scheduler):
+            scheduler |= {k: v for k, v in dataclasses.asdict(self.scheduler).items() if k not in _MAY_GROW}
+        return {
+            "space": {name: format_distribution(one) for name, one in self.space.items()},
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "seed": self.seed,
+            "scheduler": scheduler,
+            # A function's name says little about what it computes; a module's class is part of what was measured.
+            "trains": [None if one is None else _label(one) for one in subjects] if trains else None,
+        }
+
+
+class HyperbandTuner(Tuner):
+    """Hyperband: many configurations for a few steps, the best of them for more.
+
+    Args:
+        space: as for :class:`Tuner`.
+        max_steps: full budget of a trial, in optimizer steps.
+        min_steps: the smallest budget a trial is judged at. Default: ``max_steps / eta**3``, which gives four brackets.
+        eta: of ``eta`` trials one is promoted.
+        iterations: how many times to run all brackets.
+        **options: as for :class:`Tuner`.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        max_steps: int,
+        min_steps: int | None = None,
+        eta: int = 3,
+        iterations: int = 1,
+        **options: Unpack[Options],
+    ) -> None:
+        scheduler = Hyperband(
+            max_steps,
+            max(max_steps // eta**3, 1) if min_steps is None else min_steps,
+            eta,
+            options.get("mode", "min"),
+            iterations,
+        )
+        super().__init__(space, scheduler, **options)
+
+
+class RandomTuner(Tuner):
+    """Random search at the full budget, or any other sampler through ``sampler=``.
+
+    Args:
+        space: as for :class:`Tuner`.
+        max_steps: budget of every trial, in optimizer steps.
+        n_trials: trials in all, those of an earlier call included.
+        **options: as for :class:`Tuner`.
+    """
+
+    def __init__(self, space: Space, *, max_steps: int, n_trials: int, **options: Unpack[Options]) -> None:
+        super().__init__(space, FullBudget(max_steps, n_trials), **options)
+
+
+def _label(subject: Any) -> str:
+    """Readable name of a class or function, fit for a folder."""
+    while hasattr(subject, "func"):  # functools.partial
+        subject = subject.func
+    name = getattr(subject, "__name__", type(subject).__name__)
+    return "".join(letter for letter in name if letter.isalnum() or letter == "_").strip("_").lower() or "function"
+
+
+def _say_paused(signal_name: str, folder: RunFolder) -> None:
+    print(  # the last line a person sees
+        f"lightning_hpo: paused by {signal_name}; every recorded result and checkpoint is kept in {folder.path}; "
+        "run the same command to continue.",
+        file=sys.stderr,
+        flush=True,
+    )

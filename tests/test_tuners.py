@@ -1,0 +1,348 @@
+"""Tuners from the outside: what a search finds, keeps, continues and refuses."""
+
+import functools
+import math
+import os
+import stat
+import subprocess
+import sys
+
+import optuna
+import pytest
+import torch
+import yaml
+
+from lightning_hpo import FullBudget, Hyperband, HyperbandTuner, RandomTuner, SuccessiveHalving, Tuner
+from lightning_hpo.runs import StorageError, StudyInUseError, StudyMismatchError
+from lightning_hpo.search import SearchFailedError
+from tests.small import Data, Net
+
+CPU = {"accelerator": "cpu", "log_every_n_steps": 1}
+XY = {"x": "uniform(0, 1)", "y": "loguniform(1e-3, 1)", "kind": "choice(a, b)"}
+
+
+def loss(job, params):
+    return (params["x"] - 0.3) ** 2 + math.log10(params["y"]) ** 2 / 9 + 1 / job.max_steps + (params["kind"] == "b")
+
+
+def recorded(result):
+    """All that a study remembers of its trials."""
+    trials = result.study.get_trials(deepcopy=False)
+    return [(t.number, t.params, t.intermediate_values, t.state.name, t.values) for t in trials]
+
+
+class TestOptimize:
+    def test_finds_and_keeps(self, tmp_path):
+        result = HyperbandTuner(XY, max_steps=81, min_steps=1, root=tmp_path, name="f").optimize(loss)
+        assert len(result.trials()) == 143
+        assert result.best_params["kind"] == "a"
+        assert result.best_score == loss(type("Job", (), {"max_steps": 81}), result.best_params)
+        assert result.best_score == result.study.best_value
+        assert result.best_trial == result.study.best_trial.number
+        assert result.best_checkpoint is None
+        states = [trial.state.name for trial in result.study.trials]
+        assert states.count("COMPLETE") == 10
+        assert states.count("PRUNED") == 133
+        plain = optuna.load_study(study_name="f", storage=f"sqlite:///{tmp_path}/f/study.db")
+        assert plain.best_params == result.best_params
+
+    def test_the_same_seed_gives_the_same_study_and_another_seed_another(self, tmp_path):
+        studies = [
+            recorded(RandomTuner(XY, max_steps=1, n_trials=5, seed=seed, root=tmp_path, name=name).optimize(loss))
+            for seed, name in [(0, "a"), (0, "b"), (1, "c")]
+        ]
+        assert studies[0] == studies[1] != studies[2]
+
+    def test_maximise(self, tmp_path):
+        low = HyperbandTuner(XY, max_steps=9, root=tmp_path, name="low").optimize(loss)
+        high = HyperbandTuner(XY, max_steps=9, mode="max", root=tmp_path, name="high").optimize(
+            lambda j, p: -loss(j, p)
+        )
+        assert [dict(row.params) for row in low.trials()] == [dict(row.params) for row in high.trials()]
+        assert low.best_trial == high.best_trial
+        assert low.best_score == -high.best_score
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            optuna.samplers.TPESampler,
+            optuna.samplers.GPSampler,
+            optuna.samplers.CmaEsSampler,
+            optuna.samplers.NSGAIISampler,
+            optuna.samplers.QMCSampler,
+            optuna.samplers.BruteForceSampler,
+        ],
+        ids=lambda make: make.__name__,
+    )
+    def test_any_optuna_sampler(self, tmp_path, make):
+        """Interrupted after every few jobs, each in a new tuner, it equals the uninterrupted search."""
+        space = {"x": "uniform(0, 1, step=0.01)", "n": "int(1, 9)"}
+        if make is optuna.samplers.CmaEsSampler:
+            pytest.importorskip("cmaes")
+        if make is optuna.samplers.QMCSampler:
+            make = functools.partial(make, seed=0)
+        f = lambda job, params: (params["x"] - 0.3) ** 2 + params["n"]  # noqa: E731
+        whole = RandomTuner(space, max_steps=1, n_trials=14, sampler=make(), root=tmp_path, name="w").optimize(f)
+        for n_trials in (5, 9, 14):
+            parts = RandomTuner(
+                space, max_steps=1, n_trials=n_trials, sampler=make(), root=tmp_path, name="p"
+            ).optimize(f)
+        assert recorded(parts) == recorded(whole)
+        assert len({str(row.params) for row in whole.trials()}) == 14
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize(
+        "scheduler", [Hyperband(9), SuccessiveHalving(9), FullBudget(3, 8)], ids=lambda one: type(one).__name__
+    )
+    def test_after_every_possible_job_equals_the_uninterrupted_study(self, tmp_path, scheduler):
+        make = functools.partial(
+            Tuner, XY, scheduler, root=tmp_path, verbose=False, sampler=optuna.samplers.TPESampler(n_startup_trials=3)
+        )
+        calls = []
+        whole = make(name="whole").optimize(lambda job, params: calls.append(job) or loss(job, params))
+        for kill_at in range(len(calls)):
+            count = iter(range(1000))
+
+            def killed(job, params, kill_at=kill_at, count=count):
+                if next(count) == kill_at:
+                    raise KeyboardInterrupt
+                return loss(job, params)
+
+            tuner = make(name=f"killed{kill_at}")
+            with pytest.raises(KeyboardInterrupt):
+                tuner.optimize(killed)
+            assert recorded(make(name=f"killed{kill_at}").optimize(loss)) == recorded(whole)
+
+    def test_a_finished_study_does_nothing(self, tmp_path):
+        make = functools.partial(HyperbandTuner, XY, max_steps=9, root=tmp_path, name="f")
+        first = make().optimize(loss)
+        again = make().optimize(lambda job, params: pytest.fail("a job was run"))
+        assert recorded(again) == recorded(first)
+
+    def test_more_trials_extend_a_study(self, tmp_path):
+        make = functools.partial(RandomTuner, XY, max_steps=1, root=tmp_path, name="f")
+        make(n_trials=3).optimize(loss)
+        assert len(make(n_trials=5).optimize(loss).trials()) == 5
+
+    def test_limits(self, tmp_path):
+        result = HyperbandTuner(XY, max_steps=81, min_steps=1, total_steps=200, root=tmp_path, name="s").optimize(loss)
+        assert 200 <= sum(max(row.values) for row in result.trials() if row.values) < 281
+        assert "running" in {row.state for row in result.trials()}
+        result = HyperbandTuner(XY, max_steps=81, min_steps=1, root=tmp_path, name="s").optimize(loss)
+        assert len(result.trials()) == 143
+        with pytest.raises(SearchFailedError):
+            HyperbandTuner(XY, max_steps=81, timeout=1e-9, root=tmp_path, name="t").optimize(loss)
+
+
+class TestFailures:
+    def test_a_trial_that_fails_is_kept_with_its_reason_and_the_search_goes_on(self, tmp_path):
+        def sometimes(job, params):
+            match job.trial:
+                case 0:
+                    raise RuntimeError("out of luck")
+                case 1:
+                    return math.nan
+                case 2:
+                    return math.inf
+                case 3:
+                    return "0.5!"
+                case 4:
+                    return 10**400
+                case 6:
+                    sys.exit(0)
+                case 7:
+                    return torch.tensor(0.25)
+            return loss(job, params) + 1
+
+        tuner = RandomTuner(XY, max_steps=1, n_trials=10, root=tmp_path, name="f", max_failed=6)
+        result = tuner.optimize(sometimes)
+        reasons = {t.number: t.user_attrs["failure"] for t in result.study.trials if t.state.name == "FAIL"}
+        assert set(reasons) == {0, 1, 2, 3, 4, 6}
+        assert reasons[0].startswith("RuntimeError: out of luck\nTraceback")
+        assert reasons[1] == "the score is nan"
+        assert reasons[2] == "the score is inf"
+        assert "'0.5!'" in reasons[3]
+        assert reasons[6].startswith("SystemExit: 0")
+        assert result.best_trial == 7
+        assert result.best_score == 0.25
+
+    def test_too_many_in_a_row(self, tmp_path):
+        with pytest.raises(SearchFailedError, match=r"5 trials in a row failed, the last one with: ZeroDivisionError"):
+            RandomTuner(XY, max_steps=1, n_trials=50, root=tmp_path, name="f").optimize(lambda job, params: 1 / 0)
+
+    def test_a_rung_in_which_all_fail_ends_its_bracket_not_the_search(self, tmp_path):
+        result = HyperbandTuner(XY, max_steps=9, min_steps=1, root=tmp_path, name="f", max_failed=99).optimize(
+            lambda job, params: math.nan if job.trial < 9 else loss(job, params)
+        )
+        assert [row.state for row in result.trials()[:9]] == ["failed"] * 9
+        assert len(result.trials()) == 17
+
+
+class TestRefuses:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"space": {**XY, "x": "uniform(0, 2)"}}, ['was "x": "uniform(0.0, 1.0)"', 'now "x": "uniform(0.0, 2.0)"']),
+            ({"space": {"x": "uniform(0, 1)"}}, ['was "kind"']),
+            ({"mode": "max"}, ['was "mode": "min"', 'now "mode": "max"']),
+            ({"seed": 1}, ['now "seed": 1']),
+            ({"max_steps": 27}, ['was "max_steps": 9', 'now "max_steps": 27']),
+            ({"monitor": "val_acc"}, ['now "monitor": "val_acc"']),
+        ],
+    )
+    def test_a_study_with_other_settings(self, tmp_path, changes, words):
+        arguments = {"space": XY, "max_steps": 9, "min_steps": 1, "root": tmp_path, "name": "f", "verbose": False}
+        HyperbandTuner(**arguments).optimize(loss)
+        before = (tmp_path / "f" / "study.db").read_bytes()
+        with pytest.raises(StudyMismatchError) as caught:
+            HyperbandTuner(**{**arguments, **changes}).optimize(loss)
+        assert all(word in str(caught.value) for word in words), caught.value
+        assert (tmp_path / "f" / "study.db").read_bytes() == before
+
+    def test_a_damaged_study(self, tmp_path):
+        tuner = HyperbandTuner(XY, max_steps=9, root=tmp_path, name="f")
+        tuner.optimize(loss)
+        (tmp_path / "f" / "study.db").write_bytes(b"")
+        with pytest.raises(StorageError, match=r"study\.db is not a study"):
+            tuner.optimize(loss)
+
+    @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/1/root"), reason="root writes everywhere")
+    def test_a_read_only_folder(self, tmp_path):
+        if os.geteuid() == 0:  # root ignores permissions: a file where the folder should be has the same effect
+            (tmp_path / "runs").touch()
+        else:
+            (tmp_path / "runs").mkdir(mode=stat.S_IREAD | stat.S_IEXEC)
+        with pytest.raises(StorageError, match="the run folder cannot be written"):
+            HyperbandTuner(XY, max_steps=9, root=tmp_path / "runs", name="f").optimize(loss)
+
+    def test_a_study_at_work_in_another_process(self, tmp_path):
+        code = (
+            "from lightning_hpo import RandomTuner\n"
+            "import time\n"
+            f"RandomTuner({XY!r}, max_steps=1, n_trials=2, root={str(tmp_path)!r}, name='f')"
+            ".optimize(lambda job, params: print('at work', flush=True) or time.sleep(60))"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+            try:
+                while "at work" not in other.stdout.readline():
+                    pass
+                with pytest.raises(StudyInUseError, match=f"in use by process {other.pid}"):
+                    RandomTuner(XY, max_steps=1, n_trials=2, root=tmp_path, name="f").optimize(loss)
+            finally:
+                other.kill()
+        RandomTuner(XY, max_steps=1, n_trials=2, root=tmp_path, name="f").optimize(loss)
+
+    @pytest.mark.parametrize("name", ["../x", "/abs", "", "a b", "x" * 101, ".hidden", "<script>", 3])
+    def test_odd_names(self, tmp_path, name):
+        with pytest.raises(ValueError, match="`name` must be 1 to 100 of"):
+            RandomTuner(XY, max_steps=1, n_trials=1, root=tmp_path / "runs", name=name).optimize(loss)
+        assert not (tmp_path / "runs").exists()
+
+    @pytest.mark.parametrize("folder", ["with space", "ünï", "100%", "a?b=c", "a#b", "a{b}"])
+    def test_odd_folders_work(self, tmp_path, folder):
+        root = tmp_path / folder
+        RandomTuner(XY, max_steps=1, n_trials=2, root=root, name="f").optimize(loss)
+        assert (root / "f" / "study.db").stat().st_size > 0
+        assert sorted(os.listdir(tmp_path)) == [folder]
+        assert len(RandomTuner(XY, max_steps=1, n_trials=3, root=root, name="f").optimize(loss).trials()) == 3
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ({"max_steps": 9, "min_steps": 27}, "max_steps=9 < min_steps=27"),
+            ({"max_steps": 9, "mode": "maximize"}, "'maximize'"),
+            ({"max_steps": 9, "seed": -1}, "`seed`"),
+            ({"max_steps": 9, "timeout": 0}, "`timeout` must be above 0"),
+            ({"max_steps": 9, "sampler": "tpe"}, "`sampler` must be an Optuna sampler, got 'tpe'"),
+        ],
+    )
+    def test_wrong_arguments(self, arguments, text):
+        with pytest.raises((ValueError, TypeError), match=text):
+            HyperbandTuner(XY, **arguments)
+
+    def test_modes_that_differ(self):
+        with pytest.raises(ValueError, match="'max' for the tuner and 'min' for its scheduler"):
+            Tuner(XY, Hyperband(9), mode="max")
+
+
+class TestFit:
+    SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(4, 32)", "data.batch_size": "choice(16, 32)"}
+
+    def tuner(self, tmp_path, **options):
+        arguments = {
+            "monitor": "val_acc",
+            "mode": "max",
+            "max_steps": 36,
+            "min_steps": 4,
+            "root": tmp_path,
+            "trainer": CPU,
+        }
+        return HyperbandTuner(self.SPACE, **{**arguments, **options})
+
+    def test_leaves_the_best_checkpoint(self, tmp_path):
+        result = self.tuner(tmp_path, name="net").fit(Net, datamodule=Data)
+        assert len(result.trials()) == 17
+        assert result.best_checkpoint == tmp_path / "net" / "best.ckpt"
+        assert result.best_score == result.study.best_value
+        config = yaml.safe_load((tmp_path / "net" / "best.yaml").read_text())
+        assert config["model"] == {name: result.best_params[name] for name in ("lr", "hidden")}
+        assert config["data"] == {"batch_size": result.best_params["data.batch_size"]}
+        assert config["trainer"] == {"max_steps": 36}
+        import lightning.pytorch as pl
+
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        metrics = trainer.validate(result.best_model(), datamodule=Data(), verbose=False)
+        assert metrics[0]["val_acc"] == pytest.approx(result.best_score)
+        kept = {path.parent.name for path in (tmp_path / "net" / "trials").glob("*/last.ckpt")}
+        assert kept == {f"{result.best_trial:04d}"}
+
+    def test_default_name_and_continuation(self, tmp_path):
+        self.tuner(tmp_path, total_steps=60).fit(Net, datamodule=Data)
+        result = self.tuner(tmp_path).fit(Net, datamodule=Data)
+        whole = self.tuner(tmp_path, name="whole").fit(Net, datamodule=Data)
+        assert recorded(result) == recorded(whole)
+        assert (tmp_path / "hyperbandtuner-net").is_dir()
+
+    def test_keep_checkpoints(self, tmp_path):
+        self.tuner(tmp_path, name="net", keep_checkpoints=True).fit(Net, datamodule=Data)
+        assert len(list((tmp_path / "net" / "trials").glob("*/last.ckpt"))) == 17
+
+    def test_mistakes_show_before_training(self, tmp_path):
+        class Untrainable(Net):
+            def training_step(self, batch, batch_idx):
+                pytest.fail("a training step was run")
+
+        with pytest.raises(ValueError, match="'val_accuracy' is not logged in validation"):
+            self.tuner(tmp_path, monitor="val_accuracy").fit(Untrainable, datamodule=Data)
+        with pytest.raises(ValueError, match="`monitor` is missing"):
+            self.tuner(tmp_path, monitor=None).fit(Untrainable, datamodule=Data)
+        with pytest.raises(ValueError, match="takes no|has no argument 'hidden'"):
+            self.tuner(tmp_path).fit(lambda lr: Untrainable(lr), datamodule=Data)  # noqa: PLW0108  # an argument is missing
+        with pytest.raises(ValueError, match="Pass `datamodule=`"):
+            self.tuner(tmp_path).fit(Untrainable)
+
+
+def test_memory_stays(tmp_path):
+    """In a fresh process: after 50 trials at most 1.2 times what it was after 5."""
+    code = f"""
+import os, re, torch
+torch.set_num_threads(1)
+from lightning_hpo import RandomTuner
+from tests.small import Data, Net
+
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read()).group(1))
+
+seen = {{}}
+class Big(Net):
+    def __init__(self, lr, hidden=30_000):
+        super().__init__(lr, hidden)
+        seen[len(seen)] = resident()
+
+RandomTuner({{"lr": "loguniform(1e-3, 1)"}}, max_steps=2, n_trials=51, monitor="val_loss", root={str(tmp_path)!r},
+            trainer={{"accelerator": "cpu", "logger": False}}, verbose=False).fit(Big, datamodule=Data)
+print(seen[51] / seen[6])
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < 1.2
