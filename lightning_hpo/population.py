@@ -50,6 +50,8 @@ class Fork:
 class Rules:
     """Who loses, who gives, and how hyperparameters change.
 
+    The defaults of ``quantile`` and ``resample`` are measured (``benchmarks/population.md``); the paper has 0.2 and 0.
+
     Args:
         space: name -> distribution.
         mode: whether a small (``"min"``) or a large (``"max"``) score is good.
@@ -70,10 +72,10 @@ class Rules:
 
     space: Mapping[str, BaseDistribution]
     mode: Literal["min", "max"] = "min"
-    quantile: float = 0.2
+    quantile: float = 0.4
     donor: Donor = "random-top"
     explore: Literal["losers", "all"] | Explore = "losers"
-    resample: float = 0.25
+    resample: float = 0.5
     factor: float = 1.2
     seed: int = 0
 
@@ -112,21 +114,24 @@ class Rules:
         generator = np.random.default_rng([self.seed, member, step])
         scores = {other: standing.score for other, standing in standings.items()}
         donor = exploit(scores, member, generator, mode=self.mode, quantile=self.quantile, donor=self.donor)
-        inherited = standings[member if donor is None else donor].params
-        if self.explore == "all":
-            params = perturb_some(inherited, self.space, generator, factor=self.factor)
-        elif donor is None:
-            params = dict(inherited)
-        elif callable(self.explore):
-            params = {**inherited, **self.explore(inherited, self.space, generator)}
-            params = {
-                name: clip(self.space[name], value) if name in self.space else value for name, value in params.items()
-            }
-        else:
-            params = explore(inherited, self.space, generator, resample=self.resample, factor=self.factor)
-        if donor is None and params == dict(inherited):
+        if donor is not None:
+            return Fork(donor, self._explored(standings[donor].params, generator))
+        if self.explore != "all":
             return None
-        return Fork(member if donor is None else donor, params)
+        params = self._explored(standings[member].params, generator)
+        return None if params == dict(standings[member].params) else Fork(member, params)
+
+    def explore_from(self, member: int, step: int, donor: int, params: Params) -> Fork:
+        """Fork from a donor whose hyperparameters turned out to be ``params``."""
+        return Fork(donor, self._explored(params, np.random.default_rng([self.seed, member, step])))
+
+    def _explored(self, params: Params, generator: np.random.Generator) -> dict[str, Any]:
+        if self.explore == "all":
+            return perturb_some(params, self.space, generator, factor=self.factor)
+        if not callable(self.explore):
+            return explore(params, self.space, generator, resample=self.resample, factor=self.factor)
+        changed = {**params, **self.explore(params, self.space, generator)}
+        return {name: clip(self.space[name], value) if name in self.space else value for name, value in changed.items()}
 
 
 def exploit(
@@ -159,16 +164,24 @@ def exploit(
         >>> exploit({0: 0.3, 1: 0.9, 2: 0.5, 3: 0.1, 4: 0.4}, 1, np.random.default_rng(0))
         3
     """
-    sign = 1.0 if mode == "min" else -1.0
-    finite = [other for other in scores if math.isfinite(scores[other])]
-    ranked = sorted(finite, key=lambda other: (sign * scores[other], other))
-    count = min(max(math.ceil(round(quantile * len(scores), 9)), 1), len(scores) // 2)
-    missing = max(count - (len(scores) - len(finite)), 0)  # losers still to be named among those with a number
-    top = ranked[: max(count, 1)]
-    losers = [other for other in ranked[len(ranked) - missing :] if other not in top]
-    if not top or (member in ranked and member not in losers):
+    losers, top = truncate(scores, mode=mode, quantile=quantile)
+    if member not in losers or not top:
         return None
     return top[0] if donor == "best" else top[int(generator.integers(len(top)))]
+
+
+def truncate(
+    scores: Mapping[int, float], *, mode: Literal["min", "max"] = "min", quantile: float = 0.2
+) -> tuple[list[int], list[int]]:
+    """Name the members that copy, and those that may be copied, best first. None is both."""
+    sign = 1.0 if mode == "min" else -1.0
+    finite = [member for member in scores if math.isfinite(scores[member])]
+    ranked = sorted(finite, key=lambda member: (sign * scores[member], member))
+    broken = [member for member in scores if member not in finite]
+    count = min(max(math.ceil(round(quantile * len(scores), 9)), 1), len(scores) // 2)
+    top = ranked[: max(count, 1)]
+    worst = ranked[len(ranked) - max(count - len(broken), 0) :]
+    return [*(member for member in worst if member not in top), *broken], top
 
 
 def explore(
