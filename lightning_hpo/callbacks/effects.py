@@ -77,6 +77,12 @@ class Effects:
                 hook(own)
         self.read_back(params)
 
+    def prepare(self, params: Mapping[str, Any]) -> None:
+        """Change only what a new epoch needs before it begins, ahead of :meth:`apply`."""
+        for name, place in self._places.items():
+            if isinstance(place, BatchSize):
+                place.write(params[name])
+
     def read_back(self, params: Mapping[str, Any]) -> None:
         """Compare what was asked with what is in effect.
 
@@ -252,6 +258,11 @@ def _bind_lr(name: str, trainer: pl.Trainer, built: float | None) -> LearningRat
 def _bind_setting(name: str, key: str, trainer: pl.Trainer, built: Any) -> GroupSetting | None:
     places = [(one, index) for one in trainer.optimizers for index in range(len(one.param_groups))]
     element = None
+    moved = any(getattr(config.scheduler, "cycle_momentum", False) for config in trainer.lr_scheduler_configs)
+    if moved and key in ("momentum", "beta1", "betas"):
+        raise MisconfigurationException(
+            f"{name} is in the space, but the LR schedule moves the momentum: give it cycle_momentum=False."
+        )
     if not any(key in one.param_groups[index] for one, index in places) and key in _BETAS:
         key, element = "betas", _BETAS[key]
     setting = GroupSetting([(one, index) for one, index in places if key in one.param_groups[index]], key, element)
@@ -261,17 +272,7 @@ def _bind_setting(name: str, key: str, trainer: pl.Trainer, built: Any) -> Group
         for place, value in zip(setting.groups, values, strict=True)
         if _same(value, values[0] if built is None else built)
     ]
-    if not setting.groups:
-        return None
-    if (
-        key in ("momentum", "betas")
-        and element in (None, 0)
-        and any(getattr(config.scheduler, "cycle_momentum", False) for config in trainer.lr_scheduler_configs)
-    ):
-        raise MisconfigurationException(
-            f"{name} is in the space, but the LR schedule moves the momentum: give it cycle_momentum=False."
-        )
-    return setting
+    return setting if setting.groups else None
 
 
 def _refusal(name: str) -> str:

@@ -159,6 +159,8 @@ class Member(pl.Callback):
         last = 0 <= trainer.max_steps <= step
         graft = self._ask(trainer, lambda: question(step, lambda: capture(trainer, pl_module)))
         self._pending = None if last else graft
+        if self._pending is not None:
+            self._bound().prepare(self._pending.params)
 
     def _ask(self, trainer: pl.Trainer, question: Callable[[], Answer]) -> Answer:
         told: Answer = trainer.strategy.broadcast(question() if trainer.is_global_zero else None)  # type: ignore[assignment]  # rank 0 has it
