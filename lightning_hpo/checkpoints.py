@@ -10,7 +10,7 @@ import hashlib
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -127,23 +127,47 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 
 
 def _write_sealed(state: dict[str, Any], path: Path) -> None:
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:  # torch's writer reports a full disk in this way
-        raise OSError(f"{path} could not be written: {error}") from error
-    with path.open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(size - _END_RECORD)
-        if file.read(4) != _END_SIGNATURE:
-            raise OSError(f"{path} is not a zip file without a comment; this torch writes checkpoints in another way.")
-        file.seek(size - 2)
-        file.write(struct.pack("<H", _TRAILER))  # length of the comment
-        file.write(_TAG)
-        file.seek(0)
-        digest = _digest(file, size + len(_TAG))
-        file.write(digest.encode())
-        file.flush()
+    with path.open("wb") as file:
+        sealing = _Sealing(file)
+        try:
+            torch.save(state, sealing)  # type: ignore[arg-type]  # it only writes and flushes
+        except RuntimeError as error:  # torch's writer reports a full disk in this way
+            raise OSError(f"{path} could not be written: {error}") from error
+        sealing.finish()
         os.fsync(file.fileno())
+
+
+class _Sealing:
+    """Passes a zip file on as it is written, hashes it, and gives it a comment with the hash."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._held = b""  # the last bytes so far, which may be the end record
+
+    def write(self, data: bytes) -> int:
+        view = memoryview(data)
+        if len(view) < _END_RECORD:
+            view = memoryview(self._held + data)
+        else:
+            self._pass(self._held)
+        self._pass(view[:-_END_RECORD])
+        self._held = bytes(view[-_END_RECORD:])
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def finish(self) -> None:
+        if not self._held.startswith(_END_SIGNATURE):
+            raise OSError("torch wrote no zip file that ends without a comment, so it cannot be sealed.")
+        self._pass(self._held[:-2] + struct.pack("<H", _TRAILER) + _TAG)  # the length of the comment, and its beginning
+        self._file.write(self._digest.hexdigest().encode())
+        self._file.flush()
+
+    def _pass(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._digest.update(data)
 
 
 def _digest(file: Any, length: int) -> str:

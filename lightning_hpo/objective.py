@@ -194,10 +194,9 @@ class Objective:
         source = source or task.source
 
         module, data, arguments = self._build(task.params)
-        resumable = Resumable()
         owner: Any = module if data is None else data
         loaders = owner.train_dataloader
-        owner.train_dataloader = lambda: resumable.follow(loaders())
+        owner.train_dataloader = lambda: Resumable.follow(loaders())
         leg = Leg(
             task.job.max_steps,
             checkpoint,
@@ -205,7 +204,7 @@ class Objective:
             model_params=_part(task.params, "model"),
             should_pause=should_pause,
         )
-        callbacks = [*arguments.pop("callbacks", ()), resumable, leg]
+        callbacks = [*arguments.pop("callbacks", ()), leg]
         arguments.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in callbacks))
         arguments.setdefault("logger", MetricsFile(task.folder / METRICS, _steps_in(source)))
         plugins = [*arguments.pop("plugins", ()), SealedCheckpointIO()]

@@ -51,7 +51,7 @@ class Asker:
         self._space = dict(space)
         self._seed = seed
         self._storage = _View()
-        self._seen: dict[int, tuple[Row, FrozenTrial]] = {}
+        self._rows: list[Row] = []  # as they are shown in the view
         direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
         with warnings_only("optuna"):
             self._study_id = self._storage.create_new_study([direction], _NAME)
@@ -71,7 +71,8 @@ class Asker:
         number = len(rows)
         reseed(self._sampler, self._seed, number)
         trial = _frozen(Row(number), {}, {})
-        self._storage.trials = [*(self._view(row, note) for row, note in zip(rows, notes, strict=True)), trial]
+        self._show(rows, notes)
+        self._storage.trials.append(trial)
         study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=self._sampler)
         self._sampler.before_trial(study, trial)
         relative_space = self._sampler.infer_relative_search_space(study, trial)
@@ -95,11 +96,18 @@ class Asker:
         """What the sampler wrote about the whole study, to be given to the next process."""
         return self._storage.get_study_system_attrs(self._study_id)
 
-    def _view(self, row: Row, notes: Mapping[str, Any]) -> FrozenTrial:
-        seen = self._seen.get(row.number)
-        if seen is None or seen[0] is not row:
-            seen = self._seen[row.number] = (row, _frozen(row, self._space, notes))
-        return seen[1]
+    def _show(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> None:
+        """Bring the view up to date; of many trials few have changed since the last question."""
+        shown = min(len(self._rows), len(rows))
+        changed = [index for index, old, new in zip(range(shown), self._rows, rows, strict=False) if old is not new]
+        del self._rows[shown:]
+        del self._storage.trials[shown:]
+        for index in changed:
+            self._rows[index] = rows[index]
+            self._storage.trials[index] = _frozen(rows[index], self._space, notes[index])
+        for row, note in zip(rows[shown:], notes[shown:], strict=True):
+            self._rows.append(row)
+            self._storage.trials.append(_frozen(row, self._space, note))
 
 
 def reseed(sampler: BaseSampler, *key: int) -> None:

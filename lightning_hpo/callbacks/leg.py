@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_hpo import live
+from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.live import ParameterMismatchError
 
 
@@ -38,6 +39,7 @@ class Leg(pl.Callback):
         self._asked: list[list[dict[str, Any]]] = []
         self._before: list[list[dict[str, Any]]] = []
         self._step = 0
+        self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
         self.paused = False
         self.validated_at: int | None = None
         self.metrics: dict[str, float] = {}
@@ -70,6 +72,7 @@ class Leg(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save where the leg ends and at every multiple of ``every``; stopping here makes Lightning validate now."""
+        self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         before, self._step = self._step, trainer.global_step
@@ -82,8 +85,13 @@ class Leg(pl.Callback):
         if self.paused:
             trainer.limit_val_batches = 0  # a pause must not wait for a validation
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the validation from changing the random numbers of training."""
+        self._resumable.on_validation_start(trainer, pl_module)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the metrics and the step they belong to."""
+        self._resumable.on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking:
             self.validated_at = trainer.global_step
             self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

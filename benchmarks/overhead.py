@@ -1,0 +1,143 @@
+"""What the tuner costs: CPU per job over a bare ``Trainer.fit`` of the same work, and CPU per decision.
+
+python benchmarks/overhead.py
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from optuna.samplers import RandomSampler
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+warnings.simplefilter("ignore")
+
+from lightning_hpo import FullBudget, Hyperband, RandomTuner  # noqa: E402
+from lightning_hpo.quiet import warnings_only  # noqa: E402
+from lightning_hpo.space import parse_space  # noqa: E402
+from lightning_hpo.suggest import Asker  # noqa: E402
+from lightning_hpo.trials import Row  # noqa: E402
+from tests.small import Data, Net  # noqa: E402
+
+SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(16, 17)", "dropout": "uniform(0, 0.5)"}
+
+
+def bare(steps: int, jobs: int, *, checkpoints: bool = False) -> float:
+    """CPU seconds of the plain loop: build, fit to ``steps`` with a validation at the end, free the memory.
+
+    With ``checkpoints``, Lightning's own ModelCheckpoint saves every 25 steps, as the tuner does.
+    """
+    started = time.process_time()
+    gc.freeze()
+    for _ in range(jobs):
+        folder = tempfile.TemporaryDirectory()
+        callbacks = [ModelCheckpoint(folder.name, every_n_train_steps=25, save_top_k=1)] if checkpoints else []
+        trainer = pl.Trainer(
+            callbacks=callbacks,
+            accelerator="cpu",
+            max_steps=steps,
+            val_check_interval=steps,
+            check_val_every_n_epoch=None,
+            logger=False,
+            enable_checkpointing=checkpoints,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(Net(), datamodule=Data())
+        del trainer
+        folder.cleanup()
+        gc.collect()
+    gc.unfreeze()
+    return time.process_time() - started
+
+
+def tuned(steps: int, jobs: int) -> float:
+    """CPU seconds of the tuner for the same fits, with study, checkpoints and the check before the first one."""
+    with tempfile.TemporaryDirectory() as root:
+        started = time.process_time()
+        RandomTuner(
+            SPACE,
+            max_steps=steps,
+            n_trials=jobs,
+            monitor="val_loss",
+            root=root,
+            trainer={
+                "accelerator": "cpu",
+                "check_val_every_n_epoch": None,
+                "val_check_interval": 10**9,
+                "logger": False,
+            },
+            verbose=False,
+        ).fit(Net, datamodule=Data)
+        return time.process_time() - started
+
+
+def per_job(jobs: int, rounds: int) -> None:
+    print(
+        "CPU ms per job: bare fit; fit with ModelCheckpoint every 25 steps; tuner;"
+        " and what the tuner adds to each (median, min, max)"
+    )
+    print(f"{'steps':>5} {'bare':>7} {'saving':>7} {'tuner':>7} {'added to bare':>24} {'added to saving':>24}")
+    for steps in (10, 25, 50, 100, 300):
+        bare(steps, 2), tuned(steps, 2)
+        # The difference of two searches leaves out what a search costs once (making the study, checking the model).
+        runs = [
+            (bare(steps, jobs), bare(steps, jobs, checkpoints=True), tuned(steps, jobs + 5) - tuned(steps, 5))
+            for _ in range(rounds)
+        ]
+        runs = [[1e3 * seconds / jobs for seconds in run] for run in runs]
+        means = [statistics.median(column) for column in zip(*runs, strict=True)]
+        added = [sorted(run[2] - run[kind] for run in runs) for kind in (0, 1)]
+        spread = [f"{statistics.median(one):>8.1f} {one[0]:>7.1f} {one[-1]:>7.1f}" for one in added]
+        print(
+            f"{steps:>5} {means[0]:>7.1f} {means[1]:>7.1f} {means[2]:>7.1f} {spread[0]:>24} {spread[1]:>24}", flush=True
+        )
+
+
+def per_decision() -> None:
+    space = parse_space(SPACE)
+    print(f"\n{'scheduler':<12} {'decision':<22} {'n=100 us':>9} {'n=10000 us':>11} {'ratio':>6}")
+    for name, scheduler in (("FullBudget", FullBudget(81, 10**6)), ("Hyperband", Hyperband(81, iterations=10**3))):
+        scheduler.plan()
+        for what in ("next", "next + random sampler"):
+            cost = {}
+            for count in (100, 10_000):
+                rows = [
+                    Row(n, {"lr": 0.1, "hidden": 16, "dropout": 0.1}, {1: float(n)}, state="pruned")
+                    for n in range(count)
+                ]
+                asker = Asker(RandomSampler(), space, mode="min", seed=0)
+                notes = [{}] * count
+                asker.ask(rows, notes)
+                times = []
+                for _ in range(30):
+                    started = time.process_time()
+                    job = scheduler.next(rows)
+                    if job.trial is None and what != "next":
+                        asker.ask(rows, notes)
+                    times.append(time.process_time() - started)
+                cost[count] = 1e6 * min(times)
+            print(
+                f"{name:<12} {what:<22} {cost[100]:>9.0f} {cost[10_000]:>11.0f} {cost[10_000] / cost[100]:>6.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with warnings_only("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        per_job(arguments.jobs, arguments.rounds)
+    per_decision()
