@@ -167,7 +167,9 @@ class SharedFolder:
         return self.decide(step, capture)
 
     def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
-        """Say how to go on after the last reported step."""
+        """Say how to go on after a reported step; None after another, or if the decision was carried out already."""
+        if step != self.record.step or step == self.record.segments[-1].start:
+            return None
         records = self._gather(step)
         standings = {
             member: Standing(one.score, one.segments[-1].params)

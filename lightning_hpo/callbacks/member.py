@@ -29,7 +29,7 @@ class Population(Protocol):
         """Write down a score, and say how to go on."""
 
     def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
-        """Say again how to go on after a step that was reported before."""
+        """Say again how to go on after a step that was reported before; None if it was not."""
 
     def applied(self, step: int, graft: Graft) -> None:
         """Write down that the member goes on as the graft says."""
@@ -88,7 +88,7 @@ class Member(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply the hyperparameters over restored ones; decide again what a killed run had decided but not done."""
         self._bound().apply(self._params)
-        if self._earlier is not None and 0 < trainer.global_step == self._decided_at:
+        if self._earlier is not None and trainer.global_step > 0:
             self._decide(trainer, pl_module, self._population.decide)
         self._earlier = None
         self._log(trainer, parent=None)
