@@ -6,6 +6,7 @@ goes on first: the donor's weights are then still in memory as they were judged,
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,10 +113,13 @@ class Seat:
         """Record a score, and wait until the others have done so; the last one ends the trial."""
         trial = self.rounds.lineage.at(self.number, step)
         assert trial is not None
-        self.rounds.table.record(trial, step, score)
+        running = self.rounds.table.rows[trial].state == "running"
+        if running:  # a member whose checkpoint was damaged repeats steps of trials that have ended
+            self.rounds.table.record(trial, step, score)
         if step >= self.rounds.max_steps:
             self.step = step
-            self.rounds.table.complete(trial, score)
+            if running:
+                self._finish(trial, score)
             return None
         return self.decide(step, capture)
 
@@ -124,6 +128,12 @@ class Seat:
         self.step = step
         self.fiber.suspend()
         return self.graft
+
+    def _finish(self, trial: int, score: float) -> None:
+        if math.isfinite(score):
+            self.rounds.table.complete(trial, score)
+        else:
+            self.rounds.table.fail(trial, f"the last score is {score}")
 
     def applied(self, step: int, graft: Graft) -> None:
         """Begin a new segment."""

@@ -39,6 +39,7 @@ class Record:
         segments: its trials.
         status: "training", "finished" or "failed".
         step: of its last score.
+        decided: step at which it last knew whether others may copy it.
         published: step of its state on disk, or None.
         events: what happened, for people to read.
     """
@@ -47,6 +48,7 @@ class Record:
     segments: list[Segment]
     status: str = "training"
     step: int = 0
+    decided: int = 0
     published: int | None = None
     events: list[str] = field(default_factory=list)
 
@@ -274,8 +276,7 @@ class SharedFolder:
             checkpoints.save(content, path)
         elif self.record.published is not None:
             checkpoints.remove(path)
-        else:
-            return
+        self.record.decided = step
         self.record.published = step if is_donor else None
         self._write()
 
@@ -296,10 +297,8 @@ class SharedFolder:
     def _wait_for_state(self, donor: int, step: int) -> bool:
         while not self._silent(donor):
             record = read_record(self._path, donor)
-            if record is not None and record.published is not None and record.published >= step:
-                return True
-            if record is not None and record.status != "training":
-                return False
+            if record is not None and (record.decided >= step or record.status != "training"):
+                return record.published is not None  # it may have seen other members alive than we have
             self.beat()
             time.sleep(0.02)
         return False

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from itertools import pairwise
 
 import lightning.pytorch as pl
 import pytest
@@ -53,7 +54,7 @@ def test_the_population_and_its_lineage_are_whole(uninterrupted):
         assert own[0].parent is None
         steps = sorted(step for one in own for step in one.values)
         assert steps == list(range(INTERVAL, STEPS + 1, INTERVAL))  # each step is told once, by one segment
-        for before, after in zip(own, own[1:], strict=False):
+        for before, after in pairwise(own):
             assert before.stop == after.start
             assert segments[after.parent].member != member
             assert after.start in segments[after.parent].values
