@@ -20,7 +20,7 @@ SPACE = parse_space(
 )
 HAND_PICKED = {"lr": 0.05, "weight_decay": 1e-4, "dropout": 0.3}
 SIZES = (64, 64, 64, 10)
-MEMBERS, STEPS, INTERVAL, BATCH = 10, 600, 60, 64
+MEMBERS, STEPS, INTERVAL, BATCH, MOMENTUM = 10, 600, 60, 64, 0.9
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run(seeds: range, rules: Callable[[int], Rules] | None, *, constant: Mapping
         with torch.no_grad():
             for tensor, momentum, gradient in zip(weights, momenta, gradients, strict=True):
                 shape = (count,) + (1,) * (tensor.ndim - 1)
-                momentum.mul_(0.9).add_(gradient + decay.view(shape) * tensor)
+                momentum.mul_(MOMENTUM).add_(gradient + decay.view(shape) * tensor)
                 tensor.sub_(lr.view(shape) * momentum)
         if step % INTERVAL == 0:
             score = _evaluate(weights, val_x, val_y)[0]
