@@ -1,11 +1,12 @@
-"""Noisy digits for many populations at once: every member of every seed is one slice of a batched matrix product.
+"""Noisy digits for many populations at once: every member of every seed is a slice of a batched matrix product.
 
-Training is plain SGD with momentum 0.9 on a 64-64-64-10 perceptron with dropout, 500 training images of which 20 % carry
-a random label, 500 clean images to validate and 797 to test. The decisions are those of `lightning_hpo.population`.
+Training is plain SGD with momentum 0.9 on a 64-64-64-10 perceptron with dropout, 500 training images of which 20 %
+carry a random label, 500 clean images to validate and 797 to test. The decisions are those of `lightning_hpo.population`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def _first_weights(seeds):
         generator = torch.Generator().manual_seed(seed)
         for _ in range(MEMBERS):
             member = []
-            for inputs, outputs in zip(SIZES, SIZES[1:], strict=False):  # as in nn.Linear
+            for inputs, outputs in pairwise(SIZES):  # as in nn.Linear
                 bound = inputs**-0.5
                 member.append((torch.rand(inputs, outputs, generator=generator) * 2 - 1) * bound)
                 member.append((torch.rand(1, outputs, generator=generator) * 2 - 1) * bound)

@@ -19,6 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_hpo.trials import PARENT
 
+# System attribute of a trial: its member, its first step, and the step of its parent that it was forked at.
+SEGMENT = "segment"
+
 Mode: TypeAlias = Literal["min", "max"]
 
 
@@ -55,7 +58,7 @@ class Segment:
 
     def notes(self) -> dict[str, Any]:
         """Return what a trial keeps beside its parameters, values and parent."""
-        return {"member": self.member, "start": self.start, "forked_at": self.forked_at}
+        return {SEGMENT: {"member": self.member, "start": self.start, "forked_at": self.forked_at}}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Segment":
@@ -266,14 +269,15 @@ def plot(segments: Sequence[Segment], name: str) -> Any:
 
 
 def _from_trial(trial: optuna.trial.FrozenTrial) -> Segment:
+    notes = trial.system_attrs.get(SEGMENT, {})
     return Segment(
         number=trial.number,
-        member=trial.system_attrs.get("member", trial.number),
-        start=trial.system_attrs.get("start", 0),
+        member=notes.get("member", trial.number),
+        start=notes.get("start", 0),
         params=dict(trial.params),
         values=dict(trial.intermediate_values),
         parent=trial.user_attrs.get(PARENT),
-        forked_at=trial.system_attrs.get("forked_at"),
+        forked_at=notes.get("forked_at"),
     )
 
 

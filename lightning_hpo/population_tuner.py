@@ -187,7 +187,7 @@ class _Trainers(Objective):
             owner: Any = module if data is None else data
             loaders = owner.train_dataloader
             owner.train_dataloader = lambda: Resumable.follow(loaders())
-            callbacks = [*arguments.pop("callbacks", ()), Resumable(), member]
+            callbacks = [*arguments.pop("callbacks", ()), member]
             arguments.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in callbacks))
             start = 0 if source is None else int(checkpoints.load(source)["global_step"])
             arguments.setdefault("logger", MetricsFile(folder / METRICS, start))

@@ -17,9 +17,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.member import Member
+from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.callbacks.transplant import State, capture
 from lightning_hpo.fiber import Cancelled, Fiber
-from lightning_hpo.lineage import Segment
+from lightning_hpo.lineage import SEGMENT, Segment
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import CHECKPOINT
 from lightning_hpo.population import Fork, Rules, Standing
@@ -50,21 +51,21 @@ class StudyLineage:
         """Number of the trial that a member had just trained when it reached ``step``."""
         own = [
             (notes["start"], number)
-            for number, notes in enumerate(self._table.notes)
+            for number, notes in enumerate(self._notes())
             if notes["member"] == member and (notes["start"] < step or notes["start"] == 0)
         ]
         return max(own)[1] if own else None
 
     def member_of(self, number: int) -> int:
         """Member that trained a trial."""
-        member: int = self._table.notes[number]["member"]
+        member: int = self._notes()[number]["member"]
         return member
 
     def has_failed(self, member: int) -> bool:
         """Whether a member is out."""
         return any(
             row.state == "failed"
-            for row, notes in zip(self._table.rows, self._table.notes, strict=True)
+            for row, notes in zip(self._table.rows, self._notes(), strict=True)
             if notes["member"] == member
         )
 
@@ -80,12 +81,15 @@ class StudyLineage:
 
     def fork(self, member: int, step: int, graft: Graft, max_steps: int) -> None:
         """Begin a segment at ``step`` unless a killed run has begun it, and end the one before."""
-        begun = any(notes["member"] == member and notes["start"] == step for notes in self._table.notes)
+        begun = any(notes["member"] == member and notes["start"] == step for notes in self._notes())
         if not begun:
             self._add(Segment(-1, member, step, graft.params, {}, graft.parent, graft.forked_at), max_steps)
         before = self.at(member, step)
         if before is not None and self._table.rows[before].state == "running":
             self._table.prune(before)
+
+    def _notes(self) -> list[Mapping[str, Any]]:
+        return [notes[SEGMENT] for notes in self._table.notes]
 
     def _add(self, segment: Segment, max_steps: int) -> None:
         self._table.add(
@@ -160,6 +164,7 @@ class _SeatedMember(Member):
         self._seat = seat
         self._checkpoint = checkpoint
         self._saved_at = seat.step
+        self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the Trainer."""
@@ -173,7 +178,17 @@ class _SeatedMember(Member):
         step = trainer.global_step
         if step > self._saved_at and step % self._interval == 0:
             self._saved_at = step
+            self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             trainer.save_checkpoint(self._checkpoint, weights_only=False)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the random numbers of training."""
+        self._resumable.on_validation_start(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Continue as if no validation had happened, and report."""
+        self._resumable.on_validation_end(trainer, pl_module)
+        super().on_validation_end(trainer, pl_module)
 
 
 class Rounds:

@@ -183,6 +183,21 @@ def test_batch_size_follows_with_the_next_epoch(tmp_path):
     assert spy.seen[-1][1] == sizes[-1] or STEPS - segments[-1].start < 400 // sizes[-2]
 
 
+def test_a_batch_size_that_changes_twice_in_an_epoch(tmp_path):
+    space = {"data.batch_size": "choice(10, 20, 40)"}
+    pbt, sizes = member(tmp_path, space=space), iter([40, 10, 20, 10, 40])
+
+    class Twice(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step in (2, 4, 6):
+                pbt._effects.apply({"data.batch_size": next(sizes)})
+
+    spy = Spy()
+    pbt.folder.join = lambda step, earlier: {"data.batch_size": 10}
+    trainer(tmp_path, pbt, Twice(), spy, val_check_interval=1000).fit(Net(), datamodule=Data())
+    assert [size for _, size in spy.seen[38:42]] == [10, 10, 20, 20]  # the last value counts from the next epoch
+
+
 def test_the_copy_is_whole_and_shares_nothing(tmp_path):
     state = good_donor(tmp_path, adam=True)
     pbt, taken = member(tmp_path, space={"lr": SPACE["lr"]}), []

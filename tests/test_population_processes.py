@@ -1,6 +1,5 @@
 """Members in processes of their own: two on one folder, DDP, and started by flags."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,66 +8,55 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.lineage import lineage
 from lightning_hpo.shared_folder import read_record
-
-MEMBER = """
-import sys, torch
-torch.set_num_threads(1)
-from tests.test_population_callback import *
-
-def main(root, number, size, options):
-    pbt = PopulationBasedTraining(
-        f"{root}/pbt", SPACE, member=int(number), population_size=int(size), interval=20, timeout=5.0, **eval(options)
-    )
-    torch.manual_seed(int(number))
-    pl.Trainer(
-        max_steps=100, callbacks=[pbt], accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, check_val_every_n_epoch=None, val_check_interval=20,
-        num_sanity_val_steps=0, default_root_dir=root,
-    ).fit(Net(schedule="LambdaLR"), datamodule=Data())
-
-main(*sys.argv[1:])
-"""
+from tests.test_kill import in_a_child
+from tests.test_population_callback import SPACE, Data, Net, good_donor, trainer
 
 
-def start(script, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+def start(root, number, size, **options):
+    """Start a member in a forked process and return its id."""
+
+    def train():
+        pbt = PopulationBasedTraining(
+            root / "pbt", SPACE, member=number, population_size=size, interval=20, timeout=3.0, **options
+        )
+        torch.manual_seed(number)
+        trainer(root, pbt, max_steps=100).fit(Net(schedule="LambdaLR"), datamodule=Data())
+
+    return in_a_child(train)
+
+
+def exit_code(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("synchronous", [False, True])
 def test_two_processes_on_one_folder(tmp_path, synchronous):
-    options = repr({"synchronous": synchronous})
-    members = [start(MEMBER, tmp_path, number, 2, options) for number in range(2)]
-    for one in members:
-        _, errors = one.communicate(timeout=120)
-        assert one.returncode == 0, errors
+    members = [start(tmp_path, number, 2, synchronous=synchronous) for number in range(2)]
+    assert [exit_code(one) for one in members] == [0, 0]
     segments = lineage(tmp_path / "pbt")
-    records = [read_record(tmp_path / "pbt", number) for number in range(2)]
-    assert [record.status for record in records] == ["finished"] * 2
+    assert [read_record(tmp_path / "pbt", number).status for number in range(2)] == ["finished"] * 2
     for number in range(2):
         steps = sorted(step for one in segments if one.member == number for step in one.values)
         assert steps == [20, 40, 60, 80, 100]
     if synchronous:
         forks = [one for one in segments if one.parent is not None]
-        assert [one.start for one in forks] == [20, 40, 60, 80]  # one of two loses at each decision
+        assert sorted(one.start for one in forks) == [20, 40, 60, 80]  # one of two loses at each decision
         assert all(one.forked_at == one.start for one in forks)
 
 
 def test_a_member_killed_for_good_leaves_the_others_running(tmp_path):
-    members = [start(MEMBER, tmp_path, number, 3, "{'synchronous': True}") for number in range(3)]
-    record = tmp_path / "pbt" / "member_001" / "record.json"
-    while not (record.exists() and json.loads(record.read_text())["content"]["step"] >= 20):
-        time.sleep(0.02)
-    members[1].send_signal(signal.SIGKILL)
-    members[1].communicate()
+    members = [start(tmp_path, number, 3, synchronous=True) for number in range(3)]
+    while (record := read_record(tmp_path / "pbt", 1)) is None or record.step < 20:
+        time.sleep(0.01)
+    os.kill(members[1], signal.SIGKILL)
+    assert exit_code(members[1]) == -signal.SIGKILL
     for number in (0, 2):
-        _, errors = members[number].communicate(timeout=120)
-        assert members[number].returncode == 0, errors
+        assert exit_code(members[number]) == 0
         mine = read_record(tmp_path / "pbt", number)
         assert mine.status == "finished"
         assert mine.step == 100
@@ -108,10 +96,6 @@ if __name__ == "__main__":
 
 
 def test_ddp_copies_the_same_to_every_rank(tmp_path):
-    import torch
-
-    from tests.test_population_callback import good_donor
-
     state = good_donor(tmp_path)
     script = tmp_path / "ddp.py"
     script.write_text(DDP)

@@ -201,8 +201,7 @@ class BatchSize:
             setattr(self.owner, self.key, value)
         if self.key in self.owner.hparams:
             self.owner.hparams[self.key] = value
-        if self.trainer.train_dataloader is None or _batch_size(self.trainer) != value:
-            self.asked = value
+        self.asked = value
         if self.trainer.train_dataloader is not None and _batch_size(self.trainer) != value:
             self.trainer.reload_dataloaders_every_n_epochs = 1
 
