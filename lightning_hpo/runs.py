@@ -13,6 +13,7 @@ from typing import Any
 import filelock
 import optuna
 from optuna.exceptions import DuplicatedStudyError
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import URL
@@ -110,7 +111,11 @@ class RunFolder:
 
 
 def open_study(
-    folder: RunFolder, storage: str | BaseStorage | None, mode: Mode, fingerprint: Mapping[str, Any]
+    folder: RunFolder,
+    storage: str | BaseStorage | None,
+    mode: Mode,
+    fingerprint: Mapping[str, Any],
+    sampler: BaseSampler | None = None,
 ) -> tuple[optuna.Study, BaseStorage]:
     """Open the study of a run, or create it.
 
@@ -119,27 +124,50 @@ def open_study(
         storage: Optuna storage or its URL; None is a SQLite file in the folder.
         mode: direction of the study.
         fingerprint: what the search was called with, as JSON; stored with a new study, compared with an old one.
+        sampler: that the returned study has.
 
     Raises:
         StudyMismatchError: naming each difference.
         StorageError: if the study file is empty or no database.
     """
     if storage is None:
-        _refuse_damaged(folder.study_file)
-        storage = URL.create("sqlite", database=str(folder.study_file)).render_as_string(hide_password=False)
+        file = folder.study_file
+        _refuse_damaged(file)
+        if not file.exists():
+            _make_sqlite(file, folder.name, mode, fingerprint)
+        storage = _sqlite_url(file)
     if isinstance(storage, str):
         storage = RDBStorage(storage)
-    with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
-        storage.create_new_study([StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE], folder.name)
-    study = optuna.load_study(study_name=folder.name, storage=storage)
-    stored = study.user_attrs.get(FINGERPRINT)
-    if stored is None:
-        if study.get_trials(deepcopy=False):
-            raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
-        study.set_user_attr(FINGERPRINT, dict(fingerprint))
+    study = _study(storage, folder.name, mode, sampler)
+    if FINGERPRINT in study.user_attrs:
+        _refuse_other(folder, study.user_attrs[FINGERPRINT], fingerprint)
+    elif study.get_trials(deepcopy=False):
+        raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
     else:
-        _refuse_other(folder, stored, fingerprint)
+        study.set_user_attr(FINGERPRINT, dict(fingerprint))
     return study, storage
+
+
+def _study(storage: BaseStorage, name: str, mode: Mode, sampler: BaseSampler | None = None) -> optuna.Study:
+    direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+    with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
+        storage.create_new_study([direction], name)
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+
+
+def _make_sqlite(file: Path, name: str, mode: Mode, fingerprint: Mapping[str, Any]) -> None:
+    """Make the study beside its place and move it there: a process killed meanwhile leaves no half of a database."""
+    for leftover in file.parent.glob(f".{file.name}.*"):
+        leftover.unlink(missing_ok=True)
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    storage = RDBStorage(_sqlite_url(fresh))
+    _study(storage, name, mode).set_user_attr(FINGERPRINT, dict(fingerprint))
+    storage.engine.dispose()
+    fresh.replace(file)
+
+
+def _sqlite_url(file: Path) -> str:
+    return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
 
 
 def _refuse_damaged(file: Path) -> None:
