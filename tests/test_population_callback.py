@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 
-from lightning_hpo import checkpoints
+from lightning_hpo import checkpoints, lr_schedules
 from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.callbacks.transplant import capture, transplant
 from lightning_hpo.lineage import lineage
@@ -33,6 +33,19 @@ SCHEDULES = {
         opt, [lr_scheduler.LinearLR(opt, 0.1, total_iters=10), lr_scheduler.CosineAnnealingLR(opt, STEPS)], [10]
     ),
 }
+OURS = {
+    "CosineLR": {},
+    "WarmupCosineLR": {"warmup": 0.2},
+    "LinearDecayLR": {},
+    "WarmupStableDecayLR": {},
+    "StepDecayLR": {},
+    "InverseSqrtLR": {},
+    "CosineRestartsLR": {},
+}
+for shape, options in OURS.items():
+    SCHEDULES[shape] = lambda opt, lr, shape=shape, options=options: getattr(lr_schedules, shape)(
+        opt, max_steps=STEPS, **options
+    )
 
 
 class Net(pl.LightningModule):
@@ -291,8 +304,11 @@ def test_hyperparameters_and_parent_are_logged(tmp_path):
     assert {"pbt/lr", "pbt/dropout", "pbt/parent", "pbt/data.batch_size"} <= set(header)
 
 
-def test_a_continued_member_keeps_its_hyperparameters(tmp_path):
-    good_donor(tmp_path)
+@pytest.mark.parametrize("schedule", ["LambdaLR", "CosineAnnealingLR", "OneCycleLR", "WarmupCosineLR"])
+def test_a_continued_member_keeps_its_hyperparameters(tmp_path, schedule):
+    good_donor(tmp_path, schedule=schedule)
+    plain = Net(schedule=schedule)
+    trainer(tmp_path).fit(plain, datamodule=Data())
     first = trainer(tmp_path, member(tmp_path), max_steps=STEPS)
     saved = tmp_path / "half.ckpt"
 
@@ -304,20 +320,21 @@ def test_a_continued_member_keeps_its_hyperparameters(tmp_path):
 
     first.callbacks.append(Save())
     with pytest.raises(SystemExit):
-        first.fit(Net(schedule="LambdaLR"), datamodule=Data())
+        first.fit(Net(schedule=schedule), datamodule=Data())
     asked = next(one for one in lineage(tmp_path / "pbt") if one.member == 0 and one.start == INTERVAL)
-    net, data, seen = Net(schedule="LambdaLR"), Data(), []
+    net, data, seen = Net(schedule=schedule), Data(), []
 
     class Look(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             group = trainer.optimizers[0].param_groups[0]
-            seen.append((trainer.global_step, group["initial_lr"], group["weight_decay"], pl_module.net[3].p))
+            seen.append((trainer.global_step, group["weight_decay"], pl_module.net[3].p))
 
     again = trainer(tmp_path, member(tmp_path), Look(), max_steps=35)
     again.fit(net, datamodule=data, ckpt_path=saved, weights_only=True)
     assert seen[0][0] == 30
-    assert seen[0][1:] == pytest.approx([asked.params[name] for name in ("lr", "weight_decay", "dropout")])
-    assert net.rates[0][0] == pytest.approx(asked.params["lr"] / (1 + 30 / 20))
+    assert seen[0][1:] == pytest.approx([asked.params[name] for name in ("weight_decay", "dropout")])
+    for step, rates in enumerate(net.rates, 30):
+        assert rates == pytest.approx([rate * asked.params["lr"] / 0.1 for rate in plain.rates[step]])
     assert data.sizes[0] == asked.params["data.batch_size"]
     assert [one.number for one in lineage(tmp_path / "pbt") if one.member == 0] == [0, 2]
 
