@@ -48,7 +48,7 @@ QUIET = {
 }
 
 
-class Net(pl.LightningModule):
+class _Net(pl.LightningModule):
     """A perceptron of about 1 ms per step."""
 
     def __init__(self, lr=0.05, weight_decay=1e-4, dropout=0.1):
@@ -71,7 +71,7 @@ class Net(pl.LightningModule):
         )
 
 
-class Data(pl.LightningDataModule):
+class _Data(pl.LightningDataModule):
     """Digits, 22 batches of 64."""
 
     def __init__(self):
@@ -168,10 +168,8 @@ def digits():
 
 def cost():
     """PopulationTuner against the same Trainers one after another; CPU seconds and peak memory of one process each."""
-    print(
-        "| members x steps | loop CPU s | population CPU s | ratio | loop MB | population MB | more MB | ratio, study in memory |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print("| members x steps | loop CPU s | population CPU s | ratio | loop MB | more MB | ratio, study in memory |")
+    print("|---|---|---|---|---|---|---|")
     for members in (4, 8):
         measured(population, members, 0, InMemoryStorage())
         in_memory = [measured(population, members, seed, InMemoryStorage())[0] for seed in range(2)]
@@ -186,7 +184,7 @@ def cost():
         ratio = statistics.median(pair[1][0] / pair[0][0] for pair in pairs)
         print(
             f"| {members} x 1000 | {loop_cpu:.2f} | {our_cpu:.2f} | {ratio:.3f} "
-            f"({' '.join(f'{pair[1][0] / pair[0][0]:.2f}' for pair in pairs)}) | {loop_mb:.0f} | {our_mb:.0f} | "
+            f"({' '.join(f'{pair[1][0] / pair[0][0]:.2f}' for pair in pairs)}) | {loop_mb:.0f} | "
             f"{our_mb - loop_mb:+.0f} | {statistics.median(in_memory) / loop_cpu:.3f} |",
             flush=True,
         )
@@ -196,7 +194,7 @@ def loop(members, seed):
     for member in range(members):
         torch.manual_seed(1000 * seed + member)
         trainer = pl.Trainer(**QUIET, max_steps=1000, check_val_every_n_epoch=None, val_check_interval=100)
-        trainer.fit(Net(), datamodule=Data())
+        trainer.fit(_Net(), datamodule=_Data())
 
 
 def population(members, seed, storage=None):
@@ -213,7 +211,7 @@ def population(members, seed, storage=None):
             trainer={"accelerator": "cpu", "logger": False},
             verbose=False,
         )
-        result = tuner.fit(Net, datamodule=Data)
+        result = tuner.fit(_Net, datamodule=_Data)
         assert len(lineage(result)) > members
 
 
@@ -223,7 +221,7 @@ def measured(work, *arguments):
     child = os.fork()
     if child == 0:
         logging.disable(logging.WARNING)
-        pl.Trainer(**QUIET, max_steps=20).fit(Net(), datamodule=Data())
+        pl.Trainer(**QUIET, max_steps=20).fit(_Net(), datamodule=_Data())
         before = time.process_time()
         work(*arguments)
         spent = time.process_time() - before
@@ -323,7 +321,7 @@ def ray():
         checkpoint = tune.get_checkpoint()
         with checkpoint.as_directory() if checkpoint else contextlib.nullcontext() as folder:
             path = f"{folder}/checkpoint" if folder else None
-            trainer.fit(Net(**config), datamodule=Data(), ckpt_path=path)
+            trainer.fit(_Net(**config), datamodule=_Data(), ckpt_path=path)
 
     before = sum(family()[0].values())
     plain = time.process_time()
@@ -378,7 +376,7 @@ def ray():
 def loop_steps(members, steps):
     for _ in range(members):
         trainer = pl.Trainer(**QUIET, max_steps=steps, check_val_every_n_epoch=None, val_check_interval=100)
-        trainer.fit(Net(), datamodule=Data())
+        trainer.fit(_Net(), datamodule=_Data())
 
 
 STUDIES = {study.__name__: study for study in (toy, digits, cost, copy, ray)}

@@ -1,7 +1,7 @@
 """Noisy digits for many populations at once: every member of every seed is a slice of a batched matrix product.
 
-Training is plain SGD with momentum 0.9 on a 64-64-64-10 perceptron with dropout, 500 training images of which 20 %
-carry a random label, 500 clean images to validate and 797 to test. The decisions are those of `lightning_hpo.population`.
+Training is plain SGD with momentum 0.9 on a 64-64-64-10 perceptron with dropout. Of 500 training images 20 % carry a
+random label; 500 clean images validate, 797 test. The decisions are those of `lightning_hpo.population`.
 """
 
 from collections.abc import Callable, Mapping

@@ -26,6 +26,8 @@ from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.trials import TrialTable
 from lightning_hpo.tuners import Options, Tuner, _label, _say_paused
 
+# Of the options that tuners share; the others are about trials that start and end one by one.
+_TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose")
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
 
 
@@ -42,7 +44,8 @@ class PopulationTuner(Tuner):
         interval: optimizer steps between decisions, at least 1.
         max_steps: optimizer steps of every member; a multiple of ``interval``.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.population.Rules`.
-        **options: as for :class:`Tuner`.
+        **options: ``monitor``, ``mode``, ``seed``, ``name``, ``storage``, ``root``, ``trainer`` and ``verbose``, as for
+            :class:`Tuner`.
 
     Raises:
         ValueError: naming an argument outside its range.
@@ -71,6 +74,9 @@ class PopulationTuner(Tuner):
         if max_steps % interval:
             whole = max(round(max_steps / interval), 1) * interval
             raise ValueError(f"`max_steps` must be a multiple of `interval` {interval}, got {max_steps}; e.g. {whole}.")
+        for argument in options:
+            if argument not in _TAKEN:
+                raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
         for argument in _RHYTHM:
             if argument in (options.get("trainer") or {}):
                 raise ValueError(f"`trainer` has the argument {argument!r}, but members validate at every `interval`.")

@@ -148,3 +148,14 @@ def test_usable_by_flags(tmp_path):
     record = read_record(tmp_path / "pbt", 1)
     assert record.status == "finished"
     assert sorted(record.segments[0].params) == ["dropout", "lr"]
+
+
+def test_the_example_runs_and_continues(tmp_path):
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, root / "examples" / "population.py", "--max-steps", "50", "--root", tmp_path]
+    texts = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    ]
+    assert "learning rate of the winner" in texts[0]
+    assert texts[0].splitlines()[-2:] == texts[1].splitlines()[-2:]
