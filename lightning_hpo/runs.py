@@ -12,11 +12,12 @@ from typing import Any
 
 import filelock
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Mode
@@ -85,6 +86,16 @@ class RunFolder:
     def trial(self, number: int) -> Path:
         """Folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
+
+    @contextmanager
+    def readable_errors(self) -> Iterator[None]:
+        """Turn what a database raises into a StorageError that names the folder."""
+        try:
+            yield
+        except (StorageInternalError, SQLAlchemyError) as error:
+            cause = error.__cause__ or error.__context__ or error
+            reason = str(cause).splitlines()[0]
+            raise StorageError(f"the study in {self.path} cannot be used: {reason}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:

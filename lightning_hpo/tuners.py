@@ -193,6 +193,7 @@ class Tuner:
         folder = RunFolder(self._root, label if self._name is None else self._name)
         console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
         with ExitStack() as stack:
+            stack.enter_context(folder.readable_errors())
             stack.enter_context(folder.locked())
             study, storage = open_study(
                 folder, self._storage, self.mode, self._fingerprint(subjects, trains=build is not None), self._sampler
