@@ -1,10 +1,11 @@
 """A whole population in one process: repeatable, killed and continued, and what its lineage says."""
 
+import itertools
 import math
 import os
 import random
 import signal
-import time
+import threading
 from itertools import pairwise
 
 import lightning.pytorch as pl
@@ -17,6 +18,7 @@ from lightning_hpo.lineage import ReplayLR, lineage, plot, replay, schedule_of, 
 from lightning_hpo.population_tuner import PopulationTuner
 from lightning_hpo.runs import StudyMismatchError
 from lightning_hpo.space import parse_space
+from tests.test_kill import in_a_child
 from tests.test_population_callback import Data, Net
 
 SPACE = {"lr": "loguniform(1e-2, 1)", "dropout": "uniform(0.05, 0.5)", "weight_decay": "loguniform(1e-5, 1e-1)"}
@@ -75,27 +77,28 @@ def test_the_same_call_gives_the_same_bits(uninterrupted, tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_killed_ten_times_and_continued_equals_uninterrupted(uninterrupted, tmp_path, seed):
-    generator, kills = random.Random(seed), 0
-    for _ in range(60):
-        child = os.fork()
-        if child == 0:
-            try:
-                tune(tmp_path)
-            finally:
-                os._exit(0)
-        if kills < 10:
-            time.sleep(generator.uniform(0.1, 0.5))
-            done, _ = os.waitpid(child, os.WNOHANG)
-            if not done:
-                kills += 1
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-        else:
-            os.waitpid(child, 0)
-            break
-    assert kills == 10
+def die_after(steps, delay):
+    """Kill this process some time after it has begun so many training steps, whosever they are."""
+    count, original = itertools.count(1), Small.training_step
+
+    def training_step(self, batch, batch_idx):
+        if next(count) == steps:
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return original(self, batch, batch_idx)
+
+    Small.training_step = training_step
+
+
+def test_killed_ten_times_and_continued_equals_uninterrupted(uninterrupted, tmp_path):
+    generator = random.Random(0)
+    for _ in range(10):
+        steps, delay = generator.randint(5, 35), generator.uniform(0, 0.02)
+
+        def run(steps=steps, delay=delay):
+            die_after(steps, delay)
+            tune(tmp_path)
+
+        assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(run), 0)[1]) == -signal.SIGKILL
     assert history(tune(tmp_path)) == history(uninterrupted)
 
 
