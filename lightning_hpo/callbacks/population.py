@@ -1,0 +1,89 @@
+"""Population-Based Training for Trainers anywhere that see the same folder."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.distributions import BaseDistribution
+
+from lightning_hpo.callbacks.member import Member
+from lightning_hpo.population import Donor, Rules
+from lightning_hpo.shared_folder import SharedFolder
+from lightning_hpo.space import format_distribution, parse_space
+
+
+class PopulationBasedTraining(Member):
+    """Makes a Trainer one member of a population that shares a folder.
+
+    Every member runs the same script with its own ``member``, on one or many machines, whenever it likes. At each
+    interval the worst members copy weights, optimizer state and hyperparameters of a good one, and change the
+    hyperparameters. The Trainer goes on in place: step, epoch, data and loggers are its own.
+
+    Args:
+        folder: that all members see; made if missing.
+        space: dotted name -> distribution (see :mod:`lightning_hpo.space`): optimizer settings (``lr``,
+            ``weight_decay``, ``momentum``), ``dropout``, ``data.batch_size``, ``trainer.gradient_clip_val``, and
+            anything that the module's ``on_hyperparameters(hparams)`` knows how to change.
+        member: number of this member, 0 to ``population_size - 1``.
+        population_size: members in all, at least 2.
+        monitor: metric that the module logs in validation.
+        mode: whether a small (``"min"``) or a large (``"max"``) score is good.
+        interval: optimizer steps between decisions. A decision falls at the first validation after so many.
+        quantile: share that copies, and share that is copied; in (0, 0.5].
+        donor: ``"random-top"`` or ``"best"``.
+        explore: ``"losers"``, ``"all"``, or a function (see :class:`lightning_hpo.population.Rules`).
+        resample: probability that a copied hyperparameter is drawn anew.
+        factor: otherwise it is multiplied or divided by this.
+        seed: of all decisions; the same for all members.
+        synchronous: wait at every decision for all living members. Default: compare with what they last wrote.
+        timeout: seconds without a sign of life after which a member counts as dead.
+
+    Raises:
+        ValueError: naming an argument outside its range.
+
+    Example:
+        >>> pbt = PopulationBasedTraining("runs/pbt", {"lr": "loguniform(1e-4, 1e-1)"}, member=0, population_size=4)
+        >>> trainer = Trainer(max_steps=2000, val_check_interval=200, callbacks=[pbt])  # doctest: +SKIP
+
+    Source: Jaderberg et al. 2017, *Population Based Training of Neural Networks*.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        space: Mapping[str, str | BaseDistribution],
+        *,
+        member: int,
+        population_size: int,
+        monitor: str = "val_loss",
+        mode: Literal["min", "max"] = "min",
+        interval: int = 200,
+        quantile: float = 0.4,
+        donor: Donor = "random-top",
+        explore: Literal["losers", "all"] | Callable[..., Mapping[str, Any]] = "losers",
+        resample: float = 0.5,
+        factor: float = 1.2,
+        seed: int = 0,
+        synchronous: bool = False,
+        timeout: float = 600.0,
+    ) -> None:
+        if population_size < 2:
+            raise ValueError(f"`population_size` must be an int >= 2, got {population_size!r}.")
+        if not 0 <= member < population_size:
+            raise ValueError(f"`member` must be an int from 0 to {population_size - 1}, got {member!r}.")
+        if interval < 1:
+            raise ValueError(f"`interval` must be an int >= 1, got {interval!r}.")
+        if not timeout > 0:
+            raise ValueError(f"`timeout` must be above 0 seconds, got {timeout!r}.")
+        parsed = parse_space(space)
+        rules = Rules(parsed, mode, quantile, donor, explore, resample, factor, seed)
+        self.folder = SharedFolder(
+            folder,
+            rules,
+            member=member,
+            population_size=population_size,
+            agreed={"space": {name: format_distribution(one) for name, one in parsed.items()}, "monitor": monitor},
+            synchronous=synchronous,
+            timeout=timeout,
+        )
+        super().__init__(self.folder, list(parsed), monitor=monitor, interval=interval)

@@ -1,0 +1,278 @@
+"""Population-Based Training as pure functions: who copies from whom, and which hyperparameters come next.
+
+Nothing here trains, reads a disk or a clock, or draws from a global generator. A random decision is keyed by
+(seed, member, step), so it is the same whoever makes it, and however often.
+
+Source: Jaderberg et al. 2017, *Population Based Training of Neural Networks* (arXiv 1711.09846): Algorithm 1 for the
+order of exploit and explore, section 4.1.1 for truncation selection.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_hpo.space import from_unit, nearest
+
+Params: TypeAlias = Mapping[str, Any]
+Donor: TypeAlias = Literal["random-top", "best"]
+Explore: TypeAlias = Callable[[Params, Mapping[str, BaseDistribution], np.random.Generator], Params]
+
+_DONORS = ("random-top", "best")
+_EXPLORES = ("losers", "all")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the others know of one living member.
+
+    Args:
+        score: last value of the monitored metric; NaN and infinities lose against every number.
+        params: hyperparameters it trains with.
+    """
+
+    score: float
+    params: Params
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A member goes on with other hyperparameters, and with the weights of ``donor`` if that is another member."""
+
+    donor: int
+    params: Params
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who loses, who gives, and how hyperparameters change.
+
+    The defaults of ``quantile`` and ``resample`` are measured (``benchmarks/population.md``); the paper has 0.2 and 0.
+
+    Args:
+        space: name -> distribution.
+        mode: whether a small (``"min"``) or a large (``"max"``) score is good.
+        quantile: share of the population that copies, and share that may be copied; in (0, 0.5]. At least one member
+            of each is meant, and never the same one.
+        donor: ``"random-top"`` copies from a random member of the top share (the paper), ``"best"`` from the best one.
+        explore: ``"losers"`` changes only the hyperparameters that were just copied (the paper, Ray Tune). ``"all"``
+            perturbs every member at every interval, each hyperparameter with probability 0.25 and without resampling.
+            Or a function of (params, space, generator) that returns new params; it is asked for losers, and its values
+            are clipped to the space.
+        resample: probability in [0, 1] that a copied hyperparameter is drawn anew from the space; else it is perturbed.
+        factor: a perturbed value is multiplied or divided by it; above 1.
+        seed: of all random decisions.
+
+    Raises:
+        ValueError: naming an argument outside its range.
+    """
+
+    space: Mapping[str, BaseDistribution]
+    mode: Literal["min", "max"] = "min"
+    quantile: float = 0.4
+    donor: Donor = "random-top"
+    explore: Literal["losers", "all"] | Explore = "losers"
+    resample: float = 0.5
+    factor: float = 1.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"`mode` must be 'min' or 'max', got {self.mode!r}.")
+        if not 0 < self.quantile <= 0.5:
+            raise ValueError(f"`quantile` must be in (0, 0.5], got {self.quantile!r}.")
+        if self.donor not in _DONORS:
+            raise ValueError(
+                f"`donor` must be one of {_DONORS}, got {self.donor!r}.{nearest(str(self.donor), _DONORS)}"
+            )
+        if not callable(self.explore) and self.explore not in _EXPLORES:
+            hint = nearest(str(self.explore), _EXPLORES)
+            raise ValueError(f"`explore` must be one of {_EXPLORES} or a function, got {self.explore!r}.{hint}")
+        if not 0 <= self.resample <= 1:
+            raise ValueError(f"`resample` must be a probability in [0, 1], got {self.resample!r}.")
+        if not self.factor > 1:
+            raise ValueError(f"`factor` must be above 1, got {self.factor!r}.")
+
+    def initial(self, member: int) -> dict[str, Any]:
+        """Draw the hyperparameters that a member starts with."""
+        return sample(self.space, np.random.default_rng([self.seed, member]))
+
+    def decide(self, member: int, step: int, standings: Mapping[int, Standing]) -> Fork | None:
+        """Say how a member goes on after ``step``.
+
+        Args:
+            member: who asks; one of ``standings``.
+            step: optimizer steps it has seen.
+            standings: of every living member that has a score.
+
+        Returns:
+            None if it goes on as it is.
+        """
+        generator = np.random.default_rng([self.seed, member, step])
+        scores = {other: standing.score for other, standing in standings.items()}
+        donor = exploit(scores, member, generator, mode=self.mode, quantile=self.quantile, donor=self.donor)
+        if donor is not None:
+            return Fork(donor, self._explored(standings[donor].params, generator))
+        if self.explore != "all":
+            return None
+        params = self._explored(standings[member].params, generator)
+        return None if params == dict(standings[member].params) else Fork(member, params)
+
+    def explore_from(self, member: int, step: int, donor: int, params: Params) -> Fork:
+        """Fork from a donor whose hyperparameters turned out to be ``params``."""
+        return Fork(donor, self._explored(params, np.random.default_rng([self.seed, member, step])))
+
+    def _explored(self, params: Params, generator: np.random.Generator) -> dict[str, Any]:
+        if self.explore == "all":
+            return perturb_some(params, self.space, generator, factor=self.factor)
+        if not callable(self.explore):
+            return explore(params, self.space, generator, resample=self.resample, factor=self.factor)
+        changed = {**params, **self.explore(params, self.space, generator)}
+        return {name: clip(self.space[name], value) if name in self.space else value for name, value in changed.items()}
+
+
+def exploit(
+    scores: Mapping[int, float],
+    member: int,
+    generator: np.random.Generator,
+    *,
+    mode: Literal["min", "max"] = "min",
+    quantile: float = 0.2,
+    donor: Donor = "random-top",
+) -> int | None:
+    """Truncation selection: say from whom a member copies.
+
+    The worst ``ceil(quantile * n)`` members (at most half of them) copy from the best as many. Ties are broken by the
+    number of the member, so that two equal members still have a loser. A score that is not finite always loses, also
+    beyond the share, and is never copied.
+
+    Args:
+        scores: member -> score of every living member; leave dead ones out.
+        member: who asks; a key of ``scores``.
+        generator: draws the donor for ``"random-top"``.
+        mode: whether small or large scores are good.
+        quantile: share that copies and share that is copied, in (0, 0.5].
+        donor: ``"random-top"`` or ``"best"``.
+
+    Returns:
+        The member to copy from, or None if ``member`` does not lose or nobody can give.
+
+    Example:
+        >>> exploit({0: 0.3, 1: 0.9, 2: 0.5, 3: 0.1, 4: 0.4}, 1, np.random.default_rng(0))
+        3
+    """
+    losers, top = truncate(scores, mode=mode, quantile=quantile)
+    if member not in losers or not top:
+        return None
+    return top[0] if donor == "best" else top[int(generator.integers(len(top)))]
+
+
+def truncate(
+    scores: Mapping[int, float], *, mode: Literal["min", "max"] = "min", quantile: float = 0.2
+) -> tuple[list[int], list[int]]:
+    """Name the members that copy, and those that may be copied, best first. None is both."""
+    sign = 1.0 if mode == "min" else -1.0
+    finite = [member for member in scores if math.isfinite(scores[member])]
+    ranked = sorted(finite, key=lambda member: (sign * scores[member], member))
+    broken = [member for member in scores if member not in finite]
+    count = min(max(math.ceil(round(quantile * len(scores), 9)), 1), len(scores) // 2)
+    top = ranked[: max(count, 1)]
+    worst = ranked[len(ranked) - max(count - len(broken), 0) :]
+    return [*(member for member in worst if member not in top), *broken], top
+
+
+def explore(
+    params: Params,
+    space: Mapping[str, BaseDistribution],
+    generator: np.random.Generator,
+    *,
+    resample: float = 0.25,
+    factor: float = 1.2,
+) -> dict[str, Any]:
+    """Change every hyperparameter of the space: drawn anew with probability ``resample``, else perturbed.
+
+    Args:
+        params: to change; names outside the space are kept.
+        space: name -> distribution. The result is inside it.
+        generator: of the random decisions.
+        resample: probability of a new draw.
+        factor: see :func:`perturb`.
+    """
+    changed = dict(params)
+    for name, distribution in space.items():
+        if generator.random() < resample:
+            changed[name] = from_unit(distribution, generator.random())
+        else:
+            changed[name] = perturb(distribution, params[name], generator, factor=factor)
+    return changed
+
+
+def perturb_some(
+    params: Params,
+    space: Mapping[str, BaseDistribution],
+    generator: np.random.Generator,
+    *,
+    probability: float = 0.25,
+    factor: float = 1.2,
+) -> dict[str, Any]:
+    """Perturb each hyperparameter of the space with a probability."""
+    changed = dict(params)
+    for name, distribution in space.items():
+        if generator.random() < probability:
+            changed[name] = perturb(distribution, params[name], generator, factor=factor)
+    return changed
+
+
+def perturb(distribution: BaseDistribution, value: Any, generator: np.random.Generator, *, factor: float = 1.2) -> Any:
+    """Take a step from ``value`` that stays inside the distribution.
+
+    * A number is multiplied or divided by ``factor``; one with steps moves by one step at least.
+    * Where the range includes 0, which no factor leaves, a normal deviate is added instead, with a standard deviation
+      of a tenth of the range.
+    * Choices that are numbers in order go to a neighbour; other choices are drawn anew.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return _other_choice(distribution, value, generator)
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")
+    if distribution.low > 0:
+        moved = value * factor if generator.random() < 0.5 else value / factor
+    else:
+        moved = value + generator.normal(0.0, 0.1 * (distribution.high - distribution.low))
+    if distribution.step is not None and abs(moved - value) < distribution.step:
+        moved = value + math.copysign(distribution.step, moved - value)
+    return clip(distribution, moved)
+
+
+def clip(distribution: BaseDistribution, value: Any) -> Any:
+    """Return the value of a distribution that is nearest to ``value``.
+
+    Raises:
+        ValueError: if ``value`` is not one of a distribution's choices.
+    """
+    if isinstance(distribution, FloatDistribution | IntDistribution):
+        if distribution.step is not None:
+            value = distribution.low + round((value - distribution.low) / distribution.step) * distribution.step
+        kind = int if isinstance(distribution, IntDistribution) else float
+        return kind(min(max(value, distribution.low), distribution.high))
+    if isinstance(distribution, CategoricalDistribution) and value not in distribution.choices:
+        raise ValueError(f"{value!r} is not one of the choices {distribution.choices}.")
+    return value
+
+
+def sample(space: Mapping[str, BaseDistribution], generator: np.random.Generator) -> dict[str, Any]:
+    """Draw a point of the space."""
+    return {name: from_unit(distribution, generator.random()) for name, distribution in space.items()}
+
+
+def _other_choice(distribution: CategoricalDistribution, value: Any, generator: np.random.Generator) -> Any:
+    choices = distribution.choices
+    numbers = [choice for choice in choices if isinstance(choice, int | float) and not isinstance(choice, bool)]
+    if len(numbers) < len(choices) or list(choices) not in (sorted(numbers), sorted(numbers, reverse=True)):
+        return choices[int(generator.integers(len(choices)))]
+    here = choices.index(value)
+    neighbours = [index for index in (here - 1, here + 1) if 0 <= index < len(choices)] or [here]
+    return choices[neighbours[int(generator.integers(len(neighbours)))]]

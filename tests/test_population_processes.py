@@ -1,0 +1,161 @@
+"""Members in processes of their own: two on one folder, DDP, and started by flags."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_hpo.callbacks.population import PopulationBasedTraining
+from lightning_hpo.lineage import lineage
+from lightning_hpo.shared_folder import read_record
+from tests.test_kill import in_a_child
+from tests.test_population_callback import SPACE, Data, Net, good_donor, trainer
+
+
+def start(root, number, size, **options):
+    """Start a member in a forked process and return its id."""
+
+    def train():
+        pbt = PopulationBasedTraining(
+            root / "pbt", SPACE, member=number, population_size=size, interval=20, timeout=3.0, **options
+        )
+        torch.manual_seed(number)
+        trainer(root, pbt, max_steps=100).fit(Net(schedule="LambdaLR"), datamodule=Data())
+
+    return in_a_child(train)
+
+
+def exit_code(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+def test_two_processes_on_one_folder(tmp_path, synchronous):
+    members = [start(tmp_path, number, 2, synchronous=synchronous) for number in range(2)]
+    assert [exit_code(one) for one in members] == [0, 0]
+    segments = lineage(tmp_path / "pbt")
+    assert [read_record(tmp_path / "pbt", number).status for number in range(2)] == ["finished"] * 2
+    for number in range(2):
+        steps = sorted(step for one in segments if one.member == number for step in one.values)
+        assert steps == [20, 40, 60, 80, 100]
+    if synchronous:
+        forks = [one for one in segments if one.parent is not None]
+        assert sorted(one.start for one in forks) == [20, 40, 60, 80]  # one of two loses at each decision
+        assert all(one.forked_at == one.start for one in forks)
+
+
+def test_a_member_killed_for_good_leaves_the_others_running(tmp_path):
+    members = [start(tmp_path, number, 3, synchronous=True) for number in range(3)]
+    while (record := read_record(tmp_path / "pbt", 1)) is None or record.step < 20:
+        time.sleep(0.01)
+    os.kill(members[1], signal.SIGKILL)
+    assert exit_code(members[1]) == -signal.SIGKILL
+    for number in (0, 2):
+        assert exit_code(members[number]) == 0
+        mine = read_record(tmp_path / "pbt", number)
+        assert mine.status == "finished"
+        assert mine.step == 100
+        assert any("member 1 gave no sign of life" in event for event in mine.events)
+
+
+DDP = """
+import sys, torch
+torch.set_num_threads(1)
+from tests.test_population_callback import *
+
+class Ranked(Net):
+    def on_train_batch_start(self, batch, batch_idx):
+        # runs after the callbacks: a copy that was due has been made
+        weights = torch.cat([one.detach().flatten() for one in self.parameters()])
+        other = [torch.zeros_like(weights) for _ in range(2)]
+        torch.distributed.all_gather(other, weights)
+        settings = [None, None]
+        mine = [(group["lr"], group["weight_decay"]) for group in self.trainer.optimizers[0].param_groups]
+        torch.distributed.all_gather_object(settings, [*mine, self.net[3].p])
+        assert torch.equal(*other), self.global_step
+        assert settings[0] == settings[1], settings
+        if self.global_rank == 0 and self.global_step == 20:
+            torch.save(weights, sys.argv[1] + "/copied.pt")
+
+def main(root):
+    pbt = PopulationBasedTraining(f"{root}/pbt", SPACE, member=0, population_size=2, interval=20)
+    pl.Trainer(
+        max_steps=60, callbacks=[pbt], accelerator="cpu", devices=2, strategy="ddp", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        check_val_every_n_epoch=None, val_check_interval=20, num_sanity_val_steps=0, default_root_dir=root,
+    ).fit(Ranked(), datamodule=Data())
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
+
+
+def test_ddp_copies_the_same_to_every_rank(tmp_path):
+    state = good_donor(tmp_path)
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    segments = [one for one in lineage(tmp_path / "pbt") if one.member == 0]
+    assert segments[1].parent == 1
+    copied = torch.load(tmp_path / "copied.pt", weights_only=True)
+    names = [name for name in state["module"] if "running" not in name and "num_batches" not in name]
+    assert torch.equal(copied, torch.cat([state["module"][name].flatten() for name in names]))
+
+
+CLI = """
+import torch
+torch.set_num_threads(1)
+from lightning.pytorch.cli import LightningCLI
+from lightning_hpo.callbacks.population import PopulationBasedTraining
+from tests.test_population_callback import Net, Data
+
+LightningCLI(Net, Data, save_config_callback=None)
+"""
+
+
+def test_usable_by_flags(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(CLI)
+    flags = {
+        "callbacks+": "PopulationBasedTraining",
+        "callbacks.folder": f"{tmp_path}/pbt",
+        "callbacks.space": '{"lr": "loguniform(1e-3, 1)", "dropout": "uniform(0.05, 0.5)"}',
+        "callbacks.member": "1",
+        "callbacks.population_size": "2",
+        "callbacks.interval": "10",
+        "max_steps": "20",
+        "val_check_interval": "10",
+        "accelerator": "cpu",
+        "logger": "false",
+        "enable_checkpointing": "false",
+        "default_root_dir": str(tmp_path),
+    }
+    arguments = [f"--trainer.{name}={value}" for name, value in flags.items()]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, script, "fit", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    record = read_record(tmp_path / "pbt", 1)
+    assert record.status == "finished"
+    assert sorted(record.segments[0].params) == ["dropout", "lr"]
+
+
+def test_the_example_runs_and_continues(tmp_path):
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, root / "examples" / "population.py", "--max-steps", "50", "--root", tmp_path]
+    texts = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    ]
+    assert "learning rate of the winner" in texts[0]
+    assert texts[0].splitlines()[-2:] == texts[1].splitlines()[-2:]

@@ -1,0 +1,235 @@
+"""A whole population in one process: repeatable, killed and continued, and what its lineage says."""
+
+import itertools
+import math
+import os
+import random
+import signal
+import threading
+from itertools import pairwise
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_hpo import checkpoints
+from lightning_hpo.lineage import ReplayLR, lineage, plot, replay, schedule_of, to_study, winner
+from lightning_hpo.population_tuner import PopulationTuner
+from lightning_hpo.runs import StudyMismatchError
+from lightning_hpo.space import parse_space
+from tests.test_kill import in_a_child
+from tests.test_population_callback import Data, Net
+
+SPACE = {"lr": "loguniform(1e-2, 1)", "dropout": "uniform(0.05, 0.5)", "weight_decay": "loguniform(1e-5, 1e-1)"}
+SIZE, INTERVAL, STEPS = 4, 15, 75
+
+
+class Small(Net):
+    def __init__(self, lr=0.1, weight_decay=1e-3, dropout=0.1, schedule="LambdaLR"):
+        super().__init__(lr=lr, weight_decay=weight_decay, dropout=dropout, schedule=schedule)
+
+
+def tune(root, model=Small, **options):
+    arguments = {"population_size": SIZE, "interval": INTERVAL, "max_steps": STEPS, "monitor": "val_loss", "seed": 1}
+    trainer = {"accelerator": "cpu", "logger": False}
+    tuner = PopulationTuner(SPACE, root=root, name="run", verbose=False, trainer=trainer, **{**arguments, **options})
+    return tuner.fit(model, datamodule=Data)
+
+
+def history(result):
+    rows = [(row.params, dict(row.values), row.parent, row.state) for row in result.rows]
+    return rows, [one.notes() for one in lineage(result)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return tune(tmp_path_factory.mktemp("whole"))
+
+
+def test_the_population_and_its_lineage_are_whole(uninterrupted):
+    segments = lineage(uninterrupted)
+    assert len(segments) > SIZE
+    for member in range(SIZE):
+        own = [one for one in segments if one.member == member]
+        assert own[0].start == 0
+        assert own[0].parent is None
+        steps = sorted(step for one in own for step in one.values)
+        assert steps == list(range(INTERVAL, STEPS + 1, INTERVAL))  # each step is told once, by one segment
+        for before, after in pairwise(own):
+            assert before.stop == after.start
+            assert segments[after.parent].member != member
+            assert after.start in segments[after.parent].values
+    assert uninterrupted.best_score == min(one.values[STEPS] for one in segments if STEPS in one.values)
+    module = uninterrupted.best_model()
+    (scores,) = pl.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False).validate(
+        module, datamodule=Data()
+    )
+    assert scores["val_loss"] == pytest.approx(uninterrupted.best_score, rel=1e-5)
+
+
+def test_the_same_call_gives_the_same_bits(uninterrupted, tmp_path):
+    torch.manual_seed(99)
+    assert history(tune(tmp_path)) == history(uninterrupted)
+    before = torch.get_rng_state()
+    again = tune(tmp_path)
+    assert history(again) == history(uninterrupted)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def die_after(steps, delay):
+    """Kill this process some time after it has begun so many training steps, whosever they are."""
+    count, original = itertools.count(1), Small.training_step
+
+    def training_step(self, batch, batch_idx):
+        if next(count) == steps:
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return original(self, batch, batch_idx)
+
+    Small.training_step = training_step
+
+
+def test_killed_ten_times_and_continued_equals_uninterrupted(uninterrupted, tmp_path):
+    generator = random.Random(0)
+    for _ in range(10):
+        steps, delay = generator.randint(5, 35), generator.uniform(0, 0.02)
+
+        def run(steps=steps, delay=delay):
+            die_after(steps, delay)
+            tune(tmp_path)
+
+        assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(run), 0)[1]) == -signal.SIGKILL
+    assert history(tune(tmp_path)) == history(uninterrupted)
+
+
+def test_a_damaged_checkpoint_costs_an_interval(uninterrupted, tmp_path):
+    class Stops(Small):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.global_step == 50:
+                raise KeyboardInterrupt
+
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        tune(tmp_path, type("Small", (Stops,), {}))
+    for file in sorted((tmp_path / "run" / "members").glob("*/last.ckpt"))[:1]:
+        file.write_bytes(file.read_bytes()[:-100])
+    result = tune(tmp_path)
+    assert {one.member for one in lineage(result) if STEPS in one.values} == set(range(SIZE))
+
+
+def test_a_failing_member_does_not_stop_the_others(tmp_path):
+    class Fails(Small):
+        def training_step(self, batch, batch_idx):
+            if "002" in self.trainer.default_root_dir and self.global_step == 40:
+                raise RuntimeError("out of luck")
+            return super().training_step(batch, batch_idx)
+
+    result = tune(tmp_path, Fails)
+    failed = [row for row in result.rows if row.state == "failed"]
+    assert len(failed) == 1
+    assert "out of luck" in result.study.trials[failed[0].number].user_attrs["failure"]
+    assert {one.member for one in lineage(result) if STEPS in one.values} == {0, 1, 3}
+
+
+def test_a_nan_member_is_replaced(tmp_path):
+    class Breaks(Small):
+        def training_step(self, batch, batch_idx):
+            bad = "001" in self.trainer.default_root_dir and self.global_step == 5
+            return super().training_step(batch, batch_idx) * (float("nan") if bad else 1)
+
+    result = tune(tmp_path, Breaks)
+    second = [one for one in lineage(result) if one.member == 1][1]
+    assert second.start == INTERVAL
+    assert all(map(math.isfinite, second.values.values()))
+
+
+def test_a_hidden_size_is_refused_before_training(tmp_path):
+    with pytest.raises(MisconfigurationException, match="hidden size"):
+        PopulationTuner(
+            {"hidden": "choice(8, 16)"}, max_steps=20, interval=10, monitor="val_loss", root=tmp_path, verbose=False
+        ).fit(Net, datamodule=Data)
+
+
+def test_wrong_arguments_and_another_population_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"multiple of `interval` 15, got 70; e.g. 75"):
+        PopulationTuner(SPACE, interval=15, max_steps=70)
+    with pytest.raises(ValueError, match="population_size"):
+        PopulationTuner(SPACE, population_size=1, max_steps=200)
+    with pytest.raises(ValueError, match="`timeout` means nothing for a population"):
+        PopulationTuner(SPACE, max_steps=200, timeout=3.0)
+    with pytest.raises(ValueError, match="val_check_interval"):
+        PopulationTuner(SPACE, max_steps=200, trainer={"val_check_interval": 5})
+    tune(tmp_path, population_size=2, max_steps=15)
+    with pytest.raises(StudyMismatchError, match="quantile"):
+        tune(tmp_path, population_size=2, max_steps=15, quantile=0.2)
+
+
+def test_the_winner_is_replayed_by_a_plain_trainer(uninterrupted, tmp_path):
+    segments = lineage(uninterrupted)
+    found = replay(uninterrupted)
+    assert found.max_steps == STEPS
+    assert dict(found.params) == dict(uninterrupted.best_params)
+    assert found.stretches == schedule_of(winner(segments), segments)
+    schedule = found.schedule("lr")
+
+    class Plain(Net):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            shape = lambda step: 1 / (1 + step / 20)  # noqa: E731  # what the members trained with
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": ReplayLR(optimizer, schedule, shape), "interval": "step"},
+            }
+
+    net = Plain(lr=schedule[0][1])
+    pl.Trainer(
+        max_steps=found.max_steps,
+        logger=False,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    ).fit(net, datamodule=Data())
+    for step, rates in enumerate(net.rates):
+        asked = next(value for start, value in reversed(schedule) if start <= step) / (1 + step / 20)
+        assert rates == pytest.approx([asked, asked / 10])
+
+
+def test_replay_continues_from_a_checkpoint_and_checks_its_input():
+    def make():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+        return optimizer, ReplayLR(optimizer, [(0, 0.5), (3, 0.1), (6, 0.2)])
+
+    optimizer, schedule = make()
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5] * 3 + [0.1] * 3 + [0.2] * 2)
+    again, continued = make()
+    for _ in range(4):
+        again.step()
+        continued.step()
+    state = continued.state_dict()
+    third, fresh = make()
+    fresh.load_state_dict(state)
+    third.load_state_dict(again.state_dict())
+    third.step()
+    fresh.step()
+    assert third.param_groups[0]["lr"] == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="begin at step 0"):
+        ReplayLR(optimizer, [(2, 0.1)])
+
+
+def test_lineage_as_a_study_and_a_plot(uninterrupted):
+    segments = lineage(uninterrupted)
+    copied = lineage(to_study(segments, parse_space(SPACE)))
+    assert [one.params for one in copied] == [one.params for one in sorted(segments, key=lambda s: (s.start, s.number))]
+    assert sum(one.parent is not None for one in copied) == sum(one.parent is not None for one in segments)
+    figure = plot(segments, "lr")
+    assert len(figure.axes[0].lines) >= len(segments)
+
+
+def test_checkpoints_are_sealed(uninterrupted):
+    members = uninterrupted.best_checkpoint.parent / "members"
+    for file in members.glob("*/last.ckpt"):
+        checkpoints.verify(file)
