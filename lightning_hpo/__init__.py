@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_hpo.bayesian_tuner import BayesianTuner
     from lightning_hpo.callbacks import LRSchedule
+    from lightning_hpo.callbacks.population import PopulationBasedTraining
+    from lightning_hpo.lineage import ReplayLR, replay
     from lightning_hpo.lr_schedules import (
         ClosedFormLR,
         CosineLR,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     )
     from lightning_hpo.objective import Objective
     from lightning_hpo.plots import plot_lr_schedule
+    from lightning_hpo.population_tuner import PopulationTuner
     from lightning_hpo.results import Result
     from lightning_hpo.samplers import GaussianProcessSampler
     from lightning_hpo.schedulers import (
@@ -57,7 +60,10 @@ _HOMES = {
     "LinearDecayLR": "lr_schedules",
     "MedianStopping": "schedulers",
     "Objective": "objective",
+    "PopulationBasedTraining": "callbacks.population",
+    "PopulationTuner": "population_tuner",
     "RandomTuner": "tuners",
+    "ReplayLR": "lineage",
     "Result": "results",
     "Row": "trials",
     "Scheduler": "schedulers",
@@ -68,6 +74,7 @@ _HOMES = {
     "WarmupStableDecayLR": "lr_schedules",
     "make_lr_schedule": "lr_schedules",
     "plot_lr_schedule": "plots",
+    "replay": "lineage",
 }
 
 __all__ = [
@@ -87,7 +94,10 @@ __all__ = [
     "LinearDecayLR",
     "MedianStopping",
     "Objective",
+    "PopulationBasedTraining",
+    "PopulationTuner",
     "RandomTuner",
+    "ReplayLR",
     "Result",
     "Row",
     "Scheduler",
@@ -98,6 +108,7 @@ __all__ = [
     "WarmupStableDecayLR",
     "make_lr_schedule",
     "plot_lr_schedule",
+    "replay",
 ]
 
 
