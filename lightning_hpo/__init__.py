@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hpo.cli import HPOCLI
     from lightning_hpo.objective import Objective
     from lightning_hpo.results import Result
     from lightning_hpo.schedulers import FullBudget, Hyperband, Job, Scheduler, SuccessiveHalving
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FullBudget": "schedulers",
+    "HPOCLI": "cli",
     "Hyperband": "schedulers",
     "HyperbandTuner": "tuners",
     "Job": "schedulers",
@@ -32,6 +34,7 @@ _HOMES = {
 
 __all__ = [
     "FullBudget",
+    "HPOCLI",
     "Hyperband",
     "HyperbandTuner",
     "Job",
