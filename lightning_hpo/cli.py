@@ -20,7 +20,7 @@ from lightning_hpo.cli_builder import ConfigBuilder
 from lightning_hpo.pricing import say_price
 from lightning_hpo.runs import StorageError, StudyInUseError
 from lightning_hpo.search import SearchFailedError
-from lightning_hpo.space import GRAMMAR
+from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.tuners import Tuner
 
 for _name in set(lightning_hpo.__all__) - {"HPOCLI"}:  # a short class name on the command line is that of an imported class
@@ -97,9 +97,9 @@ class HPOCLI(LightningCLI):
             raise ValueError("`ckpt_path` is for fit: every trial of a search starts from scratch.")
         self.subcommand = "fit"  # what a trial does, and what best.yaml is for
         builder = ConfigBuilder(self, Namespace(fit=config))
-        made = _make_tuner(tuner, dict(_flat(space)))
+        made = _make_tuner(tuner, parse_space(dict(_flat(space))))
         for name, value in builder.replaced.items():
-            print(f"trainer.{name} {value!r} of the config is not used: the tuner's max_steps is the budget of a trial.")
+            print(f"trainer.{name}={value!r} of the config is not used: the tuner says how long and where a trial runs.")
         if dry_run:
             say_price(made, builder)
             return None
@@ -115,7 +115,7 @@ class HPOCLI(LightningCLI):
             return
         added = {"trainer": {"callbacks": [*callbacks, {"class_path": "lightning_hpo.LRSchedule"}]}}
         inner = self._subcommand_parsers[subcommand] if subcommand else parser
-        bound = inner.parse_object(added, cfg_base=config)
+        bound = inner.parse_object(added, namespace=config)
         if subcommand:
             self.config[subcommand] = bound
         else:
@@ -129,8 +129,8 @@ def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:
     def make(kind: Callable[..., Tuner], *args: Any, **options: Any) -> Tuner:
         return kind(space, *args, **options)
 
-    parser.add_instantiator(make, Tuner, subclasses=True)
-    made: Tuner = parser.instantiate_classes(parser.parse_object({"tuner": config})).tuner
+    config = parser.parse_object({"tuner": config})
+    made: Tuner = parser.instantiate(config, instantiators=[(make, Tuner, True)]).tuner
     return made
 
 

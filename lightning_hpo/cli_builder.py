@@ -63,7 +63,11 @@ class ConfigBuilder(Builder):
 
     def check_space(self, names: Mapping[str, BaseDistribution]) -> None:
         """Parse each bound and choice, and compare what the config then holds with what was asked."""
+        owners: dict[str, str] = {}
         for name, distribution in names.items():
+            path = ".".join(_full_path(self._base, name))
+            if owners.setdefault(path, name) != name:
+                raise ValueError(f"`space` names {path!r} twice: as {owners[path]!r} and as {name!r}.")
             head, _, rest = name.partition(".")
             if head == "trainer" and rest in _BUDGET:
                 raise ValueError(f"`space` has the name {name!r}, but that is the tuner's own.")
@@ -117,14 +121,14 @@ class ConfigBuilder(Builder):
     def _parse(self, params: Mapping[str, Any]) -> Namespace:
         nested: dict[str, Any] = {}
         for name, value in params.items():
-            *path, last = name.split(".")
+            *path, last = _full_path(self._base, name)
             place = nested
             for key in path:
                 place = place.setdefault(key, {})
             place[last] = value
         before, self._parser.exit_on_error = self._parser.exit_on_error, False
         try:
-            return self._parser.parse_object(nested, cfg_base=self._base.clone())
+            return self._parser.parse_object(nested, namespace=self._base.clone())
         finally:
             self._parser.exit_on_error = before
 
@@ -156,13 +160,22 @@ def _probes(distribution: BaseDistribution) -> list[Any]:
     return [from_unit(distribution, place) for place in (0.0, 0.5, 1.0)]
 
 
-def _held(config: Namespace, name: str) -> Any:
-    """Value at a path, where ``optimizer.lr`` may stand for ``optimizer.init_args.lr``."""
+def _full_path(config: Namespace, name: str) -> list[str]:
+    """Keys from the root of the config, where ``optimizer.lr`` may stand for ``optimizer.init_args.lr``."""
+    path: list[str] = []
     place: Any = config
     for key in name.split("."):
-        inner = place.get("init_args") if key not in place else None
-        place = (place if inner is None else inner)[key]
-    return place
+        known = isinstance(place, Namespace)
+        if known and key not in place and "init_args" in place:
+            path.append("init_args")
+            place = place["init_args"]
+        path.append(key)
+        place = place.get(key) if known and isinstance(place, Namespace) else None
+    return path
+
+
+def _held(config: Namespace, name: str) -> Any:
+    return config[".".join(_full_path(config, name))]
 
 
 def _under(params: Mapping[str, Any], head: str) -> Iterator[tuple[str, Any]]:
