@@ -8,8 +8,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hpo.callbacks.trial_report import TrialReport
     from lightning_hpo.cli import HPOCLI
     from lightning_hpo.objective import Objective
+    from lightning_hpo.optuna_door import OptunaTuner, create_optuna_study
     from lightning_hpo.results import Result
     from lightning_hpo.schedulers import FullBudget, Hyperband, Job, Scheduler, SuccessiveHalving
     from lightning_hpo.trials import Row
@@ -24,12 +26,15 @@ _HOMES = {
     "HyperbandTuner": "tuners",
     "Job": "schedulers",
     "Objective": "objective",
+    "OptunaTuner": "optuna_door",
     "RandomTuner": "tuners",
     "Result": "results",
     "Row": "trials",
     "Scheduler": "schedulers",
     "SuccessiveHalving": "schedulers",
+    "TrialReport": "callbacks.trial_report",
     "Tuner": "tuners",
+    "create_optuna_study": "optuna_door",
 }
 
 __all__ = [
@@ -39,12 +44,15 @@ __all__ = [
     "HyperbandTuner",
     "Job",
     "Objective",
+    "OptunaTuner",
     "RandomTuner",
     "Result",
     "Row",
     "Scheduler",
     "SuccessiveHalving",
+    "TrialReport",
     "Tuner",
+    "create_optuna_study",
 ]
 
 

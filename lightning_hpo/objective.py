@@ -7,9 +7,9 @@ whoever wrote it, has the full budget as its horizon in each rung, and its check
 import logging
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import optuna
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
 
 from lightning_hpo import checkpoints
 from lightning_hpo.building import Builder, Factories
@@ -66,10 +67,12 @@ class Outcome:
     Args:
         score: the monitored metric at the last step; None if the job was paused before it.
         step: optimizer steps that the trial has seen.
+        metrics: all that was logged in the last validation.
     """
 
     score: float | None
     step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def never() -> bool:
@@ -83,7 +86,8 @@ class Objective:
     Args:
         model: class of the module, or any callable that returns one; called with the ``model.`` parameters. Or a
             :class:`~lightning_hpo.building.Builder`, which brings data and Trainer arguments too.
-        space: dotted name -> distribution (see :mod:`lightning_hpo.space`).
+        space: dotted name -> distribution (see :mod:`lightning_hpo.space`), or a function of an Optuna trial that
+            returns name -> value.
         data: class of the data module, or any callable that returns one; called with the ``data.`` parameters. None if
             the module brings its own loaders.
         monitor: name of a metric that the module logs in validation.
@@ -101,7 +105,7 @@ class Objective:
     def __init__(
         self,
         model: Callable[..., pl.LightningModule] | Builder,
-        space: Space,
+        space: Space | Callable[[optuna.Trial], Mapping[str, Any]],
         *,
         monitor: str,
         max_steps: int,
@@ -113,7 +117,10 @@ class Objective:
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
-        self.space = parse_space(space)
+        self.space = {} if callable(space) else parse_space(space)
+        self._suggest_from = space if callable(space) else self.space
+        self.also: tuple[str, ...] = ()
+        """More metrics that must be logged in validation."""
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
@@ -128,19 +135,22 @@ class Objective:
         Raises:
             ValueError: if the metric is not a finite number.
         """
-        params = {name: _suggest(trial, name, distribution) for name, distribution in self.space.items()}
+        params = suggest(trial, self._suggest_from)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             outcome = self.run(Task(Job(self.max_steps, trial=trial.number), params, folder))
         assert outcome.score is not None
         return outcome.score
 
-    def run(self, task: Task, should_pause: Callable[[], bool] = never) -> Outcome:
+    def run(
+        self, task: Task, should_pause: Callable[[], bool] = never, callbacks: Sequence[pl.Callback] = ()
+    ) -> Outcome:
         """Carry out one job.
 
         Args:
             task: the job, continued from its folder's checkpoint if there is one.
             should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score.
+            callbacks: more of them, for this job only. One that stops the Trainer ends the trial there.
 
         Raises:
             KeyError: if the monitored metric is not logged.
@@ -148,7 +158,7 @@ class Objective:
         """
         assert task.job.trial is not None
         with _own_random_numbers(self.seed, task.job.trial), warnings_only(*_CHATTY):
-            return self._run(task, should_pause)
+            return self._run(task, should_pause, callbacks)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Build an untrained module with the ``model.`` parameters."""
@@ -164,8 +174,7 @@ class Objective:
             ValueError: if the model or the data cannot be built with parameters of the space, or the monitored metric
                 is not logged in validation.
         """
-        if params is None:
-            params = {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
+        params = self.middle() if params is None else params
         with _own_random_numbers(self.seed, 0), warnings_only(*_CHATTY), tempfile.TemporaryDirectory() as folder:
             built = self.builder.build(params)
             trainer = pl.Trainer(
@@ -174,9 +183,17 @@ class Objective:
                 default_root_dir=folder,
             )
             trainer.validate(built.module, datamodule=built.data, verbose=False)
-            _score(self.monitor, trainer.callback_metrics)
+            for name in (self.monitor, *self.also):
+                _score(name, trainer.callback_metrics)
 
-    def _run(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
+    def middle(self) -> dict[str, Any]:
+        """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
+        if self._suggest_from is self.space:
+            return {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
+        with warnings_only("optuna"):
+            return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
+
+    def _run(self, task: Task, should_pause: Callable[[], bool], more: Sequence[pl.Callback]) -> Outcome:
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = task.folder / CHECKPOINT
         checkpoints.remove_leftovers(checkpoint)
@@ -198,7 +215,7 @@ class Objective:
             optimizer=built.optimizer,
             should_pause=should_pause,
         )
-        callbacks = [*_listed(arguments.pop("callbacks", None)), leg]
+        callbacks = [*_listed(arguments.pop("callbacks", None)), *more, leg]
         arguments.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in callbacks))
         arguments.setdefault("logger", MetricsFile(task.folder / METRICS, _steps_in(source)))
         plugins = [*_listed(arguments.pop("plugins", None)), SealedCheckpointIO()]
@@ -218,7 +235,11 @@ class Objective:
             return Outcome(None, trainer.global_step)
         if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
             trainer.validate(module, datamodule=data, verbose=False)
-        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step)
+        if trainer.global_step < task.job.max_steps:  # another callback has stopped it
+            trainer.save_checkpoint(checkpoint, weights_only=False)
+        for name in self.also:
+            _score(name, leg.metrics)
+        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
 
 
 def _listed(given: Any) -> list[Any]:
@@ -239,6 +260,15 @@ def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
 def _steps_in(checkpoint: Path | None) -> int:
     """Optimizer steps that a checkpoint has behind it."""
     return 0 if checkpoint is None else int(checkpoints.load(checkpoint)["global_step"])
+
+
+def suggest(
+    trial: optuna.Trial, space: Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Let a trial suggest a value for each name of a space, or let a function of the trial do it."""
+    if callable(space):
+        return dict(space(trial))
+    return {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:

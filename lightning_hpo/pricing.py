@@ -8,7 +8,6 @@ from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
 from lightning_hpo.objective import CHECKPOINT, Objective, Task
 from lightning_hpo.schedulers import Job
-from lightning_hpo.space import from_unit
 from lightning_hpo.tuners import Tuner
 
 _TIMED_STEPS = 10
@@ -27,7 +26,7 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     console = Console(objective.monitor, tuner.mode, verbose=True)
     console.plan(f"plan of {type(tuner).__name__}; nothing is written", objective.space, tuner.plan(), ())
     objective.check()
-    params = {name: from_unit(distribution, 0.5) for name, distribution in objective.space.items()}
+    params = objective.middle()
     with tempfile.TemporaryDirectory() as folder:
 
         def seconds(name: str, steps: int) -> float:

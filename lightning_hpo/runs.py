@@ -5,7 +5,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,14 @@ class RunFolder:
 
 
 def open_study(
-    folder: RunFolder, storage: str | BaseStorage | None, mode: Mode, fingerprint: Mapping[str, Any]
+    folder: RunFolder, storage: str | BaseStorage | None, mode: Mode | Sequence[Mode], fingerprint: Mapping[str, Any]
 ) -> tuple[optuna.Study, BaseStorage]:
     """Open the study of a run, or create it.
 
     Args:
         folder: of the run; the study has its name.
         storage: Optuna storage or its URL; None is a SQLite file in the folder.
-        mode: direction of the study.
+        mode: direction of the study, or one for each objective.
         fingerprint: what the search was called with, as JSON; stored with a new study, compared with an old one.
 
     Raises:
@@ -130,7 +130,9 @@ def open_study(
     if isinstance(storage, str):
         storage = RDBStorage(storage)
     with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
-        storage.create_new_study([StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE], folder.name)
+        modes = (mode,) if isinstance(mode, str) else mode
+        directions = [StudyDirection.MINIMIZE if one == "min" else StudyDirection.MAXIMIZE for one in modes]
+        storage.create_new_study(directions, folder.name)
     study = optuna.load_study(study_name=folder.name, storage=storage)
     stored = study.user_attrs.get(FINGERPRINT)
     if stored is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import lightning.pytorch as pl
+import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
@@ -181,8 +182,15 @@ class Tuner:
         model: Callable[..., pl.LightningModule] | Builder | None = None,
         *,
         datamodule: Callable[..., pl.LightningDataModule] | None = None,
+        space: Callable[[optuna.Trial], Mapping[str, Any]] | None = None,
     ) -> Objective:
-        """Return what :meth:`fit` runs for each job; the arguments are those of :meth:`fit`."""
+        """Return what :meth:`fit` runs for each job.
+
+        Args:
+            model: as for :meth:`fit`.
+            datamodule: as for :meth:`fit`.
+            space: instead of the tuner's own.
+        """
         model = self._builder if model is None else model
         if model is None:
             raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
@@ -190,7 +198,7 @@ class Tuner:
             raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
         return Objective(
             model,
-            self.space,
+            self.space if space is None else space,
             data=datamodule,
             monitor=self.monitor,
             max_steps=self.scheduler.max_steps,
@@ -220,7 +228,7 @@ class Tuner:
         check: Callable[[], None] | None = None,
         builder: Builder | None = None,
     ) -> Result:
-        label = "-".join(_label(one) for one in (type(self), subjects[0]))
+        label = "-".join(label(one) for one in (type(self), subjects[0]))
         folder = RunFolder(self._root, label if self._name is None else self._name)
         console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
         with ExitStack() as stack:
@@ -249,7 +257,7 @@ class Tuner:
                 config=nested_config if builder is None else builder.config,
             ).run(interrupts.pause_wanted)
             if interrupts.received is not None:
-                _say_paused(interrupts.received.name, folder)
+                say_paused(interrupts.received.name, folder)
                 raise StudyPaused(128 + interrupts.received)
             console.table(table.rows)
         best = best_row(table.rows, self.mode)
@@ -322,10 +330,10 @@ class RandomTuner(Tuner):
 
 
 def _identity(subject: Any) -> Any:
-    return (isinstance(subject, Builder) and subject.identity) or _label(subject)
+    return (isinstance(subject, Builder) and subject.identity) or label(subject)
 
 
-def _label(subject: Any) -> str:
+def label(subject: Any) -> str:
     """Readable name of a class or function, fit for a folder."""
     while hasattr(subject, "func"):  # functools.partial
         subject = subject.func
@@ -333,7 +341,7 @@ def _label(subject: Any) -> str:
     return "".join(letter for letter in name if letter.isalnum() or letter == "_").strip("_").lower() or "function"
 
 
-def _say_paused(signal_name: str, folder: RunFolder) -> None:
+def say_paused(signal_name: str, folder: RunFolder) -> None:
     print(  # the last line a person sees
         f"lightning_hpo: paused by {signal_name}; every recorded result and checkpoint is kept in {folder.path}; "
         "run the same command to continue.",
