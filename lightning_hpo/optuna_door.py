@@ -36,7 +36,8 @@ class OptunaTuner(Tuner):
 
     Every validation is reported at its optimizer step. A pruned trial ends as a finished one: end hooks run, its
     checkpoint is kept. A trial that a kill has interrupted continues from its checkpoint. Sampling is keyed by the seed
-    and the trial's number, so a continued study equals the uninterrupted one.
+    and the trial's number, so a continued study equals the uninterrupted one; up to rounding, with a sampler that warms
+    its search up from memory, as Optuna's ``GPSampler`` does.
 
     Args:
         space: as for :class:`Tuner`, or a function of a trial that returns name -> value (define-by-run).
@@ -209,7 +210,9 @@ class OptunaTuner(Tuner):
                     trial.set_constraint(name, outcome.metrics[name])
         except (KeyboardInterrupt, ParameterMismatchError):
             raise
-        except BaseException as error:  # noqa: BLE001  # the study remembers it, SystemExit of user code too
+        except BaseException as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning leaves a fit with SystemExit then
+                raise KeyboardInterrupt from error
             text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
             trial.set_user_attr(FAILURE, text[:20_000])
             study.tell(trial, state=TrialState.FAIL)
