@@ -228,8 +228,8 @@ class Tuner:
         check: Callable[[], None] | None = None,
         builder: Builder | None = None,
     ) -> Result:
-        label = "-".join(label(one) for one in (type(self), subjects[0]))
-        folder = RunFolder(self._root, label if self._name is None else self._name)
+        default = "-".join(label(one) for one in (type(self), subjects[0]))
+        folder = RunFolder(self._root, default if self._name is None else self._name)
         console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
         with ExitStack() as stack:
             stack.enter_context(folder.locked())
