@@ -33,7 +33,7 @@ def main():
     warnings.simplefilter("ignore")
     args = ["-c", str(Path(sys.path[0]) / "fit.yaml"), "--seed_everything", "false"]
 
-    def whole(index=0):
+    def whole(_index=0):
         return LightningCLI(DigitsNet, DigitsData, run=False, args=args, save_config_callback=None)
 
     builder = ConfigBuilder(whole())

@@ -38,8 +38,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "FullBudget",
     "HPOCLI",
+    "FullBudget",
     "Hyperband",
     "HyperbandTuner",
     "Job",

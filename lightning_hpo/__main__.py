@@ -6,7 +6,7 @@ Nothing that the run's config names is imported.
 import argparse
 import sys
 
-from lightning_hpo.report import read_run, show, write_report
+from lightning_hpo.report import read_best, read_run, show, write_report
 from lightning_hpo.runs import StorageError
 
 
@@ -31,9 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             case "report":
                 print(write_report(run))
             case "best":
-                if not (run.path / "best.yaml").exists():
-                    raise StorageError(f"{run.path} holds no best.yaml yet: no trial has succeeded.")
-                print((run.path / "best.yaml").read_text(), end="")
+                print(read_best(run), end="")
     except StorageError as error:
         print(f"lightning_hpo: {error}", file=sys.stderr)
         return 4

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace, class_from_function
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import lightning_hpo
 from lightning_hpo.cli_builder import ConfigBuilder
@@ -23,7 +24,9 @@ from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.tuners import Tuner
 
-for _name in set(lightning_hpo.__all__) - {"HPOCLI"}:  # a short class name on the command line is that of an imported class
+for _name in set(lightning_hpo.__all__) - {
+    "HPOCLI"
+}:  # a short class name on the command line is that of an imported class
     getattr(lightning_hpo, _name)
 
 SPACE_HELP = (
@@ -52,7 +55,7 @@ class HPOCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        trainer = self.trainer_class if isinstance(self.trainer_class, type) else class_from_function(self.trainer_class)
+        trainer = self.trainer_class if isinstance(self.trainer_class, type) else Trainer
         options = {**kwargs.get("fit", {}), "description": _DESCRIPTION}
         tune = self._prepare_subcommand_parser(trainer, "fit", **options)
         tune.add_argument("--space", type=dict[str, Any], default={}, sub_configs=True, help=SPACE_HELP)
@@ -61,7 +64,8 @@ class HPOCLI(LightningCLI):
             "--dry_run", "--dry-run", action="store_true", help="Print the plan and its price, and stop there."
         )
         self._subcommand_parsers["tune"] = tune
-        parser._subcommands_action.add_subcommand("tune", tune, help="Search for the best hyperparameters.")  # noqa: SLF001  # has no public name
+        action: Any = parser._subcommands_action  # noqa: SLF001  # has no public name
+        action.add_subcommand("tune", tune, help="Search for the best hyperparameters.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and bind an LR schedule of this package to the Trainer."""
@@ -96,10 +100,13 @@ class HPOCLI(LightningCLI):
         if config.get("ckpt_path") is not None:
             raise ValueError("`ckpt_path` is for fit: every trial of a search starts from scratch.")
         self.subcommand = "fit"  # what a trial does, and what best.yaml is for
-        builder = ConfigBuilder(self, Namespace(fit=config))
+        fit = Namespace(fit=config)  # type: ignore[no-untyped-call]  # jsonargparse leaves it untyped
+        builder = ConfigBuilder(self, fit)
         made = _make_tuner(tuner, parse_space(dict(_flat(space))))
         for name, value in builder.replaced.items():
-            print(f"trainer.{name}={value!r} of the config is not used: the tuner says how long and where a trial runs.")
+            print(
+                f"trainer.{name}={value!r} of the config is not used: the tuner says how long and where a trial runs."
+            )
         if dry_run:
             say_price(made, builder)
             return None

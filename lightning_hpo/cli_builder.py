@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from lightning_hpo.building import Builder, Built
@@ -77,7 +76,9 @@ class ConfigBuilder(Builder):
                 except (ArgumentError, KeyError, TypeError, ValueError) as error:
                     raise ValueError(self._why(name, value, error)) from error
                 if (held := _held(config, name)) != value:
-                    raise ValueError(f"`space` has {name!r} with the value {value!r}, but the config makes it {held!r}.")
+                    raise ValueError(
+                        f"`space` has {name!r} with the value {value!r}, but the config makes it {held!r}."
+                    )
 
     def build(self, params: Mapping[str, Any]) -> Built:
         """Let the CLI make everything from its config and a trial's values."""
@@ -106,7 +107,9 @@ class ConfigBuilder(Builder):
     def _instantiate(self, params: Mapping[str, Any]) -> Any:
         cli: Any = self._cli
         config = self._parse(params)
-        cli.config = Namespace({cli.subcommand: config, "subcommand": cli.subcommand}) if cli.subcommand else config
+        cli.config = config
+        if cli.subcommand:
+            cli.config = Namespace(**{cli.subcommand: config}, subcommand=cli.subcommand)  # type: ignore[no-untyped-call]  # jsonargparse leaves it untyped
         # The CLI gives modules their hparams from a dump that it makes once: without this they are those of the base.
         cli.config_dump = self._dump(config, skip_none=False, skip_link_targets=False)
         kept = cli.trainer_class, cli.save_config_callback
@@ -128,9 +131,10 @@ class ConfigBuilder(Builder):
             place[last] = value
         before, self._parser.exit_on_error = self._parser.exit_on_error, False
         try:
-            return self._parser.parse_object(nested, namespace=self._base.clone())
+            parsed: Namespace = self._parser.parse_object(nested, namespace=self._base.clone())
         finally:
             self._parser.exit_on_error = before
+        return parsed
 
     def _dump(self, config: Namespace, **options: Any) -> dict[str, Any]:
         dumped: dict[str, Any] = yaml.safe_load(self._parser.dump(config, **options))

@@ -178,7 +178,14 @@ class Objective:
         with _own_random_numbers(self.seed, 0), warnings_only(*_CHATTY), tempfile.TemporaryDirectory() as folder:
             built = self.builder.build(params)
             trainer = pl.Trainer(
-                **{**_TRAINER_DEFAULTS, **built.trainer, "logger": False, "enable_checkpointing": False, "limit_val_batches": 1, "callbacks": []},
+                **{
+                    **_TRAINER_DEFAULTS,
+                    **built.trainer,
+                    "logger": False,
+                    "enable_checkpointing": False,
+                    "limit_val_batches": 1,
+                    "callbacks": [],
+                },
                 max_steps=self.max_steps,
                 default_root_dir=folder,
             )

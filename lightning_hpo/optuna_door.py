@@ -97,10 +97,10 @@ class OptunaTuner(Tuner):
         self._given_sampler, self._pruner, self._study = sampler, pruner, study
         self._constraints = tuple(constraints)
 
-    def objective(self, model: Any = None, *, datamodule: Any = None) -> Objective:
+    def objective(self, model: Any = None, *, datamodule: Any = None, space: Define | None = None) -> Objective:
         """Return what :meth:`fit` runs for each trial; the arguments are those of :meth:`fit`."""
-        objective = super().objective(model, datamodule=datamodule, space=self._define)
-        objective.also = (*self.monitors[1:], *self._constraints)  # type: ignore[arg-type]  # only the first may be None
+        objective = super().objective(model, datamodule=datamodule, space=space or self._define)
+        objective.also = (*self.monitors[1:], *self._constraints)
         return objective
 
     def _search(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
-from lightning_hpo.objective import CHECKPOINT, Objective, Task
+from lightning_hpo.objective import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
 from lightning_hpo.tuners import Tuner
 
@@ -40,9 +40,12 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     step = max(long - short, 0.0) / _TIMED_STEPS
     plan = tuner.plan()
     jobs, steps = (sum(getattr(bracket, what) for bracket in plan) for what in ("jobs", "steps"))
-    console.line(f"  a step takes {1e3 * step:.1f} ms, a job {1e3 * (short - step):.0f} ms besides, a checkpoint {size / 1e6:.1f} MB")
+    job = max(short - step, 0.0)
+    console.line(
+        f"  a step takes {1e3 * step:.1f} ms, a job {1e3 * job:.0f} ms besides, a checkpoint {size / 1e6:.1f} MB"
+    )
     if plan:
-        console.line(f"  expected: {_clock(jobs * (short - step) + steps * step)}")
+        console.line(f"  expected: {_clock(jobs * job + steps * step)}")
 
 
 def _clock(seconds: float) -> str:

@@ -92,6 +92,18 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
     )
 
 
+def read_best(run: Run) -> str:
+    """Return the text of ``best.yaml``.
+
+    Raises:
+        StorageError: if there is none yet.
+    """
+    path = run.path / "best.yaml"
+    if not path.exists():
+        raise StorageError(f"{run.path} holds no best.yaml yet: no trial has succeeded.")
+    return path.read_text()
+
+
 def show(run: Run) -> None:
     """Print a summary."""
     console = Console(run.monitor, run.mode, verbose=True)
@@ -130,7 +142,10 @@ def to_html(run: Run) -> str:
     parts += ["<h2>Parameters</h2>", *(_parameter(run, name) for name in run.distributions)]
     if run.failures:
         rows = [(number, reason[:4000]) for number, reason in run.failures.items()]
-        parts += ["<h2>Failures</h2>", *(f"<p>trial {number}</p><pre>{escape(reason)}</pre>" for number, reason in rows)]
+        parts += [
+            "<h2>Failures</h2>",
+            *(f"<p>trial {number}</p><pre>{escape(reason)}</pre>" for number, reason in rows),
+        ]
     parts += ["<h2>Trials</h2>", _table(run)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -243,7 +258,9 @@ def _plot(
     ]
     for x, y, state, words in points:
         cx, cy = at(x, y).split(",")
-        drawn.append(f'<circle cx="{cx}" cy="{cy}" r="3" fill="{_COLOURS[state]}"><title>{escape(words)}</title></circle>')
+        drawn.append(
+            f'<circle cx="{cx}" cy="{cy}" r="3" fill="{_COLOURS[state]}"><title>{escape(words)}</title></circle>'
+        )
     texts = [
         (left - 4, top + 8, "end", f"{y1:.4g}"),
         (left - 4, height - bottom, "end", f"{y0:.4g}"),

@@ -334,7 +334,7 @@ def _identity(subject: Any) -> Any:
 
 
 def label(subject: Any) -> str:
-    """Readable name of a class or function, fit for a folder."""
+    """Return a readable name of a class or function, fit for a folder."""
     while hasattr(subject, "func"):  # functools.partial
         subject = subject.func
     name = getattr(subject, "__name__", type(subject).__name__)
@@ -342,6 +342,7 @@ def label(subject: Any) -> str:
 
 
 def say_paused(signal_name: str, folder: RunFolder) -> None:
+    """Print where everything is kept and how to continue."""
     print(  # the last line a person sees
         f"lightning_hpo: paused by {signal_name}; every recorded result and checkpoint is kept in {folder.path}; "
         "run the same command to continue.",

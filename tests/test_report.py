@@ -102,7 +102,8 @@ def test_a_run_at_work_and_nothing_imported_that_it_names(tmp_path):
     (tmp_path / "secret_module.py").write_text("def f(job, params):\n    import sys\n    "
         "print('at work', flush=True)\n    sys.stdin.readline()\n    return params['x']\n")  # fmt: skip
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom secret_module import f\nfrom lightning_hpo import RandomTuner\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom secret_module import f\n"
+        "from lightning_hpo import RandomTuner\n"
         "RandomTuner({'x': 'uniform(0, 1)'}, max_steps=1, n_trials=2, root=sys.argv[1], name='r').optimize(f)"
     )
     with subprocess.Popen(
@@ -113,8 +114,11 @@ def test_a_run_at_work_and_nothing_imported_that_it_names(tmp_path):
         at_work.stdin.flush()
         assert next(line for line in at_work.stdout if line.startswith("at work"))
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "lightning_hpo", "show", str(tmp_path / "r")], capture_output=True, text=True
-        )  # fmt: skip
+            [sys.executable, "-W", "ignore", "-m", "lightning_hpo", "show", str(tmp_path / "r")],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         at_work.communicate("\n")
     assert done.returncode == 0, done.stderr
     assert f"process {at_work.pid} is at work" in done.stdout

@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import optuna
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_hpo.space import nearest
 
