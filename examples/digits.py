@@ -94,6 +94,7 @@ SPACE = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--max-steps", type=int, default=300, help="full budget of a trial, in optimizer steps")
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time, each in a process of its own")
     parser.add_argument("--root", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # so small a network is slower on several
@@ -104,6 +105,7 @@ def main() -> None:
         max_steps=arguments.max_steps,
         name="digits",
         root=arguments.root,
+        workers=arguments.workers,
         trainer={"accelerator": "cpu", "log_every_n_steps": 10},
     ).fit(DigitsNet, datamodule=DigitsData)
 

@@ -51,7 +51,9 @@ def score(config: dict) -> float:
     trainer = L.Trainer(max_steps=100, accelerator="cpu", logger=False, enable_checkpointing=False,
                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     trainer.fit(Net(config["lr"], config["layers"], config["dropout"]), train, DataLoader(VAL, 500))
-    return trainer.validate(dataloaders=DataLoader(VAL, 500), model=trainer.lightning_module, verbose=False)[0]["val_acc"]
+    return trainer.validate(dataloaders=DataLoader(VAL, 500), model=trainer.lightning_module, verbose=False)[0][
+        "val_acc"
+    ]
 
 
 if __name__ == "__main__":

@@ -8,51 +8,107 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_hpo.bayesian_tuner import BayesianTuner
+    from lightning_hpo.callbacks import LRSchedule
     from lightning_hpo.callbacks.trial_report import TrialReport
     from lightning_hpo.cli import HPOCLI
+    from lightning_hpo.lr_schedules import (
+        ClosedFormLR,
+        CosineLR,
+        CosineRestartsLR,
+        InverseSqrtLR,
+        LinearDecayLR,
+        StepDecayLR,
+        WarmupCosineLR,
+        WarmupStableDecayLR,
+        make_lr_schedule,
+    )
     from lightning_hpo.objective import Objective
     from lightning_hpo.optuna_door import OptunaTuner, create_optuna_study
+    from lightning_hpo.plots import plot_lr_schedule
     from lightning_hpo.results import Result
-    from lightning_hpo.schedulers import FullBudget, Hyperband, Job, Scheduler, SuccessiveHalving
+    from lightning_hpo.samplers import GaussianProcessSampler
+    from lightning_hpo.schedulers import (
+        ASHA,
+        AsyncHyperband,
+        FullBudget,
+        Hyperband,
+        Job,
+        MedianStopping,
+        Scheduler,
+        SuccessiveHalving,
+    )
     from lightning_hpo.trials import Row
     from lightning_hpo.tuners import HyperbandTuner, RandomTuner, Tuner
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ASHA": "schedulers",
+    "AsyncHyperband": "schedulers",
+    "BayesianTuner": "bayesian_tuner",
+    "ClosedFormLR": "lr_schedules",
+    "CosineLR": "lr_schedules",
+    "CosineRestartsLR": "lr_schedules",
     "FullBudget": "schedulers",
+    "GaussianProcessSampler": "samplers",
     "HPOCLI": "cli",
     "Hyperband": "schedulers",
     "HyperbandTuner": "tuners",
+    "InverseSqrtLR": "lr_schedules",
     "Job": "schedulers",
+    "LRSchedule": "callbacks",
+    "LinearDecayLR": "lr_schedules",
+    "MedianStopping": "schedulers",
     "Objective": "objective",
     "OptunaTuner": "optuna_door",
     "RandomTuner": "tuners",
     "Result": "results",
     "Row": "trials",
     "Scheduler": "schedulers",
+    "StepDecayLR": "lr_schedules",
     "SuccessiveHalving": "schedulers",
     "TrialReport": "callbacks.trial_report",
     "Tuner": "tuners",
+    "WarmupCosineLR": "lr_schedules",
+    "WarmupStableDecayLR": "lr_schedules",
     "create_optuna_study": "optuna_door",
+    "make_lr_schedule": "lr_schedules",
+    "plot_lr_schedule": "plots",
 }
 
 __all__ = [
+    "ASHA",
     "HPOCLI",
+    "AsyncHyperband",
+    "BayesianTuner",
+    "ClosedFormLR",
+    "CosineLR",
+    "CosineRestartsLR",
     "FullBudget",
+    "GaussianProcessSampler",
     "Hyperband",
     "HyperbandTuner",
+    "InverseSqrtLR",
     "Job",
+    "LRSchedule",
+    "LinearDecayLR",
+    "MedianStopping",
     "Objective",
     "OptunaTuner",
     "RandomTuner",
     "Result",
     "Row",
     "Scheduler",
+    "StepDecayLR",
     "SuccessiveHalving",
     "TrialReport",
     "Tuner",
+    "WarmupCosineLR",
+    "WarmupStableDecayLR",
     "create_optuna_study",
+    "make_lr_schedule",
+    "plot_lr_schedule",
 ]
 
 

@@ -1,14 +1,32 @@
-"""Where jobs run."""
+"""Where jobs run: in this process, or in worker processes that stay alive from job to job."""
 
 import gc
-from collections.abc import Callable
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Protocol, Self
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.synchronize import Event
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self
 
+import torch
+
+from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Outcome, Task
 
 Work = Callable[[Task, Callable[[], bool]], Outcome]
+
+_PAUSING = (signal.SIGINT, signal.SIGTERM)
+_SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+
+
+class JobError(RuntimeError):
+    """A job failed in another process; the text is what happened there, with the traceback."""
 
 
 class Executor(Protocol):
@@ -58,3 +76,199 @@ class InProcess:
             future.set_exception(error)
         gc.collect()
         return future
+
+
+class WorkerProcesses:
+    """Runs jobs in processes of their own, which import everything once and then wait for the next job.
+
+    A worker that crashes fails its job only; another takes its place. Workers end when this process does, however it
+    ends. Each worker sees its share of the GPUs, if there are any.
+
+    Args:
+        work: as for :class:`InProcess`; it is sent to the workers, so it must be made of importable parts.
+        workers: number of processes, >= 1.
+        devices_per_trial: GPUs that each worker sees.
+
+    Raises:
+        TypeError: if ``work`` cannot be sent to another process.
+    """
+
+    def __init__(self, work: Work, workers: int, devices_per_trial: int = 1) -> None:
+        self.workers = workers
+        self._pause = _SPAWN.Event()
+        shares = gpu_shares(visible_gpus(), workers, devices_per_trial)
+        threads = max(torch.get_num_threads() // workers, 1)
+        self._slots = [_Slot(work, self._pause, share, threads) for share in shares]
+
+    def __enter__(self) -> Self:
+        for slot in self._slots:
+            slot.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for slot in self._slots:
+            slot.stop(patient=error is None)
+
+    def pause(self) -> None:
+        """Ask all jobs at work to save and return."""
+        self._pause.set()
+
+    def submit(self, task: Task) -> "Future[Outcome]":
+        """Give the job to a free worker, best the one that has worked on the trial before."""
+        free = [slot for slot in self._slots if slot.free]
+        slot = next((slot for slot in free if slot.last_trial == task.job.trial), free[0])
+        return slot.submit(task)
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs this process may use, as ``CUDA_VISIBLE_DEVICES`` writes them."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is not None:
+        return [name.strip() for name in names.split(",") if name.strip()]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def gpu_shares(gpus: Sequence[str], workers: int, devices_per_trial: int) -> list[str | None]:
+    """Deal GPUs to workers.
+
+    Args:
+        gpus: names of all GPUs.
+        workers: number of workers; with more workers than shares, several use the same GPUs.
+        devices_per_trial: GPUs in a share.
+
+    Returns:
+        For each worker the ``CUDA_VISIBLE_DEVICES`` to set, or None without GPUs.
+
+    Raises:
+        ValueError: if there are GPUs, but fewer than ``devices_per_trial``.
+
+    Example:
+        >>> gpu_shares(["0", "1", "2", "3"], 3, 2)
+        ['0,1', '2,3', '0,1']
+    """
+    if not gpus:
+        return [None] * workers
+    if len(gpus) < devices_per_trial:
+        raise ValueError(f"`devices_per_trial` is {devices_per_trial}, but only {len(gpus)} GPUs are visible.")
+    count = len(gpus) // devices_per_trial
+    starts = [(worker % count) * devices_per_trial for worker in range(workers)]
+    return [",".join(gpus[start : start + devices_per_trial]) for start in starts]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker sends back for a job that raised."""
+
+    text: str
+    mismatch: bool
+
+
+class _Slot:
+    """One worker process at a time, with a thread that waits for its answers."""
+
+    def __init__(self, work: Work, pause: Event, gpus: str | None, threads: int) -> None:
+        self._arguments = (work, pause, gpus, threads)
+        self._process: Any = None
+        self._connection: Connection | None = None
+        self._future: Future[Outcome] | None = None
+        self.last_trial: int | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take a job."""
+        return self._future is None or self._future.done()
+
+    def start(self) -> None:
+        """Start the process."""
+        ours, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_serve, args=(theirs, *self._arguments), daemon=False)
+        # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PAUSING)
+        try:
+            self._process.start()
+        except (AttributeError, TypeError) as error:  # what multiprocessing raises for things it cannot send
+            raise TypeError(
+                "`workers` > 1 needs a model, data module or function that can be imported by name, "
+                f"not a lambda or a local class: {error}"
+            ) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self._connection = ours
+
+    def submit(self, task: Task) -> "Future[Outcome]":
+        """Send a job, to a new process if the old one has died."""
+        if not self._process.is_alive():
+            self.start()
+        assert self._connection is not None
+        self.last_trial = task.job.trial
+        self._future = Future()
+        self._connection.send(task)
+        threading.Thread(
+            target=self._receive, args=(self._future, self._connection, self._process), daemon=True
+        ).start()
+        return self._future
+
+    def stop(self, *, patient: bool) -> None:
+        """End the process: at once, or after a job that is still at work."""
+        if self._process is None:
+            return
+        if patient and self._process.is_alive():
+            assert self._connection is not None
+            self._connection.send(None)
+            self._process.join(timeout=10)
+        self._process.kill()
+        self._process.join()
+
+    @staticmethod
+    def _receive(future: "Future[Outcome]", connection: Connection, process: Any) -> None:
+        try:
+            answer = connection.recv()
+        except (EOFError, OSError):
+            process.join()
+            future.set_exception(JobError(f"the worker process {_end(process.exitcode)}"))
+            return
+        if isinstance(answer, _Failure):
+            future.set_exception(ParameterMismatchError(answer.text) if answer.mismatch else JobError(answer.text))
+        else:
+            future.set_result(answer)
+
+
+def _end(code: int) -> str:
+    return (
+        f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+    )
+
+
+def _serve(connection: Connection, work: Work, pause: Event, gpus: str | None, threads: int) -> None:
+    """Life of a worker: take a task, do it, answer; until there is no parent or no more tasks."""
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    torch.set_num_threads(threads)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    terminated = threading.Event()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        terminated.set()
+
+    signal.signal(signal.SIGTERM, note)  # a whole group may be told to end: then save first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to decide
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PAUSING)
+    gc.freeze()
+    while (task := connection.recv()) is not None:
+        try:
+            answer: Outcome | _Failure = work(task, lambda: pause.is_set() or terminated.is_set())
+        except BaseException as error:  # noqa: BLE001  # the parent records it
+            text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+            answer = _Failure(text, isinstance(error, ParameterMismatchError))
+        connection.send(answer)
+        gc.collect()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -19,6 +19,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.listeners: list[Callable[[], None]] = []  # called when the first signal comes
 
     def pause_wanted(self) -> bool:
         """Whether work should be saved and stopped now."""
@@ -40,6 +41,8 @@ def pausing_signals() -> Iterator[Interrupts]:
         if number == signal.SIGINT and interrupts.received is not None:
             raise KeyboardInterrupt
         interrupts.received = signal.Signals(number)
+        for listener in interrupts.listeners:
+            listener()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -12,10 +12,12 @@ from typing import Any
 
 import filelock
 import optuna
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Mode
@@ -86,6 +88,16 @@ class RunFolder:
         return self.path / "trials" / f"{number:04d}"
 
     @contextmanager
+    def readable_errors(self) -> Iterator[None]:
+        """Turn what a database raises into a StorageError that names the folder."""
+        try:
+            yield
+        except (StorageInternalError, SQLAlchemyError) as error:
+            cause = error.__cause__ or error.__context__ or error
+            reason = str(cause).splitlines()[0]
+            raise StorageError(f"the study in {self.path} cannot be used: {reason}") from error
+
+    @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the lock dies with it.
 
@@ -110,7 +122,11 @@ class RunFolder:
 
 
 def open_study(
-    folder: RunFolder, storage: str | BaseStorage | None, mode: Mode | Sequence[Mode], fingerprint: Mapping[str, Any]
+    folder: RunFolder,
+    storage: str | BaseStorage | None,
+    mode: Mode | Sequence[Mode],
+    fingerprint: Mapping[str, Any],
+    sampler: BaseSampler | None = None,
 ) -> tuple[optuna.Study, BaseStorage]:
     """Open the study of a run, or create it.
 
@@ -119,29 +135,53 @@ def open_study(
         storage: Optuna storage or its URL; None is a SQLite file in the folder.
         mode: direction of the study, or one for each objective.
         fingerprint: what the search was called with, as JSON; stored with a new study, compared with an old one.
+        sampler: that the returned study has.
 
     Raises:
         StudyMismatchError: naming each difference.
         StorageError: if the study file is empty or no database.
     """
     if storage is None:
-        _refuse_damaged(folder.study_file)
-        storage = URL.create("sqlite", database=str(folder.study_file)).render_as_string(hide_password=False)
+        file = folder.study_file
+        _refuse_damaged(file)
+        if not file.exists():
+            _make_sqlite(file, folder.name, mode, fingerprint)
+        storage = _sqlite_url(file)
     if isinstance(storage, str):
         storage = RDBStorage(storage)
-    with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
-        modes = (mode,) if isinstance(mode, str) else mode
-        directions = [StudyDirection.MINIMIZE if one == "min" else StudyDirection.MAXIMIZE for one in modes]
-        storage.create_new_study(directions, folder.name)
-    study = optuna.load_study(study_name=folder.name, storage=storage)
-    stored = study.user_attrs.get(FINGERPRINT)
-    if stored is None:
-        if study.get_trials(deepcopy=False):
-            raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
-        study.set_user_attr(FINGERPRINT, dict(fingerprint))
+    study = _study(storage, folder.name, mode, sampler)
+    if FINGERPRINT in study.user_attrs:
+        _refuse_other(folder, study.user_attrs[FINGERPRINT], fingerprint)
+    elif study.get_trials(deepcopy=False):
+        raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
     else:
-        _refuse_other(folder, stored, fingerprint)
+        study.set_user_attr(FINGERPRINT, dict(fingerprint))
     return study, storage
+
+
+def _study(
+    storage: BaseStorage, name: str, mode: Mode | Sequence[Mode], sampler: BaseSampler | None = None
+) -> optuna.Study:
+    modes = (mode,) if isinstance(mode, str) else mode
+    directions = [StudyDirection.MINIMIZE if one == "min" else StudyDirection.MAXIMIZE for one in modes]
+    with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
+        storage.create_new_study(directions, name)
+    return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+
+
+def _make_sqlite(file: Path, name: str, mode: Mode | Sequence[Mode], fingerprint: Mapping[str, Any]) -> None:
+    """Make the study beside its place and move it there: a process killed meanwhile leaves no half of a database."""
+    for leftover in file.parent.glob(f".{file.name}.*"):
+        leftover.unlink(missing_ok=True)
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    storage = RDBStorage(_sqlite_url(fresh))
+    _study(storage, name, mode).set_user_attr(FINGERPRINT, dict(fingerprint))
+    storage.engine.dispose()
+    fresh.replace(file)
+
+
+def _sqlite_url(file: Path) -> str:
+    return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
 
 
 def _refuse_damaged(file: Path) -> None:

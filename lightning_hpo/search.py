@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution
 
 from lightning_hpo import checkpoints
 from lightning_hpo.console import Console, spent
-from lightning_hpo.executors import Executor
+from lightning_hpo.executors import Executor, JobError
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import CHECKPOINT, Outcome, Task
 from lightning_hpo.results import best_row, keep_best, nested_config, write_best
@@ -56,6 +56,7 @@ class Search:
     mode: Mode
     planned: int
     keep_checkpoints: bool
+    converged: Callable[[], bool]  # asked before a new trial is started
     config: Callable[[Mapping[str, Any], int], dict[str, Any]] = nested_config
     _running: dict[Future[Outcome], Task] = field(default_factory=dict)
     _failed_in_a_row: int = 0
@@ -75,7 +76,7 @@ class Search:
         while True:
             while len(self._running) < self.executor.workers and not self._enough(deadline) and not stop_wanted():
                 job = self.scheduler.next(self.table.rows)
-                if job is None:
+                if job is None or (job.trial is None and self.converged()):
                     break
                 task = self._begin(job)
                 self._running[self.executor.submit(task)] = task
@@ -178,4 +179,6 @@ def _reason(score: object) -> str | None:
 
 def _text(error: BaseException) -> str:
     """One line that says what happened, and the traceback below it."""
+    if isinstance(error, JobError):
+        return str(error)[:20_000]
     return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"[:20_000]

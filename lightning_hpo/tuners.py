@@ -15,8 +15,8 @@ from optuna.storages import BaseStorage
 
 from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
-from lightning_hpo.executors import InProcess, Work
-from lightning_hpo.interrupts import StudyPaused, pausing_signals
+from lightning_hpo.executors import Executor, InProcess, Work, WorkerProcesses
+from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
 from lightning_hpo.objective import Objective, Outcome, Task
 from lightning_hpo.results import Result, best_row, nested_config
 from lightning_hpo.runs import RunFolder, open_study
@@ -46,6 +46,8 @@ class Options(TypedDict, total=False):
     trainer: Mapping[str, Any] | None
     checkpoint_every: int
     keep_checkpoints: bool
+    workers: int
+    devices_per_trial: int
     timeout: float | None
     total_steps: int | None
     max_failed: int
@@ -71,6 +73,8 @@ class Tuner:
         trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
         checkpoint_every: save within a job each time so many optimizer steps are done.
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
+        workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
+        devices_per_trial: devices of each Trainer; with workers, each sees so many GPUs of its own.
         timeout: start no new job after so many seconds.
         total_steps: start no new job once so many optimizer steps are recorded.
         max_failed: give up after so many failed trials in a row.
@@ -95,6 +99,8 @@ class Tuner:
         trainer: Mapping[str, Any] | None = None,
         checkpoint_every: int = 25,
         keep_checkpoints: bool = False,
+        workers: int = 1,
+        devices_per_trial: int = 1,
         timeout: float | None = None,
         total_steps: int | None = None,
         max_failed: int = 5,
@@ -111,6 +117,9 @@ class Tuner:
         for argument, value in (("timeout", timeout), ("total_steps", total_steps), ("max_failed", max_failed)):
             if value is not None and not value > 0:
                 raise ValueError(f"`{argument}` must be above 0, got {value!r}.")
+        for argument, count in (("workers", workers), ("devices_per_trial", devices_per_trial)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"`{argument}` must be an int >= 1, got {count!r}.")
         self.space: dict[str, BaseDistribution] = parse_space(space)
         self.scheduler = scheduler
         self.monitor = monitor
@@ -120,7 +129,9 @@ class Tuner:
         self._name = name
         self._storage = storage
         self._root = root
-        self._trainer = trainer
+        self._trainer = {"devices": devices_per_trial, **(trainer or {})}
+        self._workers = workers
+        self._devices_per_trial = devices_per_trial
         self._checkpoint_every = checkpoint_every
         self._keep_checkpoints = keep_checkpoints
         self._limits = Limits(timeout=timeout, total_steps=total_steps, max_failed=max_failed)
@@ -214,11 +225,7 @@ class Tuner:
             function: called with a job (``job.trial`` is the trial's number, ``job.max_steps`` the budget to reach)
                 and the trial's parameters; returns the score.
         """
-
-        def work(task: Task, should_pause: Callable[[], bool]) -> Outcome:  # noqa: ARG001  # a call cannot be paused
-            return Outcome(function(task.job, task.params), task.job.max_steps)
-
-        return self._search(work, [function])
+        return self._search(_Call(function), [function])
 
     def _search(
         self,
@@ -232,16 +239,17 @@ class Tuner:
         folder = RunFolder(self._root, default if self._name is None else self._name)
         console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
         with ExitStack() as stack:
+            stack.enter_context(folder.readable_errors())
             stack.enter_context(folder.locked())
             study, storage = open_study(
-                folder, self._storage, self.mode, self._fingerprint(subjects, trains=builder is not None)
+                folder, self._storage, self.mode, self._fingerprint(subjects, trains=builder is not None), self._sampler
             )
             table = TrialTable(study, storage)
             console.plan(f"{type(self).__name__} in {folder.path}", self.space, self.plan(), table.rows)
             if check is not None and self.scheduler.next(table.rows) is not None:
                 check()
             interrupts = stack.enter_context(pausing_signals())
-            executor = stack.enter_context(InProcess(work, interrupts.pause_wanted))
+            executor = self._executor(work, interrupts, stack)
             Search(
                 scheduler=self.scheduler,
                 table=table,
@@ -254,12 +262,14 @@ class Tuner:
                 mode=self.mode,
                 planned=sum(bracket.steps for bracket in self.plan()),
                 keep_checkpoints=self._keep_checkpoints,
+                converged=lambda: self._converged(study),
                 config=nested_config if builder is None else builder.config,
             ).run(interrupts.pause_wanted)
             if interrupts.received is not None:
                 say_paused(interrupts.received.name, folder)
                 raise StudyPaused(128 + interrupts.received)
             console.table(table.rows)
+            self._conclude(study, folder, console)
         best = best_row(table.rows, self.mode)
         if best is None:
             raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
@@ -267,6 +277,20 @@ class Tuner:
         value = best.values[max(best.values)]
         build = None if builder is None else builder.build_model
         return Result(dict(best.params), value, checkpoint, best.number, study, tuple(table.rows), build)
+
+    def _converged(self, study: optuna.Study) -> bool:
+        """Whether no more trials are worth starting; asked before each new one."""
+        return False
+
+    def _conclude(self, study: optuna.Study, folder: RunFolder, console: Console) -> None:
+        """Add to what is printed and kept at the end."""
+
+    def _executor(self, work: Work, interrupts: Interrupts, stack: ExitStack) -> Executor:
+        if self._workers == 1:
+            return stack.enter_context(InProcess(work, interrupts.pause_wanted))
+        processes = stack.enter_context(WorkerProcesses(work, self._workers, self._devices_per_trial))
+        interrupts.listeners.append(processes.pause)
+        return processes
 
     def _fingerprint(self, subjects: Sequence[Any], *, trains: bool) -> dict[str, Any]:
         scheduler: dict[str, Any] = {"type": type(self.scheduler).__name__, "max_steps": self.scheduler.max_steps}
@@ -327,6 +351,16 @@ class RandomTuner(Tuner):
 
     def __init__(self, space: Space, *, max_steps: int, n_trials: int, **options: Unpack[Options]) -> None:
         super().__init__(space, FullBudget(max_steps, n_trials), **options)
+
+
+class _Call:
+    """A user's function as the work of a job; it cannot be paused in the middle."""
+
+    def __init__(self, function: Callable[[Job, Mapping[str, Any]], float]) -> None:
+        self._function = function
+
+    def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
+        return Outcome(self._function(task.job, task.params), task.job.max_steps)
 
 
 def _identity(subject: Any) -> Any:

@@ -18,6 +18,7 @@ from tests.test_tuners import recorded
 
 K = 25
 TRIALS, STEPS = 16, 240
+LINE = 60  # about the length of a line in the log of steps
 
 
 def search(root, name, step_log=None):
@@ -60,23 +61,25 @@ def in_a_child(action):
     return child
 
 
-@pytest.mark.parametrize("kills", [20])
-def test_kill_9_at_random_moments(tmp_path, kills):
+def test_kill_9_twenty_times_at_random_moments(tmp_path):
     digits()
     whole = search(tmp_path, "whole")
     log = tmp_path / "steps.log"
+    log.touch()
     chance = random.Random(0)
-    done = 0
-    while done < kills:
+    kills = 20
+    for kill in range(kills):
         child = in_a_child(lambda: search(tmp_path, "killed", log))
-        time.sleep(chance.uniform(0.02, 0.35))
+        if kill % 5 == 0:  # while it starts
+            time.sleep(chance.uniform(0, 0.05))
+        else:  # anywhere in the next trial: a step, a validation, a save, a write to the study
+            goal = log.stat().st_size + chance.uniform(0, 200) * LINE
+            while log.stat().st_size < goal:
+                assert os.waitpid(child, os.WNOHANG) == (0, 0), "the search ended by itself"
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
-            break
-        done += 1
-    assert done >= 12, "the search ended before it could be killed often enough"
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     result = search(tmp_path, "killed", log)
     assert recorded(result) == recorded(whole)
     states = collections.Counter(trial.state.name for trial in result.study.trials)
@@ -85,7 +88,7 @@ def test_kill_9_at_random_moments(tmp_path, kills):
     lines = log.read_text().splitlines()
     repeated = len(lines) - len(set(lines))
     assert len(set(lines)) == TRIALS * STEPS
-    assert repeated <= K * done
+    assert repeated <= K * kills
     assert not list(tmp_path.glob("killed/trials/*/.*.tmp"))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hpo import Job, Objective
+from lightning_hpo import Job, Objective, WarmupCosineLR
 from lightning_hpo.checkpoints import load, save
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import CHECKPOINT, Task
@@ -334,3 +334,20 @@ def test_a_checkpoint_of_another_trial_is_not_touched_by_a_fork(tmp_path):
     assert math.isfinite(outcome.score)
     assert (tmp_path / "parent" / CHECKPOINT).read_bytes() == before
     save({"x": 1}, tmp_path / "fork" / CHECKPOINT)
+
+
+def test_our_schedules_get_the_full_budget_as_horizon(tmp_path):
+    """Unbound in the module, without LRSchedule: the rungs of a trial lie on one curve, and forks on a scaled one."""
+
+    class Scheduled(Net):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+            return [optimizer], [WarmupCosineLR(optimizer, warmup=0.1)]
+
+    curve = WarmupCosineLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), R, warmup=0.1).simulate()
+    legs, fork = [], []
+    run(tmp_path / "legs", [7, 20], {"lr": 0.1}, model=Scheduled, callbacks=[Hooks(legs)])
+    task = Task(Job(40, trial=1, parent=0), {"lr": 0.05}, tmp_path / "fork", tmp_path / "legs" / CHECKPOINT)
+    objective(model=Scheduled, callbacks=[Hooks(fork)]).run(task)
+    assert [call[1] for call in legs if call[0] == "lr"] == pytest.approx(curve[:20], rel=1e-12)
+    assert [call[1] for call in fork if call[0] == "lr"] == pytest.approx([lr / 2 for lr in curve[20:40]], rel=1e-12)

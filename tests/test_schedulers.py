@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_hpo.schedulers import FullBudget, Hyperband, Job, SuccessiveHalving
+from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, Hyperband, Job, MedianStopping, SuccessiveHalving
 from lightning_hpo.testing import SchedulerTestCase, simulate
 from lightning_hpo.trials import Row
 
@@ -20,6 +20,13 @@ class TestContract(SchedulerTestCase):
             Hyperband(50, 2, mode="max"),
             Hyperband(16, eta=2, iterations=2),
             Hyperband(7, 7),
+            ASHA(27, n_trials=50),
+            ASHA(50, 2, 4, mode="max", n_trials=40),
+            ASHA(5, 5, n_trials=3),
+            AsyncHyperband(81),
+            AsyncHyperband(16, 2, eta=2, mode="max", iterations=2),
+            MedianStopping(27, 30, 4, 3),
+            MedianStopping(9, 20, mode="max"),
         ],
         ids=repr,
     )

@@ -3,6 +3,8 @@
 import functools
 import math
 import os
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -207,7 +209,35 @@ class TestRefuses:
         with pytest.raises(StorageError, match=r"study\.db is not a study"):
             tuner.optimize(loss)
 
-    @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/1/root"), reason="root writes everywhere")
+    @pytest.mark.parametrize("share", [0.5, 0.9])
+    def test_a_truncated_study(self, tmp_path, share):
+        tuner = RandomTuner(XY, max_steps=1, n_trials=40, root=tmp_path, name="f", verbose=False)
+        tuner.optimize(loss)
+        file = tmp_path / "f" / "study.db"
+        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+        damaged = file.read_bytes()
+        with pytest.raises(StorageError, match=r"the study in .* cannot be used: .*malformed"):
+            tuner.optimize(loss)
+        assert file.read_bytes() == damaged
+
+    def test_a_full_disk(self, tmp_path):
+        """What was acknowledged is readable, and the search continues once there is room."""
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            tuner = RandomTuner(XY, max_steps=1, n_trials=300, root=tmp_path, name="f", verbose=False)
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+                tuner.optimize(loss)
+            except StorageError:
+                os._exit(4)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        kept = optuna.load_study(study_name="f", storage=f"sqlite:///{tmp_path}/f/study.db").trials
+        assert 5 < len(kept) < 300
+        result = RandomTuner(XY, max_steps=1, n_trials=len(kept) + 3, root=tmp_path, name="f").optimize(loss)
+        assert [row.state for row in result.trials()] == ["complete"] * (len(kept) + 3)
+
     def test_a_read_only_folder(self, tmp_path):
         if os.geteuid() == 0:  # root ignores permissions: a file where the folder should be has the same effect
             (tmp_path / "runs").touch()

@@ -1,1 +1,5 @@
 """Lightning callbacks."""
+
+from lightning_hpo.callbacks.lr_schedule import LRSchedule
+
+__all__ = ["LRSchedule"]

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning_hpo import live
 from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.live import ParameterMismatchError
+from lightning_hpo.lr_schedules import ClosedFormLR
 
 
 class Leg(pl.Callback):
@@ -68,6 +69,10 @@ class Leg(pl.Callback):
             live.read_back(changes, optimizer)
         _read_back_hparams(self._hparams, pl_module)
         _read_back_defaults(self._optimizer, [optimizer.defaults for optimizer in trainer.optimizers])
+        for config in trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ClosedFormLR) and config.scheduler.needs_max_steps:
+                config.interval = "step"
+                config.scheduler.bind(trainer.max_steps)  # the full budget, in every rung
         self._step = trainer.global_step
         if trainer.global_step >= self._target:
             trainer.should_stop = True

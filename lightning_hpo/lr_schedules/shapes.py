@@ -1,0 +1,318 @@
+# ruff: noqa: PYI041  # int and float differ here: a number of steps, or a fraction
+"""The schedules, one class per shape.
+
+Every class takes the arguments of :class:`ClosedFormLR` (``max_steps``, ``warmup``, ``min_lr``, ``min_lr_ratio``,
+``initial_lr``) and documents what it adds. Signatures are spelled out because LightningCLI turns them into flags.
+"""
+
+from typing import ClassVar
+
+from torch.optim import Optimizer
+
+from lightning_hpo.lr_schedules import factors
+from lightning_hpo.lr_schedules.arguments import check_range, check_steps, nearest
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
+
+
+class CosineLR(ClosedFormLR):
+    """Half a cosine from the base learning rate, at the end of the warm-up, to the minimum at ``max_steps``.
+
+    Source: Loshchilov and Hutter 2017, SGDR (arXiv 1608.03983), a single cycle.
+
+    Example:
+        >>> import torch
+        >>> CosineLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), max_steps=1000, min_lr=0.001).lr_at(1000)
+        0.001
+    """
+
+    def factor(self, step: int) -> float:
+        """Return :func:`factors.cosine` over the steps that the warm-up leaves."""
+        return factors.cosine(step, self.span)
+
+
+class WarmupCosineLR(CosineLR):
+    """:class:`CosineLR` that warms up over the first tenth of training unless told otherwise.
+
+    Source: Goyal et al. 2017 (arXiv 1706.02677), section 2.2, for the linear warm-up.
+
+    Example:
+        >>> import torch
+        >>> WarmupCosineLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), max_steps=1000).lr_at(50)
+        0.05
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_steps: int | None = None,
+        *,
+        warmup: int | float = 0.1,
+        min_lr: float = 0.0,
+        min_lr_ratio: float = 0.0,
+        initial_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            max_steps,
+            warmup=warmup,
+            min_lr=min_lr,
+            min_lr_ratio=min_lr_ratio,
+            initial_lr=initial_lr,
+            last_epoch=last_epoch,
+        )
+
+
+class LinearDecayLR(ClosedFormLR):
+    """A straight line from the base learning rate, at the end of the warm-up, to the minimum at ``max_steps``.
+
+    Source: Bergsma et al. 2025 (arXiv 2502.15938), linear decay to zero.
+    """
+
+    def factor(self, step: int) -> float:
+        """Return :func:`factors.linear` over the steps that the warm-up leaves."""
+        return factors.linear(step, self.span)
+
+
+class WarmupStableDecayLR(ClosedFormLR):
+    """Warm-up, constant, then a short cool-down to the minimum at ``max_steps``.
+
+    Before the cool-down nothing depends on ``max_steps`` (with a warm-up in steps), so one trunk serves any length:
+    a Hyperband promotion or a longer run loses no step.
+
+    Args:
+        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
+        max_steps: as above.
+        warmup: as above; default the first twentieth.
+        decay: length of the cool-down: steps (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
+        form: ``"linear"``, ``"1-sqrt"``, ``"cosine"`` or ``"1-square"``.
+        min_lr: as above.
+        min_lr_ratio: as above.
+        initial_lr: as above.
+        last_epoch: as above.
+
+    Raises:
+        ValueError: if warm-up and cool-down together are longer than ``max_steps``, or ``form`` is unknown.
+
+    Source: MiniCPM, Hu et al. 2024 (arXiv 2404.06395); forms and lengths in Haegele et al. 2024 (arXiv 2405.18392).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_steps: int | None = None,
+        *,
+        warmup: int | float = 0.05,
+        decay: int | float = 0.2,
+        form: factors.Cooldown = "1-sqrt",
+        min_lr: float = 0.0,
+        min_lr_ratio: float = 0.0,
+        initial_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        if form not in factors.COOLDOWNS:
+            raise ValueError(
+                f"`form` must be one of {list(factors.COOLDOWNS)}, got {form!r}.{nearest(form, factors.COOLDOWNS)}"
+            )
+        self.decay = decay
+        self.form = form
+        self._cooldown = factors.COOLDOWNS[form]
+        super().__init__(
+            optimizer,
+            max_steps,
+            warmup=warmup,
+            min_lr=min_lr,
+            min_lr_ratio=min_lr_ratio,
+            initial_lr=initial_lr,
+            last_epoch=last_epoch,
+        )
+
+    def _set_horizon(self, max_steps: int | None) -> None:
+        super()._set_horizon(max_steps)
+        self._decay_steps = self._in_steps("decay", self.decay, at_least=1)
+        self._stable_steps = self.span - self._decay_steps if self.max_steps is not None else 1
+        if self._stable_steps < 0:
+            raise ValueError(
+                f"`warmup` and `decay` must fit into `max_steps`, got {self.warmup_steps} + {self._decay_steps}"
+                f" > {self.max_steps}."
+            )
+
+    def factor(self, step: int) -> float:
+        """Return :func:`factors.stable_then_decay` over the steps that the warm-up leaves."""
+        return factors.stable_then_decay(step, self._stable_steps, self._decay_steps, self._cooldown)
+
+
+class _ClampedLR(ClosedFormLR):
+    """A curve without an end: the minimum cuts it off, where the others are stretched to meet theirs."""
+
+    ends: ClassVar[bool] = False
+
+    def _decay_terms(self, f: float) -> tuple[float, float, float]:
+        return max(f, self.min_lr_ratio), 0.0, self.min_lr
+
+
+class StepDecayLR(_ClampedLR):
+    """The base learning rate times ``decay_rate`` after every ``decay_steps`` steps, never below the minimum.
+
+    Args:
+        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
+        max_steps: as above; only fractions need it.
+        decay_rate: factor of one decay, in [0, 1].
+        decay_steps: steps between two decays (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
+        warmup: as above.
+        min_lr: as above.
+        min_lr_ratio: as above.
+        initial_lr: as above.
+        last_epoch: as above.
+
+    Source: He et al. 2016 (arXiv 1512.03385), section 3.4, which divides by ten when the error plateaus.
+
+    Example:
+        >>> import torch
+        >>> StepDecayLR(torch.optim.SGD([torch.zeros(1)], lr=0.1), decay_rate=0.5, decay_steps=30).lr_at(60)
+        0.025
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_steps: int | None = None,
+        *,
+        decay_rate: float = 0.1,
+        decay_steps: int | float = 0.3,
+        warmup: int | float = 0,
+        min_lr: float = 0.0,
+        min_lr_ratio: float = 0.0,
+        initial_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.decay_rate = check_range("decay_rate", decay_rate, 0.0, 1.0)
+        self.decay_steps = decay_steps
+        super().__init__(
+            optimizer,
+            max_steps,
+            warmup=warmup,
+            min_lr=min_lr,
+            min_lr_ratio=min_lr_ratio,
+            initial_lr=initial_lr,
+            last_epoch=last_epoch,
+        )
+
+    def _lengths(self) -> tuple[int | float, ...]:
+        return (self.warmup, self.decay_steps)
+
+    def _set_horizon(self, max_steps: int | None) -> None:
+        super()._set_horizon(max_steps)
+        self._every = self._in_steps("decay_steps", self.decay_steps, at_least=1)
+
+    def factor(self, step: int) -> float:
+        """Return :func:`factors.step_decay`, counted from the end of the warm-up."""
+        return factors.step_decay(step, self.decay_rate, self._every)
+
+
+class InverseSqrtLR(_ClampedLR):
+    """Falls as one over the square root of the step: for runs whose length is not known.
+
+    Args:
+        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
+        max_steps: as above; only a fractional warm-up needs it.
+        warmup: as above.
+        timescale: steps after the warm-up until the learning rate has fallen to 0.71 of the base value, >= 1;
+            None = as long as the warm-up (10 000 where there is none).
+        min_lr: as above.
+        min_lr_ratio: as above.
+        initial_lr: as above.
+        last_epoch: as above.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 5.3; timescale: Zhai et al. 2022 (arXiv 2106.04560).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_steps: int | None = None,
+        *,
+        warmup: int | float = 0,
+        timescale: int | None = None,
+        min_lr: float = 0.0,
+        min_lr_ratio: float = 0.0,
+        initial_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.timescale = None if timescale is None else check_steps("timescale", timescale, at_least=1)
+        super().__init__(
+            optimizer,
+            max_steps,
+            warmup=warmup,
+            min_lr=min_lr,
+            min_lr_ratio=min_lr_ratio,
+            initial_lr=initial_lr,
+            last_epoch=last_epoch,
+        )
+
+    def _set_horizon(self, max_steps: int | None) -> None:
+        super()._set_horizon(max_steps)
+        self._timescale = self.timescale or self.warmup_steps or 10_000
+
+    def factor(self, step: int) -> float:
+        """Return :func:`factors.inverse_sqrt`, counted from the end of the warm-up."""
+        return factors.inverse_sqrt(step, self._timescale)
+
+
+class CosineRestartsLR(ClosedFormLR):
+    """Cosine cycles, each ``mult`` times as long as the one before, with peaks that fall by ``decay``.
+
+    Args:
+        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
+        max_steps: as above; only fractions need it.
+        cycle_steps: length of the first cycle: steps (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
+        mult: a cycle's length over that of the one before, a whole number >= 1.
+        decay: a cycle's peak, above the minimum, over that of the one before, in [0, 1].
+        warmup: as above; before the first cycle.
+        min_lr: as above; reached at the end of each cycle.
+        min_lr_ratio: as above.
+        initial_lr: as above.
+        last_epoch: as above.
+
+    Source: Loshchilov and Hutter 2017, SGDR (arXiv 1608.03983); the decay of the peaks is an addition.
+    """
+
+    ends: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_steps: int | None = None,
+        *,
+        cycle_steps: int | float = 0.25,
+        mult: int = 1,
+        decay: float = 1.0,
+        warmup: int | float = 0,
+        min_lr: float = 0.0,
+        min_lr_ratio: float = 0.0,
+        initial_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        self.cycle_steps = cycle_steps
+        self.mult = check_steps("mult", mult, at_least=1)
+        self.decay = check_range("decay", decay, 0.0, 1.0)
+        super().__init__(
+            optimizer,
+            max_steps,
+            warmup=warmup,
+            min_lr=min_lr,
+            min_lr_ratio=min_lr_ratio,
+            initial_lr=initial_lr,
+            last_epoch=last_epoch,
+        )
+
+    def _lengths(self) -> tuple[int | float, ...]:
+        return (self.warmup, self.cycle_steps)
+
+    def _set_horizon(self, max_steps: int | None) -> None:
+        super()._set_horizon(max_steps)
+        self._first = self._in_steps("cycle_steps", self.cycle_steps, at_least=1)
+
+    def factor(self, step: int) -> float:
+        """Return :func:`factors.cosine_restarts`, counted from the end of the warm-up."""
+        return factors.cosine_restarts(step, self._first, self.mult, self.decay)

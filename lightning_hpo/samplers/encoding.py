@@ -1,0 +1,237 @@
+"""A search space as a table of numbers: one column per hyperparameter for search, feature columns for the model.
+
+=============  ==========================================================================================
+column kind    contents of the search column
+=============  ==========================================================================================
+continuous     position in [0, 1], logarithmic where the distribution says so; also integers and steps with
+               many values, which are rounded when a suggestion is decoded
+ordered        position in [0, 1] out of few: small integer and step ranges, and choices that are all
+               numbers (equally spaced by rank: 16, 32, 64, 128 are steps of equal size)
+categorical    index of the choice
+=============  ==========================================================================================
+
+The feature columns are the same, except that a categorical column becomes one column per choice (0 or √½), which share
+a length scale; two different choices are then at squared distance 1 (Hamming distance).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_hpo.gp import Floats, Groups
+from lightning_hpo.space import from_unit, to_unit
+
+MOST_ORDERED = 32  # a range with more values is searched as if it were continuous
+Kind = Literal["continuous", "ordered", "categorical"]
+
+
+class Column:
+    """One hyperparameter: its distribution, its kind and, if it has few values, those values and their positions."""
+
+    def __init__(self, distribution: BaseDistribution) -> None:
+        self.distribution = distribution
+        self.low, self.high, self.step, self.log = _range(distribution)
+        self.values = _few_values(distribution)
+        self.kind: Kind = "continuous"
+        if isinstance(distribution, CategoricalDistribution):
+            self.kind = "ordered" if all(_is_number(choice) for choice in distribution.choices) else "categorical"
+        elif self.values is not None:
+            self.kind = "ordered"
+        if self.kind == "categorical":
+            self.positions = np.arange(len(self.values or ()), dtype=float)
+        elif isinstance(distribution, CategoricalDistribution):
+            self.positions = np.linspace(0.0, 1.0, len(self.values or ()))
+        else:
+            self.positions = np.array([to_unit(distribution, value) for value in self.values or ()])
+
+    @property
+    def size(self) -> float:
+        """Number of different values; infinite for a continuous float."""
+        if self.values is not None:
+            return len(self.values)
+        return round((self.high - self.low) / self.step) + 1 if self.step else math.inf
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` can be placed in this column."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return _index(self.distribution.choices, value) is not None
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def encode(self, values: Sequence[Any]) -> Floats:
+        """Return the position of each value, shape (len(values),)."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            places: Floats = self.positions[[_index(self.values or (), value) or 0 for value in values]]
+            return places
+        if self.values is not None and self.size == 1:
+            return np.full(len(values), 0.5)
+        # the vectorised form of space.to_unit
+        numbers, low, high = np.array(values, dtype=float), self.low - self.step / 2, self.high + self.step / 2
+        if self.log:
+            numbers, low, high = np.log(numbers), math.log(low), math.log(high)
+        return np.clip((numbers - low) / (high - low), 0.0, 1.0)
+
+    def decode(self, position: float) -> Any:
+        """Return the plain Python value at (or nearest to) a position."""
+        if self.values is not None:
+            return self.values[int(np.argmin(np.abs(self.positions - position)))]
+        return from_unit(self.distribution, position)
+
+    def grid(self) -> Floats:
+        """Return the positions of all values of a range with many of them."""
+        values = [self.low + i * self.step for i in range(int(self.size))]
+        return np.array([to_unit(self.distribution, value) for value in values])
+
+    def place(self, units: Floats) -> Floats:
+        """Map uniform numbers of [0, 1) to positions, each value having the same share."""
+        if self.values is None:
+            return units
+        placed: Floats = self.positions[np.minimum((units * len(self.positions)).astype(int), len(self.positions) - 1)]
+        return placed
+
+    def nearest(self, positions: Floats) -> Floats:
+        """Move positions to the nearest one that belongs to a value."""
+        if self.values is not None:
+            moved: Floats = self.positions[np.abs(positions[:, None] - self.positions).argmin(axis=1)]
+            return moved
+        if math.isinf(self.size):
+            return positions
+        return np.array([to_unit(self.distribution, self.decode(position)) for position in positions])
+
+
+class Encoding:
+    """The columns of a search space.
+
+    Args:
+        space: name -> distribution, at least one.
+
+    Example:
+        >>> encoding = Encoding({"lr": FloatDistribution(1e-4, 1e-2, log=True), "n": CategoricalDistribution([4, 8])})
+        >>> encoding.encode([{"lr": 1e-3, "n": 8}])
+        array([[0.5, 1. ]])
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+        self.names = tuple(space)
+        self.columns = tuple(Column(distribution) for distribution in space.values())
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @cached_property
+    def size(self) -> float:
+        """Number of different configurations; infinite if one column is a continuous float."""
+        return math.prod(column.size for column in self.columns)
+
+    @cached_property
+    def continuous(self) -> NDArray[np.intp]:
+        """Indices of the columns that are searched by gradient."""
+        return np.array([i for i, column in enumerate(self.columns) if column.kind == "continuous"], dtype=np.intp)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """For each feature column the search column it stems from, shape (D,)."""
+        return np.repeat(np.arange(len(self)), [self._width(column) for column in self.columns])
+
+    @cached_property
+    def first(self) -> NDArray[np.intp]:
+        """For each search column its first feature column, shape (d,)."""
+        return np.searchsorted(self.groups, np.arange(len(self)))
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        """Whether ``params`` has a value for each column that can be placed there."""
+        return all(
+            name in params and column.holds(params[name]) for name, column in zip(self.names, self.columns, strict=True)
+        )
+
+    def encode(self, params: Sequence[Mapping[str, Any]]) -> Floats:
+        """Return the search columns of configurations, shape (n, d)."""
+        units = np.empty((len(params), len(self)))
+        for i, (name, column) in enumerate(zip(self.names, self.columns, strict=True)):
+            units[:, i] = column.encode([values[name] for values in params])
+        return units
+
+    def decode(self, unit: Floats) -> dict[str, Any]:
+        """Return the configuration of one row of search columns, shape (d,), as plain Python values."""
+        return {
+            name: column.decode(float(position))
+            for name, column, position in zip(self.names, self.columns, unit, strict=True)
+        }
+
+    def place(self, uniform: Floats) -> Floats:
+        """Map uniform points of the unit cube to search columns, shape (m, d) both."""
+        units = uniform.copy()
+        for i, column in enumerate(self.columns):
+            if column.values is not None:
+                units[:, i] = column.place(uniform[:, i])
+        return units
+
+    def snap(self, units: Floats) -> Floats:
+        """Move rows of search columns to the nearest configurations, shape (m, d)."""
+        return np.column_stack([column.nearest(units[:, i]) for i, column in enumerate(self.columns)])
+
+    def grid(self) -> Floats:
+        """Return all configurations of a finite space as search columns, shape (size, d)."""
+        axes = [column.positions if column.values is not None else column.grid() for column in self.columns]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(self))
+
+    def features(self, units: Floats) -> Floats:
+        """Return the feature columns, shape (m, D), of search columns, shape (m, d)."""
+        if len(self.groups) == len(self):
+            return units
+        features = np.zeros((len(units), len(self.groups)))
+        rows = np.arange(len(units))
+        for i, column in enumerate(self.columns):
+            if column.kind == "categorical":
+                features[rows, self.first[i] + units[:, i].astype(int)] = math.sqrt(0.5)
+            else:
+                features[:, self.first[i]] = units[:, i]
+        return features
+
+    @staticmethod
+    def _width(column: Column) -> int:
+        return len(column.positions) if column.kind == "categorical" else 1
+
+
+def _few_values(distribution: BaseDistribution) -> tuple[Any, ...] | None:
+    """The values in order, if they are few; choices of numbers are sorted."""
+    if isinstance(distribution, CategoricalDistribution):
+        if all(_is_number(choice) for choice in distribution.choices):
+            return tuple(sorted(distribution.choices))
+        return tuple(distribution.choices)
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")
+    if distribution.low == distribution.high:
+        return (distribution.low,)
+    if distribution.step is None:
+        return None
+    count = round((distribution.high - distribution.low) / distribution.step) + 1
+    if count > MOST_ORDERED:
+        return None
+    values = [distribution.low + i * distribution.step for i in range(count)]
+    return tuple(min(value, distribution.high) for value in values)
+
+
+def _range(distribution: BaseDistribution) -> tuple[float, float, float, bool]:
+    """Low, high, step (0 if continuous) and whether logarithmic; of no meaning for a choice."""
+    if isinstance(distribution, CategoricalDistribution):
+        return 0.0, 0.0, 0.0, False
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")
+    return distribution.low, distribution.high, distribution.step or 0.0, distribution.log
+
+
+def _is_number(choice: Any) -> bool:
+    return isinstance(choice, int | float) and not isinstance(choice, bool) and math.isfinite(choice)
+
+
+def _index(choices: Sequence[Any], value: Any) -> int | None:
+    # 1 == 1.0 == True: the type decides between equals
+    for i, choice in enumerate(choices):
+        if choice == value and type(choice) is type(value):
+            return i
+    return next((i for i, choice in enumerate(choices) if choice == value), None)

@@ -1,0 +1,125 @@
+"""What all schedulers share: jobs, the protocol, and the arithmetic of rungs and brackets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:  # this package needs the standard library only
+    from lightning_hpo.trials import Row
+
+Mode: TypeAlias = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Take one trial to a number of optimizer steps.
+
+    Args:
+        max_steps: train until the trial has seen this many optimizer steps, and validate there.
+        trial: number of the trial to continue; None starts a new one.
+        parent: for a new trial, the trial whose weights it starts from; None starts from scratch.
+        params: for a new trial, its parameters; None asks the sampler.
+    """
+
+    max_steps: int
+    trial: int | None = None
+    parent: int | None = None
+    params: Mapping[str, Any] | None = None
+
+
+class Scheduler(Protocol):
+    """Decides from the table of trials which job comes next."""
+
+    @property
+    def max_steps(self) -> int:
+        """Full budget of one trial, in optimizer steps. A trial with a value there is complete."""
+
+    def next(self, rows: "Sequence[Row]") -> Job | None:
+        """Return the next job, or None if nothing can be started now.
+
+        Args:
+            rows: all trials of the study in order of their number.
+        """
+
+
+class Retiring(Scheduler, Protocol):
+    """A scheduler that can say early which paused trials it will never continue."""
+
+    def retired(self, rows: "Sequence[Row]") -> list[int]:
+        """Numbers of the running trials that will get no further job."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """``trials`` configurations are judged after ``max_steps`` optimizer steps."""
+
+    trials: int
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Rungs of one run of successive halving, smallest budget first."""
+
+    rungs: tuple[Rung, ...]
+
+    @property
+    def trials(self) -> int:
+        """Configurations that the bracket starts."""
+        return self.rungs[0].trials
+
+    @property
+    def jobs(self) -> int:
+        """Times that a trial is started or continued, if none fails."""
+        return sum(rung.trials for rung in self.rungs)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, if none fails and a promoted trial continues from its checkpoint."""
+        reached = [0, *(rung.max_steps for rung in self.rungs)]
+        return sum(rung.trials * (rung.max_steps - below) for rung, below in zip(self.rungs, reached, strict=False))
+
+    @property
+    def retrain_steps(self) -> int:
+        """Optimizer steps, if a promoted trial had to start again."""
+        return sum(rung.trials * rung.max_steps for rung in self.rungs)
+
+
+def make_bracket(n: int, s: int, max_steps: int, eta: int) -> Bracket:
+    """Rungs i = 0..s with n_i = floor(n / eta**i) and r_i = R / eta**(s - i), rounded half up."""
+    return Bracket(
+        tuple(Rung(n // eta**i, (2 * max_steps + eta ** (s - i)) // (2 * eta ** (s - i))) for i in range(s + 1))
+    )
+
+
+def hyperband_brackets(max_steps: int, min_steps: int, eta: int) -> tuple[Bracket, ...]:
+    """Brackets s = s_max..0 with n = ceil((s_max + 1) / (s + 1) * eta**s), in integer arithmetic."""
+    s_max = s_max_of(max_steps, min_steps, eta)
+    return tuple(make_bracket(-(-(s_max + 1) * eta**s // (s + 1)), s, max_steps, eta) for s in range(s_max, -1, -1))
+
+
+def s_max_of(max_steps: int, min_steps: int, eta: int) -> int:
+    """Largest s with r * eta**s <= R; a loop, because floating-point logarithms miss exact powers."""
+    s = 0
+    while min_steps * eta ** (s + 1) <= max_steps:
+        s += 1
+    return s
+
+
+def require_halving(max_steps: int, min_steps: int, eta: int, mode: str) -> None:
+    """Check the arguments of successive halving."""
+    require_int("min_steps", min_steps, 1)
+    require_int("max_steps", max_steps, 1)
+    if max_steps < min_steps:
+        raise ValueError(
+            f"`max_steps` must be at least `min_steps`, got max_steps={max_steps} < min_steps={min_steps}."
+        )
+    require_int("eta", eta, 2)
+    if mode not in ("min", "max"):
+        raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
+
+
+def require_int(name: str, value: object, least: int) -> None:
+    """Check that an argument is an int >= ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be an int >= {least}, got {value!r}.")
