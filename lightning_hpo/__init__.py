@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lightning_hpo.bayesian_tuner import BayesianTuner
     from lightning_hpo.callbacks import LRSchedule
     from lightning_hpo.callbacks.population import PopulationBasedTraining
+    from lightning_hpo.callbacks.trial_report import TrialReport
+    from lightning_hpo.cli import HPOCLI
     from lightning_hpo.lineage import ReplayLR, replay
     from lightning_hpo.lr_schedules import (
         ClosedFormLR,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         make_lr_schedule,
     )
     from lightning_hpo.objective import Objective
+    from lightning_hpo.optuna_door import OptunaTuner, create_optuna_study
     from lightning_hpo.plots import plot_lr_schedule
     from lightning_hpo.population_tuner import PopulationTuner
     from lightning_hpo.results import Result
@@ -52,6 +55,7 @@ _HOMES = {
     "CosineRestartsLR": "lr_schedules",
     "FullBudget": "schedulers",
     "GaussianProcessSampler": "samplers",
+    "HPOCLI": "cli",
     "Hyperband": "schedulers",
     "HyperbandTuner": "tuners",
     "InverseSqrtLR": "lr_schedules",
@@ -60,6 +64,7 @@ _HOMES = {
     "LinearDecayLR": "lr_schedules",
     "MedianStopping": "schedulers",
     "Objective": "objective",
+    "OptunaTuner": "optuna_door",
     "PopulationBasedTraining": "callbacks.population",
     "PopulationTuner": "population_tuner",
     "RandomTuner": "tuners",
@@ -69,9 +74,11 @@ _HOMES = {
     "Scheduler": "schedulers",
     "StepDecayLR": "lr_schedules",
     "SuccessiveHalving": "schedulers",
+    "TrialReport": "callbacks.trial_report",
     "Tuner": "tuners",
     "WarmupCosineLR": "lr_schedules",
     "WarmupStableDecayLR": "lr_schedules",
+    "create_optuna_study": "optuna_door",
     "make_lr_schedule": "lr_schedules",
     "plot_lr_schedule": "plots",
     "replay": "lineage",
@@ -79,6 +86,7 @@ _HOMES = {
 
 __all__ = [
     "ASHA",
+    "HPOCLI",
     "AsyncHyperband",
     "BayesianTuner",
     "ClosedFormLR",
@@ -94,6 +102,7 @@ __all__ = [
     "LinearDecayLR",
     "MedianStopping",
     "Objective",
+    "OptunaTuner",
     "PopulationBasedTraining",
     "PopulationTuner",
     "RandomTuner",
@@ -103,9 +112,11 @@ __all__ = [
     "Scheduler",
     "StepDecayLR",
     "SuccessiveHalving",
+    "TrialReport",
     "Tuner",
     "WarmupCosineLR",
     "WarmupStableDecayLR",
+    "create_optuna_study",
     "make_lr_schedule",
     "plot_lr_schedule",
     "replay",

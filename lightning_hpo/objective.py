@@ -4,14 +4,12 @@ The Trainer always gets the full budget as ``max_steps`` and is stopped early at
 whoever wrote it, has the full budget as its horizon in each rung, and its checkpoint can be continued.
 """
 
-import copy
-import inspect
 import logging
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,15 @@ import optuna
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
 
 from lightning_hpo import checkpoints
+from lightning_hpo.building import Builder, Factories
 from lightning_hpo.callbacks.leg import Leg
 from lightning_hpo.callbacks.resumable import Resumable, rng_state, set_rng_state
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Job
-from lightning_hpo.space import Space, from_unit, nearest, parse_space, split_name
+from lightning_hpo.space import Space, from_unit, nearest, parse_space
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 
 CHECKPOINT = "last.ckpt"
@@ -41,10 +41,6 @@ _TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
 }
 _CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-_OURS = {
-    "max_steps": "it is the budget: give `max_steps` to the tuner",
-    "default_root_dir": "every trial has a folder of its own: give `root` to the tuner",
-}
 
 
 @dataclass(frozen=True)
@@ -71,10 +67,12 @@ class Outcome:
     Args:
         score: the monitored metric at the last step; None if the job was paused before it.
         step: optimizer steps that the trial has seen.
+        metrics: all that was logged at the last validation, training metrics included where training went on to it.
     """
 
     score: float | None
     step: int
+    metrics: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 def never() -> bool:
@@ -86,8 +84,10 @@ class Objective:
     """Trains a LightningModule as a job asks, and returns the monitored metric.
 
     Args:
-        model: class of the module, or any callable that returns one; called with the ``model.`` parameters.
-        space: dotted name -> distribution (see :mod:`lightning_hpo.space`).
+        model: class of the module, or any callable that returns one; called with the ``model.`` parameters. Or a
+            :class:`~lightning_hpo.building.Builder`, which brings data and Trainer arguments too.
+        space: dotted name -> distribution (see :mod:`lightning_hpo.space`), or a function of an Optuna trial that
+            returns name -> value.
         data: class of the data module, or any callable that returns one; called with the ``data.`` parameters. None if
             the module brings its own loaders.
         monitor: name of a metric that the module logs in validation.
@@ -104,8 +104,8 @@ class Objective:
 
     def __init__(
         self,
-        model: Callable[..., pl.LightningModule],
-        space: Space,
+        model: Callable[..., pl.LightningModule] | Builder,
+        space: Space | Callable[[optuna.Trial], Mapping[str, Any]],
         *,
         monitor: str,
         max_steps: int,
@@ -117,16 +117,17 @@ class Objective:
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
-        self.space = parse_space(space)
+        self.space = {} if callable(space) else parse_space(space)
+        self._suggest_from = space if callable(space) else self.space
+        self.also: tuple[str, ...] = ()
+        """More metrics that must be logged in validation."""
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
-        self._model = _factory("model", model, pl.LightningModule)
-        self._data = None if data is None else _factory("datamodule", data, pl.LightningDataModule)
-        self._trainer = dict(trainer or {})
+        self.builder = model if isinstance(model, Builder) else Factories(model, data, trainer)
         self._every = checkpoint_every
         self._root = root
-        self._check_names()
+        self.builder.check_space(self.space)
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train an Optuna trial to the full budget, so that ``study.optimize(objective)`` works.
@@ -134,19 +135,22 @@ class Objective:
         Raises:
             ValueError: if the metric is not a finite number.
         """
-        params = {name: _suggest(trial, name, distribution) for name, distribution in self.space.items()}
+        params = suggest(trial, self._suggest_from)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             outcome = self.run(Task(Job(self.max_steps, trial=trial.number), params, folder))
         assert outcome.score is not None
         return outcome.score
 
-    def run(self, task: Task, should_pause: Callable[[], bool] = never) -> Outcome:
+    def run(
+        self, task: Task, should_pause: Callable[[], bool] = never, callbacks: Sequence[pl.Callback] = ()
+    ) -> Outcome:
         """Carry out one job.
 
         Args:
             task: the job, continued from its folder's checkpoint if there is one.
             should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score.
+            callbacks: more of them, for this job only. One that stops the Trainer ends the trial there.
 
         Raises:
             KeyError: if the monitored metric is not logged.
@@ -154,12 +158,11 @@ class Objective:
         """
         assert task.job.trial is not None
         with _own_random_numbers(self.seed, task.job.trial), warnings_only(*_CHATTY):
-            return self._run(task, should_pause)
+            return self._run(task, should_pause, callbacks)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Build an untrained module with the ``model.`` parameters."""
-        module: pl.LightningModule = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
-        return module
+        return self.builder.build_model(params)
 
     def check(self, params: Mapping[str, Any] | None = None) -> None:
         """Build everything once and validate one batch, so that mistakes show before the first training step.
@@ -171,20 +174,33 @@ class Objective:
             ValueError: if the model or the data cannot be built with parameters of the space, or the monitored metric
                 is not logged in validation.
         """
-        if params is None:
-            params = {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
+        params = self.middle() if params is None else params
         with _own_random_numbers(self.seed, 0), warnings_only(*_CHATTY), tempfile.TemporaryDirectory() as folder:
-            module, data, arguments = self._build(params)
+            built = self.builder.build(params)
             trainer = pl.Trainer(
-                **{**arguments, "logger": False, "enable_checkpointing": False, "limit_val_batches": 1},
-                callbacks=[],
+                **{
+                    **_TRAINER_DEFAULTS,
+                    **built.trainer,
+                    "logger": False,
+                    "enable_checkpointing": False,
+                    "limit_val_batches": 1,
+                    "callbacks": [],
+                },
                 max_steps=self.max_steps,
                 default_root_dir=folder,
             )
-            trainer.validate(module, datamodule=data, verbose=False)
-            _score(self.monitor, trainer.callback_metrics)
+            trainer.validate(built.module, datamodule=built.data, verbose=False)
+            for name in (self.monitor, *self.also):
+                _score(name, trainer.callback_metrics)
 
-    def _run(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
+    def middle(self) -> dict[str, Any]:
+        """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
+        if self._suggest_from is self.space:
+            return {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
+        with warnings_only("optuna"):
+            return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
+
+    def _run(self, task: Task, should_pause: Callable[[], bool], more: Sequence[pl.Callback]) -> Outcome:
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = task.folder / CHECKPOINT
         checkpoints.remove_leftovers(checkpoint)
@@ -193,7 +209,8 @@ class Objective:
             logging.getLogger(__name__).warning(message)
         source = source or task.source
 
-        module, data, arguments = self._build(task.params)
+        built = self.builder.build(task.params)
+        module, data, arguments = built.module, built.data, {**_TRAINER_DEFAULTS, **built.trainer}
         owner: Any = module if data is None else data
         loaders = owner.train_dataloader
         owner.train_dataloader = lambda: Resumable.follow(loaders())
@@ -201,13 +218,14 @@ class Objective:
             task.job.max_steps,
             checkpoint,
             every=self._every,
-            model_params=_part(task.params, "model"),
+            hparams=built.hparams,
+            optimizer=built.optimizer,
             should_pause=should_pause,
         )
-        callbacks = [*arguments.pop("callbacks", ()), leg]
+        callbacks = [*_listed(arguments.pop("callbacks", None)), *more, leg]
         arguments.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in callbacks))
         arguments.setdefault("logger", MetricsFile(task.folder / METRICS, _steps_in(source)))
-        plugins = [*arguments.pop("plugins", ()), SealedCheckpointIO()]
+        plugins = [*_listed(arguments.pop("plugins", None)), SealedCheckpointIO()]
         trainer = pl.Trainer(
             **arguments,
             callbacks=callbacks,
@@ -224,73 +242,16 @@ class Objective:
             return Outcome(None, trainer.global_step)
         if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
             trainer.validate(module, datamodule=data, verbose=False)
-        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step)
-
-    def _build(
-        self, params: Mapping[str, Any]
-    ) -> tuple[pl.LightningModule, pl.LightningDataModule | None, dict[str, Any]]:
-        """Build a fresh module and data module, and the arguments of a Trainer for them."""
-        module = self.build_model(params)
-        data = (
-            None
-            if self._data is None
-            else _build_one("datamodule", self._data, _part(params, "data"), pl.LightningDataModule)
-        )
-        arguments = {**_TRAINER_DEFAULTS, **copy.deepcopy(self._trainer), **_part(params, "trainer")}
-        return module, data, arguments
-
-    def _check_names(self) -> None:
-        targets: dict[str, Callable[..., Any]] = {"model": self._model, "trainer": pl.Trainer}
-        if self._data is not None:
-            targets["data"] = self._data
-        for name in self.space:
-            head, argument = split_name(name)
-            if head not in targets:
-                hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
-                raise ValueError(f"`space` has the name {name!r}; it must start with {', '.join(targets)}.{hint}")
-            _check_argument(f"`space` has the name {name!r}", targets[head], argument, head)
-        for argument in self._trainer:
-            _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
-            if argument in _part(dict.fromkeys(self.space), "trainer"):
-                raise ValueError(f"`trainer` and `space` both give a value for 'trainer.{argument}'.")
+        if trainer.global_step < task.job.max_steps:  # another callback has stopped it
+            trainer.save_checkpoint(checkpoint, weights_only=False)
+        for name in self.also:
+            _score(name, leg.metrics)
+        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
 
 
-def _factory(role: str, factory: Any, kind: type) -> Callable[..., Any]:
-    if isinstance(factory, kind):
-        raise TypeError(
-            f"`{role}` must be a class or function that builds a new {kind.__name__} for every trial, "
-            f"got an instance of {type(factory).__name__}: pass `{type(factory).__name__}` itself."
-        )
-    if not callable(factory):
-        raise TypeError(f"`{role}` must be a class or function that builds a {kind.__name__}, got {factory!r}.")
-    made: Callable[..., Any] = factory
-    return made
-
-
-def _check_argument(what: str, factory: Callable[..., Any], argument: str, head: str) -> None:
-    if head == "trainer" and argument in _OURS:
-        raise ValueError(f"{what}, but {_OURS[argument]}.")
-    parameters = inspect.signature(factory).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    if argument not in parameters:
-        name = getattr(factory, "__name__", repr(factory))
-        known = [known for known in parameters if known not in _OURS]
-        raise ValueError(
-            f"{what}, but {name} has no argument {argument!r}; it takes {', '.join(known)}.{nearest(argument, known)}"
-        )
-
-
-def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
-    built = factory(**params)
-    if not isinstance(built, kind):
-        raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(built)}.")
-    return built
-
-
-def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
-    """Arguments for one receiver: ``{"lr": 1, "data.size": 2}`` -> ``{"size": 2}`` for ``data``."""
-    return {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}
+def _listed(given: Any) -> list[Any]:
+    """What Trainer accepts for callbacks and plugins, as a list."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
@@ -306,6 +267,15 @@ def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
 def _steps_in(checkpoint: Path | None) -> int:
     """Optimizer steps that a checkpoint has behind it."""
     return 0 if checkpoint is None else int(checkpoints.load(checkpoint)["global_step"])
+
+
+def suggest(
+    trial: optuna.Trial, space: Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Let a trial suggest a value for each name of a space, or let a function of the trial do it."""
+    if callable(space):
+        return dict(space(trial))
+    return {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:

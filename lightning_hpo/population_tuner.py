@@ -9,11 +9,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_hpo import checkpoints
+from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.console import Console
 from lightning_hpo.interrupts import StudyPaused, pausing_signals
-from lightning_hpo.objective import _CHATTY, METRICS, Objective, _own_random_numbers
+from lightning_hpo.objective import _CHATTY, _TRAINER_DEFAULTS, METRICS, Objective, _own_random_numbers
 from lightning_hpo.population import Donor, Explore, Rules
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.results import Result, best_row, keep_best, write_best
@@ -24,7 +25,7 @@ from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import Space
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.trials import TrialTable
-from lightning_hpo.tuners import Options, Tuner, _label, _say_paused
+from lightning_hpo.tuners import Options, Tuner, label, say_paused
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose")
@@ -87,7 +88,7 @@ class PopulationTuner(Tuner):
 
     def fit(
         self,
-        model: Callable[..., pl.LightningModule],
+        model: Callable[..., pl.LightningModule] | Builder | None = None,
         *,
         datamodule: Callable[..., pl.LightningDataModule] | None = None,
     ) -> Result:
@@ -105,10 +106,13 @@ class PopulationTuner(Tuner):
             SearchFailedError: if no member is left.
             StudyPaused: after Ctrl-C or SIGTERM; everything is saved.
         """
+        model = self._builder if model is None else model
+        if model is None:
+            raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
         if self.monitor is None:
             raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
         subjects = [model, datamodule]
-        folder = RunFolder(self._root, "-".join(map(_label, (type(self), model))) if self._name is None else self._name)
+        folder = RunFolder(self._root, "-".join(map(label, (type(self), model))) if self._name is None else self._name)
         trainers = _Trainers(
             model,
             self.space,
@@ -122,6 +126,7 @@ class PopulationTuner(Tuner):
         )
         console = Console(self.monitor, self.mode, verbose=self._verbose)
         with ExitStack() as stack:
+            stack.enter_context(folder.readable_errors())
             stack.enter_context(folder.locked())
             study, storage = open_study(folder, self._storage, self.mode, self._fingerprint(subjects, trains=True))
             table = TrialTable(study, storage)
@@ -144,14 +149,14 @@ class PopulationTuner(Tuner):
             stack.callback(rounds.close)
             rounds.run(interrupts.pause_wanted)
             if interrupts.received is not None:
-                _say_paused(interrupts.received.name, folder)
+                say_paused(interrupts.received.name, folder)
                 raise StudyPaused(128 + interrupts.received)
             console.table(table.rows)
         best = best_row(table.rows, self.mode)
         if best is None:
             raise SearchFailedError(f"no member succeeded; the reasons are with the failed trials in {folder.path}.")
         keep_best(rounds.checkpoint(rounds.lineage.member_of(best.number)), folder.best_checkpoint)
-        write_best(best.params, self.scheduler.max_steps, folder.best_params)
+        write_best(trainers.builder.config(best.params, self.scheduler.max_steps), folder.best_params)
         value = best.values[max(best.values)]
         return Result(
             dict(best.params),
@@ -166,7 +171,7 @@ class PopulationTuner(Tuner):
     def _fingerprint(self, subjects: Sequence[Any], *, trains: bool) -> dict[str, Any]:
         rules = {name: value for name, value in vars(self.rules).items() if name not in ("space", "mode", "seed")}
         if callable(self.rules.explore):
-            rules["explore"] = _label(self.rules.explore)
+            rules["explore"] = label(self.rules.explore)
         population = {"population_size": self.population_size, "interval": self.interval, **rules}
         return {**super()._fingerprint(subjects, trains=trains), "population": population}
 
@@ -189,7 +194,8 @@ class _Trainers(Objective):
         """Train a member to the end, continuing a checkpoint if there is one."""
         folder = self._folder / f"{number:03d}"
         with _own_random_numbers(self.seed, number):
-            module, data, arguments = self._build(params)
+            built = self.builder.build(params)
+            module, data, arguments = built.module, built.data, {**_TRAINER_DEFAULTS, **built.trainer}
             owner: Any = module if data is None else data
             loaders = owner.train_dataloader
             owner.train_dataloader = lambda: Resumable.follow(loaders())

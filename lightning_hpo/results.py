@@ -71,15 +71,20 @@ def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
     return rows[min(candidates)[2]] if candidates else None
 
 
-def write_best(params: Mapping[str, Any], max_steps: int, path: Path) -> None:
-    """Write the best parameters as a config: one block for each receiver, and the budget."""
+def nested_config(params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
+    """Write parameters as a config: one block for each receiver, and the budget."""
     config: dict[str, dict[str, Any]] = {}
     for name, value in params.items():
         head, rest = split_name(name)
         config.setdefault(head, {})[rest] = value
     config.setdefault("trainer", {})["max_steps"] = max_steps
+    return config
+
+
+def write_best(config: Mapping[str, Any], path: Path) -> None:
+    """Write a config as YAML, without a moment in which the file is not whole."""
     fresh = path.with_name(f".{path.name}.tmp")
-    fresh.write_text(yaml.safe_dump(config, sort_keys=False))
+    fresh.write_text(yaml.safe_dump(dict(config), sort_keys=False))
     fresh.replace(path)
 
 

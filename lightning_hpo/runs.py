@@ -5,7 +5,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class RunFolder:
 def open_study(
     folder: RunFolder,
     storage: str | BaseStorage | None,
-    mode: Mode,
+    mode: Mode | Sequence[Mode],
     fingerprint: Mapping[str, Any],
     sampler: BaseSampler | None = None,
 ) -> tuple[optuna.Study, BaseStorage]:
@@ -133,7 +133,7 @@ def open_study(
     Args:
         folder: of the run; the study has its name.
         storage: Optuna storage or its URL; None is a SQLite file in the folder.
-        mode: direction of the study.
+        mode: direction of the study, or one for each objective.
         fingerprint: what the search was called with, as JSON; stored with a new study, compared with an old one.
         sampler: that the returned study has.
 
@@ -159,14 +159,17 @@ def open_study(
     return study, storage
 
 
-def _study(storage: BaseStorage, name: str, mode: Mode, sampler: BaseSampler | None = None) -> optuna.Study:
-    direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+def _study(
+    storage: BaseStorage, name: str, mode: Mode | Sequence[Mode], sampler: BaseSampler | None = None
+) -> optuna.Study:
+    modes = (mode,) if isinstance(mode, str) else mode
+    directions = [StudyDirection.MINIMIZE if one == "min" else StudyDirection.MAXIMIZE for one in modes]
     with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
-        storage.create_new_study([direction], name)
+        storage.create_new_study(directions, name)
     return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
 
 
-def _make_sqlite(file: Path, name: str, mode: Mode, fingerprint: Mapping[str, Any]) -> None:
+def _make_sqlite(file: Path, name: str, mode: Mode | Sequence[Mode], fingerprint: Mapping[str, Any]) -> None:
     """Make the study beside its place and move it there: a process killed meanwhile leaves no half of a database."""
     for leftover in file.parent.glob(f".{file.name}.*"):
         leftover.unlink(missing_ok=True)

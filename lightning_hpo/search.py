@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 from optuna.distributions import BaseDistribution
 
@@ -14,7 +15,7 @@ from lightning_hpo.console import Console, spent
 from lightning_hpo.executors import Executor, JobError
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import CHECKPOINT, Outcome, Task
-from lightning_hpo.results import best_row, keep_best, write_best
+from lightning_hpo.results import best_row, keep_best, nested_config, write_best
 from lightning_hpo.runs import RunFolder
 from lightning_hpo.schedulers import Job, Mode, Scheduler
 from lightning_hpo.suggest import Asker
@@ -56,6 +57,7 @@ class Search:
     planned: int
     keep_checkpoints: bool
     converged: Callable[[], bool]  # asked before a new trial is started
+    config: Callable[[Mapping[str, Any], int], dict[str, Any]] = nested_config
     _running: dict[Future[Outcome], Task] = field(default_factory=dict)
     _failed_in_a_row: int = 0
     _shown: tuple[int, int] | None = None  # best trial and its step, as the files have it
@@ -151,7 +153,7 @@ class Search:
         checkpoint = self.folder.trial(best.number) / CHECKPOINT
         if checkpoint.exists():
             keep_best(checkpoint, self.folder.best_checkpoint)
-        write_best(best.params, self.scheduler.max_steps, self.folder.best_params)
+        write_best(self.config(best.params, self.scheduler.max_steps), self.folder.best_params)
         before, self._shown = self._shown, shown
         if before is not None and self.table.rows[before[0]].state != "running":
             self._drop_checkpoints([before[0]])

@@ -146,6 +146,29 @@ class TrialTable:
         self._rows[number] = replace(self._rows[number], target=None, state=_STATES[state])
 
 
+def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:
+    """Rows of a study that somebody else may be writing.
+
+    Args:
+        study: to read.
+        at: step of the values of a trial that has no intermediate ones, as in a study with several objectives; of
+            those the first counts. None leaves such a trial without values.
+    """
+    rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
+    if at is None:
+        return rows
+    values = [trial.values for trial in study.get_trials(deepcopy=False)]
+    return [
+        replace(row, values={at: value[0]}) if value and not row.values else row
+        for row, value in zip(rows, values, strict=True)
+    ]
+
+
+def attach(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
+    """Take up a running trial whose process has died."""
+    return optuna.Trial(study, trial._trial_id)  # noqa: SLF001  # the storage's handle has no public name
+
+
 def _row(trial: FrozenTrial) -> Row:
     return Row(
         number=trial.number,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import lightning.pytorch as pl
 import optuna
@@ -13,17 +13,21 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
 
+from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
 from lightning_hpo.executors import Executor, InProcess, Work, WorkerProcesses
 from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
 from lightning_hpo.objective import Objective, Outcome, Task
-from lightning_hpo.results import Result, best_row
+from lightning_hpo.results import Result, best_row, nested_config
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import Bracket, FullBudget, Hyperband, Job, Mode, Scheduler
 from lightning_hpo.search import Limits, Search, SearchFailedError
 from lightning_hpo.space import Space, format_distribution, parse_space
 from lightning_hpo.suggest import Asker
 from lightning_hpo.trials import TrialTable
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
 
 # Settings of a scheduler that may change when a study is continued: more of the same.
 _MAY_GROW = ("n_trials", "iterations")
@@ -132,6 +136,28 @@ class Tuner:
         self._keep_checkpoints = keep_checkpoints
         self._limits = Limits(timeout=timeout, total_steps=total_steps, max_failed=max_failed)
         self._verbose = verbose
+        self._builder: Builder | None = None
+
+    @classmethod
+    def from_cli(cls, cli: "LightningCLI", space: Space, **options: Any) -> Self:
+        """Make a tuner for the model, data and Trainer of a ``LightningCLI``, and call ``fit()`` on it.
+
+        Args:
+            cli: made with ``run=False``; your own subclass keeps its links and defaults.
+            space: path in the CLI's config -> distribution, e.g. ``optimizer.lr``.
+            **options: other arguments of this tuner. Trainer arguments come from the CLI.
+
+        Example:
+            ``HyperbandTuner.from_cli(MyCLI(Net, Data, run=False), {"model.lr": "loguniform(1e-5, 1e-1)"},
+            monitor="val_loss", max_steps=900).fit()``
+        """
+        from lightning_hpo.cli_builder import ConfigBuilder  # noqa: PLC0415  # needs the extra [cli]
+
+        if "trainer" in options:
+            raise TypeError("`trainer` is given by the CLI's config; set it there.")
+        tuner = cls(space, **options)
+        tuner._builder = ConfigBuilder(cli)
+        return tuner
 
     def plan(self) -> Sequence[Bracket]:
         """Brackets, rungs, trials and steps of the search, as data; empty if the scheduler has no plan."""
@@ -140,14 +166,14 @@ class Tuner:
 
     def fit(
         self,
-        model: Callable[..., pl.LightningModule],
+        model: Callable[..., pl.LightningModule] | Builder | None = None,
         *,
         datamodule: Callable[..., pl.LightningDataModule] | None = None,
     ) -> Result:
         """Search over a LightningModule.
 
         Args:
-            model: the class of the module, or a function that returns a new one.
+            model: the class of the module, or a function that returns a new one. Not needed after :meth:`from_cli`.
             datamodule: the class of the data module, or a function that returns a new one. None if the module brings
                 its own loaders.
 
@@ -158,11 +184,32 @@ class Tuner:
             SearchFailedError: if no trial succeeded, or ``max_failed`` in a row did not.
             StudyPaused: after Ctrl-C or SIGTERM; everything is saved.
         """
+        objective = self.objective(model, datamodule=datamodule)
+        subjects = [model or self._builder, datamodule]
+        return self._search(objective.run, subjects, check=objective.check, builder=objective.builder)
+
+    def objective(
+        self,
+        model: Callable[..., pl.LightningModule] | Builder | None = None,
+        *,
+        datamodule: Callable[..., pl.LightningDataModule] | None = None,
+        space: Callable[[optuna.Trial], Mapping[str, Any]] | None = None,
+    ) -> Objective:
+        """Return what :meth:`fit` runs for each job.
+
+        Args:
+            model: as for :meth:`fit`.
+            datamodule: as for :meth:`fit`.
+            space: instead of the tuner's own.
+        """
+        model = self._builder if model is None else model
+        if model is None:
+            raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
         if self.monitor is None:
             raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
-        objective = Objective(
+        return Objective(
             model,
-            self.space,
+            self.space if space is None else space,
             data=datamodule,
             monitor=self.monitor,
             max_steps=self.scheduler.max_steps,
@@ -170,7 +217,6 @@ class Tuner:
             seed=self.seed,
             checkpoint_every=self._checkpoint_every,
         )
-        return self._search(objective.run, [model, datamodule], check=objective.check, build=objective.build_model)
 
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
         """Search over any function, without Lightning.
@@ -187,16 +233,16 @@ class Tuner:
         subjects: Sequence[Any],
         *,
         check: Callable[[], None] | None = None,
-        build: Callable[[Mapping[str, Any]], pl.LightningModule] | None = None,
+        builder: Builder | None = None,
     ) -> Result:
-        label = "-".join(_label(one) for one in (type(self), subjects[0]))
-        folder = RunFolder(self._root, label if self._name is None else self._name)
+        default = "-".join(label(one) for one in (type(self), subjects[0]))
+        folder = RunFolder(self._root, default if self._name is None else self._name)
         console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
         with ExitStack() as stack:
             stack.enter_context(folder.readable_errors())
             stack.enter_context(folder.locked())
             study, storage = open_study(
-                folder, self._storage, self.mode, self._fingerprint(subjects, trains=build is not None), self._sampler
+                folder, self._storage, self.mode, self._fingerprint(subjects, trains=builder is not None), self._sampler
             )
             table = TrialTable(study, storage)
             console.plan(f"{type(self).__name__} in {folder.path}", self.space, self.plan(), table.rows)
@@ -217,9 +263,10 @@ class Tuner:
                 planned=sum(bracket.steps for bracket in self.plan()),
                 keep_checkpoints=self._keep_checkpoints,
                 converged=lambda: self._converged(study),
+                config=nested_config if builder is None else builder.config,
             ).run(interrupts.pause_wanted)
             if interrupts.received is not None:
-                _say_paused(interrupts.received.name, folder)
+                say_paused(interrupts.received.name, folder)
                 raise StudyPaused(128 + interrupts.received)
             console.table(table.rows)
             self._conclude(study, folder, console)
@@ -228,6 +275,7 @@ class Tuner:
             raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
         checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else None
         value = best.values[max(best.values)]
+        build = None if builder is None else builder.build_model
         return Result(dict(best.params), value, checkpoint, best.number, study, tuple(table.rows), build)
 
     def _converged(self, study: optuna.Study) -> bool:
@@ -255,7 +303,7 @@ class Tuner:
             "seed": self.seed,
             "scheduler": scheduler,
             # A function's name says little about what it computes; a module's class is part of what was measured.
-            "trains": [None if one is None else _label(one) for one in subjects] if trains else None,
+            "trains": [None if one is None else _identity(one) for one in subjects] if trains else None,
         }
 
 
@@ -315,15 +363,20 @@ class _Call:
         return Outcome(self._function(task.job, task.params), task.job.max_steps)
 
 
-def _label(subject: Any) -> str:
-    """Readable name of a class or function, fit for a folder."""
+def _identity(subject: Any) -> Any:
+    return (isinstance(subject, Builder) and subject.identity) or label(subject)
+
+
+def label(subject: Any) -> str:
+    """Return a readable name of a class or function, fit for a folder."""
     while hasattr(subject, "func"):  # functools.partial
         subject = subject.func
     name = getattr(subject, "__name__", type(subject).__name__)
     return "".join(letter for letter in name if letter.isalnum() or letter == "_").strip("_").lower() or "function"
 
 
-def _say_paused(signal_name: str, folder: RunFolder) -> None:
+def say_paused(signal_name: str, folder: RunFolder) -> None:
+    """Print where everything is kept and how to continue."""
     print(  # the last line a person sees
         f"lightning_hpo: paused by {signal_name}; every recorded result and checkpoint is kept in {folder.path}; "
         "run the same command to continue.",

@@ -1,6 +1,6 @@
 """One leg of a trial: train to a step, save on the way, validate at exactly that step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ class Leg(pl.Callback):
         target: optimizer step to stop at.
         checkpoint: where to save.
         every: save each time so many optimizer steps are done, so that a kill costs no more than that.
-        model_params: argument -> value the module was built with; read back from its ``hparams``.
+        hparams: argument -> value the module was built with; read back from its ``hparams``.
+        optimizer: setting -> value an optimizer was built with; read back from its ``defaults``.
         should_pause: asked after every step; True saves and stops without a validation.
     """
 
@@ -29,13 +30,15 @@ class Leg(pl.Callback):
         checkpoint: Path,
         *,
         every: int,
-        model_params: Mapping[str, Any],
+        hparams: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
         should_pause: Callable[[], bool],
     ) -> None:
         self._target = target
         self._checkpoint = checkpoint
         self._every = every
-        self._model_params = model_params
+        self._hparams = hparams
+        self._optimizer = optimizer
         self._should_pause = should_pause
         self._asked: list[list[dict[str, Any]]] = []
         self._before: list[list[dict[str, Any]]] = []
@@ -64,7 +67,8 @@ class Leg(pl.Callback):
             changes = live.changed(before, asked)
             live.apply(changes, optimizer, [schedule for schedule in schedules if schedule.optimizer is optimizer])
             live.read_back(changes, optimizer)
-        _read_back_hparams(self._model_params, pl_module)
+        _read_back_hparams(self._hparams, pl_module)
+        _read_back_defaults(self._optimizer, [optimizer.defaults for optimizer in trainer.optimizers])
         for config in trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ClosedFormLR) and config.scheduler.needs_max_steps:
                 config.interval = "step"
@@ -108,4 +112,13 @@ def _read_back_hparams(asked: Mapping[str, Any], module: pl.LightningModule) -> 
         if name in effective and effective[name] != value:
             raise ParameterMismatchError(
                 f"model.{name}={value!r} was asked for, but the module's hparams hold {effective[name]!r}."
+            )
+
+
+def _read_back_defaults(asked: Mapping[str, Any], optimizers: Sequence[Mapping[str, Any]]) -> None:
+    for name, value in asked.items():
+        effective = [defaults.get(name) for defaults in optimizers]
+        if value not in effective:
+            raise ParameterMismatchError(
+                f"optimizer.{name}={value!r} was asked for, but the optimizers were built with {effective!r}."
             )

@@ -1,0 +1,42 @@
+"""``python -m lightning_hpo show|report|best runs/<name>``: look at a run, finished or at work.
+
+Nothing that the run's config names is imported.
+"""
+
+import argparse
+import sys
+
+from lightning_hpo.report import read_best, read_run, show, write_report
+from lightning_hpo.runs import StorageError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lightning_hpo", description="Look at a run, finished or at work.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, words in [
+        ("show", "print states, the best trials and the failures"),
+        ("report", "write report.html into the run folder: one file that needs nothing else"),
+        ("best", "print best.yaml"),
+    ]:
+        command = commands.add_parser(name, help=words, description=words)
+        command.add_argument("run", help="folder of the run, runs/<name>")
+        command.add_argument("--storage", help="URL of the study, if it is not in the folder")
+    given = parser.parse_args(arguments)
+    try:
+        run = read_run(given.run, given.storage)
+        match given.command:
+            case "show":
+                show(run)
+            case "report":
+                print(write_report(run))
+            case "best":
+                print(read_best(run), end="")
+    except StorageError as error:
+        print(f"lightning_hpo: {error}", file=sys.stderr)
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""Optuna's samplers, pruners, storages and studies over a LightningModule or a function."""
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.pruners import BasePruner, MedianPruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hpo.building import Builder
+from lightning_hpo.callbacks.trial_report import TrialReport
+from lightning_hpo.console import Console
+from lightning_hpo.interrupts import StudyPaused, pausing_signals
+from lightning_hpo.live import ParameterMismatchError
+from lightning_hpo.objective import CHECKPOINT, Objective, Outcome, Task, suggest
+from lightning_hpo.results import Result, best_row, keep_best, nested_config, write_best
+from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
+from lightning_hpo.schedulers import FullBudget, Job, Mode
+from lightning_hpo.search import SearchFailedError
+from lightning_hpo.space import Space, parse_space
+from lightning_hpo.suggest import reseed
+from lightning_hpo.trials import FAILURE, attach, read_rows
+from lightning_hpo.tuners import Tuner, label, say_paused
+
+Define: TypeAlias = Callable[[optuna.Trial], Mapping[str, Any]]
+
+
+class OptunaTuner(Tuner):
+    """Any Optuna sampler, pruner, storage or study; trials are pruned within their training.
+
+    Every validation is reported at its optimizer step. A pruned trial ends as a finished one: end hooks run, its
+    checkpoint is kept. A trial that a kill has interrupted continues from its checkpoint. Sampling is keyed by the seed
+    and the trial's number, so a continued study equals the uninterrupted one; up to rounding, with a sampler that warms
+    its search up from memory, as Optuna's ``GPSampler`` does.
+
+    Args:
+        space: as for :class:`Tuner`, or a function of a trial that returns name -> value (define-by-run).
+        max_steps: budget of a trial that is not pruned, in optimizer steps.
+        n_trials: trials in all, those that the study already has included.
+        monitor: metric that the module logs in validation; a tuple of several for a multi-objective search, in which
+            Optuna prunes nothing. Best of a :class:`Result` is then by the first one; ``result.study.best_trials`` is
+            the Pareto front.
+        mode: ``"min"`` or ``"max"``, or one for each metric.
+        sampler: default ``TPESampler()``, or that of ``study``.
+        pruner: default ``MedianPruner()``, or that of ``study``.
+        study: to continue, with its storage and its enqueued trials; its directions must be those of ``mode``.
+        constraints: names of logged metrics that must be <= 0 in a feasible trial.
+        **options: as for :class:`Tuner`; ``keep_checkpoints`` is True by default.
+    """
+
+    def __init__(
+        self,
+        space: Space | Define,
+        *,
+        max_steps: int,
+        n_trials: int,
+        monitor: str | Sequence[str] | None = None,
+        mode: Mode | Sequence[Mode] = "min",
+        sampler: BaseSampler | None = None,
+        pruner: BasePruner | None = None,
+        study: optuna.Study | None = None,
+        constraints: Sequence[str] = (),
+        keep_checkpoints: bool = True,
+        **options: Any,
+    ) -> None:
+        self.monitors = (monitor,) if isinstance(monitor, str | None) else tuple(monitor)
+        self.modes: tuple[Mode, ...] = (mode,) * len(self.monitors) if isinstance(mode, str) else tuple(mode)
+        if len(self.modes) != len(self.monitors) or not self.modes:
+            raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {mode!r}.")
+        if not set(self.modes) <= {"min", "max"}:
+            raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
+        if pruner is not None and not isinstance(pruner, BasePruner):
+            raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
+        if study is not None and options.get("storage") is not None:
+            raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
+        self._define = space if callable(space) else None
+        stand_in = {"defined_by": CategoricalDistribution((label(space),))}  # so that the study knows its function
+        super().__init__(
+            stand_in if callable(space) else space,
+            FullBudget(max_steps, n_trials),
+            monitor=self.monitors[0],
+            mode=self.modes[0],
+            sampler=sampler,
+            keep_checkpoints=keep_checkpoints,
+            **options,
+        )
+        if study is not None:
+            directions = ["min" if one is optuna.study.StudyDirection.MINIMIZE else "max" for one in study.directions]
+            if directions != list(self.modes):
+                raise StudyMismatchError(f"`study` has the directions {directions}, but `mode` is {list(self.modes)}.")
+        self._given_sampler, self._pruner, self._study = sampler, pruner, study
+        self._constraints = tuple(constraints)
+
+    def objective(self, model: Any = None, *, datamodule: Any = None, space: Define | None = None) -> Objective:
+        """Return what :meth:`fit` runs for each trial; the arguments are those of :meth:`fit`."""
+        objective = super().objective(model, datamodule=datamodule, space=space or self._define)
+        objective.also = (*self.monitors[1:], *self._constraints)
+        return objective
+
+    def _search(
+        self,
+        work: Callable[..., Outcome],
+        subjects: Sequence[Any],
+        *,
+        check: Callable[[], None] | None = None,
+        builder: Builder | None = None,
+    ) -> Result:
+        name = self._name or (self._study and self._study.study_name) or f"{label(type(self))}-{label(subjects[0])}"
+        folder = RunFolder(self._root, name)
+        console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
+        deadline = math.inf if self._limits.timeout is None else time.monotonic() + self._limits.timeout
+        with ExitStack() as stack:
+            stack.enter_context(folder.locked())
+            study = self._open(folder, self._fingerprint(subjects, trains=builder is not None))
+            shown = {} if self._define else self.space
+            console.plan(f"{type(self).__name__} in {folder.path}", shown, self.plan(), self._rows(study))
+            if check is not None and self._left(study):
+                check()
+            interrupts = stack.enter_context(pausing_signals())
+            failed = 0
+            while self._left(study) and not interrupts.pause_wanted() and time.monotonic() < deadline:
+                total = self._limits.total_steps
+                if total is not None and sum(max(row.values, default=0) for row in self._rows(study)) >= total:
+                    break
+                trial = self._next(study, folder)
+                state = self._run(trial, work, folder, interrupts.pause_wanted, trains=builder is not None)
+                if state is None:
+                    break
+                rows = self._rows(study)
+                self._show_best(rows, folder, builder)
+                row = rows[trial.number]
+                planned = sum(bracket.steps for bracket in self.plan())
+                console.job(row, max(row.values, default=0), rows, planned)
+                failed = failed + 1 if state is TrialState.FAIL else 0
+                if failed >= self._limits.max_failed:
+                    reason = _frozen(trial).user_attrs.get(FAILURE, "").splitlines()[0]
+                    raise SearchFailedError(f"{failed} trials in a row failed, the last one with: {reason}")
+            if interrupts.received is not None:
+                say_paused(interrupts.received.name, folder)
+                raise StudyPaused(128 + interrupts.received)
+        rows = self._rows(study)
+        console.table(rows)
+        best = best_row(rows, self.mode)
+        if best is None:
+            raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
+        checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else None
+        build = None if builder is None else builder.build_model
+        return Result(best.params, best.values[max(best.values)], checkpoint, best.number, study, tuple(rows), build)
+
+    def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> optuna.Study:
+        if self._study is not None:
+            study = self._study
+            sampler = self._given_sampler or study.sampler
+            pruner = self._pruner or study.pruner
+        else:
+            fingerprint = {**fingerprint, "monitor": list(self.monitors), "mode": list(self.modes)}
+            study, _ = open_study(folder, self._storage, self.modes, fingerprint)
+            sampler, pruner = self._given_sampler or TPESampler(), self._pruner or MedianPruner()
+        study.sampler = sampler if isinstance(sampler, KeyedSampler) else KeyedSampler(sampler, self.seed)
+        study.pruner = pruner
+        return study
+
+    def _left(self, study: optuna.Study) -> bool:
+        trials = study.get_trials(deepcopy=False)
+        running = self._study is None and any(trial.state is TrialState.RUNNING for trial in trials)
+        assert isinstance(self.scheduler, FullBudget)
+        return running or sum(trial.state is not TrialState.WAITING for trial in trials) < self.scheduler.n_trials
+
+    def _next(self, study: optuna.Study, folder: RunFolder) -> optuna.Trial:
+        """A trial that a kill left behind, or a new one."""
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # Others may be at work on a study that was given to us: ours have a folder here, which we hold the lock of.
+            if self._study is None or folder.trial(trial.number).exists():
+                return attach(study, trial)
+        new = study.ask()
+        folder.trial(new.number).mkdir(parents=True, exist_ok=True)
+        return new
+
+    def _run(
+        self,
+        trial: optuna.Trial,
+        work: Callable[..., Outcome],
+        folder: RunFolder,
+        should_pause: Callable[[], bool],
+        *,
+        trains: bool,
+    ) -> TrialState | None:
+        """Take a trial to its end and tell the study; None if it was paused."""
+        study, single = trial.study, len(self.modes) == 1
+        report = TrialReport(trial, str(self.monitor)) if single and trains else None
+        try:
+            params = suggest(trial, self._define or self.space)
+            task = Task(Job(self.scheduler.max_steps, trial.number), params, folder.trial(trial.number))
+            outcome = work(task, should_pause, **({"callbacks": [report]} if report else {}))
+            if outcome.score is None:
+                return None
+            pruned = report is not None and report.pruned and outcome.step < self.scheduler.max_steps
+            if not pruned:
+                values = [outcome.score] if single else _several(outcome, self.monitors, trains=trains)
+                _refuse_unusable(values)
+                if single and self.scheduler.max_steps not in _frozen(trial).intermediate_values:
+                    trial.report(values[0], self.scheduler.max_steps)
+                for name in self._constraints:
+                    trial.set_constraint(name, outcome.metrics[name])
+        except (KeyboardInterrupt, ParameterMismatchError):
+            raise
+        except BaseException as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning leaves a fit with SystemExit then
+                raise KeyboardInterrupt from error
+            text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+            trial.set_user_attr(FAILURE, text[:20_000])
+            study.tell(trial, state=TrialState.FAIL)
+            return TrialState.FAIL
+        if pruned:
+            study.tell(trial, state=TrialState.PRUNED)
+            return TrialState.PRUNED
+        study.tell(trial, values)
+        return TrialState.COMPLETE
+
+    def _rows(self, study: optuna.Study) -> list[Any]:
+        return read_rows(study, at=self.scheduler.max_steps)
+
+    def _show_best(self, rows: Sequence[Any], folder: RunFolder, builder: Builder | None) -> None:
+        best = best_row(rows, self.mode)
+        if best is None:
+            return
+        if (checkpoint := folder.trial(best.number) / CHECKPOINT).exists():
+            keep_best(checkpoint, folder.best_checkpoint)
+        config = nested_config if builder is None else builder.config
+        write_best(config(best.params, self.scheduler.max_steps), folder.best_params)
+
+
+class KeyedSampler(BaseSampler):
+    """An Optuna sampler whose random numbers are set from (seed, trial number) before each trial.
+
+    Optuna's seeded samplers start their stream again in every process, and repeat configurations after a restart.
+    """
+
+    def __init__(self, sampler: BaseSampler, seed: int) -> None:
+        self.sampler = sampler
+        self._seed = seed
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Set the random numbers, then ask the sampler."""
+        reseed(self.sampler, self._seed, trial.number)
+        self.sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Ask the sampler."""
+        return self.sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask the sampler."""
+        return self.sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask the sampler."""
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Tell the sampler."""
+        self.sampler.after_trial(study, trial, state, values)
+
+
+def create_optuna_study(
+    objective_fn: Callable[[dict[str, Any]], float],
+    space: Space,
+    n_trials: int = 100,
+    *,
+    seed: int | None = None,
+    storage: str | optuna.storages.BaseStorage | None = None,
+    study_name: str | None = None,
+) -> optuna.Study:
+    """Maximise a function of a config with TPE, and print the best parameters and score.
+
+    Args:
+        objective_fn: takes name -> value, returns the score. It may raise ``optuna.TrialPruned``.
+        space: as for :class:`Tuner`.
+        n_trials: how many configurations to try.
+        seed: of the sampler; None draws one.
+        storage: an Optuna storage or its URL; None keeps the study in memory.
+        study_name: an existing study of this name in ``storage`` is continued.
+
+    Returns:
+        The study, with a median pruner.
+
+    Example:
+        >>> study = create_optuna_study(lambda config: -(config["x"] - 1) ** 2, {"x": "uniform(0, 2)"}, 3, seed=0)
+        ... # doctest: +ELLIPSIS
+        Best parameters: {'x': ...}
+        Best score: ...
+    """
+    distributions = parse_space(space)
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=TPESampler(seed=seed),
+        pruner=MedianPruner(),
+        storage=storage,
+        study_name=study_name,
+        load_if_exists=study_name is not None,
+    )
+    study.optimize(lambda trial: objective_fn(suggest(trial, distributions)), n_trials=n_trials)
+    print(f"Best parameters: {study.best_params}\nBest score: {study.best_value}")
+    return study
+
+
+def _several(outcome: Outcome, monitors: Sequence[str | None], *, trains: bool) -> list[float]:
+    if trains:
+        return [outcome.metrics[str(name)] for name in monitors]
+    values: Any = outcome.score
+    return [float(value) for value in values]
+
+
+def _refuse_unusable(values: Sequence[Any]) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise ValueError(f"the score is {value}")
+
+
+def _frozen(trial: optuna.Trial) -> FrozenTrial:
+    return trial.study.get_trials(deepcopy=False)[trial.number]

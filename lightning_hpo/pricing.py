@@ -1,0 +1,53 @@
+"""What a search would cost, from its plan and a few timed steps."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from lightning_hpo.building import Builder
+from lightning_hpo.console import Console
+from lightning_hpo.objective import CHECKPOINT, Task
+from lightning_hpo.schedulers import Job
+from lightning_hpo.tuners import Tuner
+
+_TIMED_STEPS = 10
+
+
+def say_price(tuner: Tuner, builder: Builder) -> None:
+    """Print the plan of a search, and what it would cost: optimizer steps, time, disk.
+
+    The time is an estimate from a trial in the middle of the space: one job of 1 and one of 11 optimizer steps, each
+    with its validation and checkpoint.
+
+    Raises:
+        ValueError: for every mistake that a search would find before its first training step.
+    """
+    objective = tuner.objective(builder)
+    console = Console(objective.monitor, tuner.mode, verbose=True)
+    console.plan(f"plan of {type(tuner).__name__}; nothing is written", objective.space, tuner.plan(), ())
+    objective.check()
+    params = objective.middle()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def seconds(name: str, steps: int) -> float:
+            start = time.perf_counter()
+            objective.run(Task(Job(min(steps, objective.max_steps), trial=0), params, Path(folder) / name))
+            return time.perf_counter() - start
+
+        seconds("warm-up", 1)
+        short, long = seconds("short", 1), seconds("long", 1 + _TIMED_STEPS)
+        size = (Path(folder) / "long" / CHECKPOINT).stat().st_size
+    step = max(long - short, 0.0) / _TIMED_STEPS
+    plan = tuner.plan()
+    jobs, steps = (sum(getattr(bracket, what) for bracket in plan) for what in ("jobs", "steps"))
+    job = max(short - step, 0.0)
+    console.line(
+        f"  a step takes {1e3 * step:.1f} ms, a job {1e3 * job:.0f} ms besides, a checkpoint {size / 1e6:.1f} MB"
+    )
+    if plan:
+        console.line(f"  expected: {_clock(jobs * job + steps * step)}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
