@@ -72,7 +72,7 @@ class Outcome:
 
     score: float | None
     step: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict, compare=False)  # a restored trial knows fewer
 
 
 def never() -> bool:
