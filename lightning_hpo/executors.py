@@ -72,7 +72,9 @@ class InProcess:
             future.set_result(self._work(task, self._should_pause))
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001  # the future carries it, SystemExit of user code too
+        except BaseException as error:  # the future carries it, SystemExit of user code too
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of Ctrl-C
+                raise KeyboardInterrupt from error
             future.set_exception(error)
         gc.collect()
         return future

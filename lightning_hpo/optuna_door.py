@@ -116,6 +116,7 @@ class OptunaTuner(Tuner):
         console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
         deadline = math.inf if self._limits.timeout is None else time.monotonic() + self._limits.timeout
         with ExitStack() as stack:
+            stack.enter_context(folder.readable_errors())
             stack.enter_context(folder.locked())
             study = self._open(folder, self._fingerprint(subjects, trains=builder is not None))
             shown = {} if self._define else self.space

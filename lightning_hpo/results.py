@@ -30,6 +30,8 @@ class Result:
         best_trial: its number.
         study: everything that was recorded; opens in Optuna's own tools.
         rows: all trials.
+        build: makes a module from parameters, or None for a search over a plain function.
+        folder: of the run, if its study is there.
     """
 
     best_params: Mapping[str, Any]
@@ -39,10 +41,26 @@ class Result:
     study: optuna.Study
     rows: Sequence[Row] = field(repr=False)
     build: Callable[[Mapping[str, Any]], pl.LightningModule] | None = field(default=None, repr=False)
+    folder: Path | None = None
 
     def trials(self) -> list[Row]:
         """All trials in order of their number."""
         return list(self.rows)
+
+    def report(self, path: str | Path) -> Path:
+        """Write a page about the search that needs nothing else to be read: curves, parameters, failures.
+
+        Args:
+            path: of the HTML file.
+
+        Raises:
+            RuntimeError: if the study is not in the run folder's own database.
+        """
+        from lightning_hpo.report import read_run, write_report  # noqa: PLC0415  # it reads results
+
+        if self.folder is None:
+            raise RuntimeError("there is no run folder with a study of its own to report on.")
+        return write_report(read_run(self.folder), path)
 
     def best_model(self) -> pl.LightningModule:
         """Build the module with the best parameters and load the best checkpoint's weights into it.

@@ -18,6 +18,7 @@ from lightning_hpo.console import Console
 from lightning_hpo.executors import Executor, InProcess, Work, WorkerProcesses
 from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
 from lightning_hpo.objective import Objective, Outcome, Task
+from lightning_hpo.report import read_run, write_report
 from lightning_hpo.results import Result, best_row, nested_config
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import Bracket, FullBudget, Hyperband, Job, Mode, Scheduler
@@ -269,6 +270,8 @@ class Tuner:
                 say_paused(interrupts.received.name, folder)
                 raise StudyPaused(128 + interrupts.received)
             console.table(table.rows)
+            if self._storage is None:
+                console.line(f"report: {write_report(read_run(folder.path))}")
             self._conclude(study, folder, console)
         best = best_row(table.rows, self.mode)
         if best is None:
@@ -276,7 +279,8 @@ class Tuner:
         checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else None
         value = best.values[max(best.values)]
         build = None if builder is None else builder.build_model
-        return Result(dict(best.params), value, checkpoint, best.number, study, tuple(table.rows), build)
+        own = folder.path if self._storage is None else None
+        return Result(dict(best.params), value, checkpoint, best.number, study, tuple(table.rows), build, own)
 
     def _converged(self, study: optuna.Study) -> bool:
         """Whether no more trials are worth starting; asked before each new one."""
