@@ -42,7 +42,7 @@ from lightning_hpo.trials import Row
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "multifidelity.jsonl"
 TABLES = ("digits", "digits_noisy", "cancer")
-WORKERS = (1, 4, 16)
+WORKERS = (1, 16, 4)
 SEEDS = 20
 BUDGETS = (5, 10, 20)  # in units of R
 
@@ -260,10 +260,24 @@ class PeerDEHB:
         self.dehb.tell(work.trial, {"fitness": value, "cost": float(work.stop)})
 
 
-def tpe(**options: Any) -> TPESampler:
+def tpe() -> TPESampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(multivariate=True, constant_liar=True, **options)
+        return TPESampler(constant_liar=True)
+
+
+def gaussian_process() -> BaseSampler:
+    from lightning_hpo.samplers import GaussianProcessSampler
+
+    return GaussianProcessSampler(seed=0)
+
+
+def ours(make_scheduler: Callable[[int], Scheduler], make_sampler: Callable[[], BaseSampler], **asker: Any) -> Any:
+    return lambda of, seed: Ours(make_scheduler(of.max_epochs), make_sampler(), of, seed, **asker)
+
+
+def asynchronous_hyperband(max_epochs: int) -> Scheduler:
+    return AsyncHyperband(max_epochs, iterations=None)
 
 
 @dataclass(frozen=True)
@@ -275,13 +289,18 @@ class Entry:
     needs: str = "optuna"
 
 
+THIRD = {"random_fraction": 1 / 3}
 METHODS: dict[str, Entry] = {
-    "random": Entry(lambda of, seed: Ours(FullBudget(of.max_epochs, 10**6), RandomSampler(), of, seed)),
-    "hyperband": Entry(lambda of, seed: Ours(Hyperband(of.max_epochs, iterations=9), RandomSampler(), of, seed)),
-    "asha": Entry(lambda of, seed: Ours(ASHA(of.max_epochs), RandomSampler(), of, seed)),
-    "async-hyperband": Entry(
-        lambda of, seed: Ours(AsyncHyperband(of.max_epochs, iterations=None), RandomSampler(), of, seed)
+    "random": Entry(ours(lambda epochs: FullBudget(epochs, 10**6), RandomSampler)),
+    "hyperband": Entry(ours(lambda epochs: Hyperband(epochs, iterations=9), RandomSampler)),
+    "asha": Entry(ours(ASHA, RandomSampler)),
+    "async-hyperband": Entry(ours(asynchronous_hyperband, RandomSampler)),
+    "asha-tpe": Entry(ours(ASHA, tpe, **THIRD)),
+    "async-hyperband-tpe": Entry(ours(asynchronous_hyperband, tpe, **THIRD)),
+    "async-hyperband-gp": Entry(
+        ours(asynchronous_hyperband, gaussian_process, **THIRD), needs="lightning_hpo.samplers"
     ),
+    "asha-gp": Entry(ours(ASHA, gaussian_process, **THIRD), needs="lightning_hpo.samplers"),
     "optuna-hyperband-tpe": Entry(OptunaHyperband, ours=False),
     "syne-tune-asha": Entry(SyneTuneASHA, ours=False, needs="syne_tune"),
     "dehb": Entry(PeerDEHB, ours=False, needs="dehb"),
@@ -360,3 +379,65 @@ def measure(options: argparse.Namespace) -> None:
         line = {"table": name, "method": method, "workers": workers, "seed": seed, **run}
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def summary(options: argparse.Namespace) -> Iterator[str]:
+    """Markdown tables of everything measured, and the speed-up over random search."""
+    runs = load()
+    for workers in options.workers:
+        yield f"\n### {workers} worker{'s' * (workers > 1)}\n"
+        names = " · ".join(options.tables)
+        yield f"| method | seeds | 5R: {names} | 10R | 20R | mean 5R | mean 10R | mean 20R | SE | {names} speed-up | geo-mean | busy | ms |"
+        yield "|" + "---|" * 13
+        lines = []
+        for method in options.methods:
+            of = {name: [run for key, run in runs.items() if key[:3] == (name, method, workers)] for name in options.tables}
+            seeds = min(map(len, of.values()))
+            if not seeds:
+                lines.append((9.0, f"| {method} | missing |" + " |" * 11))
+                continue
+            regrets = np.array(
+                [[[at(run["trace"], budget) for run in of[name][:seeds]] for name in options.tables] for budget in BUDGETS]
+            )  # (budget, table, seed)
+            means = regrets.mean(axis=(1, 2))
+            error = regrets[-1].mean(axis=0).std(ddof=1) / math.sqrt(seeds) if seeds > 1 else math.nan
+            ups = [speed_up(of[name], [run for key, run in runs.items() if key[:3] == (name, "random", workers)]) for name in options.tables]
+            geo = statistics.geometric_mean(ups) if all(ups) else math.nan
+            cells = [" ".join(f"{value:.3f}" for value in row) for row in regrets.mean(axis=2)]
+            every = [run for part in of.values() for run in part]
+            lines.append((
+                means[-1],
+                f"| {method} | {seeds} | {' | '.join(cells)} | "
+                + " | ".join(f"{value:.4f}" for value in means)
+                + f" | {error:.4f} | {' '.join(f'{up:.1f}' if up else '-' for up in ups)} | {geo:.2f} "
+                f"| {statistics.mean(run['busy'] for run in every):.2f} | {statistics.mean(run['ms'] for run in every):.2f} |",
+            ))
+        yield from (line for _, line in sorted(lines))
+
+
+def speed_up(runs: Sequence[Mapping[str, Any]], random: Sequence[Mapping[str, Any]]) -> float:
+    """How many times fewer worker-epochs to random search's mean regret at the largest budget; 0 if not reached."""
+    goal = statistics.mean(at(run["trace"], BUDGETS[-1]) for run in random)
+    for quarter in range(1, 4 * BUDGETS[-1] + 1):
+        if statistics.mean(at(run["trace"], quarter / 4) for run in runs) <= goal:
+            return BUDGETS[-1] / (quarter / 4)
+    return 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
+    parser.add_argument("--methods", nargs="+", default=tuple(METHODS), choices=tuple(METHODS))
+    parser.add_argument("--workers", nargs="+", type=int, default=WORKERS)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--table", action="store_true", help="print the summary and measure nothing")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.disable(logging.WARNING)  # peers are talkative
+    if not options.table:
+        measure(options)
+    print("\n".join(summary(options)))
+
+
+if __name__ == "__main__":
+    main()
