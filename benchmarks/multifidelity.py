@@ -123,9 +123,7 @@ class Method(Protocol):
 class Ours:
     """A scheduler and a sampler of this project, over rows in memory."""
 
-    def __init__(
-        self, scheduler: Scheduler, sampler: BaseSampler, of: Table, seed: int, **asker: Any
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, sampler: BaseSampler, of: Table, seed: int, **asker: Any) -> None:
         self.scheduler = scheduler
         self.asker = Asker(sampler, of.space, mode="min", seed=seed, **asker)
         self.rows: list[Row] = []
@@ -391,27 +389,38 @@ def summary(options: argparse.Namespace) -> Iterator[str]:
         yield "|" + "---|" * 13
         lines = []
         for method in options.methods:
-            of = {name: [run for key, run in runs.items() if key[:3] == (name, method, workers)] for name in options.tables}
+            of = {
+                name: [run for key, run in runs.items() if key[:3] == (name, method, workers)]
+                for name in options.tables
+            }
             seeds = min(map(len, of.values()))
             if not seeds:
                 lines.append((9.0, f"| {method} | missing |" + " |" * 11))
                 continue
             regrets = np.array(
-                [[[at(run["trace"], budget) for run in of[name][:seeds]] for name in options.tables] for budget in BUDGETS]
+                [
+                    [[at(run["trace"], budget) for run in of[name][:seeds]] for name in options.tables]
+                    for budget in BUDGETS
+                ]
             )  # (budget, table, seed)
             means = regrets.mean(axis=(1, 2))
             error = regrets[-1].mean(axis=0).std(ddof=1) / math.sqrt(seeds) if seeds > 1 else math.nan
-            ups = [speed_up(of[name], [run for key, run in runs.items() if key[:3] == (name, "random", workers)]) for name in options.tables]
+            ups = [
+                speed_up(of[name], [run for key, run in runs.items() if key[:3] == (name, "random", workers)])
+                for name in options.tables
+            ]
             geo = statistics.geometric_mean(ups) if all(ups) else math.nan
             cells = [" ".join(f"{value:.3f}" for value in row) for row in regrets.mean(axis=2)]
             every = [run for part in of.values() for run in part]
-            lines.append((
-                means[-1],
-                f"| {method} | {seeds} | {' | '.join(cells)} | "
-                + " | ".join(f"{value:.4f}" for value in means)
-                + f" | {error:.4f} | {' '.join(f'{up:.1f}' if up else '-' for up in ups)} | {geo:.2f} "
-                f"| {statistics.mean(run['busy'] for run in every):.2f} | {statistics.mean(run['ms'] for run in every):.2f} |",
-            ))
+            lines.append(
+                (
+                    means[-1],
+                    f"| {method} | {seeds} | {' | '.join(cells)} | "
+                    + " | ".join(f"{value:.4f}" for value in means)
+                    + f" | {error:.4f} | {' '.join(f'{up:.1f}' if up else '-' for up in ups)} | {geo:.2f} "
+                    f"| {statistics.mean(run['busy'] for run in every):.2f} | {statistics.mean(run['ms'] for run in every):.2f} |",
+                )
+            )
         yield from (line for _, line in sorted(lines))
 
 

@@ -20,9 +20,7 @@ class Witness(BaseSampler):
     seen = None
 
     def infer_relative_search_space(self, study, trial):
-        type(self).seen = [
-            other for other in study.get_trials(deepcopy=False) if other.number != trial.number
-        ]
+        type(self).seen = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         return {}
 
     def sample_relative(self, study, trial, search_space):
@@ -135,9 +133,7 @@ class TestAnySampler:
     @pytest.mark.parametrize("sampler", SAMPLERS[:2])
     def test_a_model_finds_more_good_points_than_chance(self, sampler):
         def good(rows):
-            return sum(
-                abs(one.params["x"] - 0.3) < 0.15 and abs(math.log10(one.params["y"]) + 2) < 0.6 for one in rows
-            )
+            return sum(abs(one.params["x"] - 0.3) < 0.15 and abs(math.log10(one.params["y"]) + 2) < 0.6 for one in rows)
 
         learned, _ = play(sampler(), 60, random_fraction=1 / 3)
         chance, _ = play(RandomSampler(), 60)

@@ -95,9 +95,7 @@ def make_bracket(n: int, s: int, max_steps: int, eta: int) -> Bracket:
 def hyperband_brackets(max_steps: int, min_steps: int, eta: int) -> tuple[Bracket, ...]:
     """Brackets s = s_max..0 with n = ceil((s_max + 1) / (s + 1) * eta**s), in integer arithmetic."""
     s_max = s_max_of(max_steps, min_steps, eta)
-    return tuple(
-        make_bracket(-(-(s_max + 1) * eta**s // (s + 1)), s, max_steps, eta) for s in range(s_max, -1, -1)
-    )
+    return tuple(make_bracket(-(-(s_max + 1) * eta**s // (s + 1)), s, max_steps, eta) for s in range(s_max, -1, -1))
 
 
 def s_max_of(max_steps: int, min_steps: int, eta: int) -> int:

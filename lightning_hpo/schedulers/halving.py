@@ -5,7 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_hpo.schedulers.base import Bracket, Job, Mode, hyperband_brackets, make_bracket, require_halving, require_int, s_max_of
+from lightning_hpo.schedulers.base import (
+    Bracket,
+    Job,
+    Mode,
+    hyperband_brackets,
+    make_bracket,
+    require_halving,
+    require_int,
+    s_max_of,
+)
 
 if TYPE_CHECKING:  # this package needs the standard library only
     from lightning_hpo.trials import Row
