@@ -1,8 +1,8 @@
 """Asynchronous schedulers: nobody waits for a rung to fill.
 
 A rung holds every trial that was judged at its steps so far, and a trial goes on as soon as it is among the best 1/eta
-of its rung; if none is, a new trial starts. So no worker is ever idle while a trial may still start. A trial that failed
-on its way to a rung counts there as judged, and worse than any other.
+of its rung; if none is, a new trial starts. So no worker is ever idle while a trial may still start. A trial that
+failed on its way to a rung counts there as judged, and worse than any other.
 """
 
 import math
