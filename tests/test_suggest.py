@@ -133,7 +133,7 @@ class TestAnySampler:
     @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_a_model_asks_near_the_best_of_the_rung(self, sampler):
         rows, _ = play(RandomSampler(), 150)
-        step = model_rung(rows, 30)
+        step = model_rung(rows, 50)
         rows = [Row(one.number, one.params, {step: one.values[step]}) for one in rows if step in one.values]
         rows = [Row(number, one.params, one.values) for number, one in enumerate(rows)]
         asked = [Asker(sampler(), SPACE, mode="min", seed=seed).ask(rows, [{}] * len(rows))[0] for seed in range(30)]
