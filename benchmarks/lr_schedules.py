@@ -59,10 +59,10 @@ class Small(L.LightningModule):
         self.layer = torch.nn.Linear(8, 1)
         self.schedule = schedule
 
-    def training_step(self, batch, batch_idx):  # noqa: D102
+    def training_step(self, batch, batch_idx):
         return self.layer(batch[0]).mean()
 
-    def configure_optimizers(self):  # noqa: D102
+    def configure_optimizers(self):
         sgd = torch.optim.SGD(self.parameters(), lr=0.1)
         if self.schedule is None:
             return sgd

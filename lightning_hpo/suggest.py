@@ -4,9 +4,16 @@ The sampler never sees the stored study. It reads a view of the rows, so that a 
 has reached, and a new trial can be written with all its parameters in one transaction. Its random numbers are set from
 the seed and the trial's number before each question; Optuna's own seeded samplers start their stream again in every
 process, and repeat configurations after a restart.
+
+Which value of a partly trained trial the sampler learns from follows BOHB (Falkner et al. 2018, arXiv 1807.01774,
+section 3.2): the one at the highest rung where enough trials have one (:func:`model_rung`). Trials without a value
+there are left out, so the sampler compares like with like, and any sampler can learn from runs that were paused or
+stopped. A sampler that models the steps itself says so by an attribute ``learns_from_partial_runs = True``; it is shown
+every trial with all its values, paused and stopped ones as PRUNED.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -14,7 +21,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -24,6 +31,8 @@ from lightning_hpo.schedulers import Mode
 from lightning_hpo.trials import Row
 
 _NAME = "view"
+_LEAST_POINTS = 10  # with fewer, Optuna's model-based samplers draw at random
+_RANDOM_KEY = 1  # keeps the draws of the random fraction apart from other streams
 _LONG_AGO = datetime.fromtimestamp(0)  # noqa: DTZ006  # Optuna's times are naive; samplers must not see a clock
 
 
@@ -36,6 +45,11 @@ class Asker:
         mode: whether lower or higher values are better.
         seed: of the search.
         study_notes: what the sampler wrote about the study in an earlier process.
+        random_fraction: share of trials in [0, 1] that are drawn at random all the same. Under early stopping a model
+            of short runs can mislead; these trials keep the search going everywhere (BOHB takes 1/3).
+
+    Raises:
+        ValueError: if ``random_fraction`` is outside [0, 1].
     """
 
     def __init__(
@@ -46,12 +60,18 @@ class Asker:
         mode: Mode,
         seed: int,
         study_notes: Mapping[str, Any] | None = None,
+        random_fraction: float = 0.0,
     ) -> None:
+        if not 0 <= random_fraction <= 1:
+            raise ValueError(f"`random_fraction` must be in [0, 1], got {random_fraction!r}.")
         self._sampler = copy.deepcopy(sampler)
         self._space = dict(space)
         self._seed = seed
         self._storage = _View()
+        self._random_fraction = random_fraction
+        self._random = RandomSampler()
         self._rows: list[Row] = []  # as they are shown in the view
+        self._rung: int | None = None  # whose values are shown in the view; None for all
         direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
         with warnings_only("optuna"):
             self._study_id = self._storage.create_new_study([direction], _NAME)
@@ -69,14 +89,23 @@ class Asker:
             The parameters, as plain Python values inside their distributions, and the sampler's notes on this trial.
         """
         number = len(rows)
-        reseed(self._sampler, self._seed, number)
-        trial = _frozen(Row(number), {}, {})
+        chance = np.random.default_rng([self._seed, number, _RANDOM_KEY]).random()
+        sampler = self._random if chance < self._random_fraction else self._sampler
+        trial = self._frozen(Row(number), {})
         self._show(rows, notes)
         self._storage.trials.append(trial)
-        study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=self._sampler)
-        self._sampler.before_trial(study, trial)
-        relative_space = self._sampler.infer_relative_search_space(study, trial)
-        relative = self._sampler.sample_relative(study, trial, relative_space) if relative_space else {}
+        study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=sampler)
+        params = self._suggest(study, sampler, trial)
+        if any(row.params == params for row in rows if row.state == "running" and not row.idle):
+            params = self._suggest(study, self._random, trial)  # samplers that cannot see who is at work repeat it
+        return params, dict(trial.system_attrs)
+
+    def _suggest(self, study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial) -> dict[str, Any]:
+        """Go through a sampler's interface the way Optuna does."""
+        reseed(sampler, self._seed, trial.number)
+        sampler.before_trial(study, trial)
+        relative_space = sampler.infer_relative_search_space(study, trial)
+        relative = sampler.sample_relative(study, trial, relative_space) if relative_space else {}
         params: dict[str, Any] = {}
         for name, distribution in self._space.items():
             if distribution.single():
@@ -84,12 +113,12 @@ class Asker:
             elif name in relative:
                 value = relative[name]
             else:
-                value = self._sampler.sample_independent(study, trial, name, distribution)
+                value = sampler.sample_independent(study, trial, name, distribution)
             params[name] = _plain(distribution, value)
             # Some samplers look at what the trial has so far.
             trial.params = dict(params)
             trial.distributions = {known: self._space[known] for known in params}
-        return params, dict(trial.system_attrs)
+        return params
 
     @property
     def study_notes(self) -> dict[str, Any]:
@@ -98,16 +127,61 @@ class Asker:
 
     def _show(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> None:
         """Bring the view up to date; of many trials few have changed since the last question."""
+        if not getattr(self._sampler, "learns_from_partial_runs", False):
+            rung = model_rung(rows, max(len(self._space) + 1, _LEAST_POINTS))
+            if rung != self._rung:
+                self._rung = rung
+                self._rows.clear()
         shown = min(len(self._rows), len(rows))
         changed = [index for index, old, new in zip(range(shown), self._rows, rows, strict=False) if old is not new]
         del self._rows[shown:]
         del self._storage.trials[shown:]
         for index in changed:
             self._rows[index] = rows[index]
-            self._storage.trials[index] = _frozen(rows[index], self._space, notes[index])
+            self._storage.trials[index] = self._frozen(rows[index], notes[index])
         for row, note in zip(rows[shown:], notes[shown:], strict=True):
             self._rows.append(row)
-            self._storage.trials.append(_frozen(row, self._space, note))
+            self._storage.trials.append(self._frozen(row, note))
+
+    def _frozen(self, row: Row, notes: Mapping[str, Any]) -> FrozenTrial:
+        """Show a row to the sampler."""
+        state, value = _seen(row) if self._rung is None else _seen_at(row, self._rung)
+        params = {name: value for name, value in row.params.items() if name in self._space}
+        return FrozenTrial(
+            number=row.number,
+            trial_id=row.number,
+            state=state,
+            value=value,
+            datetime_start=_LONG_AGO,
+            datetime_complete=_LONG_AGO if state.is_finished() else None,
+            params=params,
+            distributions={name: self._space[name] for name in params},
+            user_attrs={},
+            system_attrs=dict(notes),
+            intermediate_values=dict(row.values),
+        )
+
+
+def model_rung(rows: Sequence[Row], least: int) -> int | None:
+    """Choose the rung that a model learns from.
+
+    Args:
+        rows: all trials.
+        least: how many values a rung needs.
+
+    Returns:
+        The largest number of steps at which at least ``least`` trials have a value; the one with most values, the
+        larger of equals, if there is none; None without any value.
+
+    Example:
+        >>> model_rung([Row(0, values={1: 0.5, 3: 0.4}), Row(1, values={1: 0.6})], least=2)
+        1
+    """
+    counts = Counter(step for row in rows for step in row.values)
+    enough = [step for step, count in counts.items() if count >= least]
+    if enough:
+        return max(enough)
+    return max(counts, key=lambda step: (counts[step], step), default=None)
 
 
 def reseed(sampler: BaseSampler, *key: int) -> None:
@@ -170,29 +244,21 @@ class _View(InMemoryStorage):
         trial.system_attrs = {**trial.system_attrs, key: value}
 
 
-def _frozen(row: Row, space: Mapping[str, BaseDistribution], notes: Mapping[str, Any]) -> FrozenTrial:
-    """Show a row to a sampler: a paused trial looks pruned, which samplers know how to learn from."""
+def _seen(row: Row) -> tuple[TrialState, float | None]:
+    """State and last value; a paused trial looks pruned."""
     last = row.values[max(row.values)] if row.values else None
-    state = {
-        "complete": TrialState.COMPLETE,
-        "pruned": TrialState.PRUNED,
-        "failed": TrialState.FAIL,
-        "running": TrialState.PRUNED if row.idle and row.values else TrialState.RUNNING,
-    }[row.state]
-    params = {name: value for name, value in row.params.items() if name in space}
-    return FrozenTrial(
-        number=row.number,
-        trial_id=row.number,
-        state=state,
-        value=last if state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
-        datetime_start=_LONG_AGO,
-        datetime_complete=_LONG_AGO if state.is_finished() else None,
-        params=params,
-        distributions={name: space[name] for name in params},
-        user_attrs={},
-        system_attrs=dict(notes),
-        intermediate_values=dict(row.values),
-    )
+    paused = row.idle and last is not None
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    state = states.get(row.state, TrialState.PRUNED if paused else TrialState.RUNNING)
+    return state, last if state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+
+
+def _seen_at(row: Row, rung: int) -> tuple[TrialState, float | None]:
+    """State and value for a model of one rung; trials without a value to compare look failed, which no model reads."""
+    if row.state != "failed" and rung in row.values:
+        return TrialState.COMPLETE, row.values[rung]
+    at_work = row.state == "running" and not row.idle
+    return (TrialState.RUNNING if at_work else TrialState.FAIL), None
 
 
 def _only_value(distribution: Any) -> float:

@@ -107,7 +107,7 @@ def s_max_of(max_steps: int, min_steps: int, eta: int) -> int:
 
 
 def require_halving(max_steps: int, min_steps: int, eta: int, mode: str) -> None:
-    """Check the arguments of successive halving."""
+    """Raise ValueError for settings that no halving scheduler can have."""
     require_int("min_steps", min_steps, 1)
     require_int("max_steps", max_steps, 1)
     if max_steps < min_steps:
@@ -120,6 +120,6 @@ def require_halving(max_steps: int, min_steps: int, eta: int, mode: str) -> None
 
 
 def require_int(name: str, value: object, least: int) -> None:
-    """Check that an argument is an int >= ``least``."""
+    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` must be an int >= {least}, got {value!r}.")

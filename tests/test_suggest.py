@@ -1,0 +1,180 @@
+import math
+import time
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from lightning_hpo.schedulers import AsyncHyperband
+from lightning_hpo.suggest import Asker, model_rung
+from lightning_hpo.trials import Row
+
+SPACE = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(1e-4, 1.0, log=True)}
+
+
+class Witness(BaseSampler):
+    """Keeps what it is shown."""
+
+    seen = None
+
+    def infer_relative_search_space(self, study, trial):
+        type(self).seen = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        return {}
+
+    def sample_relative(self, study, trial, search_space):
+        return {}
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return 0.5
+
+
+class PartialWitness(Witness):
+    learns_from_partial_runs = True
+
+
+def shown(witness, rows):
+    asker = Asker(witness(), SPACE, mode="min", seed=0)
+    asker.ask(rows, [{}] * len(rows))
+    return witness.seen
+
+
+def row(number, values, **kind):
+    return Row(number, {"x": number / 100, "y": 0.1}, values, **kind)
+
+
+class TestModelRung:
+    def test_the_highest_rung_with_enough_values(self):
+        rows = [Row(n, values={1: 0.0} | ({3: 0.0} if n < 10 else {}) | ({9: 0.0} if n < 3 else {})) for n in range(30)]
+        assert [model_rung(rows, least) for least in (3, 4, 10, 11, 30)] == [9, 3, 3, 1, 1]
+
+    def test_too_few_everywhere(self):
+        assert model_rung([], 3) is None
+        assert model_rung([Row(0)], 3) is None
+        assert model_rung([Row(0, values={1: 0.0, 3: 0.0}), Row(1, values={1: 0.0})], 3) == 1
+
+    def test_full_budget_is_one_rung(self):
+        assert model_rung([Row(n, values={9: 0.0}) for n in range(2)], 10) == 9
+
+
+class TestWhatASamplerSees:
+    ROWS = (
+        *(row(n, {1: 1.0 + n}) for n in range(10)),
+        row(10, {1: 0.5, 3: 0.25}),
+        row(11, {1: 0.5, 3: 0.2}, target=9),
+        row(12, {}, target=1),
+        row(13, {}, state="failed"),
+        row(14, {1: 0.1}, state="pruned"),
+    )
+
+    def test_values_of_one_rung(self):
+        trials = shown(Witness, self.ROWS)
+        assert [trial.value for trial in trials] == [*(1.0 + n for n in range(10)), 0.5, 0.5, None, None, 0.1]
+        assert [trial.state for trial in trials[12:]] == [TrialState.RUNNING, TrialState.FAIL, TrialState.COMPLETE]
+
+    def test_trials_below_the_rung_are_left_out(self):
+        rows = [row(n, {1: 0.0, 3: 1.0}) for n in range(10)] + [row(10, {1: -5.0}), row(11, {1: -5.0}, target=3)]
+        trials = shown(Witness, rows)
+        assert [trial.value for trial in trials] == [1.0] * 10 + [None] * 2
+        assert [trial.state for trial in trials[10:]] == [TrialState.FAIL, TrialState.RUNNING]
+
+    def test_a_sampler_that_models_steps_sees_all(self):
+        trials = shown(PartialWitness, self.ROWS)
+        assert [trial.state for trial in trials[10:]] == [
+            TrialState.PRUNED, TrialState.RUNNING, TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED
+        ]  # fmt: skip
+        assert trials[10].intermediate_values == {1: 0.5, 3: 0.25}
+
+    def test_the_view_follows_when_the_rung_changes(self):
+        asker = Asker(Witness(), SPACE, mode="min", seed=0)
+        low = [row(n, {1: float(n)}) for n in range(12)]
+        asker.ask(low, [{}] * 12)
+        assert [trial.value for trial in Witness.seen] == [float(n) for n in range(12)]
+        high = [row(n, {1: float(n), 3: 100.0 + n}) if n < 10 else low[n] for n in range(12)]
+        asker.ask(high, [{}] * 12)
+        assert [trial.value for trial in Witness.seen] == [100.0 + n for n in range(10)] + [None] * 2
+        fresh = Asker(Witness(), SPACE, mode="min", seed=0)
+        kept = Witness.seen
+        fresh.ask(high, [{}] * 12)
+        assert kept == Witness.seen
+
+
+def play(sampler, trials, *, seed=0, workers=1, **options):
+    """A search on a bowl at (0.3, 0.01), higher in short runs; returns rows and CPU seconds."""
+    scheduler = AsyncHyperband(27, iterations=None)
+    asker = Asker(sampler, SPACE, mode="min", seed=seed, **options)
+    rows, notes, seconds = [], [], []
+    working = []
+    while len(rows) < trials:
+        while len(working) < workers:
+            began = time.process_time()
+            job = scheduler.next(rows)
+            if job.trial is None:
+                params, note = asker.ask(rows, notes)
+                rows.append(Row(len(rows), params))
+                notes.append(note)
+            number = len(rows) - 1 if job.trial is None else job.trial
+            rows[number] = Row(number, rows[number].params, rows[number].values, target=job.max_steps)
+            working.append(number)
+            seconds.append(time.process_time() - began)
+        number = working.pop(0)
+        done = rows[number]
+        value = (done.params["x"] - 0.3) ** 2 + (math.log10(done.params["y"]) + 2) ** 2 + 1 / done.target
+        state = "complete" if done.target == 27 else "running"
+        rows[number] = Row(number, done.params, {**done.values, done.target: value}, state=state)
+    return rows, seconds
+
+
+SAMPLERS = [TPESampler, GPSampler, RandomSampler]
+
+
+class TestAnySampler:
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    def test_a_model_asks_near_the_best_of_the_rung(self, sampler):
+        rows, _ = play(RandomSampler(), 150)
+        step = model_rung(rows, 50)
+        rows = [Row(one.number, one.params, {step: one.values[step]}) for one in rows if step in one.values]
+        rows = [Row(number, one.params, one.values) for number, one in enumerate(rows)]
+        asked = [Asker(sampler(), SPACE, mode="min", seed=seed).ask(rows, [{}] * len(rows))[0] for seed in range(30)]
+        near = sum(abs(one["x"] - 0.3) < 0.2 and abs(math.log10(one["y"]) + 2) < 0.8 for one in asked)
+        assert near < 12 if sampler is RandomSampler else near > 15
+
+    @pytest.mark.parametrize("sampler", [lambda: TPESampler(constant_liar=True), GPSampler, RandomSampler])
+    def test_parallel_questions_give_distinct_points(self, sampler):
+        rows, notes = list(play(sampler(), 30)[0]), [{}] * 30
+        asker = Asker(sampler(), SPACE, mode="min", seed=0)
+        for _ in range(8):
+            params, note = asker.ask(rows, notes)
+            rows.append(Row(len(rows), params, target=1))
+            notes.append(note)
+        assert len({tuple(one.params.values()) for one in rows[30:]}) == 8
+
+    def test_a_share_is_random(self):
+        half, _ = play(Witness(), 400, random_fraction=0.5)
+        drawn = sum(one.params["x"] != 0.5 for one in half)
+        assert 160 < drawn < 240
+        assert all(one.params["x"] == 0.5 for one in play(Witness(), 30)[0])
+        assert all(one.params["x"] != 0.5 for one in play(Witness(), 30, random_fraction=1.0)[0])
+
+    def test_a_suggestion_depends_on_rows_and_seed_only(self):
+        rows, _ = play(TPESampler(), 40, random_fraction=1 / 3)
+        for seed in (0, 1):
+            one, other = (
+                Asker(TPESampler(), SPACE, mode="min", seed=seed, random_fraction=1 / 3).ask(rows, [{}] * 40)
+                for _ in range(2)
+            )
+            assert one == other
+
+    def test_wrong_fraction_is_named(self):
+        with pytest.raises(ValueError, match=r"`random_fraction` must be in \[0, 1\], got 1.5"):
+            Asker(RandomSampler(), SPACE, mode="min", seed=0, random_fraction=1.5)
+
+
+def test_time_per_question_at_500_trials():
+    """Bars: 10 ms without a model, 50 ms with one. CPU time, the mean of the last questions."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for sampler, bar in ((RandomSampler(), 0.010), (TPESampler(constant_liar=True), 0.050)):
+        _, seconds = play(sampler, 500, workers=4, random_fraction=1 / 3)
+        last = sorted(seconds[-50:])
+        assert last[len(last) // 2] < bar
