@@ -1,5 +1,6 @@
 import math
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -183,3 +184,57 @@ class TestBarrier:
 def test_wrong_arguments_are_named(make, text):
     with pytest.raises(ValueError, match=text.replace("(", r"\(")):
         make()
+
+
+class TestAsynchronous:
+    @pytest.mark.parametrize(
+        "scheduler", [ASHA(27, n_trials=60), AsyncHyperband(27, iterations=2), MedianStopping(27, 40, 3)], ids=repr
+    )
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_retired_trial_is_never_continued(self, scheduler, seed):
+        retired = set()
+
+        class Watched:
+            max_steps = scheduler.max_steps
+
+            def next(self, rows):
+                job = scheduler.next(rows)
+                assert job is None or job.trial not in retired
+                if not isinstance(scheduler, MedianStopping):  # its verdicts can change with several workers
+                    retired.update(scheduler.retired(rows))
+                return job
+
+        def value(number, step):
+            chance = random.Random(f"{seed} {number} {step}")
+            return math.nan if chance.random() < 0.1 else float(chance.randrange(20))
+
+        run = simulate(Watched(), value, workers=5, seed=seed)
+        paused = {row.number for row in run.rows if row.state == "running"}
+        assert isinstance(scheduler, MedianStopping) or retired >= paused
+
+    def test_without_a_cap_no_worker_waits(self):
+        for scheduler in (ASHA(27), AsyncHyperband(27, iterations=None)):
+            rows = [Row(n, target=1) for n in range(16)]
+            assert scheduler.next(rows).trial is None
+            assert scheduler.retired(rows) == []
+
+    def test_promotion_as_soon_as_it_is_among_the_best_third(self):
+        rows = [Row(n, values={1: float(n)}) for n in range(2)]
+        assert ASHA(9).next(rows) == Job(1)
+        assert ASHA(9).next([*rows, Row(2, target=1, values={1: -1.0})]) == Job(3, trial=2)
+        assert ASHA(9).next([*rows, Row(2, state="failed")]) == Job(3, trial=0)  # failed counts as judged
+
+    def test_brackets_enter_at_their_rung(self):
+        rows = [Row(n, target=1) for n in range(9)]
+        assert AsyncHyperband(9, iterations=None).next(rows) == Job(3)
+
+    def test_ten_thousand_rows_are_not_quadratic(self):
+        def seconds(count):
+            rows = [Row(n, values={1: float(n % 97)}) for n in range(count)]
+            began = time.process_time()
+            for _ in range(3):
+                AsyncHyperband(81, iterations=None).next(rows)
+            return (time.process_time() - began) / 3
+
+        assert seconds(500) < 0.010
+        assert seconds(10_000) < 0.5
