@@ -67,6 +67,9 @@ class GaussianProcessSampler(BaseSampler):
         Rasmussen & Williams 2006; Hvarfner et al. 2024 (arXiv 2402.02229); Ament et al. 2023 (arXiv 2310.20708).
     """
 
+    learns_from_partial_runs = True
+    """A tuner shows it every value of every trial: the step is part of the model."""
+
     def __init__(
         self,
         seed: int | None = None,
