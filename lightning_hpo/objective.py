@@ -243,7 +243,7 @@ class Objective:
         if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
             trainer.validate(module, datamodule=data, verbose=False)
         if trainer.global_step < task.job.max_steps:  # another callback has stopped it
-            trainer.save_checkpoint(checkpoint, weights_only=False)
+            trainer.save_checkpoint(checkpoint)
         for name in self.also:
             _score(name, leg.metrics)
         return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)

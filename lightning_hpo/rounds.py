@@ -179,7 +179,7 @@ class _SeatedMember(Member):
         if step > self._saved_at and step % self._interval == 0:
             self._saved_at = step
             self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            trainer.save_checkpoint(self._checkpoint, weights_only=False)
+            trainer.save_checkpoint(self._checkpoint)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the random numbers of training."""

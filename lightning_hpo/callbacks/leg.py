@@ -88,7 +88,7 @@ class Leg(pl.Callback):
         reached = self._step >= self._target
         self.paused = not reached and self._should_pause()
         if reached or self.paused or self._step // self._every > before // self._every:
-            trainer.save_checkpoint(self._checkpoint, weights_only=False)
+            trainer.save_checkpoint(self._checkpoint)
         if reached or self.paused:
             trainer.should_stop = True
         if self.paused:
