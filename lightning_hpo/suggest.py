@@ -70,6 +70,7 @@ class Asker:
         self._storage = _View()
         self._random_fraction = random_fraction
         self._random = RandomSampler()
+        self._counts: Counter[int] = Counter()  # step -> trials with a value there
         self._rows: list[Row] = []  # as they are shown in the view
         self._rung: int | None = None  # whose values are shown in the view; None for all
         direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
@@ -127,21 +128,23 @@ class Asker:
 
     def _show(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> None:
         """Bring the view up to date; of many trials few have changed since the last question."""
-        if not getattr(self._sampler, "learns_from_partial_runs", False):
-            rung = model_rung(rows, max(len(self._space) + 1, _LEAST_POINTS))
-            if rung != self._rung:
-                self._rung = rung
-                self._rows.clear()
         shown = min(len(self._rows), len(rows))
         changed = [index for index, old, new in zip(range(shown), self._rows, rows, strict=False) if old is not new]
-        del self._rows[shown:]
-        del self._storage.trials[shown:]
+        self._counts.subtract(
+            step for row in [*(self._rows[i] for i in changed), *self._rows[shown:]] for step in row.values
+        )
+        self._counts.update(step for row in [*(rows[i] for i in changed), *rows[shown:]] for step in row.values)
         for index in changed:
             self._rows[index] = rows[index]
+        self._rows[shown:] = rows[shown:]
+        if not getattr(self._sampler, "learns_from_partial_runs", False):
+            rung = _rung(self._counts, max(len(self._space) + 1, _LEAST_POINTS))
+            if rung != self._rung:
+                self._rung, shown = rung, 0
+        del self._storage.trials[shown:]
+        for index in changed if shown else ():
             self._storage.trials[index] = self._frozen(rows[index], notes[index])
-        for row, note in zip(rows[shown:], notes[shown:], strict=True):
-            self._rows.append(row)
-            self._storage.trials.append(self._frozen(row, note))
+        self._storage.trials += [self._frozen(rows[index], notes[index]) for index in range(shown, len(rows))]
 
     def _frozen(self, row: Row, notes: Mapping[str, Any]) -> FrozenTrial:
         """Show a row to the sampler."""
@@ -177,11 +180,14 @@ def model_rung(rows: Sequence[Row], least: int) -> int | None:
         >>> model_rung([Row(0, values={1: 0.5, 3: 0.4}), Row(1, values={1: 0.6})], least=2)
         1
     """
-    counts = Counter(step for row in rows for step in row.values)
+    return _rung(Counter(step for row in rows for step in row.values), least)
+
+
+def _rung(counts: Mapping[int, int], least: int) -> int | None:
     enough = [step for step, count in counts.items() if count >= least]
     if enough:
         return max(enough)
-    return max(counts, key=lambda step: (counts[step], step), default=None)
+    return max((step for step in counts if counts[step]), key=lambda step: (counts[step], step), default=None)
 
 
 def reseed(sampler: BaseSampler, *key: int) -> None:
