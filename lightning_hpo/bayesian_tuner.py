@@ -7,8 +7,7 @@ from typing import Any, Unpack
 import optuna
 from optuna.trial import TrialState
 
-from lightning_hpo.console import Console
-from lightning_hpo.runs import RunFolder
+from lightning_hpo.conduct import Session
 from lightning_hpo.samplers import (
     GaussianProcessSampler,
     expected_improvement_share,
@@ -77,7 +76,8 @@ class BayesianTuner(Tuner):
             return False
         return expected_improvement_share(study, self.seed) < self._stop_below
 
-    def _conclude(self, study: optuna.Study, folder: RunFolder, console: Console) -> None:
+    def _conclude(self, session: Session) -> None:
+        study, folder, console = session.study, session.folder, session.console
         if not any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
             return
         best = predicted_best(study)

@@ -5,42 +5,24 @@ whoever wrote it, has the full budget as its horizon in each rung, and its check
 """
 
 import logging
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import optuna
-import torch
-from lightning.pytorch.callbacks import Checkpoint
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 
 from lightning_hpo import checkpoints
 from lightning_hpo.building import Builder, Factories
 from lightning_hpo.callbacks.leg import Leg
-from lightning_hpo.callbacks.resumable import Resumable, rng_state, set_rng_state
+from lightning_hpo.fitting import CHECKPOINT, TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
-from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
-
-CHECKPOINT = "last.ckpt"
-METRICS = "metrics.csv"
-
-# What a search over many short fits wants, where a single fit would not; `trainer={...}` overrides each.
-_TRAINER_DEFAULTS = {
-    "devices": 1,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
-_CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
 
 @dataclass(frozen=True)
@@ -157,7 +139,7 @@ class Objective:
             ParameterMismatchError: if a hyperparameter does not take effect.
         """
         assert task.job.trial is not None
-        with _own_random_numbers(self.seed, task.job.trial), warnings_only(*_CHATTY):
+        with quiet_and_seeded(self.seed, task.job.trial):
             return self._run(task, should_pause, callbacks)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
@@ -175,11 +157,11 @@ class Objective:
                 is not logged in validation.
         """
         params = self.middle() if params is None else params
-        with _own_random_numbers(self.seed, 0), warnings_only(*_CHATTY), tempfile.TemporaryDirectory() as folder:
+        with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
             built = self.builder.build(params)
             trainer = pl.Trainer(
                 **{
-                    **_TRAINER_DEFAULTS,
+                    **TRAINER_DEFAULTS,
                     **built.trainer,
                     "logger": False,
                     "enable_checkpointing": False,
@@ -210,10 +192,6 @@ class Objective:
         source = source or task.source
 
         built = self.builder.build(task.params)
-        module, data, arguments = built.module, built.data, {**_TRAINER_DEFAULTS, **built.trainer}
-        owner: Any = module if data is None else data
-        loaders = owner.train_dataloader
-        owner.train_dataloader = lambda: Resumable.follow(loaders())
         leg = Leg(
             task.job.max_steps,
             checkpoint,
@@ -222,36 +200,21 @@ class Objective:
             optimizer=built.optimizer,
             should_pause=should_pause,
         )
-        callbacks = [*_listed(arguments.pop("callbacks", None)), *more, leg]
-        arguments.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in callbacks))
-        arguments.setdefault("logger", MetricsFile(task.folder / METRICS, _steps_in(source)))
-        plugins = [*_listed(arguments.pop("plugins", None)), SealedCheckpointIO()]
-        trainer = pl.Trainer(
-            **arguments,
-            callbacks=callbacks,
-            plugins=plugins,
-            max_steps=self.max_steps,
-            default_root_dir=task.folder,
-        )
+        trainer = make_trainer(built, task.folder, callbacks=[*more, leg], source=source, max_steps=self.max_steps)
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=source, weights_only=True)
+            trainer.fit(built.module, datamodule=built.data, ckpt_path=source, weights_only=True)
         except SystemExit:
             if not leg.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                 raise
         if leg.paused:
             return Outcome(None, trainer.global_step)
         if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
-            trainer.validate(module, datamodule=data, verbose=False)
+            trainer.validate(built.module, datamodule=built.data, verbose=False)
         if trainer.global_step < task.job.max_steps:  # another callback has stopped it
             trainer.save_checkpoint(checkpoint)
         for name in self.also:
             _score(name, leg.metrics)
         return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
-
-
-def _listed(given: Any) -> list[Any]:
-    """What Trainer accepts for callbacks and plugins, as a list."""
-    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
@@ -262,11 +225,6 @@ def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
             f"Add self.log({monitor!r}, ...) to validation_step."
         )
     return float(metrics[monitor])
-
-
-def _steps_in(checkpoint: Path | None) -> int:
-    """Optimizer steps that a checkpoint has behind it."""
-    return 0 if checkpoint is None else int(checkpoints.load(checkpoint)["global_step"])
 
 
 def suggest(
@@ -287,17 +245,3 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
         case IntDistribution(low=low, high=high, log=log, step=step):
             return trial.suggest_int(name, low, high, log=log, step=step)
     raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")
-
-
-@contextmanager
-def _own_random_numbers(seed: int, trial: int) -> Iterator[None]:
-    """Seed every global generator from (seed, trial), and give the caller theirs back afterwards."""
-    before = rng_state()
-    words = [int(word) for word in np.random.SeedSequence([seed, trial]).generate_state(3)]
-    torch.manual_seed(words[0])
-    np.random.seed(words[1])  # noqa: NPY002  # user code may draw from the global generator
-    random.seed(words[2])
-    try:
-        yield
-    finally:
-        set_rng_state(before)

@@ -4,29 +4,30 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.trial_report import TrialReport
-from lightning_hpo.console import Console
-from lightning_hpo.interrupts import StudyPaused, pausing_signals
+from lightning_hpo.conduct import Session, Subject
+from lightning_hpo.console import spent
+from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
-from lightning_hpo.objective import CHECKPOINT, Objective, Outcome, Task, suggest
-from lightning_hpo.results import Result, best_row, keep_best, nested_config, write_best
+from lightning_hpo.objective import Objective, Outcome, Task, suggest
+from lightning_hpo.results import best_row, keep_best, nested_config, write_best
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
 from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.suggest import reseed
-from lightning_hpo.trials import FAILURE, attach, read_rows
-from lightning_hpo.tuners import Tuner, label, say_paused
+from lightning_hpo.trials import FAILURE, Row, attach, read_rows
+from lightning_hpo.tuners import Tuner, label
 
 Define: TypeAlias = Callable[[optuna.Trial], Mapping[str, Any]]
 
@@ -81,6 +82,8 @@ class OptunaTuner(Tuner):
             raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
         self._define = space if callable(space) else None
         stand_in = {"defined_by": CategoricalDistribution((label(space),))}  # so that the study knows its function
+        if study is not None and options.get("name") is None:
+            options["name"] = study.study_name
         super().__init__(
             stand_in if callable(space) else space,
             FullBudget(max_steps, n_trials),
@@ -95,6 +98,7 @@ class OptunaTuner(Tuner):
             if directions != list(self.modes):
                 raise StudyMismatchError(f"`study` has the directions {directions}, but `mode` is {list(self.modes)}.")
         self._given_sampler, self._pruner, self._study = sampler, pruner, study
+        self._study_in_folder = self._study_in_folder and study is None
         self._constraints = tuple(constraints)
 
     def objective(self, model: Any = None, *, datamodule: Any = None, space: Define | None = None) -> Objective:
@@ -103,69 +107,43 @@ class OptunaTuner(Tuner):
         objective.also = (*self.monitors[1:], *self._constraints)
         return objective
 
-    def _search(
-        self,
-        work: Callable[..., Outcome],
-        subjects: Sequence[Any],
-        *,
-        check: Callable[[], None] | None = None,
-        builder: Builder | None = None,
-    ) -> Result:
-        name = self._name or (self._study and self._study.study_name) or f"{label(type(self))}-{label(subjects[0])}"
-        folder = RunFolder(self._root, name)
-        console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
-        deadline = math.inf if self._limits.timeout is None else time.monotonic() + self._limits.timeout
-        with ExitStack() as stack:
-            stack.enter_context(folder.readable_errors())
-            stack.enter_context(folder.locked())
-            study = self._open(folder, self._fingerprint(subjects, trains=builder is not None))
-            shown = {} if self._define else self.space
-            console.plan(f"{type(self).__name__} in {folder.path}", shown, self.plan(), self._rows(study))
-            if check is not None and self._left(study):
-                check()
-            interrupts = stack.enter_context(pausing_signals())
-            failed = 0
-            while self._left(study) and not interrupts.pause_wanted() and time.monotonic() < deadline:
-                total = self._limits.total_steps
-                if total is not None and sum(max(row.values, default=0) for row in self._rows(study)) >= total:
-                    break
-                trial = self._next(study, folder)
-                state = self._run(trial, work, folder, interrupts.pause_wanted, trains=builder is not None)
-                if state is None:
-                    break
-                rows = self._rows(study)
-                self._show_best(rows, folder, builder)
-                row = rows[trial.number]
-                planned = sum(bracket.steps for bracket in self.plan())
-                console.job(row, max(row.values, default=0), rows, planned)
-                failed = failed + 1 if state is TrialState.FAIL else 0
-                if failed >= self._limits.max_failed:
-                    reason = _frozen(trial).user_attrs.get(FAILURE, "").splitlines()[0]
-                    raise SearchFailedError(f"{failed} trials in a row failed, the last one with: {reason}")
-            if interrupts.received is not None:
-                say_paused(interrupts.received.name, folder)
-                raise StudyPaused(128 + interrupts.received)
-        rows = self._rows(study)
-        console.table(rows)
-        best = best_row(rows, self.mode)
-        if best is None:
-            raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
-        checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else None
-        build = None if builder is None else builder.build_model
-        return Result(best.params, best.values[max(best.values)], checkpoint, best.number, study, tuple(rows), build)
-
-    def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> optuna.Study:
+    def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
         if self._study is not None:
-            study = self._study
+            study, storage = self._study, self._study._storage  # noqa: SLF001  # a study does not show its storage
             sampler = self._given_sampler or study.sampler
             pruner = self._pruner or study.pruner
         else:
             fingerprint = {**fingerprint, "monitor": list(self.monitors), "mode": list(self.modes)}
-            study, _ = open_study(folder, self._storage, self.modes, fingerprint)
+            study, storage = open_study(folder, self._storage, self.modes, fingerprint)
             sampler, pruner = self._given_sampler or TPESampler(), self._pruner or MedianPruner()
         study.sampler = sampler if isinstance(sampler, KeyedSampler) else KeyedSampler(sampler, self.seed)
         study.pruner = pruner
-        return study
+        return study, storage
+
+    def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
+        study, folder, pause_wanted = session.study, session.folder, session.interrupts.pause_wanted
+        self._announce(session, {} if self._define else self.space, self._rows(study))
+        if subject.check is not None and self._left(study):
+            subject.check()
+        deadline = math.inf if self._limits.timeout is None else time.monotonic() + self._limits.timeout
+        failed = 0
+        while self._left(study) and not pause_wanted() and time.monotonic() < deadline:
+            total = self._limits.total_steps
+            if total is not None and spent(self._rows(study)) >= total:
+                break
+            trial = self._next(study, folder)
+            state = self._run(trial, subject, folder, pause_wanted)
+            if state is None:
+                break
+            rows = self._rows(study)
+            self._show_best(rows, folder, subject.builder)
+            row = rows[trial.number]
+            session.console.job(row, max(row.values, default=0), rows, sum(one.steps for one in self.plan()))
+            failed = failed + 1 if state is TrialState.FAIL else 0
+            if failed >= self._limits.max_failed:
+                reason = _frozen(trial).user_attrs.get(FAILURE, "").splitlines()[0]
+                raise SearchFailedError(f"{failed} trials in a row failed, the last one with: {reason}")
+        return self._rows(study)
 
     def _left(self, study: optuna.Study) -> bool:
         trials = study.get_trials(deepcopy=False)
@@ -184,16 +162,11 @@ class OptunaTuner(Tuner):
         return new
 
     def _run(
-        self,
-        trial: optuna.Trial,
-        work: Callable[..., Outcome],
-        folder: RunFolder,
-        should_pause: Callable[[], bool],
-        *,
-        trains: bool,
+        self, trial: optuna.Trial, subject: Subject, folder: RunFolder, should_pause: Callable[[], bool]
     ) -> TrialState | None:
         """Take a trial to its end and tell the study; None if it was paused."""
-        study, single = trial.study, len(self.modes) == 1
+        study, single, trains = trial.study, len(self.modes) == 1, subject.builder is not None
+        work: Callable[..., Outcome] = subject.work
         report = TrialReport(trial, str(self.monitor)) if single and trains else None
         try:
             params = suggest(trial, self._define or self.space)
@@ -224,10 +197,10 @@ class OptunaTuner(Tuner):
         study.tell(trial, values)
         return TrialState.COMPLETE
 
-    def _rows(self, study: optuna.Study) -> list[Any]:
+    def _rows(self, study: optuna.Study) -> list[Row]:
         return read_rows(study, at=self.scheduler.max_steps)
 
-    def _show_best(self, rows: Sequence[Any], folder: RunFolder, builder: Builder | None) -> None:
+    def _show_best(self, rows: Sequence[Row], folder: RunFolder, builder: Builder | None) -> None:
         best = best_row(rows, self.mode)
         if best is None:
             return

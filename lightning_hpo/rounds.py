@@ -20,9 +20,9 @@ from lightning_hpo.callbacks.member import Member
 from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.callbacks.transplant import State, capture
 from lightning_hpo.fiber import Cancelled, Fiber
+from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.lineage import SEGMENT, Segment
 from lightning_hpo.live import ParameterMismatchError
-from lightning_hpo.objective import CHECKPOINT
 from lightning_hpo.population import Fork, Rules, Standing
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.trials import TrialTable

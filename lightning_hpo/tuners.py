@@ -1,9 +1,7 @@
 """Tuners: a scheduler and a sampler over a LightningModule or a function, with everything kept in a run folder."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
@@ -14,18 +12,18 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
 
 from lightning_hpo.building import Builder
+from lightning_hpo.conduct import Session, Subject, conduct
 from lightning_hpo.console import Console
-from lightning_hpo.executors import Executor, InProcess, Work, WorkerProcesses
-from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
+from lightning_hpo.executors import InProcess, Work, WorkerProcesses
+from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.objective import Objective, Outcome, Task
-from lightning_hpo.report import read_run, write_report
-from lightning_hpo.results import Result, best_row, nested_config
+from lightning_hpo.results import Result, nested_config
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import Bracket, FullBudget, Hyperband, Job, Mode, Scheduler
-from lightning_hpo.search import Limits, Search, SearchFailedError
+from lightning_hpo.search import Limits, Search
 from lightning_hpo.space import Space, format_distribution, parse_space
 from lightning_hpo.suggest import Asker
-from lightning_hpo.trials import TrialTable
+from lightning_hpo.trials import Row, TrialTable
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -129,6 +127,7 @@ class Tuner:
         self._sampler = sampler or RandomSampler()
         self._name = name
         self._storage = storage
+        self._study_in_folder = storage is None
         self._root = root
         self._trainer = {"devices": devices_per_trial, **(trainer or {})}
         self._workers = workers
@@ -186,8 +185,8 @@ class Tuner:
             StudyPaused: after Ctrl-C or SIGTERM; everything is saved.
         """
         objective = self.objective(model, datamodule=datamodule)
-        subjects = [model or self._builder, datamodule]
-        return self._search(objective.run, subjects, check=objective.check, builder=objective.builder)
+        parts = [model or self._builder, datamodule]
+        return self._search(Subject(objective.run, parts, objective.check, objective.builder))
 
     def objective(
         self,
@@ -226,77 +225,66 @@ class Tuner:
             function: called with a job (``job.trial`` is the trial's number, ``job.max_steps`` the budget to reach)
                 and the trial's parameters; returns the score.
         """
-        return self._search(_Call(function), [function])
+        return self._search(Subject(_Call(function), [function]))
 
-    def _search(
-        self,
-        work: Work,
-        subjects: Sequence[Any],
-        *,
-        check: Callable[[], None] | None = None,
-        builder: Builder | None = None,
-    ) -> Result:
-        default = "-".join(label(one) for one in (type(self), subjects[0]))
-        folder = RunFolder(self._root, default if self._name is None else self._name)
-        console = Console(self.monitor or "score", self.mode, verbose=self._verbose)
-        with ExitStack() as stack:
-            stack.enter_context(folder.readable_errors())
-            stack.enter_context(folder.locked())
-            study, storage = open_study(
-                folder, self._storage, self.mode, self._fingerprint(subjects, trains=builder is not None), self._sampler
-            )
-            table = TrialTable(study, storage)
-            console.plan(f"{type(self).__name__} in {folder.path}", self.space, self.plan(), table.rows)
-            if check is not None and self.scheduler.next(table.rows) is not None:
-                check()
-            interrupts = stack.enter_context(pausing_signals())
-            executor = self._executor(work, interrupts, stack)
+    def _search(self, subject: Subject) -> Result:
+        default = "-".join(label(one) for one in (type(self), subject.parts[0]))
+        return conduct(
+            RunFolder(self._root, default if self._name is None else self._name),
+            Console(self.monitor or "score", self.mode, verbose=self._verbose),
+            subject,
+            mode=self.mode,
+            opened=lambda folder: self._open(folder, self._fingerprint(subject)),
+            loop=lambda session: self._loop(session, subject),
+            conclude=self._conclude,
+            study_in_folder=self._study_in_folder,
+        )
+
+    def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
+        return open_study(folder, self._storage, self.mode, fingerprint, self._sampler)
+
+    def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
+        """Search in an opened run, to its end or a pause, and return all trials."""
+        table = TrialTable(session.study, session.storage)
+        self._announce(session, self.space, table.rows)
+        if subject.check is not None and self.scheduler.next(table.rows) is not None:
+            subject.check()
+        with self._executor(subject.work, session.interrupts) as executor:
             Search(
                 scheduler=self.scheduler,
                 table=table,
                 asker=Asker(self._sampler, self.space, mode=self.mode, seed=self.seed, study_notes=table.study_notes),
                 space=self.space,
-                folder=folder,
+                folder=session.folder,
                 executor=executor,
                 limits=self._limits,
-                console=console,
+                console=session.console,
                 mode=self.mode,
                 planned=sum(bracket.steps for bracket in self.plan()),
                 keep_checkpoints=self._keep_checkpoints,
-                converged=lambda: self._converged(study),
-                config=nested_config if builder is None else builder.config,
-            ).run(interrupts.pause_wanted)
-            if interrupts.received is not None:
-                say_paused(interrupts.received.name, folder)
-                raise StudyPaused(128 + interrupts.received)
-            console.table(table.rows)
-            if self._storage is None:
-                console.line(f"report: {write_report(read_run(folder.path))}")
-            self._conclude(study, folder, console)
-        best = best_row(table.rows, self.mode)
-        if best is None:
-            raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
-        checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else None
-        value = best.values[max(best.values)]
-        build = None if builder is None else builder.build_model
-        own = folder.path if self._storage is None else None
-        return Result(dict(best.params), value, checkpoint, best.number, study, tuple(table.rows), build, own)
+                converged=lambda: self._converged(session.study),
+                config=nested_config if subject.builder is None else subject.builder.config,
+            ).run(session.interrupts.pause_wanted)
+        return table.rows
+
+    def _announce(self, session: Session, space: Mapping[str, BaseDistribution], rows: Sequence[Row]) -> None:
+        session.console.plan(f"{type(self).__name__} in {session.folder.path}", space, self.plan(), rows)
 
     def _converged(self, study: optuna.Study) -> bool:
         """Whether no more trials are worth starting; asked before each new one."""
         return False
 
-    def _conclude(self, study: optuna.Study, folder: RunFolder, console: Console) -> None:
+    def _conclude(self, session: Session) -> None:
         """Add to what is printed and kept at the end."""
 
-    def _executor(self, work: Work, interrupts: Interrupts, stack: ExitStack) -> Executor:
+    def _executor(self, work: Work, interrupts: Interrupts) -> InProcess | WorkerProcesses:
         if self._workers == 1:
-            return stack.enter_context(InProcess(work, interrupts.pause_wanted))
-        processes = stack.enter_context(WorkerProcesses(work, self._workers, self._devices_per_trial))
+            return InProcess(work, interrupts.pause_wanted)
+        processes = WorkerProcesses(work, self._workers, self._devices_per_trial)
         interrupts.listeners.append(processes.pause)
         return processes
 
-    def _fingerprint(self, subjects: Sequence[Any], *, trains: bool) -> dict[str, Any]:
+    def _fingerprint(self, subject: Subject) -> dict[str, Any]:
         scheduler: dict[str, Any] = {"type": type(self.scheduler).__name__, "max_steps": self.scheduler.max_steps}
         if dataclasses.is_dataclass(self.scheduler):
             scheduler |= {k: v for k, v in dataclasses.asdict(self.scheduler).items() if k not in _MAY_GROW}
@@ -307,7 +295,7 @@ class Tuner:
             "seed": self.seed,
             "scheduler": scheduler,
             # A function's name says little about what it computes; a module's class is part of what was measured.
-            "trains": [None if one is None else _identity(one) for one in subjects] if trains else None,
+            "trains": [one and _identity(one) for one in subject.parts] if subject.builder else None,
         }
 
 
@@ -377,13 +365,3 @@ def label(subject: Any) -> str:
         subject = subject.func
     name = getattr(subject, "__name__", type(subject).__name__)
     return "".join(letter for letter in name if letter.isalnum() or letter == "_").strip("_").lower() or "function"
-
-
-def say_paused(signal_name: str, folder: RunFolder) -> None:
-    """Print where everything is kept and how to continue."""
-    print(  # the last line a person sees
-        f"lightning_hpo: paused by {signal_name}; every recorded result and checkpoint is kept in {folder.path}; "
-        "run the same command to continue.",
-        file=sys.stderr,
-        flush=True,
-    )

@@ -1,0 +1,127 @@
+"""The outer run, the same for every kind of search: its folder, its lock, its study, signals, and the answer.
+
+A tuner brings the inner part, a loop that takes an opened :class:`Session` to its end and returns the rows.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+
+from lightning_hpo.building import Builder
+from lightning_hpo.console import Console
+from lightning_hpo.executors import Work
+from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
+from lightning_hpo.report import read_run, write_report
+from lightning_hpo.results import Result, best_row
+from lightning_hpo.runs import RunFolder
+from lightning_hpo.schedulers import Mode
+from lightning_hpo.search import SearchFailedError
+from lightning_hpo.trials import Row
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a search is over: a LightningModule with its data, or a function.
+
+    Args:
+        work: carries out a job.
+        parts: model and data module, or the function, as the user gave them.
+        check: finds mistakes before the first training step; None if there is nothing to check.
+        builder: of what a trial trains; None for a function.
+    """
+
+    work: Work
+    parts: Sequence[Any]
+    check: Callable[[], None] | None = None
+    builder: Builder | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """An opened run: this process holds its lock, and has taken its signals.
+
+    Args:
+        folder: of the run.
+        study: everything that was decided or measured.
+        storage: of the study.
+        console: what is printed goes through it.
+        interrupts: whether a pause is wanted.
+    """
+
+    folder: RunFolder
+    study: optuna.Study
+    storage: BaseStorage
+    console: Console
+    interrupts: Interrupts
+
+
+def conduct(
+    folder: RunFolder,
+    console: Console,
+    subject: Subject,
+    *,
+    mode: Mode,
+    opened: Callable[[RunFolder], tuple[optuna.Study, BaseStorage]],
+    loop: Callable[[Session], Sequence[Row]],
+    conclude: Callable[[Session], None],
+    study_in_folder: bool,
+) -> Result:
+    """Open a run, let a loop search, and say what was found.
+
+    Args:
+        folder: of the run.
+        console: prints the table at the end.
+        subject: what is searched over.
+        mode: whether lower or higher scores are better.
+        opened: opens the study.
+        loop: the search itself; returns all trials.
+        conclude: adds to what is printed and kept at the end.
+        study_in_folder: whether the study is in the run folder's own database; then a report is written.
+
+    Raises:
+        StudyPaused: if a signal asked for a pause; all is saved.
+        SearchFailedError: if no trial succeeded.
+        StorageError: if the study cannot be used.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(folder.readable_errors())
+        stack.enter_context(folder.locked())
+        study, storage = opened(folder)
+        interrupts = stack.enter_context(pausing_signals())
+        session = Session(folder, study, storage, console, interrupts)
+        rows = loop(session)
+        if interrupts.received is not None:
+            _say_paused(interrupts.received.name, folder)
+            raise StudyPaused(128 + interrupts.received)
+        console.table(rows)
+        if study_in_folder:
+            console.line(f"report: {write_report(read_run(folder.path))}")
+        conclude(session)
+    best = best_row(rows, mode)
+    if best is None:
+        raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
+    return Result(
+        best_params=dict(best.params),
+        best_score=best.values[max(best.values)],
+        best_checkpoint=folder.best_checkpoint if folder.best_checkpoint.exists() else None,
+        best_trial=best.number,
+        study=study,
+        rows=tuple(rows),
+        build=None if subject.builder is None else subject.builder.build_model,
+        folder=folder.path if study_in_folder else None,
+    )
+
+
+def _say_paused(signal_name: str, folder: RunFolder) -> None:
+    """Print where everything is kept and how to continue."""
+    print(  # the last line a person sees
+        f"lightning_hpo: paused by {signal_name}; every recorded result and checkpoint is kept in {folder.path}; "
+        "run the same command to continue.",
+        file=sys.stderr,
+        flush=True,
+    )

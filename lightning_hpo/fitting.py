@@ -1,0 +1,81 @@
+"""One Trainer for a trial's folder: quiet, seeded, and exact to continue from its checkpoint."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from lightning_hpo import checkpoints
+from lightning_hpo.building import Built
+from lightning_hpo.callbacks.resumable import Resumable, rng_state, set_rng_state
+from lightning_hpo.quiet import warnings_only
+from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
+
+CHECKPOINT = "last.ckpt"
+METRICS = "metrics.csv"
+
+# What a search over many short fits wants, where a single fit would not; `trainer={...}` overrides each.
+TRAINER_DEFAULTS = {
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+
+
+def make_trainer(
+    built: Built, folder: Path, *, callbacks: Sequence[pl.Callback], source: Path | None, **arguments: Any
+) -> pl.Trainer:
+    """Make a Trainer that keeps everything in one folder, and let the training loaders tell their position.
+
+    Args:
+        built: what will be trained; its ``train_dataloader`` is wrapped.
+        folder: for checkpoints and metrics.
+        callbacks: added to those of ``built``.
+        source: checkpoint that the fit will continue, or None; later rows of the metrics file are dropped.
+        **arguments: of the Trainer, that ``built`` must not have.
+    """
+    given = {**TRAINER_DEFAULTS, **built.trainer}
+    owner: Any = built.module if built.data is None else built.data
+    loaders = owner.train_dataloader
+    owner.train_dataloader = lambda: Resumable.follow(loaders())
+    all_callbacks = [*_listed(given.pop("callbacks", None)), *callbacks]
+    given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
+    given.setdefault("logger", MetricsFile(folder / METRICS, _steps_in(source)))
+    plugins = [*_listed(given.pop("plugins", None)), SealedCheckpointIO()]
+    return pl.Trainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+
+
+@contextmanager
+def quiet_and_seeded(seed: int, trial: int) -> Iterator[None]:
+    """Let Lightning say warnings only, and seed every global generator from (seed, trial).
+
+    The caller gets its random numbers back afterwards.
+    """
+    before = rng_state()
+    words = [int(word) for word in np.random.SeedSequence([seed, trial]).generate_state(3)]
+    torch.manual_seed(words[0])
+    np.random.seed(words[1])  # noqa: NPY002  # user code may draw from the global generator
+    random.seed(words[2])
+    try:
+        with warnings_only(*CHATTY):
+            yield
+    finally:
+        set_rng_state(before)
+
+
+def _listed(given: Any) -> list[Any]:
+    """What Trainer accepts for callbacks and plugins, as a list."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _steps_in(checkpoint: Path | None) -> int:
+    """Optimizer steps that a checkpoint has behind it."""
+    return 0 if checkpoint is None else int(checkpoints.load(checkpoint)["global_step"])
