@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_hpo.results import nested_config
+from lightning_hpo.best import nested_config
 from lightning_hpo.space import nearest, split_name
 
 _OURS = {

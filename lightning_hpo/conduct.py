@@ -12,12 +12,13 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage
 
+from lightning_hpo.best import best_row
 from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
 from lightning_hpo.executors import Work
 from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
 from lightning_hpo.report import read_run, write_report
-from lightning_hpo.results import Result, best_row
+from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.search import SearchFailedError

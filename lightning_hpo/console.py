@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_hpo.results import best_row
+from lightning_hpo.best import best_row
 from lightning_hpo.schedulers import Bracket, Mode
 from lightning_hpo.space import format_distribution
 from lightning_hpo.trials import Row

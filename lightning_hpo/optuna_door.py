@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hpo.best import best_row, keep_best, nested_config, write_best
 from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.trial_report import TrialReport
 from lightning_hpo.conduct import Session, Subject
@@ -20,7 +21,6 @@ from lightning_hpo.console import spent
 from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Objective, Outcome, Task, suggest
-from lightning_hpo.results import best_row, keep_best, nested_config, write_best
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
 from lightning_hpo.search import SearchFailedError

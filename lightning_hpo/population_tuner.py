@@ -5,12 +5,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from lightning_hpo.best import best_row, keep_best, write_best
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.fitting import CHATTY, make_trainer, quiet_and_seeded
 from lightning_hpo.population import Donor, Explore, Rules
 from lightning_hpo.quiet import warnings_only
-from lightning_hpo.results import Result, best_row, keep_best, write_best
+from lightning_hpo.results import Result
 from lightning_hpo.rounds import Rounds
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.space import Space

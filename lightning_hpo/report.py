@@ -18,8 +18,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import StudyDirection
 from sqlalchemy import URL
 
+from lightning_hpo.best import best_row
 from lightning_hpo.console import Console, spent
-from lightning_hpo.results import best_row
 from lightning_hpo.runs import FINGERPRINT, StorageError
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.trials import FAILURE, Row, read_rows

@@ -1,9 +1,5 @@
-"""What a search found, and the files that hold it."""
+"""The answer of a search."""
 
-import contextlib
-import math
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +7,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import optuna
-import yaml
 
 from lightning_hpo import checkpoints
-from lightning_hpo.schedulers import Mode
-from lightning_hpo.space import split_name
+from lightning_hpo.report import read_run, write_report
 from lightning_hpo.trials import Row
 
 
@@ -56,8 +50,6 @@ class Result:
         Raises:
             RuntimeError: if the study is not in the run folder's own database.
         """
-        from lightning_hpo.report import read_run, write_report  # noqa: PLC0415  # it reads results
-
         if self.folder is None:
             raise RuntimeError("there is no run folder with a study of its own to report on.")
         return write_report(read_run(self.folder), path)
@@ -73,45 +65,3 @@ class Result:
         module = self.build(self.best_params)
         module.load_state_dict(checkpoints.load(self.best_checkpoint)["state_dict"])
         return module.eval()
-
-
-def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
-    """Best trial: among those that got furthest, the best finite value; ties go to the lower number.
-
-    A value after few steps does not compete with a value after many. Failed trials never count.
-    """
-    sign = 1 if mode == "min" else -1
-    candidates = [
-        (-step, sign * row.values[step], row.number)
-        for row in rows
-        if row.state != "failed" and row.values and math.isfinite(row.values[step := max(row.values)])
-    ]
-    return rows[min(candidates)[2]] if candidates else None
-
-
-def nested_config(params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
-    """Write parameters as a config: one block for each receiver, and the budget."""
-    config: dict[str, dict[str, Any]] = {}
-    for name, value in params.items():
-        head, rest = split_name(name)
-        config.setdefault(head, {})[rest] = value
-    config.setdefault("trainer", {})["max_steps"] = max_steps
-    return config
-
-
-def write_best(config: Mapping[str, Any], path: Path) -> None:
-    """Write a config as YAML, without a moment in which the file is not whole."""
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    fresh.replace(path)
-
-
-def keep_best(checkpoint: Path, path: Path) -> None:
-    """Give the best trial's checkpoint a second name, without a moment in which neither is there."""
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a file system without hard links
-        os.link(checkpoint, fresh)
-    if not fresh.exists():
-        shutil.copyfile(checkpoint, fresh)
-    fresh.replace(path)

@@ -11,12 +11,12 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo import checkpoints
+from lightning_hpo.best import best_row, keep_best, nested_config, write_best
 from lightning_hpo.console import Console, spent
 from lightning_hpo.executors import Executor, JobError
 from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Outcome, Task
-from lightning_hpo.results import best_row, keep_best, nested_config, write_best
 from lightning_hpo.runs import RunFolder
 from lightning_hpo.schedulers import Job, Mode, Scheduler
 from lightning_hpo.suggest import Asker

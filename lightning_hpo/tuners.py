@@ -11,13 +11,14 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage
 
+from lightning_hpo.best import nested_config
 from lightning_hpo.building import Builder
 from lightning_hpo.conduct import Session, Subject, conduct
 from lightning_hpo.console import Console
 from lightning_hpo.executors import InProcess, Work, WorkerProcesses
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.objective import Objective, Outcome, Task
-from lightning_hpo.results import Result, nested_config
+from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import Bracket, FullBudget, Hyperband, Job, Mode, Scheduler
 from lightning_hpo.search import Limits, Search
