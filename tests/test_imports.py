@@ -15,6 +15,7 @@ ALLOWED = {
     "lightning_hpo.trials": {"optuna", "numpy", "scipy", "sklearn"},
     "lightning_hpo.suggest": {"optuna", "numpy", "scipy", "sklearn"},
     "lightning_hpo.runs": {"optuna", "numpy", "scipy", "sklearn"},
+    "lightning_hpo.report": {"optuna", "numpy", "scipy", "sklearn"},  # to look at a run needs no torch
     "lightning_hpo.live": {"torch", "numpy"},
     "lightning_hpo.checkpoints": {"torch", "numpy"},
     "lightning_hpo.interrupts": set(),
