@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
-from lightning_hpo.population import Rules, Standing
+from lightning_hpo.population import Interval, Rules, Standing
 from lightning_hpo.space import parse_space
 
 SPACE = parse_space(
@@ -53,6 +53,8 @@ def run(seeds: range, rules: Callable[[int], Rules] | None, *, constant: Mapping
     params = [dict(constant or rule.initial(member)) for rule in first for member in range(MEMBERS)]
     batches = torch.Generator().manual_seed(1000 + seeds[0])
     score = torch.zeros(count)
+    history = [[] for _ in seeds]
+    before = [None] * count
     for step in range(1, STEPS + 1):
         lr, decay, dropout = (torch.tensor([one[name] for one in params]) for name in SPACE)
         rows = torch.randint(500, (count, BATCH), generator=batches)
@@ -67,7 +69,8 @@ def run(seeds: range, rules: Callable[[int], Rules] | None, *, constant: Mapping
         if step % INTERVAL == 0:
             score = _evaluate(weights, val_x, val_y)[0]
             if rules is not None and step < STEPS:
-                donors = _decide(rules, seeds, step, score, params)
+                donors = _decide(rules, seeds, step, score, params, history, before)
+                before = [float(score[donor]) for donor in donors]
                 for tensor in (*weights, *momenta):
                     tensor.data.copy_(tensor.data[donors])
     test_loss, accuracy = _evaluate(weights, test_x, test_y)
@@ -77,15 +80,18 @@ def run(seeds: range, rules: Callable[[int], Rules] | None, *, constant: Mapping
     return Study(score[best].numpy(), test_loss[best].numpy(), accuracy[best].numpy(), rates)
 
 
-def _decide(rules, seeds, step, score, params):
+def _decide(rules, seeds, step, score, params, history, before):
     """Change `params` in place and return from whom every member copies."""
     donors = list(range(len(params)))
     for place, seed in enumerate(seeds):
         base = place * MEMBERS
         rule = rules(seed)
         standings = {one: Standing(float(score[base + one]), params[base + one]) for one in range(MEMBERS)}
-        for member in range(MEMBERS):
-            fork = rule.decide(member, step, standings)
+        history[place] += [
+            Interval(params[base + one], step, before[base + one], float(score[base + one])) for one in range(MEMBERS)
+        ]
+        forks = [rule.decide(member, step, standings, history[place]) for member in range(MEMBERS)]
+        for member, fork in enumerate(forks):
             if fork is not None:
                 donors[base + member] = base + fork.donor
                 params[base + member] = dict(fork.params)

@@ -5,6 +5,7 @@ The winner's way up its parents is a schedule of hyperparameters. :func:`replay`
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_hpo.population import Interval
 from lightning_hpo.trials import PARENT
 
 # System attribute of a trial: its member, its first step, and the step of its parent that it was forked at.
@@ -95,6 +97,23 @@ def lineage(source: Any) -> list[Segment]:
     for record in records:
         segments += [Segment.from_json(stored) for stored in json.loads(record.read_text())["content"]["segments"]]
     return sorted(segments, key=lambda segment: segment.number)
+
+
+def intervals(segments: Sequence[Segment], until: float = math.inf) -> list[Interval]:
+    """Return what every interval of training brought, in order of the step at its end.
+
+    Args:
+        segments: of all members.
+        until: last step.
+    """
+    values = {one.number: one.values for one in segments}
+    found = []
+    for one in segments:
+        before = None if one.parent is None else values.get(one.parent, {}).get(one.forked_at or 0)
+        for step in sorted(step for step in one.values if step <= until):
+            found.append((step, one.number, Interval(one.params, step, before, one.values[step])))
+            before = one.values[step]
+    return [interval for _, _, interval in sorted(found, key=lambda one: one[:2])]
 
 
 def winner(segments: Sequence[Segment], mode: Mode = "min") -> Segment:

@@ -8,9 +8,9 @@ order of exploit and explore, section 4.1.1 for truncation selection.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -19,10 +19,10 @@ from lightning_hpo.space import from_unit, nearest
 
 Params: TypeAlias = Mapping[str, Any]
 Donor: TypeAlias = Literal["random-top", "best"]
-Explore: TypeAlias = Callable[[Params, Mapping[str, BaseDistribution], np.random.Generator], Params]
+Mode: TypeAlias = Literal["min", "max"]
 
 _DONORS = ("random-top", "best")
-_EXPLORES = ("losers", "all")
+_EXPLORES = ("losers", "all", "pb2")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,59 @@ class Standing:
 
     score: float
     params: Params
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What one interval of training with constant hyperparameters brought.
+
+    Args:
+        params: trained with.
+        step: optimizer step of the member at the interval's end.
+        before: score where it began; None if it began with training, or if that score is not known.
+        after: score at its end.
+    """
+
+    params: Params
+    step: int
+    before: float | None
+    after: float
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What an :class:`Adviser` may know when a member loses.
+
+    Args:
+        step: optimizer steps the member has seen.
+        mode: whether small or large scores are good.
+        score: of the donor.
+        history: all intervals up to now, of every member.
+        taken: what members that lose at this step too go on with, as far as decided.
+    """
+
+    step: int
+    mode: Mode
+    score: float
+    history: Sequence[Interval]
+    taken: Sequence[Params]
+
+
+@runtime_checkable
+class Adviser(Protocol):
+    """An explore that looks at what training has shown so far, such as :class:`lightning_hpo.pb2.PB2`."""
+
+    def advise(
+        self,
+        params: Params,
+        space: Mapping[str, BaseDistribution],
+        generator: np.random.Generator,
+        occasion: Occasion,
+    ) -> Params:
+        """Return new hyperparameters for a member that copies from one with ``params``."""
+
+
+Explore: TypeAlias = Callable[[Params, Mapping[str, BaseDistribution], np.random.Generator], Params] | Adviser
 
 
 @dataclass(frozen=True)
@@ -60,7 +113,9 @@ class Rules:
         donor: ``"random-top"`` copies from a random member of the top share (the paper), ``"best"`` from the best one.
         explore: ``"losers"`` changes only the hyperparameters that were just copied (the paper, Ray Tune). ``"all"``
             perturbs every member at every interval, each hyperparameter with probability 0.25 and without resampling.
-            Or a function of (params, space, generator) that returns new params; it is asked for losers, and its values
+            ``"pb2"`` has a Gaussian process choose what losers go on with, from all that training has shown so far
+            (:class:`lightning_hpo.pb2.PB2`); ``resample`` and ``factor`` mean nothing then. Or a function of (params,
+            space, generator) that returns new params, or an :class:`Adviser`; it is asked for losers, and its values
             are clipped to the space.
         resample: probability in [0, 1] that a copied hyperparameter is drawn anew from the space; else it is perturbed.
         factor: a perturbed value is multiplied or divided by it; above 1.
@@ -74,7 +129,7 @@ class Rules:
     mode: Literal["min", "max"] = "min"
     quantile: float = 0.4
     donor: Donor = "random-top"
-    explore: Literal["losers", "all"] | Explore = "losers"
+    explore: Literal["losers", "all", "pb2"] | Explore = "losers"
     resample: float = 0.5
     factor: float = 1.2
     seed: int = 0
@@ -88,7 +143,8 @@ class Rules:
             raise ValueError(
                 f"`donor` must be one of {_DONORS}, got {self.donor!r}.{nearest(str(self.donor), _DONORS)}"
             )
-        if not callable(self.explore) and self.explore not in _EXPLORES:
+        known = callable(self.explore) or isinstance(self.explore, Adviser)
+        if not known and self.explore not in _EXPLORES:
             hint = nearest(str(self.explore), _EXPLORES)
             raise ValueError(f"`explore` must be one of {_EXPLORES} or a function, got {self.explore!r}.{hint}")
         if not 0 <= self.resample <= 1:
@@ -100,38 +156,91 @@ class Rules:
         """Draw the hyperparameters that a member starts with."""
         return sample(self.space, np.random.default_rng([self.seed, member]))
 
-    def decide(self, member: int, step: int, standings: Mapping[int, Standing]) -> Fork | None:
+    def decide(
+        self, member: int, step: int, standings: Mapping[int, Standing], history: Sequence[Interval] = ()
+    ) -> Fork | None:
         """Say how a member goes on after ``step``.
 
         Args:
             member: who asks; one of ``standings``.
             step: optimizer steps it has seen.
             standings: of every living member that has a score.
+            history: all intervals so far; only an :class:`Adviser` looks at them.
 
         Returns:
             None if it goes on as it is.
         """
-        generator = np.random.default_rng([self.seed, member, step])
-        scores = {other: standing.score for other, standing in standings.items()}
-        donor = exploit(scores, member, generator, mode=self.mode, quantile=self.quantile, donor=self.donor)
+        generator = self._generator(member, step)
+        donor = self._donor(member, standings, generator)
         if donor is not None:
-            return Fork(donor, self._explored(standings[donor].params, generator))
+            taken = self._taken_before(member, step, standings, history)
+            params = self._explored(standings[donor], generator, step, history, taken)
+            return Fork(donor, params)
         if self.explore != "all":
             return None
-        params = self._explored(standings[member].params, generator)
+        params = self._explored(standings[member], generator, step, history)
         return None if params == dict(standings[member].params) else Fork(member, params)
 
-    def explore_from(self, member: int, step: int, donor: int, params: Params) -> Fork:
-        """Fork from a donor whose hyperparameters turned out to be ``params``."""
-        return Fork(donor, self._explored(params, np.random.default_rng([self.seed, member, step])))
+    def explore_from(
+        self, member: int, step: int, donor: int, standing: Standing, history: Sequence[Interval] = ()
+    ) -> Fork:
+        """Fork from a donor whose hyperparameters turned out to be those of ``standing``."""
+        return Fork(donor, self._explored(standing, self._generator(member, step), step, history))
 
-    def _explored(self, params: Params, generator: np.random.Generator) -> dict[str, Any]:
+    def _generator(self, member: int, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, member, step])
+
+    def _scores(self, standings: Mapping[int, Standing]) -> dict[int, float]:
+        return {member: standing.score for member, standing in standings.items()}
+
+    def _donor(self, member: int, standings: Mapping[int, Standing], generator: np.random.Generator) -> int | None:
+        scores = self._scores(standings)
+        return exploit(scores, member, generator, mode=self.mode, quantile=self.quantile, donor=self.donor)
+
+    def _taken_before(
+        self, member: int, step: int, standings: Mapping[int, Standing], history: Sequence[Interval]
+    ) -> list[Params]:
+        """Repeat the decisions of the losers before this one, for an adviser that spreads them."""
+        if self._adviser is None:
+            return []
+        losers, _ = truncate(self._scores(standings), mode=self.mode, quantile=self.quantile)
+        taken: list[Params] = []
+        for other in losers[: losers.index(member)]:
+            generator = self._generator(other, step)
+            donor = self._donor(other, standings, generator)
+            assert donor is not None
+            taken.append(self._explored(standings[donor], generator, step, history, taken))
+        return taken
+
+    def _explored(
+        self,
+        standing: Standing,
+        generator: np.random.Generator,
+        step: int,
+        history: Sequence[Interval],
+        taken: Sequence[Params] = (),
+    ) -> dict[str, Any]:
+        params = standing.params
         if self.explore == "all":
             return perturb_some(params, self.space, generator, factor=self.factor)
-        if not callable(self.explore):
+        if self.explore == "losers":
             return explore(params, self.space, generator, resample=self.resample, factor=self.factor)
-        changed = {**params, **self.explore(params, self.space, generator)}
+        if self._adviser is not None:
+            occasion = Occasion(step, self.mode, standing.score, history, taken)
+            changed = self._adviser.advise(params, self.space, generator, occasion)
+        else:
+            assert callable(self.explore)
+            changed = self.explore(params, self.space, generator)
+        changed = {**params, **changed}
         return {name: clip(self.space[name], value) if name in self.space else value for name, value in changed.items()}
+
+    @property
+    def _adviser(self) -> Adviser | None:
+        if self.explore == "pb2":
+            from lightning_hpo.pb2 import PB2  # noqa: PLC0415  # it brings the Gaussian process along
+
+            return PB2()
+        return self.explore if isinstance(self.explore, Adviser) else None
 
 
 def exploit(
