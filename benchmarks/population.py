@@ -146,6 +146,7 @@ def digits():
         "PBT, resample .25 else x.8/1.2, 20 %": {"rules": rules(explore=ray, quantile=0.2)},
         "PBT, paper: x1.2 or /1.2, 20 %": {"rules": rules(resample=0.0, quantile=0.2)},
         "PBT, original sketch: best donor, everyone p .25": {"rules": rules(explore="all", donor="best", quantile=0.2)},
+        "PB2, 40 %": {"rules": rules(explore="pb2")},
         "exploit only, 20 %": {"rules": rules(explore=lambda params, *_: params, quantile=0.2)},
     }
     print("| arm | val loss | test loss (mean +- se) | of random search | test acc | geometric mean of last lr |")

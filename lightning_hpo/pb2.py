@@ -142,4 +142,5 @@ def _standardised(values: Floats, among: Floats) -> Floats:
     low, middle, high = np.quantile(finite, (0.25, 0.5, 0.75))
     spread = (high - low) / 1.349 or float(finite.std()) or 1.0
     with np.errstate(invalid="ignore"):
-        return np.clip((values - middle) / spread, -_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+        deviations: Floats = np.clip((values - middle) / spread, -_MOST_DEVIATIONS, _MOST_DEVIATIONS)
+    return deviations

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -54,7 +55,7 @@ class PopulationTuner(Tuner):
         max_steps: int,
         quantile: float = 0.4,
         donor: Donor = "random-top",
-        explore: Literal["losers", "all"] | Explore = "losers",
+        explore: Literal["losers", "all", "pb2"] | Explore = "losers",
         resample: float = 0.5,
         factor: float = 1.2,
         **options: Unpack[Options],
@@ -66,8 +67,13 @@ class PopulationTuner(Tuner):
         if max_steps % interval:
             whole = max(round(max_steps / interval), 1) * interval
             raise ValueError(f"`max_steps` must be a multiple of `interval` {interval}, got {max_steps}; e.g. {whole}.")
+        if options.get("workers", 1) != 1:
+            raise ValueError(
+                f"`workers`={options['workers']!r}: all members of a PopulationTuner train in this process, in turns. "
+                "For members in processes of their own, give each Trainer the callback PopulationBasedTraining."
+            )
         for argument in options:
-            if argument not in _TAKEN:
+            if argument not in (*_TAKEN, "workers"):
                 raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
         for argument in _RHYTHM:
             if argument in (options.get("trainer") or {}):
@@ -130,7 +136,8 @@ class PopulationTuner(Tuner):
 
     def _fingerprint(self, subject: Subject) -> dict[str, Any]:
         rules = {name: value for name, value in vars(self.rules).items() if name not in ("space", "mode", "seed")}
-        if callable(self.rules.explore):
-            rules["explore"] = label(self.rules.explore)
+        explore = self.rules.explore
+        if not isinstance(explore, str):
+            rules["explore"] = repr(explore) if is_dataclass(explore) else label(explore)
         population = {"population_size": self.population_size, "interval": self.interval, **rules}
         return {**super()._fingerprint(subject), "population": population}

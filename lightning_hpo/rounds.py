@@ -21,9 +21,9 @@ from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.callbacks.transplant import State, capture
 from lightning_hpo.fiber import Cancelled, Fiber
 from lightning_hpo.fitting import CHECKPOINT
-from lightning_hpo.lineage import SEGMENT, Segment
+from lightning_hpo.lineage import SEGMENT, Segment, intervals
 from lightning_hpo.live import ParameterMismatchError
-from lightning_hpo.population import Fork, Rules, Standing
+from lightning_hpo.population import Fork, Interval, Rules, Standing
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.trials import TrialTable
 
@@ -78,6 +78,14 @@ class StudyLineage:
                 row = self._table.rows[number]
                 standings[member] = Standing(row.values[step], row.params)
         return standings
+
+    def history(self, step: int) -> list[Interval]:
+        """All intervals that ended at ``step`` or before."""
+        segments = [
+            Segment(number=row.number, params=row.params, values=dict(row.values), parent=row.parent, **notes)
+            for row, notes in zip(self._table.rows, self._notes(), strict=True)
+        ]
+        return intervals(segments, step)
 
     def fork(self, member: int, step: int, graft: Graft, max_steps: int) -> None:
         """Begin a segment at ``step`` unless a killed run has begun it, and end the one before."""
@@ -248,8 +256,9 @@ class Rounds:
         while (members := self._training()) and not pause_wanted():
             step = min(seat.step for seat in members)
             standings = self.lineage.standings(self._members, step) if step else {}
+            history = self.lineage.history(step)
             forks = {
-                seat.number: self._rules.decide(seat.number, step, standings)
+                seat.number: self._rules.decide(seat.number, step, standings, history)
                 for seat in members
                 if seat.step == step and seat.number in standings
             }

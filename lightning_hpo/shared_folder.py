@@ -23,8 +23,8 @@ from typing import Any
 import filelock
 
 from lightning_hpo import checkpoints
-from lightning_hpo.lineage import Segment
-from lightning_hpo.population import Rules, Standing, truncate
+from lightning_hpo.lineage import Segment, intervals
+from lightning_hpo.population import Interval, Rules, Standing, truncate
 
 State = dict[str, Any]
 _BEATS = 20  # signs of life per timeout
@@ -184,7 +184,11 @@ class SharedFolder:
             quantile=self._rules.quantile,
         )
         self._publish(step, capture, is_donor=self._member in top)
-        while self._member in standings and (fork := self._rules.decide(self._member, step, standings)) is not None:
+        history = self._history(step)
+        while (
+            self._member in standings
+            and (fork := self._rules.decide(self._member, step, standings, history)) is not None
+        ):
             if fork.donor == self._member:
                 return Graft(self._member, self.record.segments[-1].number, step, fork.params, None)
             taken = self._take(fork.donor, step)
@@ -193,7 +197,7 @@ class SharedFolder:
                 continue
             if dict(taken["params"]) != dict(standings[fork.donor].params):  # the donor went on in the meantime
                 standings[fork.donor] = Standing(standings[fork.donor].score, taken["params"])
-                fork = self._rules.explore_from(self._member, step, fork.donor, taken["params"])
+                fork = self._rules.explore_from(self._member, step, fork.donor, standings[fork.donor], history)
             return Graft(fork.donor, taken["number"], taken["step"], fork.params, taken["state"])
         return None
 
@@ -253,6 +257,11 @@ class SharedFolder:
             self.beat()
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)
+
+    def _history(self, step: int) -> list[Interval]:
+        """All intervals that any member has written down, the dead ones' too, up to this member's step."""
+        others = (read_record(self._path, member) for member in range(self._size) if member != self._member)
+        return intervals([one for record in (self.record, *others) if record for one in record.segments], step)
 
     def _silent(self, member: int) -> bool:
         """Whether a member gave no sign of life while we watched it for the timeout; clocks are not compared."""

@@ -132,6 +132,7 @@ def test_usable_by_flags(tmp_path):
         "callbacks.member": "1",
         "callbacks.population_size": "2",
         "callbacks.interval": "10",
+        "callbacks.explore": "pb2",
         "max_steps": "20",
         "val_check_interval": "10",
         "accelerator": "cpu",

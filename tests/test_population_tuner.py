@@ -156,6 +156,8 @@ def test_wrong_arguments_and_another_population_are_named(tmp_path):
         PopulationTuner(SPACE, population_size=1, max_steps=200)
     with pytest.raises(ValueError, match="`timeout` means nothing for a population"):
         PopulationTuner(SPACE, max_steps=200, timeout=3.0)
+    with pytest.raises(ValueError, match="`workers`=2: all members .* callback PopulationBasedTraining"):
+        PopulationTuner(SPACE, max_steps=200, workers=2)
     with pytest.raises(ValueError, match="val_check_interval"):
         PopulationTuner(SPACE, max_steps=200, trainer={"val_check_interval": 5})
     tune(tmp_path, population_size=2, max_steps=15)

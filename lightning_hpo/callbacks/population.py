@@ -31,7 +31,7 @@ class PopulationBasedTraining(Member):
         interval: optimizer steps between decisions. A decision falls at the first validation after so many.
         quantile: share that copies, and share that is copied; in (0, 0.5].
         donor: ``"random-top"`` or ``"best"``.
-        explore: ``"losers"``, ``"all"``, or a function (see :class:`lightning_hpo.population.Rules`).
+        explore: ``"losers"``, ``"all"``, ``"pb2"``, or a function (see :class:`lightning_hpo.population.Rules`).
         resample: probability that a copied hyperparameter is drawn anew.
         factor: otherwise it is multiplied or divided by this.
         seed: of all decisions; the same for all members.
@@ -60,7 +60,7 @@ class PopulationBasedTraining(Member):
         interval: int = 200,
         quantile: float = 0.4,
         donor: Donor = "random-top",
-        explore: Literal["losers", "all"] | Callable[..., Mapping[str, Any]] = "losers",
+        explore: Literal["losers", "all", "pb2"] | Callable[..., Mapping[str, Any]] = "losers",
         resample: float = 0.5,
         factor: float = 1.2,
         seed: int = 0,
