@@ -23,6 +23,11 @@ from lightning_hpo.space import from_unit, nearest
 _BUDGET = ("max_steps", "max_epochs", "default_root_dir")
 _SURROUNDINGS = (*_BUDGET, "accelerator", "devices", "logger", "enable_progress_bar", "enable_model_summary")
 _NO_PATH = ("seed_everything", "ckpt_path", "config", "weights_only")
+# What a CLI has made of its arguments; in another process it is made again.
+_MADE = (
+    "parser", "_subcommand_parsers", "_subcommand_method_arguments",
+    "config", "config_init", "config_dump", "model", "datamodule", "trainer",
+)  # fmt: skip
 
 
 class ConfigBuilder(Builder):
@@ -47,6 +52,23 @@ class ConfigBuilder(Builder):
             if getattr(type(cli), hook) is not getattr(LightningCLI, hook):
                 warnings.warn(f"{type(cli).__name__}.{hook} is not called in a search.", stacklevel=3)
         self.__name__ = _class_name(cli, self._base)  # a run folder is named after it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker process needs: the CLI's class and settings, and the config as data."""
+        settings = {name: value for name, value in vars(self._cli).items() if name not in _MADE}
+        instantiators = bool(self._cli.parser._instantiators)  # noqa: SLF001  # `load_from_checkpoint_support` is kept nowhere else
+        return {"kind": type(self._cli), "settings": settings, "instantiators": instantiators, "base": self._base}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the parser again, as the CLI's constructor does."""
+        cli: Any = state["kind"].__new__(state["kind"])
+        vars(cli).update(state["settings"])
+        cli.setup_parser(cli.subcommand is not None, *cli._setup_parser_kwargs(cli.parser_kwargs))  # noqa: SLF001
+        if state["instantiators"]:
+            cli._add_instantiators()  # noqa: SLF001
+        self._cli, self._base = cli, state["base"]
+        self._parser = cli._parser(cli.subcommand)  # noqa: SLF001
+        self.__name__ = _class_name(cli, self._base)
 
     @property
     def identity(self) -> dict[str, Any]:

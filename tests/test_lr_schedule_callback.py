@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from datetime import timedelta
+from functools import partial
 
 import lightning.pytorch as L
 import pytest
@@ -201,6 +202,16 @@ def test_without_the_callback_an_unbound_schedule_says_what_to_add():
 
     with pytest.raises(RuntimeError, match=r"LRSchedule\(\)"):
         fit(Regression(schedule=schedule), max_steps=5)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"max_steps": 5}])
+def test_what_lightning_would_step_per_epoch_is_refused_before_the_first_update(arguments):
+    module = Regression(schedule=partial(WarmupCosineLR, **arguments))
+    before = [parameter.clone() for parameter in module.parameters()]
+    with pytest.raises(RuntimeError, match=r"trainer.callbacks\+=lightning_hpo.LRSchedule"):
+        fit(module, max_steps=5)
+    assert all(torch.equal(*pair) for pair in zip(before, module.parameters(), strict=True))
+    fit(Regression(schedule=partial(WarmupCosineLR, **arguments)), LRSchedule(), max_steps=5)
 
 
 def test_nothing_to_bind():

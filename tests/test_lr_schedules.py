@@ -476,9 +476,13 @@ def test_state_without_a_step_is_refused():
 
 def test_unbound_step_says_what_to_do():
     schedule = WarmupCosineLR(sgd(0.1))
+    for action in (schedule.optimizer.step, schedule.step):
+        with pytest.raises(RuntimeError, match=r"WarmupCosineLR.*LRSchedule\(\).*max_steps"):
+            action()
+    schedule.bind(10)
     schedule.optimizer.step()
-    with pytest.raises(RuntimeError, match=r"WarmupCosineLR.*max_steps.*LRSchedule\(\)"):
-        schedule.step()
+    schedule.step()
+    assert not schedule.optimizer._optimizer_step_pre_hooks  # nothing is left that costs time in a step
 
 
 def test_wrong_order_of_calls_is_warned_about_as_in_torch():

@@ -70,9 +70,10 @@ class Leg(pl.Callback):
         _read_back_hparams(self._hparams, pl_module)
         _read_back_defaults(self._optimizer, [optimizer.defaults for optimizer in trainer.optimizers])
         for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ClosedFormLR) and config.scheduler.needs_max_steps:
+            if isinstance(config.scheduler, ClosedFormLR):
                 config.interval = "step"
-                config.scheduler.bind(trainer.max_steps)  # the full budget, in every rung
+                if config.scheduler.needs_max_steps:
+                    config.scheduler.bind(trainer.max_steps)  # the full budget, in every rung
         self._step = trainer.global_step
         if trainer.global_step >= self._target:
             trainer.should_stop = True

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_hpo.lr_schedules.arguments import check_range, check_steps, length_message
+from lightning_hpo.lr_schedules.first_update import refuse_epochs, unbound_message
 
 
 class ClosedFormLR(LRScheduler):
@@ -29,7 +30,8 @@ class ClosedFormLR(LRScheduler):
     **Horizon.** ``max_steps`` is the step at which the curve ends. It may be left out: then the schedule is *unbound*
     until :meth:`bind` (the ``LRSchedule`` callback calls it with the Trainer's length) or :meth:`extend`. An unbound
     schedule can be constructed, restored and asked for its first learning rate, which no horizon changes; anything
-    later raises ``RuntimeError``. Curves without an end need no horizon unless a length is given as a fraction of it.
+    later raises ``RuntimeError``, the optimizer's first update included. So does that update in a Lightning Trainer
+    that would step the schedule once per epoch. Curves without an end need no horizon unless a length is given as a fraction of it.
 
     **State.** ``state_dict`` holds the step, and the base learning rates if they were changed after construction. The
     horizon and the shape come from the constructor, so a longer run resumes on the longer curve. In a plain torch loop
@@ -79,6 +81,7 @@ class ClosedFormLR(LRScheduler):
         self._horizon_given = max_steps is not None
         self._set_horizon(max_steps)
         self._calls_of_torch = 0
+        self._first_update = optimizer.register_step_pre_hook(self._before_first_update)
         super().__init__(optimizer, last_epoch)
         self.base_lrs = list(self._constructed_lrs)  # plain floats: torch keeps tensors where a group has a tensor
 
@@ -170,11 +173,19 @@ class ClosedFormLR(LRScheduler):
             RuntimeError: if the schedule is unbound.
         """
         if epoch is not None or self._calls_of_torch < 2:  # torch's own step checks the order of calls in the second
+            if self._calls_of_torch:  # the first is the constructor's
+                self._first_update.remove()
             self._calls_of_torch += 1
             super().step(epoch)
             return
         self.last_epoch += 1
         self._write()
+
+    def _before_first_update(self, _optimizer: Optimizer, _args: Any, kwargs: Any) -> None:
+        """Refuse to train by a schedule that no training loop has tied to itself; removed at the first step."""
+        if self._unbound:
+            raise RuntimeError(unbound_message(self))
+        refuse_epochs(self, kwargs.get("closure"))
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group at ``last_epoch``.
@@ -233,10 +244,7 @@ class ClosedFormLR(LRScheduler):
     def _terms(self, step: int) -> tuple[float, float, float]:
         """Return (scale, rest, floor): a group with base value b has max(b * scale + rest, floor) at ``step``."""
         if self._unbound and step > 0:
-            raise RuntimeError(
-                f"{type(self).__name__} does not know where it ends: pass `max_steps=...`, call `bind(max_steps)`, or"
-                " add the callback LRSchedule() to the Trainer."
-            )
+            raise RuntimeError(unbound_message(self))
         if step < self.warmup_steps:
             f = step / self.warmup_steps
             return f, self.initial_lr * (1.0 - f), 0.0
