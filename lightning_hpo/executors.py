@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Event
+from pickle import PicklingError
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
@@ -21,12 +22,17 @@ from lightning_hpo.objective import Outcome, Task
 
 Work = Callable[[Task, Callable[[], bool]], Outcome]
 
+_READY = "ready"
 _PAUSING = (signal.SIGINT, signal.SIGTERM)
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 
 
 class JobError(RuntimeError):
     """A job failed in another process; the text is what happened there, with the traceback."""
+
+
+class WorkerStartError(RuntimeError):
+    """A worker process ended before it was ready for a job."""
 
 
 class Executor(Protocol):
@@ -93,6 +99,7 @@ class WorkerProcesses:
 
     Raises:
         TypeError: if ``work`` cannot be sent to another process.
+        WorkerStartError: if a worker cannot import what it needs.
     """
 
     def __init__(self, work: Work, workers: int, devices_per_trial: int = 1) -> None:
@@ -105,6 +112,13 @@ class WorkerProcesses:
     def __enter__(self) -> Self:
         for slot in self._slots:
             slot.start()
+        try:
+            for slot in self._slots:
+                slot.wait_until_ready()
+        except WorkerStartError:
+            for slot in self._slots:
+                slot.stop(patient=False)
+            raise
         return self
 
     def __exit__(
@@ -190,7 +204,7 @@ class _Slot:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PAUSING)
         try:
             self._process.start()
-        except (AttributeError, TypeError) as error:  # what multiprocessing raises for things it cannot send
+        except (AttributeError, TypeError, PicklingError) as error:  # for things that cannot be sent
             raise TypeError(
                 "`workers` > 1 needs a model, data module or function that can be imported by name, "
                 f"not a lambda or a local class: {error}"
@@ -199,6 +213,23 @@ class _Slot:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._connection = ours
+
+    def wait_until_ready(self) -> None:
+        """Wait until the process has imported everything.
+
+        Raises:
+            WorkerStartError: if it ends instead.
+        """
+        assert self._connection is not None
+        try:
+            self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise WorkerStartError(
+                f"`workers` > 1 starts processes that import the main script again, and one of them "
+                f"{_end(self._process.exitcode)} while it did (what it said is above). The script's own calls must "
+                'be under `if __name__ == "__main__":`, and model, data and function must be importable by name.'
+            ) from None
 
     def submit(self, task: Task) -> "Future[Outcome]":
         """Send a job, to a new process if the old one has died."""
@@ -227,7 +258,8 @@ class _Slot:
     @staticmethod
     def _receive(future: "Future[Outcome]", connection: Connection, process: Any) -> None:
         try:
-            answer = connection.recv()
+            while (answer := connection.recv()) == _READY:  # of a process that has just taken another's place
+                continue
         except (EOFError, OSError):
             process.join()
             future.set_exception(JobError(f"the worker process {_end(process.exitcode)}"))
@@ -259,6 +291,7 @@ def _serve(connection: Connection, work: Work, pause: Event, gpus: str | None, t
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to decide
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PAUSING)
     gc.freeze()
+    connection.send(_READY)
     while (task := connection.recv()) is not None:
         try:
             answer: Outcome | _Failure = work(task, lambda: pause.is_set() or terminated.is_set())
