@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_hpo
 from lightning_hpo.cli_builder import ConfigBuilder
+from lightning_hpo.executors import WorkerStartError
 from lightning_hpo.pricing import say_price
 from lightning_hpo.runs import StorageError, StudyInUseError
 from lightning_hpo.search import SearchFailedError
@@ -90,7 +91,7 @@ class HPOCLI(LightningCLI):
             _leave(3, error)
         except (StorageError, StudyInUseError) as error:
             _leave(4, error)
-        except (ValueError, TypeError, MisconfigurationException) as error:
+        except (ValueError, TypeError, MisconfigurationException, WorkerStartError) as error:
             _leave(2, error)
 
     def tune(self) -> "lightning_hpo.Result | None":
@@ -133,11 +134,22 @@ def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Tuner, "tuner", skip={"space", "trainer"})
 
+    mistakes: list[Exception] = []
+
     def make(kind: Callable[..., Tuner], *args: Any, **options: Any) -> Tuner:
-        return kind(space, *args, **options)
+        try:
+            return kind(space, *args, **options)
+        except (TypeError, ValueError) as error:
+            mistakes.append(error)
+            raise
 
     config = parser.parse_object({"tuner": config})
-    made: Tuner = parser.instantiate(config, instantiators=[(make, Tuner, True)]).tuner
+    try:
+        made: Tuner = parser.instantiate(config, instantiators=[(make, Tuner, True)]).tuner
+    except Exception:
+        if mistakes:  # said plainly, without what the parser adds
+            raise mistakes[0] from None
+        raise
     return made
 
 

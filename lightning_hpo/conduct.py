@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from lightning_hpo.best import best_row
 from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
-from lightning_hpo.executors import Work
+from lightning_hpo.executors import Work, refuse_in_starting_worker
 from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
 from lightning_hpo.report import read_run, write_report
 from lightning_hpo.results import Result
@@ -88,7 +88,9 @@ def conduct(
         StudyPaused: if a signal asked for a pause; all is saved.
         SearchFailedError: if no trial succeeded.
         StorageError: if the study cannot be used.
+        WorkerStartError: in a worker process that imports a script without ``if __name__ == "__main__":``.
     """
+    refuse_in_starting_worker()
     with ExitStack() as stack:
         stack.enter_context(folder.readable_errors())
         stack.enter_context(folder.locked())

@@ -23,6 +23,11 @@ from lightning_hpo.objective import Outcome, Task
 Work = Callable[[Task, Callable[[], bool]], Outcome]
 
 _READY = "ready"
+_STARTING = "LIGHTNING_HPO_WORKER_STARTING"  # in the environment of a worker until it has imported the main script
+_GUARD = (
+    "`workers` > 1 starts processes that import the main script again, so what the script does must be under "
+    '`if __name__ == "__main__":`, and model, data and function must be importable by name'
+)
 _PAUSING = (signal.SIGINT, signal.SIGTERM)
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 
@@ -33,6 +38,12 @@ class JobError(RuntimeError):
 
 class WorkerStartError(RuntimeError):
     """A worker process ended before it was ready for a job."""
+
+
+def refuse_in_starting_worker() -> None:
+    """Raise WorkerStartError if a worker process that is importing the main script has come here."""
+    if _STARTING in os.environ:
+        raise WorkerStartError(f"{_GUARD}.")
 
 
 class Executor(Protocol):
@@ -202,6 +213,7 @@ class _Slot:
         self._process = _SPAWN.Process(target=_serve, args=(theirs, *self._arguments), daemon=False)
         # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PAUSING)
+        os.environ[_STARTING] = "1"
         try:
             self._process.start()
         except (AttributeError, TypeError, PicklingError) as error:  # for things that cannot be sent
@@ -210,6 +222,7 @@ class _Slot:
                 f"not a lambda or a local class: {error}"
             ) from None
         finally:
+            del os.environ[_STARTING]
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._connection = ours
@@ -226,9 +239,8 @@ class _Slot:
         except (EOFError, OSError):
             self._process.join()
             raise WorkerStartError(
-                f"`workers` > 1 starts processes that import the main script again, and one of them "
-                f"{_end(self._process.exitcode)} while it did (what it said is above). The script's own calls must "
-                'be under `if __name__ == "__main__":`, and model, data and function must be importable by name.'
+                f"a worker process {_end(self._process.exitcode)} before it was ready; what it said is above. "
+                f"{_GUARD}."
             ) from None
 
     def submit(self, task: Task) -> "Future[Outcome]":
@@ -278,6 +290,7 @@ def _end(code: int) -> str:
 
 def _serve(connection: Connection, work: Work, pause: Event, gpus: str | None, threads: int) -> None:
     """Life of a worker: take a task, do it, answer; until there is no parent or no more tasks."""
+    del os.environ[_STARTING]
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     torch.set_num_threads(threads)

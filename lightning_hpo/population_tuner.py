@@ -1,5 +1,6 @@
 """A whole population from one script."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import is_dataclass
@@ -72,8 +73,9 @@ class PopulationTuner(Tuner):
                 f"`workers`={options['workers']!r}: all members of a PopulationTuner train in this process, in turns. "
                 "For members in processes of their own, give each Trainer the callback PopulationBasedTraining."
             )
-        for argument in options:
-            if argument not in (*_TAKEN, "workers"):
+        defaults = inspect.signature(Tuner).parameters
+        for argument, value in options.items():  # a command line gives every option, most of them at its default
+            if argument not in _TAKEN and (argument not in defaults or value != defaults[argument].default):
                 raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
         for argument in _RHYTHM:
             if argument in (options.get("trainer") or {}):

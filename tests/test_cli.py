@@ -1,11 +1,4 @@
-"""The command line: `tune` in this process, and the example in processes of its own."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""The command line: `tune` in this process."""
 
 import lightning.pytorch as pl
 import pytest
@@ -18,8 +11,6 @@ from lightning_hpo.cli_builder import ConfigBuilder
 from lightning_hpo.objective import Objective
 from tests.small import Data, Net
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "examples" / "cli"
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
 
 
@@ -197,52 +188,3 @@ class TestFromCLI:
         for steps in (7, 25, 31, 40):
             parts = objective.run(Task(Job(steps, trial=0), params, tmp_path / "parts"))
         assert parts == whole
-
-
-def example(*arguments, cwd, script=EXAMPLE / "train.py", without_us=False):
-    path = str(EXAMPLE) if without_us else f"{ROOT}{os.pathsep}{EXAMPLE}"
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(script), *arguments],
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
-    )
-
-
-WITHOUT_US = """
-import sys
-sys.modules["lightning_hpo"] = None
-from digits import DigitsData, DigitsNet
-from lightning.pytorch.cli import LightningCLI
-cli = LightningCLI(DigitsNet, DigitsData, save_config_kwargs={"overwrite": True})
-print("score", float(cli.trainer.callback_metrics["val_acc"]))
-"""
-
-
-def test_the_example_killed_continued_and_its_answer_in_plain_lightning(tmp_path):
-    line = ["tune", "-c", str(EXAMPLE / "fit.yaml"), "--space", str(EXAMPLE / "space.yaml")]
-    line += ["--tuner", "HyperbandTuner", "--tuner.max_steps", "81", "--tuner.min_steps", "27"]
-    line += ["--tuner.monitor", "val_acc", "--tuner.mode", "max", "--tuner.name", "digits"]
-    assert len((EXAMPLE / "train.py").read_text().splitlines()) < 10
-    with example(*line, cwd=tmp_path) as first:
-        for printed in first.stdout:
-            if printed.startswith("trial    1"):
-                first.send_signal(signal.SIGKILL)
-                break
-    assert first.wait() == -signal.SIGKILL
-    with example(*line, cwd=tmp_path) as second:
-        out, err = second.communicate()
-    assert second.returncode == 0, err
-    assert "continues: " in out
-    assert "trial    0 @ 27" not in out
-    best = float(out.split("best ")[-1].split()[0])
-    (tmp_path / "plain.py").write_text(WITHOUT_US)
-    fit = ["fit", "-c", "runs/digits/best.yaml", "--trainer.enable_progress_bar", "false"]
-    started = time.monotonic()
-    with example(*fit, cwd=tmp_path, script=tmp_path / "plain.py", without_us=True) as plain:
-        out, err = plain.communicate()
-    assert plain.returncode == 0, err
-    assert time.monotonic() - started < 300
-    assert abs(float(out.split("score ")[-1]) - best) < 0.06

@@ -229,12 +229,13 @@ def _bind(name: str, trainer: pl.Trainer, module: pl.LightningModule) -> Place |
     owner: Any = module if head == "model" else trainer.datamodule  # type: ignore[attr-defined]  # set by fit
     if key == "batch_size":
         return BatchSize(trainer, owner, key) if hasattr(owner, key) or key in getattr(owner, "hparams", {}) else None
-    if head != "model":
+    if head not in ("model", "optimizer"):
         return None
-    built = module.hparams.get(key)
+    key = key.removeprefix("init_args.")  # a command line writes optimizer.lr or optimizer.init_args.lr
+    built = module.hparams.get(key) if head == "model" else None
     if key in _LEARNING_RATES:
         return _bind_lr(name, trainer, built)
-    if "dropout" in key:
+    if head == "model" and "dropout" in key:
         layers = [one for one in module.modules() if isinstance(one, _DropoutNd) and built in (None, one.p)]
         return Attributes(layers, "p") if layers else None
     return _bind_setting(name, key, trainer, built)

@@ -31,7 +31,8 @@ class ClosedFormLR(LRScheduler):
     until :meth:`bind` (the ``LRSchedule`` callback calls it with the Trainer's length) or :meth:`extend`. An unbound
     schedule can be constructed, restored and asked for its first learning rate, which no horizon changes; anything
     later raises ``RuntimeError``, the optimizer's first update included. So does that update in a Lightning Trainer
-    that would step the schedule once per epoch. Curves without an end need no horizon unless a length is given as a fraction of it.
+    that would step the schedule once per epoch. Curves without an end need no horizon unless a length is given as a
+    fraction of it.
 
     **State.** ``state_dict`` holds the step, and the base learning rates if they were changed after construction. The
     horizon and the shape come from the constructor, so a longer run resumes on the longer curve. In a plain torch loop

@@ -3,7 +3,8 @@
 from typing import Any
 
 REMEDY = (
-    "add the callback LRSchedule() to the Trainer (on the command line, `--trainer.callbacks+=lightning_hpo.LRSchedule`)"
+    "add the callback LRSchedule() to the Trainer"
+    " (on the command line, `--trainer.callbacks+=lightning_hpo.LRSchedule`)"
 )
 
 
