@@ -239,8 +239,7 @@ class _Slot:
         except (EOFError, OSError):
             self._process.join()
             raise WorkerStartError(
-                f"a worker process {_end(self._process.exitcode)} before it was ready; what it said is above. "
-                f"{_GUARD}."
+                f"a worker process {_end(self._process.exitcode)} before it was ready; what it said is above. {_GUARD}."
             ) from None
 
     def submit(self, task: Task) -> "Future[Outcome]":
