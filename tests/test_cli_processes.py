@@ -160,7 +160,7 @@ from tests.small import Data, Net
 
 
 class Mine(Net):
-    def __init__(self, lr: float = 0.1):
+    def __init__(self, lr: float = 0.1, step_log: str | None = None):
         super().__init__(lr)
         self.save_hyperparameters()
 
