@@ -7,14 +7,19 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+import optuna
+from optuna.storages import BaseStorage
+
 from lightning_hpo.best import best_row, keep_best, write_best
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.fitting import CHATTY, make_trainer, quiet_and_seeded
+from lightning_hpo.journal import JOURNAL, open_journal
 from lightning_hpo.population import Donor, Explore, Rules
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.results import Result
 from lightning_hpo.rounds import Rounds
+from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.space import Space
 from lightning_hpo.trials import Row, TrialTable
@@ -92,6 +97,11 @@ class PopulationTuner(Tuner):
             TypeError: always.
         """
         raise TypeError("PopulationTuner copies weights between members, so it takes a LightningModule: use fit().")
+
+    def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
+        own = self._storage is None and not folder.study_file.exists()
+        storage = open_journal(folder.path / JOURNAL) if own else self._storage
+        return open_study(folder, storage, self.mode, fingerprint)
 
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         builder = subject.builder

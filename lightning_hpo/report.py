@@ -15,11 +15,13 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from sqlalchemy import URL
 
 from lightning_hpo.best import best_row
 from lightning_hpo.console import Console, spent
+from lightning_hpo.journal import JOURNAL, read_journal
 from lightning_hpo.runs import FINGERPRINT, StorageError
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.trials import FAILURE, Row, read_rows
@@ -67,13 +69,17 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
         StorageError: if there is no study.
     """
     path = Path(path).resolve()
-    file = path / "study.db"
-    if storage is None and not file.is_file():
+    opened: str | BaseStorage
+    if storage is not None:
+        opened = storage
+    elif (file := path / "study.db").is_file():
+        opened = str(URL.create("sqlite", database=str(file)))
+    elif (file := path / JOURNAL).is_file():
+        opened = read_journal(file)
+    else:
         raise StorageError(f"{path} holds no study.db: give the folder of a run, runs/<name>, or its storage.")
     try:
-        study = optuna.load_study(
-            study_name=path.name, storage=storage or str(URL.create("sqlite", database=str(file)))
-        )
+        study = optuna.load_study(study_name=path.name, storage=opened)
     except KeyError:
         raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
     noted = study.user_attrs.get(FINGERPRINT, {})

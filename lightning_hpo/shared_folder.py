@@ -124,6 +124,7 @@ class SharedFolder:
         self._last_beat = -timeout
         self._seen: dict[int, tuple[int, float]] = {}
         self._lock: filelock.BaseFileLock | None = None
+        self._carried_out = 0  # step of the last decision that the member went on from
         self.record = Record(member, [])
 
     def join(self, step: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -146,13 +147,18 @@ class SharedFolder:
         before = read_record(self._path, self._member)
         if earlier is not None:
             self.record = Record.from_json(earlier)
-            self._note(f"step {step}: continued from a checkpoint")
         else:
             self.record = Record(
                 self._member, [Segment(self._member, self._member, step, self._rules.initial(self._member))]
             )
-            if before is not None:
-                self._note(f"step {step}: started anew; an earlier run ended at step {before.step} ({before.status})")
+        self._carried_out = self.record.segments[-1].start
+        if before is not None:
+            self.record.events = before.events
+            self._branch_off(before, step)
+        if earlier is not None:
+            self._note(f"step {step}: continued from a checkpoint")
+        elif before is not None:
+            self._note(f"step {step}: started anew; an earlier run ended at step {before.step} ({before.status})")
         self.record.status = "training"
         if before is not None:  # the state on disk stays of use
             self.record.published = before.published
@@ -170,7 +176,7 @@ class SharedFolder:
 
     def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
         """Say how to go on after a reported step; None after another, or if the decision was carried out already."""
-        if step != self.record.step or step == self.record.segments[-1].start:
+        if step != self.record.step or step == self._carried_out:
             return None
         records = self._gather(step)
         standings = {
@@ -203,17 +209,8 @@ class SharedFolder:
 
     def applied(self, step: int, graft: Graft) -> None:
         """Write down that the member goes on as the graft says."""
-        last = self.record.segments[-1]
-        self.record.segments.append(
-            Segment(
-                number=(last.number // self._size + 1) * self._size + self._member,
-                member=self._member,
-                start=step,
-                params=dict(graft.params),
-                parent=graft.parent,
-                forked_at=graft.forked_at,
-            )
-        )
+        self._begin_segment(step, graft.params, graft.parent, graft.forked_at)
+        self._carried_out = step
         if graft.state is not None:
             self._note(f"step {step}: copied member {graft.donor} at its step {graft.forked_at}")
         self._write()
@@ -238,6 +235,29 @@ class SharedFolder:
     def state_dict(self) -> dict[str, Any]:
         """Return the record, for a checkpoint of the member."""
         return self.record.as_json()
+
+    def _begin_segment(self, start: int, params: Mapping[str, Any], parent: int | None, forked_at: int | None) -> None:
+        last = max(one.number for one in self.record.segments)
+        number = (last // self._size + 1) * self._size + self._member
+        self.record.segments.append(
+            Segment(number, self._member, start, dict(params), parent=parent, forked_at=forked_at)
+        )
+
+    def _branch_off(self, before: Record, step: int) -> None:
+        """Keep what the member trained beyond its checkpoint: others may descend from it. It goes on as its own child.
+
+        Args:
+            before: its record when it died.
+            step: of the last decision before the checkpoint.
+        """
+        own = {one.number: one for one in self.record.segments}
+        written = {one.number: one for one in before.segments}
+        if all(number in own and one.values.keys() <= own[number].values.keys() for number, one in written.items()):
+            return  # nothing was written after the checkpoint
+        last = self.record.segments[-1]
+        is_first = last.parent is None and last.start == step
+        self.record.segments = [*written.values(), *(one for number, one in own.items() if number not in written)]
+        self._begin_segment(step, last.params, None if is_first else last.number, None if is_first else step)
 
     def _gather(self, step: int) -> dict[int, Record]:
         """Read the records of the living; when synchronous, wait until they have reached ``step``."""

@@ -1,20 +1,24 @@
 """Members in processes of their own: two on one folder, DDP, and started by flags."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
+from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.population import PopulationBasedTraining
-from lightning_hpo.lineage import lineage
+from lightning_hpo.lineage import lineage, schedule_of
 from lightning_hpo.shared_folder import read_record
+from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from tests.test_kill import in_a_child
-from tests.test_population_callback import SPACE, Data, Net, good_donor, trainer
+from tests.test_population_callback import SPACE, Data, Net, assert_equal, good_donor, trainer
 
 
 def start(root, number, size, **options):
@@ -160,3 +164,90 @@ def test_the_example_runs_and_continues(tmp_path):
     ]
     assert "learning rate of the winner" in texts[0]
     assert texts[0].splitlines()[-2:] == texts[1].splitlines()[-2:]
+
+
+class Watched(Net):
+    """Fails unless its weights before a step are those it left, those of its checkpoint, or those it was to copy."""
+
+    left = copied = None
+
+    def on_load_checkpoint(self, checkpoint):
+        self.left = {name: value.clone() for name, value in checkpoint["state_dict"].items()}
+
+    def on_train_batch_start(self, batch, batch_idx):  # after the callbacks: a copy that was due has been made
+        expected = self.left if self.copied is None else self.copied
+        if expected is not None:
+            assert_equal(self.state_dict(), expected)
+        self.copied = None
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.left = {name: value.clone() for name, value in self.state_dict().items()}
+
+
+class Watch(pl.Callback):
+    """In front of the member: tells the module what is about to be copied; saves on the way."""
+
+    def __init__(self, pbt, file):
+        self.pbt, self.file = pbt, file
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        graft = self.pbt._pending
+        pl_module.copied = None if graft is None or graft.state is None else graft.state["module"]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step % 8 == 0:
+            trainer.save_checkpoint(self.file)
+
+
+def continue_member(root, number, size):
+    """Start a member in a process of its own, from its newest checkpoint if there is one."""
+
+    def train():
+        pbt = PopulationBasedTraining(
+            root / "pbt", SPACE, member=number, population_size=size, interval=20, timeout=30.0, quantile=0.4
+        )
+        torch.manual_seed(number)
+        file = root / f"{number}" / "last.ckpt"
+        source, _ = checkpoints.newest_intact(file)
+        fit = trainer(root, Watch(pbt, file), pbt, max_steps=200, plugins=[SealedCheckpointIO()])
+        fit.fit(Watched(schedule="LambdaLR"), datamodule=Data(), ckpt_path=source, weights_only=True)
+
+    return in_a_child(train)
+
+
+def steps_of(root, size):
+    records = [read_record(root / "pbt", number) for number in range(size)]
+    return [0 if record is None else record.step for record in records]
+
+
+def test_a_whole_population_of_processes_is_killed_and_continued(tmp_path):
+    size, kills, generator = 3, 4, random.Random(0)
+    for kill in range(kills):
+        members = [continue_member(tmp_path, number, size) for number in range(size)]
+        reached = 30 + 35 * kill
+        while (
+            max(record.step if (record := read_record(tmp_path / "pbt", one)) else 0 for one in range(size)) < reached
+        ):
+            time.sleep(0.002)
+        time.sleep(generator.uniform(0, 0.1))
+        for one in members:
+            os.kill(one, signal.SIGKILL)
+        assert [exit_code(one) for one in members] == [-signal.SIGKILL] * size
+    members = [continue_member(tmp_path, number, size) for number in range(size)]
+    assert [exit_code(one) for one in members] == [0] * size
+    segments = lineage(tmp_path / "pbt")
+    by_number = {one.number: one for one in segments}
+    assert len(by_number) == len(segments)
+    assert {one.member for one in segments} == set(range(size))
+    for number in range(size):
+        record = read_record(tmp_path / "pbt", number)
+        assert (record.status, record.step) == ("finished", 200)
+        assert sum("continued from a checkpoint" in event for event in record.events) == kills
+        (end,) = [one for one in segments if one.member == number and 200 in one.values]
+        assert sum(stretch.steps for stretch in schedule_of(end, segments)) == 200
+    for one in segments:
+        if one.parent is not None:  # trained as far as it was copied, unless it was copied before its first score
+            parent = by_number[one.parent]
+            assert one.forked_at in parent.values or one.forked_at == parent.start
+    copies = [one for one in segments if one.parent is not None and by_number[one.parent].member != one.member]
+    assert len(copies) >= 4

@@ -4,19 +4,24 @@ import itertools
 import math
 import os
 import random
+import shutil
 import signal
 import threading
 from itertools import pairwise
 
 import lightning.pytorch as pl
+import optuna
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from lightning_hpo import checkpoints
+from lightning_hpo.__main__ import main
 from lightning_hpo.lineage import ReplayLR, lineage, plot, replay, schedule_of, to_study, winner
 from lightning_hpo.population_tuner import PopulationTuner
-from lightning_hpo.runs import StudyMismatchError
+from lightning_hpo.runs import StorageError, StudyMismatchError
 from lightning_hpo.space import parse_space
 from tests.test_kill import in_a_child
 from tests.test_population_callback import Data, Net
@@ -100,6 +105,35 @@ def test_killed_ten_times_and_continued_equals_uninterrupted(uninterrupted, tmp_
 
         assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(run), 0)[1]) == -signal.SIGKILL
     assert history(tune(tmp_path)) == history(uninterrupted)
+
+
+def test_the_study_is_a_journal_that_optuna_and_the_command_line_read(uninterrupted, capsys):
+    run = uninterrupted.best_checkpoint.parent
+    assert not (run / "study.db").exists()
+    plain = optuna.load_study(study_name="run", storage=JournalStorage(JournalFileBackend(str(run / "study.journal"))))
+    assert [one.params for one in lineage(plain)] == [one.params for one in lineage(uninterrupted)]
+    assert main(["show", str(run)]) == 0
+    assert f"{SIZE} complete" in capsys.readouterr().out
+    assert "<svg" in uninterrupted.report().read_text()
+
+
+def test_a_torn_line_of_the_journal_is_dropped_and_a_damaged_one_is_named(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted.best_checkpoint.parent, tmp_path / "run")
+    journal = tmp_path / "run" / "study.journal"
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
+    assert history(tune(tmp_path)) == history(uninterrupted)
+    journal.write_bytes(whole.replace(lines[5], lines[5][:9] + b"\x00" + lines[5][10:]))
+    with pytest.raises(StorageError, match=r"study.journal is damaged"):
+        tune(tmp_path)
+
+
+def test_a_population_in_another_storage(tmp_path):
+    result = tune(tmp_path, storage=f"sqlite:///{tmp_path}/s.db", population_size=2, max_steps=30)
+    assert not (tmp_path / "run" / "study.journal").exists()
+    again = optuna.load_study(study_name="run", storage=f"sqlite:///{tmp_path}/s.db")
+    assert [one.notes() for one in lineage(again)] == [one.notes() for one in lineage(result)]
 
 
 def test_a_damaged_checkpoint_costs_an_interval(uninterrupted, tmp_path):
