@@ -125,13 +125,11 @@ class Seat:
         """Record a score, and wait until the others have done so; the last one ends the trial."""
         trial = self.rounds.lineage.at(self.number, step)
         assert trial is not None
-        running = self.rounds.table.rows[trial].state == "running"
-        if running:  # a member whose checkpoint was damaged repeats steps of trials that have ended
+        if self.rounds.table.rows[trial].state == "running":  # a damaged checkpoint repeats steps of ended trials
             self.rounds.table.record(trial, step, score)
         if step >= self.rounds.max_steps:
             self.step = step
-            if running:
-                self._finish(trial, score)
+            self.finish()
             return None
         return self.decide(step, capture)
 
@@ -141,7 +139,14 @@ class Seat:
         self.fiber.suspend()
         return self.graft
 
-    def _finish(self, trial: int, score: float) -> None:
+    def finish(self) -> None:
+        """End the member's last trial unless it has ended."""
+        trial = self.rounds.lineage.at(self.number, self.step)
+        assert trial is not None
+        row = self.rounds.table.rows[trial]
+        if row.state != "running":
+            return
+        score = row.values[self.step]
         if math.isfinite(score):
             self.rounds.table.complete(trial, score)
         else:
@@ -286,6 +291,7 @@ class Rounds:
         seat.source, seat.step = self._saved(seat.number)
         if seat.step >= self.max_steps:
             seat.fiber.done = True
+            seat.finish()  # a kill may fall between the last value and the end of the trial
         elif seat.step:
             self._resume(seat)
 

@@ -114,7 +114,7 @@ def test_the_study_is_a_journal_that_optuna_and_the_command_line_read(uninterrup
     assert [one.params for one in lineage(plain)] == [one.params for one in lineage(uninterrupted)]
     assert main(["show", str(run)]) == 0
     assert f"{SIZE} complete" in capsys.readouterr().out
-    assert "<svg" in uninterrupted.report().read_text()
+    assert "<svg" in (run / "report.html").read_text()
 
 
 def test_a_torn_line_of_the_journal_is_dropped_and_a_damaged_one_is_named(uninterrupted, tmp_path):
