@@ -3,7 +3,7 @@
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,9 @@ class Builder(ABC):
 
     identity: Any = None
     """What the trials of a study have in common, as JSON; None is the name of the model's class."""
+
+    code: Sequence[Any] = ()
+    """Classes whose code is part of what a study measures."""
 
     @abstractmethod
     def check_space(self, names: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,10 +60,16 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DamagedCheckpointError: if the content is not what was written.
+        DamagedCheckpointError: if the content is not what was written, or holds more than tensors and plain values.
     """
     verify(path)
-    state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise DamagedCheckpointError(f"{path} was refused, nothing in it was executed: {reason}") from error
     return state
 
 
@@ -83,26 +90,36 @@ def verify(path: str | os.PathLike[str]) -> None:
         raise DamagedCheckpointError(f"{path} is damaged or was not written by lightning_hpo: its SHA-256 differs.")
 
 
-def newest_intact(path: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
+def newest_intact(path: str | os.PathLike[str]) -> tuple[Path | None, list[Path]]:
     """Find what can be resumed from.
 
     Args:
         path: the newest checkpoint, with :func:`previous_of` behind it.
 
     Returns:
-        The newer of the two files that is intact, or None; and one message for each file that is damaged.
+        The newer of the two files that is intact, or None; and those that are damaged.
     """
-    damaged: list[str] = []
+    damaged: list[Path] = []
     for candidate in (Path(path), previous_of(path)):
         try:
             verify(candidate)
         except FileNotFoundError:
             continue
-        except DamagedCheckpointError as error:
-            damaged.append(str(error))
+        except DamagedCheckpointError:
+            damaged.append(candidate)
         else:
             return candidate, damaged
     return None, damaged
+
+
+def set_aside(path: str | os.PathLike[str]) -> Path:
+    """Move a damaged file to ``<name>.corrupt-<time>`` beside it, for people to look at, and return where it is."""
+    path = Path(path)
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    names = (path.with_name(f"{path.name}.corrupt-{stamp}{suffix}") for suffix in ("", *map("-{}".format, range(100))))
+    target = next(name for name in names if not name.exists())
+    path.replace(target)
+    return target
 
 
 def previous_of(path: str | os.PathLike[str]) -> Path:
@@ -112,11 +129,12 @@ def previous_of(path: str | os.PathLike[str]) -> Path:
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Delete a checkpoint and its predecessor, and what a killed save left behind."""
+    """Delete a checkpoint and its predecessor, and what a killed save left behind; files of others stay."""
     path = Path(path)
     remove_leftovers(path)
     for file in (path, previous_of(path)):
-        file.unlink(missing_ok=True)
+        if _is_sealed(file):
+            file.unlink()
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
@@ -124,6 +142,16 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether a file ends as :func:`save` ends it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-_TRAILER, os.SEEK_END)
+            return file.read(len(_TAG)) == _TAG
+    except OSError:  # no such file, or a shorter one
+        return False
 
 
 def _write_sealed(state: dict[str, Any], path: Path) -> None:

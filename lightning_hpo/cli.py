@@ -9,19 +9,16 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lightning_hpo
 from lightning_hpo.cli_builder import ConfigBuilder
-from lightning_hpo.executors import WorkerStartError
+from lightning_hpo.exits import UNFORESEEN, exit_code, leave
 from lightning_hpo.pricing import say_price
-from lightning_hpo.runs import StorageError, StudyInUseError
-from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.tuners import Tuner
 
@@ -38,8 +35,9 @@ SPACE_HELP = (
 )
 _DESCRIPTION = (
     "Searches over paths of the config for the best value of a logged metric. Everything is kept in runs/<name>; the "
-    "same line again continues an interrupted search. The answer is runs/<name>/best.yaml, which `fit -c` takes. Exit "
-    "codes: 0 finished, 2 a mistake in this call, 3 trials failed, 4 the run folder cannot be used, 130 and 143 paused."
+    "same line again continues an interrupted search. The answer is runs/<name>/best.yaml, which `fit -c` takes. "
+    "Exit codes: 0 finished, 2 a mistake in this call or a study in use, 3 trials failed, 4 the run folder or storage "
+    "cannot be used, 130 and 143 paused."
 )
 _OWN = ("space", "tuner", "dry_run")
 
@@ -87,12 +85,10 @@ class HPOCLI(LightningCLI):
             return
         try:
             self.result = self.tune()
-        except SearchFailedError as error:
-            _leave(3, error)
-        except (StorageError, StudyInUseError) as error:
-            _leave(4, error)
-        except (ValueError, TypeError, MisconfigurationException, WorkerStartError) as error:
-            _leave(2, error)
+        except Exception as error:
+            if exit_code(error) == UNFORESEEN:
+                raise
+            leave(error)
 
     def tune(self) -> "lightning_hpo.Result | None":
         """Search as the command line says; None after a dry run."""
@@ -172,8 +168,3 @@ def _flat(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{name}.")
         else:
             yield name, value
-
-
-def _leave(code: int, error: Exception) -> NoReturn:
-    print(f"lightning_hpo: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(code) from error

@@ -16,12 +16,14 @@ from lightning_hpo.best import best_row
 from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
 from lightning_hpo.executors import Work, refuse_in_starting_worker
+from lightning_hpo.exits import explained, last_line
 from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
 from lightning_hpo.report import read_run, write_report
 from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.search import SearchFailedError
+from lightning_hpo.sharing import turn
 from lightning_hpo.trials import Row
 
 
@@ -71,6 +73,7 @@ def conduct(
     loop: Callable[[Session], Sequence[Row]],
     conclude: Callable[[Session], None],
     study_in_folder: bool,
+    shared: bool = False,
 ) -> Result:
     """Open a run, let a loop search, and say what was found.
 
@@ -83,6 +86,7 @@ def conduct(
         loop: the search itself; returns all trials.
         conclude: adds to what is printed and kept at the end.
         study_in_folder: whether the study is in the run folder's own database; then a report is written.
+        shared: let other processes that say so work on the run at the same time.
 
     Raises:
         StudyPaused: if a signal asked for a pause; all is saved.
@@ -92,9 +96,11 @@ def conduct(
     """
     refuse_in_starting_worker()
     with ExitStack() as stack:
+        stack.enter_context(explained(folder.path))
         stack.enter_context(folder.readable_errors())
-        stack.enter_context(folder.locked())
-        study, storage = opened(folder)
+        stack.enter_context(folder.locked(shared=shared))
+        with turn(folder.path):
+            study, storage = opened(folder)
         interrupts = stack.enter_context(pausing_signals())
         session = Session(folder, study, storage, console, interrupts)
         rows = loop(session)
@@ -102,12 +108,13 @@ def conduct(
             _say_paused(interrupts.received.name, folder)
             raise StudyPaused(128 + interrupts.received)
         console.table(rows)
-        if study_in_folder:
-            console.line(f"report: {write_report(read_run(folder.path))}")
-        conclude(session)
-    best = best_row(rows, mode)
-    if best is None:
-        raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
+        with turn(folder.path):
+            if study_in_folder:
+                console.line(f"report: {write_report(read_run(folder.path))}")
+            conclude(session)
+        best = best_row(rows, mode)
+        if best is None:
+            raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
     return Result(
         best_params=dict(best.params),
         best_score=best.values[max(best.values)],
@@ -122,9 +129,5 @@ def conduct(
 
 def _say_paused(signal_name: str, folder: RunFolder) -> None:
     """Print where everything is kept and how to continue."""
-    print(  # the last line a person sees
-        f"lightning_hpo: paused by {signal_name}; every recorded result and checkpoint is kept in {folder.path}; "
-        "run the same command to continue.",
-        file=sys.stderr,
-        flush=True,
-    )
+    line = last_line(f"paused by {signal_name}", folder.path, "run the same command to continue")
+    print(line, file=sys.stderr, flush=True)

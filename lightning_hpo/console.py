@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_hpo.best import best_row
+from lightning_hpo.safe_text import masked, one_line
 from lightning_hpo.schedulers import Bracket, Mode
 from lightning_hpo.space import format_distribution
 from lightning_hpo.trials import Row
@@ -21,7 +22,7 @@ class Console:
     """
 
     def __init__(self, monitor: str, mode: Mode, *, verbose: bool) -> None:
-        self._monitor = monitor
+        self.monitor = monitor
         self._mode = mode
         self._verbose = verbose
         self._started = time.monotonic()
@@ -31,7 +32,7 @@ class Console:
         """Say what is about to happen, and what a continued study already holds."""
         self.line(title)
         for name, distribution in space.items():
-            self.line(f"  {name:<24} {format_distribution(distribution)}")
+            self.line(f"  {name:<24} {masked(name, format_distribution(distribution))}")
         if brackets:
             self.line("  bracket    rungs: trials @ optimizer steps")
         for index, bracket in enumerate(brackets[:12]):
@@ -52,7 +53,7 @@ class Console:
         done = spent(rows)
         pace = (time.monotonic() - self._started) / max(self._steps, 1)
         left = f", about {_duration(pace * (planned - done))} left" if planned > done else ""
-        outcome = "failed" if row.state == "failed" else f"{self._monitor} {row.values[max(row.values)]:.5g}"
+        outcome = "failed" if row.state == "failed" else f"{self.monitor} {row.values[max(row.values)]:.5g}"
         best = best_row(rows, self._mode)
         so_far = "" if best is None else f"  best {best.values[max(best.values)]:.5g} (trial {best.number})"
         at = f"@ {max(row.values)}" if row.values else ""
@@ -65,12 +66,17 @@ class Console:
         ranked = [row for row in ranked if row.state != "failed"]
         ranked.sort(key=lambda row: (-max(row.values), sign * row.values[max(row.values)], row.number))
         names = list(ranked[0].params) if ranked else []
-        header = ["trial", "steps", self._monitor, *names]
+        header = ["trial", "steps", self.monitor, *names]
         lines = [header]
         for row in ranked[:count]:
             step = max(row.values)
             lines.append(
-                [str(row.number), str(step), f"{row.values[step]:.5g}", *(_short(row.params.get(n)) for n in names)]
+                [
+                    str(row.number),
+                    str(step),
+                    f"{row.values[step]:.5g}",
+                    *(_short(masked(n, row.params.get(n))) for n in names),
+                ]
             )
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
         for line in lines:
@@ -82,9 +88,9 @@ class Console:
             )
 
     def line(self, text: str) -> None:
-        """Print one line."""
+        """Print one line; control characters in names and values are written out, so they cannot steer a terminal."""
         if self._verbose:
-            print(text, flush=True)  # this is what the class is for
+            print(one_line(text), flush=True)  # this is what the class is for
 
 
 def spent(rows: Sequence[Row]) -> int:

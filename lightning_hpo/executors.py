@@ -1,24 +1,27 @@
 """Where jobs run: in this process, or in worker processes that stay alive from job to job."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
 import signal
 import threading
-import traceback
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Event
-from pickle import PicklingError
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
 import torch
 
+from lightning_hpo.exits import WRONG_CALL
+from lightning_hpo.failures import JobError, failure_text, let_go
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Outcome, Task
+from lightning_hpo.watchdog import Silence, Watchdog
 
 Work = Callable[[Task, Callable[[], bool]], Outcome]
 
@@ -30,14 +33,14 @@ _GUARD = (
 )
 _PAUSING = (signal.SIGINT, signal.SIGTERM)
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-
-
-class JobError(RuntimeError):
-    """A job failed in another process; the text is what happened there, with the traceback."""
+_one_starts = threading.Lock()  # the environment belongs to all threads
+_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 class WorkerStartError(RuntimeError):
     """A worker process ended before it was ready for a job."""
+
+    exit_code = WRONG_CALL
 
 
 def refuse_in_starting_worker() -> None:
@@ -62,14 +65,18 @@ class InProcess:
 
     Args:
         work: carries out a task; its second argument says whether to pause.
-        should_pause: handed to ``work``.
+        should_pause: handed to ``work``, which asks it after every optimizer step and validation batch.
+        trial_timeout: seconds without such a question after which the job counts as hanging. A thread cannot be
+            stopped from outside, so the stacks of all threads are printed and the process exits with code 1; the same
+            command continues the trial from its checkpoint. None waits for ever.
     """
 
     workers = 1
 
-    def __init__(self, work: Work, should_pause: Callable[[], bool]) -> None:
+    def __init__(self, work: Work, should_pause: Callable[[], bool], *, trial_timeout: float | None = None) -> None:
         self._work = work
         self._should_pause = should_pause
+        self._watchdog = None if trial_timeout is None else Watchdog(trial_timeout)
 
     def __enter__(self) -> Self:
         # A Trainer and its module refer to each other, so only the collector frees them. What exists already stays;
@@ -86,39 +93,62 @@ class InProcess:
         """Run the job to its end and return its finished future."""
         future: Future[Outcome] = Future()
         try:
-            future.set_result(self._work(task, self._should_pause))
+            with contextlib.nullcontext() if self._watchdog is None else self._watchdog.watching(task):
+                future.set_result(self._work(task, self._asked))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the future carries it, SystemExit of user code too
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of Ctrl-C
                 raise KeyboardInterrupt from error
+            let_go(error)
             future.set_exception(error)
         gc.collect()
         return future
+
+    def _asked(self) -> bool:
+        if self._watchdog is not None:
+            self._watchdog.progress += 1
+        return self._should_pause()
 
 
 class WorkerProcesses:
     """Runs jobs in processes of their own, which import everything once and then wait for the next job.
 
     A worker that crashes fails its job only; another takes its place. Workers end when this process does, however it
-    ends. Each worker sees its share of the GPUs, if there are any.
+    ends. Each worker sees its share of the GPUs, if there are any. It leads a process group of its own, so that what
+    the job has started ends with it.
 
     Args:
         work: as for :class:`InProcess`; it is sent to the workers, so it must be made of importable parts.
         workers: number of processes, >= 1.
         devices_per_trial: GPUs that each worker sees.
+        trial_timeout: seconds without progress (see :class:`InProcess`) after which a job is ended: SIGTERM to its
+            process, 10 s later SIGKILL to its group. None waits for ever.
+        max_retries: how many times a job whose process died or was ended so is started again, from its last
+            checkpoint. An exception of the job is not retried: it would come again.
 
     Raises:
         TypeError: if ``work`` cannot be sent to another process.
         WorkerStartError: if a worker cannot import what it needs.
     """
 
-    def __init__(self, work: Work, workers: int, devices_per_trial: int = 1) -> None:
+    def __init__(
+        self,
+        work: Work,
+        workers: int,
+        devices_per_trial: int = 1,
+        *,
+        trial_timeout: float | None = None,
+        max_retries: int = 0,
+    ) -> None:
         self.workers = workers
         self._pause = _SPAWN.Event()
         shares = gpu_shares(visible_gpus(), workers, devices_per_trial)
         threads = max(torch.get_num_threads() // workers, 1)
-        self._slots = [_Slot(work, self._pause, share, threads) for share in shares]
+        self._slots = [
+            _Slot((work, self._pause, _Place(share, threads)), limit=trial_timeout, retries=max_retries)
+            for share in shares
+        ]
 
     def __enter__(self) -> Self:
         for slot in self._slots:
@@ -192,14 +222,32 @@ class _Failure:
     mismatch: bool
 
 
-class _Slot:
-    """One worker process at a time, with a thread that waits for its answers."""
+@dataclass(frozen=True)
+class _Place:
+    """What a worker may use."""
 
-    def __init__(self, work: Work, pause: Event, gpus: str | None, threads: int) -> None:
-        self._arguments = (work, pause, gpus, threads)
+    gpus: str | None
+    threads: int
+
+
+class _Slot:
+    """One worker process at a time, with a thread for each job that waits for its answer.
+
+    Args:
+        arguments: of :func:`_serve`, after the connection and the progress.
+        limit: seconds without progress, or None.
+        retries: of a job whose process has died.
+    """
+
+    def __init__(self, arguments: tuple[Work, Event, "_Place"], *, limit: float | None, retries: int) -> None:
+        self._arguments = arguments
+        self._limit = limit
+        self._retries = retries
+        self._progress: Any = _SPAWN.RawValue("Q", 0)  # counts what should_pause was asked
         self._process: Any = None
         self._connection: Connection | None = None
         self._future: Future[Outcome] | None = None
+        self._stopping = False
         self.last_trial: int | None = None
 
     @property
@@ -210,19 +258,24 @@ class _Slot:
     def start(self) -> None:
         """Start the process."""
         ours, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(theirs, *self._arguments), daemon=False)
+        self._process = _SPAWN.Process(target=_serve, args=(theirs, self._progress, *self._arguments), daemon=False)
         # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PAUSING)
-        os.environ[_STARTING] = "1"
         try:
-            self._process.start()
-        except (AttributeError, TypeError, PicklingError) as error:  # for things that cannot be sent
-            raise TypeError(
+            with _one_starts:
+                os.environ[_STARTING] = "1"
+                try:
+                    self._process.start()
+                finally:
+                    del os.environ[_STARTING]
+        except Exception as error:
+            if type(error).__name__ not in ("AttributeError", "TypeError", "PicklingError"):
+                raise
+            raise TypeError(  # a thing that cannot be sent
                 "`workers` > 1 needs a model, data module or function that can be imported by name, "
                 f"not a lambda or a local class: {error}"
             ) from None
         finally:
-            del os.environ[_STARTING]
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self._connection = ours
@@ -244,41 +297,75 @@ class _Slot:
 
     def submit(self, task: Task) -> "Future[Outcome]":
         """Send a job, to a new process if the old one has died."""
-        if not self._process.is_alive():
-            self.start()
-        assert self._connection is not None
         self.last_trial = task.job.trial
         self._future = Future()
-        self._connection.send(task)
-        threading.Thread(
-            target=self._receive, args=(self._future, self._connection, self._process), daemon=True
-        ).start()
+        threading.Thread(target=self._attend, args=(self._future, task), daemon=True).start()
         return self._future
 
     def stop(self, *, patient: bool) -> None:
         """End the process: at once, or after a job that is still at work."""
+        self._stopping = True
         if self._process is None:
             return
         if patient and self._process.is_alive():
             assert self._connection is not None
-            self._connection.send(None)
-            self._process.join(timeout=10)
-        self._process.kill()
-        self._process.join()
+            with contextlib.suppress(OSError):  # it has just died
+                self._connection.send(None)
+            self._process.join(timeout=_GRACE)
+        self._kill()
 
-    @staticmethod
-    def _receive(future: "Future[Outcome]", connection: Connection, process: Any) -> None:
-        try:
-            while (answer := connection.recv()) == _READY:  # of a process that has just taken another's place
-                continue
-        except (EOFError, OSError):
-            process.join()
-            future.set_exception(JobError(f"the worker process {_end(process.exitcode)}"))
-            return
-        if isinstance(answer, _Failure):
+    def _attend(self, future: "Future[Outcome]", task: Task) -> None:
+        """Fulfil the future with what becomes of a job."""
+        answer: Outcome | _Failure | JobError
+        for _ in range(1 + self._retries):
+            try:
+                answer = self._answer(task)
+                break
+            except JobError as death:
+                answer = death
+                if self._stopping:
+                    break
+            except Exception as error:  # noqa: BLE001  # a new process could not be started; the future carries it
+                future.set_exception(error)
+                return
+        if isinstance(answer, JobError):
+            future.set_exception(answer)
+        elif isinstance(answer, _Failure):
             future.set_exception(ParameterMismatchError(answer.text) if answer.mismatch else JobError(answer.text))
         else:
             future.set_result(answer)
+
+    def _answer(self, task: Task) -> "Outcome | _Failure":
+        """Send a job and wait for the answer; raise JobError if the process dies or has to be ended."""
+        if not self._process.is_alive():
+            self.start()
+            self.wait_until_ready()
+        assert self._connection is not None
+        silence = Silence(lambda: self._progress.value)
+        try:
+            self._connection.send(task)
+            while not self._connection.poll(None if self._limit is None else min(self._limit / 10, 1.0)):
+                assert self._limit is not None
+                if silence.seconds() > self._limit:
+                    self._process.terminate()
+                    self._process.join(timeout=_GRACE)
+                    self._kill()
+                    raise JobError(f"no progress for {self._limit:g} s")
+            answer: Outcome | _Failure = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            while (code := self._process.exitcode) is None:  # another thread has just reaped it
+                time.sleep(0.01)
+            self._kill()
+            raise JobError(f"the worker process {_end(code)}") from None
+        return answer
+
+    def _kill(self) -> None:
+        """End the process, and what it has started and left behind."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # no such group: all of it has ended
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
 
 
 def _end(code: int) -> str:
@@ -287,12 +374,13 @@ def _end(code: int) -> str:
     )
 
 
-def _serve(connection: Connection, work: Work, pause: Event, gpus: str | None, threads: int) -> None:
+def _serve(connection: Connection, progress: Any, work: Work, pause: Event, place: _Place) -> None:
     """Life of a worker: take a task, do it, answer; until there is no parent or no more tasks."""
     del os.environ[_STARTING]
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-    torch.set_num_threads(threads)
+    os.setpgid(0, 0)
+    if place.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpus
+    torch.set_num_threads(place.threads)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     terminated = threading.Event()
 
@@ -302,14 +390,20 @@ def _serve(connection: Connection, work: Work, pause: Event, gpus: str | None, t
     signal.signal(signal.SIGTERM, note)  # a whole group may be told to end: then save first
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to decide
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PAUSING)
+
+    def should_pause() -> bool:
+        progress.value += 1
+        return pause.is_set() or terminated.is_set()
+
     gc.freeze()
     connection.send(_READY)
     while (task := connection.recv()) is not None:
+        progress.value += 1
         try:
-            answer: Outcome | _Failure = work(task, lambda: pause.is_set() or terminated.is_set())
+            answer: Outcome | _Failure = work(task, should_pause)
         except BaseException as error:  # noqa: BLE001  # the parent records it
-            text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
-            answer = _Failure(text, isinstance(error, ParameterMismatchError))
+            answer = _Failure(failure_text(error), isinstance(error, ParameterMismatchError))
+            let_go(error)
         connection.send(answer)
         gc.collect()
 
@@ -318,4 +412,4 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.killpg(0, signal.SIGKILL)

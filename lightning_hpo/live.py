@@ -18,6 +18,8 @@ _IN_GROUP = ("initial_lr", "max_lr", "min_lr")
 class ParameterMismatchError(RuntimeError):
     """A hyperparameter that was asked for is not the one that trains."""
 
+    exit_code = 2  # the module does not fit the call; see lightning_hpo.exits
+
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Copy what each parameter group is configured with; ``lr`` is the value before any schedule."""

@@ -78,6 +78,9 @@ class Objective:
         seed: with the trial's number, it seeds everything random in a trial.
         checkpoint_every: save each time so many steps are done; what a kill costs at most. Default 25.
         root: folder for the trials of ``study.optimize``; None uses a temporary one.
+        stop_on_nan: end a trial at its first training loss that is NaN or infinite, as failed with ``diverged at step
+            s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
+            looked at after every step, on other devices before each checkpoint and validation.
 
     Raises:
         TypeError: if ``model`` or ``data`` is an instance, not something to build one with.
@@ -96,6 +99,7 @@ class Objective:
         seed: int = 0,
         checkpoint_every: int = 25,
         root: str | Path | None = None,
+        stop_on_nan: bool = False,
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
@@ -109,6 +113,7 @@ class Objective:
         self.builder = model if isinstance(model, Builder) else Factories(model, data, trainer)
         self._every = checkpoint_every
         self._root = root
+        self._stop_on_nan = stop_on_nan
         self.builder.check_space(self.space)
 
     def __call__(self, trial: optuna.Trial) -> float:
@@ -131,7 +136,8 @@ class Objective:
 
         Args:
             task: the job, continued from its folder's checkpoint if there is one.
-            should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score.
+            should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score. That it
+                is asked (after validation batches too) shows that the job makes progress.
             callbacks: more of them, for this job only. One that stops the Trainer ends the trial there.
 
         Raises:
@@ -187,8 +193,9 @@ class Objective:
         checkpoint = task.folder / CHECKPOINT
         checkpoints.remove_leftovers(checkpoint)
         source, damaged = checkpoints.newest_intact(checkpoint)
-        for message in damaged:
-            logging.getLogger(__name__).warning(message)
+        for file in damaged:
+            aside = checkpoints.set_aside(file)  # the next save must not take it for the good one before
+            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
         source = source or task.source
 
         built = self.builder.build(task.params)
@@ -199,6 +206,7 @@ class Objective:
             hparams=built.hparams,
             optimizer=built.optimizer,
             should_pause=should_pause,
+            stop_on_nan=self._stop_on_nan,
         )
         trainer = make_trainer(built, task.folder, callbacks=[*more, leg], source=source, max_steps=self.max_steps)
         try:

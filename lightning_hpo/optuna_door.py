@@ -1,8 +1,8 @@
 """Optuna's samplers, pruners, storages and studies over a LightningModule or a function."""
 
+import functools
 import math
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -18,12 +18,13 @@ from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.trial_report import TrialReport
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.console import spent
+from lightning_hpo.executors import InProcess
+from lightning_hpo.failures import failure_text
 from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Objective, Outcome, Task, suggest
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
-from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.suggest import reseed
 from lightning_hpo.trials import FAILURE, Row, attach, read_rows
@@ -80,6 +81,8 @@ class OptunaTuner(Tuner):
             raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
         if study is not None and options.get("storage") is not None:
             raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
+        if options.get("shared"):
+            raise ValueError("`shared` is not for OptunaTuner: its study has one process that starts trials.")
         self._define = space if callable(space) else None
         stand_in = {"defined_by": CategoricalDistribution((label(space),))}  # so that the study knows its function
         if study is not None and options.get("name") is None:
@@ -114,11 +117,16 @@ class OptunaTuner(Tuner):
             pruner = self._pruner or study.pruner
         else:
             fingerprint = {**fingerprint, "monitor": list(self.monitors), "mode": list(self.modes)}
-            study, storage = open_study(folder, self._storage, self.modes, fingerprint)
+            study, storage = open_study(
+                folder, self._storage, self.modes, fingerprint, allow_changed=self._allow_changed
+            )
             sampler, pruner = self._given_sampler or TPESampler(), self._pruner or MedianPruner()
         study.sampler = sampler if isinstance(sampler, KeyedSampler) else KeyedSampler(sampler, self.seed)
         study.pruner = pruner
         return study, storage
+
+    def _code(self, subject: Subject) -> Sequence[Any]:
+        return [*super()._code(subject), self._define]
 
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         study, folder, pause_wanted = session.study, session.folder, session.interrupts.pause_wanted
@@ -140,9 +148,8 @@ class OptunaTuner(Tuner):
             row = rows[trial.number]
             session.console.job(row, max(row.values, default=0), rows, sum(one.steps for one in self.plan()))
             failed = failed + 1 if state is TrialState.FAIL else 0
-            if failed >= self._limits.max_failed:
-                reason = _frozen(trial).user_attrs.get(FAILURE, "").splitlines()[0]
-                raise SearchFailedError(f"{failed} trials in a row failed, the last one with: {reason}")
+            reason = str(_frozen(trial).user_attrs.get(FAILURE, "")).partition("\n")[0]
+            self._limits.refuse_failures(failed, rows, reason)
         return self._rows(study)
 
     def _left(self, study: optuna.Study) -> bool:
@@ -171,7 +178,9 @@ class OptunaTuner(Tuner):
         try:
             params = suggest(trial, self._define or self.space)
             task = Task(Job(self.scheduler.max_steps, trial.number), params, folder.trial(trial.number))
-            outcome = work(task, should_pause, **({"callbacks": [report]} if report else {}))
+            if report is not None:
+                work = functools.partial(work, callbacks=[report])
+            outcome = InProcess(work, should_pause, trial_timeout=self._trial_timeout).submit(task).result()
             if outcome.score is None:
                 return None
             pruned = report is not None and report.pruned and outcome.step < self.scheduler.max_steps
@@ -184,11 +193,8 @@ class OptunaTuner(Tuner):
                     trial.set_constraint(name, outcome.metrics[name])
         except (KeyboardInterrupt, ParameterMismatchError):
             raise
-        except BaseException as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning leaves a fit with SystemExit then
-                raise KeyboardInterrupt from error
-            text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
-            trial.set_user_attr(FAILURE, text[:20_000])
+        except BaseException as error:  # noqa: BLE001  # the study keeps it, SystemExit of user code too
+            trial.set_user_attr(FAILURE, failure_text(error))
             study.tell(trial, state=TrialState.FAIL)
             return TrialState.FAIL
         if pruned:

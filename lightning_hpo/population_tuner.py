@@ -26,7 +26,7 @@ from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Options, Tuner, label
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
-_TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose")
+_TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed")
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
 
 
@@ -43,7 +43,7 @@ class PopulationTuner(Tuner):
         interval: optimizer steps between decisions, at least 1.
         max_steps: optimizer steps of every member; a multiple of ``interval``.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.population.Rules`.
-        **options: ``monitor``, ``mode``, ``seed``, ``name``, ``storage``, ``root``, ``trainer`` and ``verbose``, as for
+        **options: ``monitor``, ``mode``, ``seed``, ``name``, ``storage``, ``root``, ``trainer``, ``verbose`` and
             :class:`Tuner`.
 
     Raises:

@@ -15,15 +15,18 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.best import best_row
 from lightning_hpo.console import Console, spent
 from lightning_hpo.journal import JOURNAL, read_journal
-from lightning_hpo.runs import FINGERPRINT, StorageError
+from lightning_hpo.runs import FINGERPRINT
+from lightning_hpo.safe_text import HIDDEN, hide_passwords, masked, one_line
 from lightning_hpo.schedulers import Mode
+from lightning_hpo.study_file import StorageError, check_study_file, readable, sqlite_url, unusable
 from lightning_hpo.trials import FAILURE, Row, read_rows
 
 _COLOURS = {"complete": "#1a7f37", "pruned": "#9a6700", "running": "#0969da", "failed": "#cf222e"}
@@ -73,19 +76,23 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
     if storage is not None:
         opened = storage
     elif (file := path / "study.db").is_file():
-        opened = str(URL.create("sqlite", database=str(file)))
+        check_study_file(file)
+        opened = sqlite_url(file)
     elif (file := path / JOURNAL).is_file():
         opened = read_journal(file)
     else:
         raise StorageError(f"{path} holds no study.db: give the folder of a run, runs/<name>, or its storage.")
     try:
-        study = optuna.load_study(study_name=path.name, storage=opened)
+        with readable(path):
+            study = optuna.load_study(study_name=path.name, storage=opened)
+            trials = study.get_trials(deepcopy=False)
+            noted = study.user_attrs.get(FINGERPRINT, {})
     except KeyError:
         raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
-    noted = study.user_attrs.get(FINGERPRINT, {})
+    except (StorageInternalError, SQLAlchemyError) as error:
+        raise unusable(path, error) from error
     monitor = noted.get("monitor") or "score"
     max_steps = noted.get("scheduler", {}).get("max_steps", 1)
-    trials = study.get_trials(deepcopy=False)
     distributions = {name: one for trial in trials for name, one in trial.distributions.items()}
     return Run(
         path,
@@ -107,7 +114,7 @@ def read_best(run: Run) -> str:
     path = run.path / "best.yaml"
     if not path.exists():
         raise StorageError(f"{run.path} holds no best.yaml yet: no trial has succeeded.")
-    return path.read_text()
+    return "\n".join(map(one_line, path.read_text(encoding="utf-8").splitlines())) + "\n"
 
 
 def show(run: Run) -> None:
@@ -143,14 +150,14 @@ def to_html(run: Run) -> str:
         )
         config = run.path / "best.yaml"
         if config.exists():
-            parts.append(f"<details><summary>best.yaml</summary><pre>{escape(config.read_text())}</pre></details>")
+            parts.append(f"<details><summary>best.yaml</summary><pre>{escape(_masked_config(config))}</pre></details>")
     parts += ["<h2>History</h2>", _history(run), "<h2>Learning curves</h2>", _curves(run)]
     parts += ["<h2>Parameters</h2>", *(_parameter(run, name) for name in run.distributions)]
     if run.failures:
-        rows = [(number, reason[:4000]) for number, reason in run.failures.items()]
+        rows = [(number, hide_passwords(reason)[:4000]) for number, reason in run.failures.items()]
         parts += [
             "<h2>Failures</h2>",
-            *(f"<p>trial {number}</p><pre>{escape(reason)}</pre>" for number, reason in rows),
+            *(f"<p>trial {number}</p><pre>{escape(_lines(reason))}</pre>" for number, reason in rows),
         ]
     parts += ["<h2>Trials</h2>", _table(run)]
     return (
@@ -210,12 +217,13 @@ def _parameter(run: Run, name: str) -> str:
         if score is None or name not in row.params:
             continue
         value = row.params[name]
+        shown = masked(name, value)
         place = distribution.to_internal_repr(value)
         if getattr(distribution, "log", False):
             place = math.log10(place)
-        points.append((place, score, row.state, f"trial {row.number}: {name}={value}, {score:.6g}"))
+        points.append((place, score, row.state, f"trial {row.number}: {name}={shown}, {score:.6g}"))
     if isinstance(distribution, CategoricalDistribution):
-        label = f"{name}: {', '.join(map(str, distribution.choices))}"
+        label = f"{name}: {', '.join(str(masked(name, choice)) for choice in distribution.choices)}"
     else:
         label = f"log10 {name}" if getattr(distribution, "log", False) else name
     return _plot([], points, label, run.monitor, size=(310, 200))
@@ -228,13 +236,28 @@ def _table(run: Run) -> str:
     for row in run.rows:
         score = row.values[max(row.values)] if row.values else None
         cells = [row.number, row.state, row.parent, max(row.values, default=0), score]
-        cells += [row.params.get(name) for name in names]
+        cells += [masked(name, row.params.get(name)) for name in names]
         body.append(f"<tr>{''.join(f'<td>{escape(_cell(cell))}</td>' for cell in cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(body)}</table>"
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else one_line(value)
+
+
+def _lines(text: str) -> str:
+    """Text of several lines, without other control characters."""
+    return "\n".join(map(one_line, text.splitlines()))
+
+
+def _masked_config(path: Path) -> str:
+    """Text of a YAML file, without the values of secrets."""
+
+    def line(text: str) -> str:
+        name, colon, _ = text.partition(":")
+        return text if masked(name.strip(), 0) == 0 else f"{name}{colon} {HIDDEN}"
+
+    return "\n".join(line(one_line(text)) for text in path.read_text(encoding="utf-8").splitlines())
 
 
 def _plot(

@@ -64,4 +64,4 @@ class Result:
             raise RuntimeError("there is no best model: the search was over a plain function.")
         module = self.build(self.best_params)
         module.load_state_dict(checkpoints.load(self.best_checkpoint)["state_dict"])
-        return module.eval()
+        return module.train(mode=False)

@@ -5,26 +5,33 @@ import difflib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from lightning_hpo.exits import WRONG_CALL
+from lightning_hpo.locks import Lock
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Mode
+from lightning_hpo.space import parse_space
+from lightning_hpo.study_file import UNUSABLE, StorageError, check_study_file, readable, sqlite_url, unusable
+
+__all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError", "open_study"]
 
 FINGERPRINT = "lightning_hpo"
+CHANGES = "lightning_hpo_changes"
+_MAY_CHANGE = {"space", "code"}  # if the user says so; other settings decide what a value means
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SQLITE_HEADER = b"SQLite format 3\x00"
 
 
 class StudyMismatchError(ValueError):
@@ -34,9 +41,7 @@ class StudyMismatchError(ValueError):
 class StudyInUseError(RuntimeError):
     """Another process works on the study."""
 
-
-class StorageError(OSError):
-    """The run folder or its study cannot be used."""
+    exit_code = WRONG_CALL
 
 
 class RunFolder:
@@ -47,7 +52,8 @@ class RunFolder:
         name: of this run: 1 to 100 of ``A-Z a-z 0-9 . _ -``, beginning with a letter or digit.
 
     Raises:
-        ValueError: if the name has another form.
+        ValueError: if the name has another form, or ``root`` is ``/`` or the home folder: runs are made and checkpoints
+            deleted in it.
         StorageError: if the folder cannot be written.
     """
 
@@ -56,8 +62,13 @@ class RunFolder:
             raise ValueError(
                 f"`name` must be 1 to 100 of A-Z a-z 0-9 . _ - with a letter or digit first, got {name!r}."
             )
+        root = Path(root).resolve()
+        if root in (Path(root.anchor), Path.home()):
+            raise ValueError(
+                f"`root` must be a folder of its own for runs, e.g. {str(root / 'runs')!r}, got {str(root)!r}."
+            )
         self.name = name
-        self.path = Path(root).resolve() / name
+        self.path = root / name
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             probe = self.path / f".writable.{os.getpid()}"
@@ -87,38 +98,49 @@ class RunFolder:
         """Folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
 
+    def holds(self, path: Path) -> bool:
+        """Whether a path is within the run folder, symbolic links followed; nothing outside is ever deleted."""
+        return path.resolve().is_relative_to(self.path.resolve())
+
     @contextmanager
     def readable_errors(self) -> Iterator[None]:
-        """Turn what a database raises into a StorageError that names the folder."""
+        """Turn what a database or a disk raises into a StorageError that names the folder."""
         try:
             yield
+        except StorageError:
+            raise
         except (StorageInternalError, SQLAlchemyError) as error:
-            cause = error.__cause__ or error.__context__ or error
-            reason = str(cause).splitlines()[0]
-            raise StorageError(f"the study in {self.path} cannot be used: {reason}") from error
+            raise unusable(self.path, error) from error
+        except OSError as error:
+            if error.errno not in UNUSABLE:
+                raise
+            where = str(error.filename or self.path)
+            raise StorageError(error.errno, f"the run folder cannot be used: {error.strerror}", where) from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for this process; the lock dies with it.
+    def locked(self, *, shared: bool = False) -> Iterator[None]:
+        """Hold the run for this process, or together with other processes that share it; the lock dies with it.
 
         Raises:
-            StudyInUseError: if another process holds it.
+            StudyInUseError: if another process holds it, and not both share it.
         """
         owner = self.path / "owner.json"
-        lock = filelock.FileLock(self.path / "lock", blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            holder = json.loads(owner.read_text()) if owner.exists() else {}
-            raise StudyInUseError(
-                f"the study in {self.path} is in use by process {holder.get('pid')} on host {holder.get('host')}."
-            ) from None
+        lock = Lock(self.path / "lock")
+        if not lock.take(together=shared):
+            with contextlib.suppress(OSError, ValueError):  # the other one is just starting or leaving
+                holder = json.loads(owner.read_text())
+                raise StudyInUseError(
+                    f"the study in {self.path} is in use by process {holder['pid']} on host {holder['host']}. "
+                    "To let several processes work on it, start all of them with `shared=True`"
+                )
+            raise StudyInUseError(f"the study in {self.path} is in use by another process")
         try:
             owner.write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
             yield
         finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
+            if not shared:
+                owner.unlink(missing_ok=True)
+            lock.free()
 
 
 def open_study(
@@ -127,6 +149,8 @@ def open_study(
     mode: Mode | Sequence[Mode],
     fingerprint: Mapping[str, Any],
     sampler: BaseSampler | None = None,
+    *,
+    allow_changed: bool = False,
 ) -> tuple[optuna.Study, BaseStorage]:
     """Open the study of a run, or create it.
 
@@ -136,6 +160,7 @@ def open_study(
         mode: direction of the study, or one for each objective.
         fingerprint: what the search was called with, as JSON; stored with a new study, compared with an old one.
         sampler: that the returned study has.
+        allow_changed: continue although code or space differ, and write down from which trial on.
 
     Raises:
         StudyMismatchError: naming each difference.
@@ -143,16 +168,20 @@ def open_study(
     """
     if storage is None:
         file = folder.study_file
-        _refuse_damaged(file)
-        if not file.exists():
+        if file.exists():
+            check_study_file(file)
+        else:
             _make_sqlite(file, folder.name, mode, fingerprint)
-        storage = _sqlite_url(file)
-    if isinstance(storage, str):
-        storage = RDBStorage(storage)
-    study = _study(storage, folder.name, mode, sampler)
-    if FINGERPRINT in study.user_attrs:
-        _refuse_other(folder, study.user_attrs[FINGERPRINT], fingerprint)
-    elif study.get_trials(deepcopy=False):
+        storage = sqlite_url(file)
+    with readable(folder.path):
+        if isinstance(storage, str):
+            storage = RDBStorage(storage)
+        study = _study(storage, folder.name, mode, sampler)
+        begun = bool(study.get_trials(deepcopy=False))
+        noted = study.user_attrs
+    if FINGERPRINT in noted:
+        _compare(folder, study, fingerprint, allow_changed=allow_changed)
+    elif begun:
         raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
     else:
         study.set_user_attr(FINGERPRINT, dict(fingerprint))
@@ -174,34 +203,59 @@ def _make_sqlite(file: Path, name: str, mode: Mode | Sequence[Mode], fingerprint
     for leftover in file.parent.glob(f".{file.name}.*"):
         leftover.unlink(missing_ok=True)
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    storage = RDBStorage(_sqlite_url(fresh))
+    storage = RDBStorage(sqlite_url(fresh))
     _study(storage, name, mode).set_user_attr(FINGERPRINT, dict(fingerprint))
     storage.engine.dispose()
     fresh.replace(file)
 
 
-def _sqlite_url(file: Path) -> str:
-    return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
-
-
-def _refuse_damaged(file: Path) -> None:
-    if not file.exists():
+def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *, allow_changed: bool) -> None:
+    """Refuse a study that was made with other settings, or write down that it goes on with these."""
+    stored = study.user_attrs[FINGERPRINT]
+    changed = {name for name in {**stored, **asked} if _differences(name, stored.get(name), asked.get(name))}
+    if not changed:
         return
-    with file.open("rb") as opened:
-        header = opened.read(len(_SQLITE_HEADER))
-    if header != _SQLITE_HEADER:
-        raise StorageError(f"{file} is not a study: it is empty or damaged. Move it away to start a new one.")
+    listed = "; ".join(one for name in sorted(changed) for one in _differences(name, stored.get(name), asked.get(name)))
+    if not allow_changed or not changed <= _MAY_CHANGE:
+        remedy = (
+            ", or continue all the same with `allow_changed=True`; the study keeps a note of it"
+            if changed <= _MAY_CHANGE
+            else ""
+        )
+        raise StudyMismatchError(
+            f"the study in {folder.path} was made with other settings: {listed}. "
+            f"Choose another `name`, go back to the old settings to continue it{remedy}."
+        )
+    trials = study.get_trials(deepcopy=False)
+    for name, new in parse_space(asked["space"]).items():
+        for old in (trial.distributions[name] for trial in trials if name in trial.distributions):
+            try:
+                check_distribution_compatibility(old, new)
+            except ValueError as error:
+                raise StudyMismatchError(
+                    f"the study in {folder.path} cannot take another kind of distribution for {name!r}: {error}"
+                ) from None
+    warnings.warn(f"from trial {len(trials)} on, the study in {folder.path} has changed: {listed}", stacklevel=2)
+    notes = [*study.user_attrs.get(CHANGES, []), {"from_trial": len(trials), "changes": listed}]
+    study.set_user_attr(CHANGES, notes)
+    study.set_user_attr(FINGERPRINT, dict(asked))
 
 
-def _refuse_other(folder: RunFolder, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    old, new = (json.dumps(one, indent=1, sort_keys=True).splitlines() for one in (stored, asked))
-    changes = [
+def _differences(name: str, stored: Any, asked: Any) -> list[str]:
+    """What differs in one setting, in words for people."""
+    if name == "code":  # older studies have none; bytecode of another Python says nothing
+        if not stored or not asked or stored["python"] != asked["python"]:
+            return []
+        old, new = stored["parts"], asked["parts"]
+        words = {(True, True): "changed", (True, False): "is gone", (False, True): "is new"}
+        return [
+            f"the code of {part} {words[part in old, part in new]}"
+            for part in sorted({**old, **new})
+            if old.get(part) != new.get(part)
+        ]
+    before, after = (json.dumps({name: one}, indent=1, sort_keys=True).splitlines() for one in (stored, asked))
+    return [
         f"{'was' if line[0] == '-' else 'now'} {line[1:].strip().rstrip(',')}"
-        for line in difflib.unified_diff(old, new, lineterm="", n=0)
+        for line in difflib.unified_diff(before, after, lineterm="", n=0)
         if line[0] in "+-" and line[:3] not in ("---", "+++")
     ]
-    if changes:
-        raise StudyMismatchError(
-            f"the study in {folder.path} was made with other settings: {'; '.join(changes)}. "
-            "Choose another `name`, or go back to the old settings to continue it."
-        )

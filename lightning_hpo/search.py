@@ -2,9 +2,9 @@
 
 import math
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,18 +13,25 @@ from optuna.distributions import BaseDistribution
 from lightning_hpo import checkpoints
 from lightning_hpo.best import best_row, keep_best, nested_config, write_best
 from lightning_hpo.console import Console, spent
-from lightning_hpo.executors import Executor, JobError
+from lightning_hpo.executors import Executor
+from lightning_hpo.exits import FAILED
+from lightning_hpo.failures import failure_text
 from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Outcome, Task
 from lightning_hpo.runs import RunFolder
 from lightning_hpo.schedulers import Job, Mode, Scheduler
 from lightning_hpo.suggest import Asker
-from lightning_hpo.trials import TrialTable
+from lightning_hpo.trials import Row, TrialTable
 
 
 class SearchFailedError(RuntimeError):
     """No trial succeeded, or so many in a row failed that going on makes no sense."""
+
+    exit_code = FAILED
+
+
+_ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,30 @@ class Limits:
     Args:
         timeout: seconds from now, or None.
         total_steps: recorded optimizer steps, those of earlier calls included, or None.
-        max_failed: failed trials in a row.
+        max_failed: failed trials in a row (an int), or as a share of all that have ended (a float below 1), which is
+            judged from the tenth on.
     """
 
     timeout: float | None = None
     total_steps: int | None = None
-    max_failed: int = 5
+    max_failed: int | float = 5
+
+    def refuse_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
+        """Raise SearchFailedError if too many trials failed.
+
+        Args:
+            in_a_row: failed trials since the last one that did not.
+            rows: all trials.
+            last: reason of the last failure.
+        """
+        if self.max_failed >= 1:
+            if in_a_row >= self.max_failed:
+                raise SearchFailedError(f"{in_a_row} trials in a row failed, the last one with: {last}")
+            return
+        ended = [row for row in rows if row.state != "running"]
+        failed = sum(row.state == "failed" for row in ended)
+        if in_a_row and len(ended) >= _ENOUGH_TO_JUDGE and failed >= self.max_failed * len(ended):
+            raise SearchFailedError(f"{failed} of {len(ended)} trials failed, the last one with: {last}")
 
 
 @dataclass
@@ -59,6 +84,8 @@ class Search:
     keep_checkpoints: bool
     converged: Callable[[], bool]  # asked before a new trial is started
     config: Callable[[Mapping[str, Any], int], dict[str, Any]] = nested_config
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext  # around all that is decided and recorded
+    poll: float | None = None  # seconds between looks at what other processes have done; None if there are none
     _running: dict[Future[Outcome], Task] = field(default_factory=dict)
     _failed_in_a_row: int = 0
     _shown: tuple[int, int] | None = None  # best trial and its step, as the files have it
@@ -70,25 +97,43 @@ class Search:
             SearchFailedError: if ``max_failed`` trials in a row failed.
             ParameterMismatchError: if a hyperparameter does not take effect in training.
         """
-        for row in self.table.rows:  # a process died between the last value of a trial and its end
-            if row.state == "running" and self.scheduler.max_steps in row.values:
-                self.table.complete(row.number, row.values[self.scheduler.max_steps])
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
+        with self.turn():
+            for row in self.table.rows:  # a process died between the last value of a trial and its end
+                if row.state == "running" and self.scheduler.max_steps in row.values:
+                    self.table.complete(row.number, row.values[self.scheduler.max_steps])
+        done: set[Future[Outcome]] = set()
         while True:
-            while len(self._running) < self.executor.workers and not self._enough(deadline) and not stop_wanted():
-                job = self.scheduler.next(self.table.rows)
-                if job is None or (job.trial is None and self.converged()):
-                    break
-                task = self._begin(job)
+            with self.turn():
+                for future in sorted(done, key=lambda one: self._running[one].folder):
+                    self._end(self._running.pop(future), future)
+                tasks = self._decide(deadline, stop_wanted)
+                elsewhere = any(row.state == "running" and not row.idle for row in self.table.rows)
+            for task in tasks:
                 self._running[self.executor.submit(task)] = task
-            if not self._running:
+            done = set()
+            if self._running:
+                done = wait(self._running, self.poll, return_when=FIRST_COMPLETED).done
+            elif elsewhere and not stop_wanted() and not self._enough(deadline):
+                time.sleep(self.poll or 0)  # what comes next depends on another process
+            else:
                 break
-            done = wait(self._running, return_when=FIRST_COMPLETED).done
-            for future in sorted(done, key=lambda one: self._running[one].folder):
-                self._end(self._running.pop(future), future)
-        if not stop_wanted() and self.scheduler.next(self.table.rows) is None:
-            self._retire([row.number for row in self.table.rows if row.state == "running"])
-        self._show_best()
+        with self.turn():
+            at_work = any(row.state == "running" and not row.idle for row in self.table.rows)
+            if not stop_wanted() and not at_work and self.scheduler.next(self.table.rows) is None:
+                self._retire([row.number for row in self.table.rows if row.state == "running"])
+            self._show_best()
+
+    def _decide(self, deadline: float, stop_wanted: Callable[[], bool]) -> list[Task]:
+        """Take a job for each free worker, if there are so many."""
+        tasks: list[Task] = []
+        free = self.executor.workers - len(self._running)
+        while len(tasks) < free and not self._enough(deadline) and not stop_wanted():
+            job = self.scheduler.next(self.table.rows)
+            if job is None or (job.trial is None and self.converged()):
+                break
+            tasks.append(self._begin(job))
+        return tasks
 
     def _enough(self, deadline: float) -> bool:
         total = self.limits.total_steps
@@ -120,7 +165,8 @@ class Search:
         if error is None and future.result().score is None:
             self.table.promise(number, None)  # paused
             return
-        reason = _text(error) if error is not None else _reason(future.result().score)
+        named = self.console.monitor
+        reason = _reason(named, future.result().score) if error is None else failure_text(error)
         if error is None and reason is None:
             self._failed_in_a_row = 0
             self.table.record(number, step, float(future.result().score or 0.0))
@@ -135,8 +181,7 @@ class Search:
         if self.table.rows[number].state != "running":
             self._drop_checkpoints([number])
         self.console.job(self.table.rows[number], step - before, self.table.rows, self.planned)
-        if self._failed_in_a_row >= self.limits.max_failed:
-            raise SearchFailedError(f"{self._failed_in_a_row} trials in a row failed, the last one with: {reason}")
+        self.limits.refuse_failures(self._failed_in_a_row, self.table.rows, reason or "")
 
     def _retire(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -165,21 +210,15 @@ class Search:
             return
         best = best_row(self.table.rows, self.mode)
         for number in numbers:
-            if best is None or best.number != number:
-                checkpoints.remove(self.folder.trial(number) / CHECKPOINT)
+            checkpoint = self.folder.trial(number) / CHECKPOINT
+            if (best is None or best.number != number) and self.folder.holds(checkpoint.parent):
+                checkpoints.remove(checkpoint)
 
 
-def _reason(score: object) -> str | None:
+def _reason(name: str, score: object) -> str | None:
     """Why a score cannot be used, or None if it can."""
     try:
         value = float(score)  # type: ignore[arg-type]  # a user's function may return anything
     except (TypeError, ValueError, OverflowError):
-        return f"the score is not a number: {score!r}"
-    return None if math.isfinite(value) else f"the score is {value}"
-
-
-def _text(error: BaseException) -> str:
-    """One line that says what happened, and the traceback below it."""
-    if isinstance(error, JobError):
-        return str(error)[:20_000]
-    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"[:20_000]
+        return f"the {name} is not a number: {score!r}"
+    return None if math.isfinite(value) else f"the {name} is {value}"

@@ -13,7 +13,6 @@ A reader takes a damaged file for a missing one and writes down what it saw.
 import hashlib
 import json
 import os
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -318,7 +317,7 @@ class SharedFolder:
             return checkpoints.load(path)
         except FileNotFoundError:
             return None
-        except (checkpoints.DamagedCheckpointError, pickle.UnpicklingError, RuntimeError, OSError) as error:
+        except (RuntimeError, OSError) as error:
             self._note(f"step {step}: did not copy member {donor}: {str(error).splitlines()[0]}")
             self._write()
             return None

@@ -18,6 +18,7 @@ text                          meaning
 import ast
 import difflib
 import math
+from ast import literal_eval as read_literal  # literals only, whatever its name suggests
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -208,7 +209,7 @@ def _literal(where: str, node: ast.expr, *, bare_words: bool) -> Any:
     if bare_words and isinstance(node, ast.Name):
         return node.id
     try:
-        return ast.literal_eval(node)
+        return read_literal(node)
     except (ValueError, TypeError):
         raise ValueError(f"{where}: {ast.unparse(node)!r} is not a plain number, text, True, False or None.") from None
 

@@ -150,6 +150,8 @@ class Asker:
         """Show a row to the sampler."""
         state, value = _seen(row) if self._rung is None else _seen_at(row, self._rung)
         params = {name: value for name, value in row.params.items() if name in self._space}
+        if row.params and not _fits(params, self._space):  # the space has changed since
+            state, value, params = TrialState.FAIL, None, {}
         return FrozenTrial(
             number=row.number,
             trial_id=row.number,
@@ -265,6 +267,14 @@ def _seen_at(row: Row, rung: int) -> tuple[TrialState, float | None]:
         return TrialState.COMPLETE, row.values[rung]
     at_work = row.state == "running" and not row.idle
     return (TrialState.RUNNING if at_work else TrialState.FAIL), None
+
+
+def _fits(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> bool:
+    """Whether a trial has a value inside the distribution for every parameter."""
+    return params.keys() == space.keys() and all(
+        one._contains(one.to_internal_repr(params[name]))  # noqa: SLF001  # has no public name
+        for name, one in space.items()
+    )
 
 
 def _only_value(distribution: Any) -> float:

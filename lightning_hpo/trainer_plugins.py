@@ -1,6 +1,7 @@
 """What we plug into a Trainer: checkpoints that are whole or absent, and a metrics file that only grows."""
 
 import csv
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from lightning_hpo import checkpoints
+from lightning_hpo.safe_text import csv_cell
 
 
 class SealedCheckpointIO(CheckpointIO):
@@ -66,12 +68,15 @@ class MetricsFile(Logger):
         rows, self._rows = self._rows, []
         if not rows:
             return
-        is_new = not self._path.exists()
-        with self._path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(("step", "metric", "value"))
-            writer.writerows(rows)
+        try:
+            is_new = not self._path.exists()
+            with self._path.open("a", newline="") as file:
+                writer = csv.writer(file)
+                if is_new:
+                    writer.writerow(("step", "metric", "value"))
+                writer.writerows((step, csv_cell(name), value) for step, name, value in rows)
+        except OSError as error:  # a full disk: what is measured for the search goes another way
+            logging.getLogger(__name__).warning("%s could not be written: %s", self._path, error)
 
     def finalize(self, status: str) -> None:  # Lightning's signature
         """Append what is left."""

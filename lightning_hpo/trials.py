@@ -14,6 +14,8 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lightning_hpo.sharing import Claims
+
 State: TypeAlias = Literal["running", "complete", "pruned", "failed"]
 
 # User attributes, so that a dashboard shows them.
@@ -59,12 +61,15 @@ class TrialTable:
     """The rows of one study, each change written to the storage before it shows in :attr:`rows`.
 
     Args:
-        study: to read and extend. This process must be its only writer.
+        study: to read and extend. Without ``claims`` this process must be its only writer.
         storage: of ``study``.
+        claims: where several processes share the study, what says who works on which trial.
     """
 
-    def __init__(self, study: optuna.Study, storage: BaseStorage) -> None:
+    def __init__(self, study: optuna.Study, storage: BaseStorage, claims: Claims | None = None) -> None:
+        self._study = study
         self._storage = storage
+        self._claims = claims
         self._study_id = storage.get_study_id_from_name(study.study_name)
         trials = study.get_trials(deepcopy=False)
         self._ids = [trial._trial_id for trial in trials]  # noqa: SLF001  # the storage's handle has no public name
@@ -114,16 +119,43 @@ class TrialTable:
         self._ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
         self._rows.append(Row(number=len(self._rows), params=dict(params), target=target, parent=parent))
         self._notes.append(dict(notes or {}))
+        if self._claims is not None:
+            self._claims.take(len(self._rows) - 1, target)
         return len(self._rows) - 1
 
+    def refresh(self) -> None:
+        """Read what other processes have written, and which trials are at work; for a study that is shared."""
+        assert self._claims is not None
+        trials = self._study.get_trials(deepcopy=False)
+        for index, trial in enumerate(trials):
+            known = index < len(self._rows)
+            if known and self._rows[index].state != "running":
+                continue  # it has ended
+            row = _row(trial)
+            if row.state == "running":
+                row = replace(row, target=self._claims.target(row.number))
+            if not known:
+                self._ids.append(trial._trial_id)  # noqa: SLF001  # the storage's handle has no public name
+                self._rows.append(row)
+                self._notes.append(dict(trial.system_attrs))
+            elif row != self._rows[index]:  # who reads the rows may compare by identity
+                self._rows[index] = row
+        self._study_notes = dict(self._storage.get_study_system_attrs(self._study_id))
+
     def promise(self, number: int, target: int | None) -> None:
-        """Mark a trial as worked on up to ``target``, or as free again (None). Held in memory: it dies with us."""
+        """Mark a trial as worked on up to ``target``, or as free again (None). The mark dies with this process."""
+        if self._claims is not None:
+            self._claims.free(number)
+            if target is not None:
+                self._claims.take(number, target)
         self._rows[number] = replace(self._rows[number], target=target)
 
     def record(self, number: int, step: int, value: float) -> None:
-        """Write the value of the monitored metric at ``step`` (any float, NaN included)."""
+        """Write the value of the monitored metric at ``step`` (any float, NaN included); a promise of it is kept."""
         self._storage.set_trial_intermediate_value(self._ids[number], step, value)
         row = self._rows[number]
+        if self._claims is not None and row.target == step:
+            self._claims.free(number)
         self._rows[number] = replace(row, values={**row.values, step: value})
 
     def complete(self, number: int, value: float) -> None:
@@ -144,6 +176,8 @@ class TrialTable:
     def _finish(self, number: int, state: TrialState, value: float | None) -> None:
         self._storage.set_trial_state_values(self._ids[number], state, None if value is None else [value])
         self._rows[number] = replace(self._rows[number], target=None, state=_STATES[state])
+        if self._claims is not None:
+            self._claims.free(number)
 
 
 def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:

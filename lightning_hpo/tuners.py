@@ -1,7 +1,8 @@
 """Tuners: a scheduler and a sampler over a LightningModule or a function, with everything kept in a run folder."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
@@ -13,15 +14,18 @@ from optuna.storages import BaseStorage
 
 from lightning_hpo.best import nested_config
 from lightning_hpo.building import Builder
+from lightning_hpo.code_identity import PYTHON, code_parts
 from lightning_hpo.conduct import Session, Subject, conduct
 from lightning_hpo.console import Console
 from lightning_hpo.executors import InProcess, Work, WorkerProcesses
+from lightning_hpo.exits import explained
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.objective import Objective, Outcome, Task
 from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import Bracket, FullBudget, Hyperband, Job, Mode, Scheduler
 from lightning_hpo.search import Limits, Search
+from lightning_hpo.sharing import Claims, turn
 from lightning_hpo.space import Space, format_distribution, parse_space
 from lightning_hpo.suggest import Asker
 from lightning_hpo.trials import Row, TrialTable
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 # Settings of a scheduler that may change when a study is continued: more of the same.
 _MAY_GROW = ("n_trials", "iterations")
+_POLL = 0.5  # seconds between looks at what the other processes of a shared study have done
 
 
 class Options(TypedDict, total=False):
@@ -50,7 +55,13 @@ class Options(TypedDict, total=False):
     devices_per_trial: int
     timeout: float | None
     total_steps: int | None
-    max_failed: int
+    max_failed: int | float
+    trial_timeout: float | None
+    max_retries: int
+    stop_on_nan: bool
+    isolate: bool
+    allow_changed: bool
+    shared: bool
     verbose: bool
 
 
@@ -77,7 +88,26 @@ class Tuner:
         devices_per_trial: devices of each Trainer; with workers, each sees so many GPUs of its own.
         timeout: start no new job after so many seconds.
         total_steps: start no new job once so many optimizer steps are recorded.
-        max_failed: give up after so many failed trials in a row.
+        max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
+            at least ten ended trials has failed.
+        trial_timeout: fail a trial that makes no progress (no optimizer step, no validation batch) for so many seconds
+            of this machine's monotonic clock: ``no progress for T s``. A call of a function given to :meth:`optimize`
+            shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
+            10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
+            and the process exits with code 1; the same command continues. Default: wait for ever.
+        max_retries: how often a job whose worker process died (out of memory, a crash in native code) or hung is
+            started again, from its last checkpoint, before its trial counts as failed. Default 0: what kills a process
+            once mostly does so again. Exceptions are never retried.
+        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
+            (see :class:`~lightning_hpo.objective.Objective`).
+        isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
+            trial only. Model, data or function must then be importable by name.
+        allow_changed: continue a study although the code of the model, data or function, or the space, is not what the
+            study was begun with (see :mod:`lightning_hpo.code_identity`); a warning says what, and the study keeps a
+            note of it. Trials outside a new range no longer count for the sampler. By default that is an error.
+        shared: let several processes work on the study: start the same call in each, on one machine or on several that
+            see ``root`` on a file system with working locks. They make exactly the planned trials together; a process
+            that dies leaves its trial to the others. By default a second process is refused.
         verbose: print the plan, a line per job and a table.
 
     Raises:
@@ -103,7 +133,13 @@ class Tuner:
         devices_per_trial: int = 1,
         timeout: float | None = None,
         total_steps: int | None = None,
-        max_failed: int = 5,
+        max_failed: float = 5,
+        trial_timeout: float | None = None,
+        max_retries: int = 0,
+        stop_on_nan: bool = False,
+        isolate: bool = False,
+        allow_changed: bool = False,
+        shared: bool = False,
         verbose: bool = True,
     ) -> None:
         if mode not in ("min", "max"):
@@ -114,12 +150,15 @@ class Tuner:
             raise TypeError(f"`sampler` must be an Optuna sampler, got {sampler!r}.")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
-        for argument, value in (("timeout", timeout), ("total_steps", total_steps), ("max_failed", max_failed)):
+        above_zero = {"timeout": timeout, "total_steps": total_steps, "max_failed": max_failed}
+        for argument, value in {**above_zero, "trial_timeout": trial_timeout}.items():
             if value is not None and not value > 0:
                 raise ValueError(f"`{argument}` must be above 0, got {value!r}.")
         for argument, count in (("workers", workers), ("devices_per_trial", devices_per_trial)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"`{argument}` must be an int >= 1, got {count!r}.")
+        if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
+            raise ValueError(f"`max_retries` must be an int >= 0, got {max_retries!r}.")
         self.space: dict[str, BaseDistribution] = parse_space(space)
         self.scheduler = scheduler
         self.monitor = monitor
@@ -136,6 +175,12 @@ class Tuner:
         self._checkpoint_every = checkpoint_every
         self._keep_checkpoints = keep_checkpoints
         self._limits = Limits(timeout=timeout, total_steps=total_steps, max_failed=max_failed)
+        self._trial_timeout = trial_timeout
+        self._max_retries = max_retries
+        self._stop_on_nan = stop_on_nan
+        self._isolate = isolate
+        self._allow_changed = allow_changed
+        self._shared = shared
         self._verbose = verbose
         self._builder: Builder | None = None
 
@@ -185,9 +230,10 @@ class Tuner:
             SearchFailedError: if no trial succeeded, or ``max_failed`` in a row did not.
             StudyPaused: after Ctrl-C or SIGTERM; everything is saved.
         """
-        objective = self.objective(model, datamodule=datamodule)
-        parts = [model or self._builder, datamodule]
-        return self._search(Subject(objective.run, parts, objective.check, objective.builder))
+        with explained(None):
+            objective = self.objective(model, datamodule=datamodule)
+            parts = [model or self._builder, datamodule]
+            return self._search(Subject(objective.run, parts, objective.check, objective.builder))
 
     def objective(
         self,
@@ -217,6 +263,7 @@ class Tuner:
             trainer=self._trainer,
             seed=self.seed,
             checkpoint_every=self._checkpoint_every,
+            stop_on_nan=self._stop_on_nan,
         )
 
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
@@ -226,7 +273,8 @@ class Tuner:
             function: called with a job (``job.trial`` is the trial's number, ``job.max_steps`` the budget to reach)
                 and the trial's parameters; returns the score.
         """
-        return self._search(Subject(_Call(function), [function]))
+        with explained(None):
+            return self._search(Subject(_Call(function), [function]))
 
     def _search(self, subject: Subject) -> Result:
         default = "-".join(label(one) for one in (type(self), subject.parts[0]))
@@ -239,18 +287,31 @@ class Tuner:
             loop=lambda session: self._loop(session, subject),
             conclude=self._conclude,
             study_in_folder=self._study_in_folder,
+            shared=self._shared,
         )
 
     def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
-        return open_study(folder, self._storage, self.mode, fingerprint, self._sampler)
+        return open_study(
+            folder, self._storage, self.mode, fingerprint, self._sampler, allow_changed=self._allow_changed
+        )
 
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         """Search in an opened run, to its end or a pause, and return all trials."""
-        table = TrialTable(session.study, session.storage)
+        run = session.folder.path
+        claims = Claims(run / "trials") if self._shared else None
+        table = TrialTable(session.study, session.storage, claims)
+
+        @contextmanager
+        def own_turn() -> Iterator[None]:
+            with turn(run):
+                table.refresh()
+                yield
+
         self._announce(session, self.space, table.rows)
         if subject.check is not None and self.scheduler.next(table.rows) is not None:
             subject.check()
-        with self._executor(subject.work, session.interrupts) as executor:
+        released = nullcontext() if claims is None else closing(claims)
+        with released, self._executor(subject.work, session.interrupts) as executor:
             Search(
                 scheduler=self.scheduler,
                 table=table,
@@ -265,6 +326,8 @@ class Tuner:
                 keep_checkpoints=self._keep_checkpoints,
                 converged=lambda: self._converged(session.study),
                 config=nested_config if subject.builder is None else subject.builder.config,
+                turn=own_turn if self._shared else nullcontext,
+                poll=_POLL if self._shared else None,
             ).run(session.interrupts.pause_wanted)
         return table.rows
 
@@ -279,9 +342,15 @@ class Tuner:
         """Add to what is printed and kept at the end."""
 
     def _executor(self, work: Work, interrupts: Interrupts) -> InProcess | WorkerProcesses:
-        if self._workers == 1:
-            return InProcess(work, interrupts.pause_wanted)
-        processes = WorkerProcesses(work, self._workers, self._devices_per_trial)
+        if self._workers == 1 and not self._isolate:
+            return InProcess(work, interrupts.pause_wanted, trial_timeout=self._trial_timeout)
+        processes = WorkerProcesses(
+            work,
+            self._workers,
+            self._devices_per_trial,
+            trial_timeout=self._trial_timeout,
+            max_retries=self._max_retries,
+        )
         interrupts.listeners.append(processes.pause)
         return processes
 
@@ -297,7 +366,12 @@ class Tuner:
             "scheduler": scheduler,
             # A function's name says little about what it computes; a module's class is part of what was measured.
             "trains": [one and _identity(one) for one in subject.parts] if subject.builder else None,
+            "code": {"python": PYTHON, "parts": code_parts(self._code(subject))},
         }
+
+    def _code(self, subject: Subject) -> Sequence[Any]:
+        """Classes and functions whose code is part of what was measured."""
+        return [code for one in subject.parts for code in (one.code if isinstance(one, Builder) else (one,))]
 
 
 class HyperbandTuner(Tuner):

@@ -1,5 +1,4 @@
 import os
-import pickle
 import random
 import resource
 import signal
@@ -64,8 +63,11 @@ def test_a_damaged_file_falls_back_to_the_one_before(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     found, damaged = checkpoints.newest_intact(path)
     assert checkpoints.load(found)["weights"][0, 0] == 1.0
-    assert len(damaged) == 1
-    assert str(path) in damaged[0]
+    assert damaged == [path]
+    aside = checkpoints.set_aside(path)
+    assert aside.name.startswith("last.ckpt.corrupt-")
+    checkpoints.save(state(3.0), path)
+    assert checkpoints.load(checkpoints.previous_of(path))["weights"][0, 0] == 1.0
 
 
 class Evil:
@@ -79,7 +81,7 @@ def test_a_pickle_is_never_executed(tmp_path, monkeypatch, variable):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", variable)
     path = tmp_path / "last.ckpt"
     checkpoints.save({"payload": Evil()}, path)  # sealed, so only weights_only stands in its way
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(checkpoints.DamagedCheckpointError, match="was refused, nothing in it was executed"):
         checkpoints.load(path)
     assert not (tmp_path / "executed").exists()
 

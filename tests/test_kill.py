@@ -1,8 +1,6 @@
 """Real processes, real signals: what is acknowledged stays, what was interrupted continues."""
 
-import collections
 import os
-import random
 import re
 import signal
 import subprocess
@@ -11,38 +9,9 @@ import time
 
 import pytest
 
-from lightning_hpo import HyperbandTuner, RandomTuner
+from lightning_hpo import HyperbandTuner
 from lightning_hpo.runs import RunFolder
-from tests.small import Data, Net, digits
-from tests.test_tuners import recorded
-
-K = 25
-TRIALS, STEPS = 16, 240
-LINE = 60  # about the length of a line in the log of steps
-
-
-def search(root, name, step_log=None):
-    space = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(4, 32)"}
-    tuner = RandomTuner(
-        space,
-        max_steps=STEPS,
-        n_trials=TRIALS,
-        monitor="val_loss",
-        root=root,
-        name=name,
-        checkpoint_every=K,
-        trainer={"accelerator": "cpu", "logger": False},
-        verbose=False,
-    )
-    return tuner.fit(logged(step_log) if step_log else Net, datamodule=Data)
-
-
-def logged(step_log):
-    def net(lr, hidden):
-        return Net(lr, hidden, step_log=str(step_log))
-
-    net.__name__ = "Net"
-    return net
+from tests.small import Data, Net
 
 
 def in_a_child(action):
@@ -59,37 +28,6 @@ def in_a_child(action):
             os._exit(1)
         os._exit(0)
     return child
-
-
-def test_kill_9_twenty_times_at_random_moments(tmp_path):
-    digits()
-    whole = search(tmp_path, "whole")
-    log = tmp_path / "steps.log"
-    log.touch()
-    chance = random.Random(0)
-    kills = 20
-    for kill in range(kills):
-        child = in_a_child(lambda: search(tmp_path, "killed", log))
-        if kill % 5 == 0:  # while it starts
-            time.sleep(chance.uniform(0, 0.05))
-        else:  # anywhere in the next trial: a step, a validation, a save, a write to the study
-            goal = log.stat().st_size + chance.uniform(0, 200) * LINE
-            while log.stat().st_size < goal:
-                assert os.waitpid(child, os.WNOHANG) == (0, 0), "the search ended by itself"
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.01))
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    result = search(tmp_path, "killed", log)
-    assert recorded(result) == recorded(whole)
-    states = collections.Counter(trial.state.name for trial in result.study.trials)
-    assert states == {"COMPLETE": TRIALS}
-    assert len({str(row.params) for row in result.trials()}) == TRIALS
-    lines = log.read_text().splitlines()
-    repeated = len(lines) - len(set(lines))
-    assert len(set(lines)) == TRIALS * STEPS
-    assert repeated <= K * kills
-    assert not list(tmp_path.glob("killed/trials/*/.*.tmp"))
 
 
 SCRIPT = """
@@ -110,16 +48,15 @@ print("finished")
 """
 
 
-def start(tmp_path):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(tmp_path, **options):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 def wait_for(process, text):
     for line in process.stdout:
         if text in line:
-            return
+            return line
     pytest.fail(process.stderr.read())
 
 
@@ -168,3 +105,25 @@ def test_a_second_ctrl_c_means_now(tmp_path):
         assert process.poll() is None  # it waits for the call to end
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=5) != 0
+
+
+def test_a_requeue_by_slurm_loses_no_step(tmp_path):
+    """SIGUSR1 some time before the end of a job: Lightning asks for a requeue; then SIGTERM ends it."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/requeued\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "search", "SLURM_LOCALID": "0"}
+    slurm |= {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    env = {**os.environ, **slurm}
+    with start(tmp_path, env=env) as process:
+        wait_for(process, "step 5")
+        process.send_signal(signal.SIGUSR1)
+        before = int(re.search(r"step (\d+)", wait_for(process, "step 12")).group(1))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 143, err
+        before = max([before, *map(int, re.findall(r"step (\d+)", out))])
+    assert (tmp_path / "requeued").read_text().strip() == "requeue 7"
+    with start(tmp_path, env=env) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert int(re.search(r"step (\d+)", out).group(1)) == before + 1

@@ -114,13 +114,54 @@ class TestInterrupted:
             tuner = make(name=f"killed{kill_at}")
             with pytest.raises(KeyboardInterrupt):
                 tuner.optimize(killed)
-            assert recorded(make(name=f"killed{kill_at}").optimize(loss)) == recorded(whole)
+            assert recorded(make(name=f"killed{kill_at}").optimize(killed)) == recorded(whole)
 
     def test_a_finished_study_does_nothing(self, tmp_path):
         make = functools.partial(HyperbandTuner, XY, max_steps=9, root=tmp_path, name="f")
-        first = make().optimize(loss)
-        again = make().optimize(lambda job, params: pytest.fail("a job was run"))
-        assert recorded(again) == recorded(first)
+        calls = []
+        f = lambda job, params: calls.append(job) or loss(job, params)  # noqa: E731
+        first, ran = make().optimize(f), len(calls)
+        assert recorded(make().optimize(f)) == recorded(first)
+        assert len(calls) == ran
+
+    def test_a_function_or_module_that_computes_something_else(self, tmp_path):
+        make = functools.partial(HyperbandTuner, XY, max_steps=9, root=tmp_path, name="f")
+
+        def tidy(job, params):
+            """The same, with other words around it."""
+            return loss(job, params)  # and a comment
+
+        def same(job, params):
+            return loss(job, params)
+
+        def other(job, params):
+            return loss(job, params) + 1
+
+        tidy.__qualname__ = same.__qualname__ = other.__qualname__ = "f"
+        first = make().optimize(same)
+        assert recorded(make().optimize(tidy)) == recorded(first)
+        with pytest.raises(StudyMismatchError, match=r"the code of f changed.*`allow_changed=True`"):
+            make().optimize(other)
+        with pytest.warns(UserWarning, match="from trial 17 on, the study in .* has changed: the code of f changed"):
+            make(iterations=2, allow_changed=True).optimize(other)
+        (note,) = make(iterations=2).optimize(other).study.user_attrs["lightning_hpo_changes"]
+        assert note == {"from_trial": 17, "changes": "the code of f changed"}
+
+    def test_a_space_that_has_grown_is_continued_if_asked_for(self, tmp_path):
+        make = functools.partial(
+            RandomTuner, max_steps=1, root=tmp_path, name="f", sampler=optuna.samplers.TPESampler()
+        )
+        f = lambda job, params: params["x"]  # noqa: E731
+        make({"x": "uniform(0, 1)"}, n_trials=12).optimize(f)
+        wider = {"x": "uniform(-1, 0.5)", "y": "uniform(0, 1)"}
+        with pytest.warns(UserWarning, match=r"from trial 12 on.*now \"x\": \"uniform\(-1.0, 0.5\)\""):
+            result = make(wider, n_trials=30, allow_changed=True).optimize(f)
+        assert len(result.trials()) == 30
+        assert result.best_score < 0
+        with pytest.raises(StudyMismatchError, match="another kind of distribution for 'x'"):
+            make({"x": "choice(0, 1)"}, n_trials=31, allow_changed=True).optimize(f)
+        with pytest.raises(StudyMismatchError, match=r'now "mode": "max"'):
+            make(wider, n_trials=31, allow_changed=True, mode="max").optimize(f)
 
     def test_more_trials_extend_a_study(self, tmp_path):
         make = functools.partial(RandomTuner, XY, max_steps=1, root=tmp_path, name="f")
@@ -172,6 +213,14 @@ class TestFailures:
     def test_too_many_in_a_row(self, tmp_path):
         with pytest.raises(SearchFailedError, match=r"5 trials in a row failed, the last one with: ZeroDivisionError"):
             RandomTuner(XY, max_steps=1, n_trials=50, root=tmp_path, name="f").optimize(lambda job, params: 1 / 0)
+
+    def test_too_large_a_share(self, tmp_path):
+        def every_other(job, params):
+            return math.nan if job.trial % 2 else params["x"]
+
+        tuner = RandomTuner(XY, max_steps=1, n_trials=50, root=tmp_path, name="f", max_failed=0.5)
+        with pytest.raises(SearchFailedError, match=r"5 of 10 trials failed, the last one with: the score is nan"):
+            tuner.optimize(every_other)
 
     def test_a_rung_in_which_all_fail_ends_its_bracket_not_the_search(self, tmp_path):
         result = HyperbandTuner(XY, max_steps=9, min_steps=1, root=tmp_path, name="f", max_failed=99).optimize(
@@ -261,7 +310,8 @@ class TestRefuses:
                     RandomTuner(XY, max_steps=1, n_trials=2, root=tmp_path, name="f").optimize(loss)
             finally:
                 other.kill()
-        RandomTuner(XY, max_steps=1, n_trials=2, root=tmp_path, name="f").optimize(loss)
+        free = RandomTuner(XY, max_steps=1, n_trials=2, root=tmp_path, name="f", allow_changed=True)
+        assert len(free.optimize(loss).trials()) == 2
 
     @pytest.mark.parametrize("name", ["../x", "/abs", "", "a b", "x" * 101, ".hidden", "<script>", 3])
     def test_odd_names(self, tmp_path, name):

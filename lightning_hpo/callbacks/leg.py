@@ -1,13 +1,16 @@
 """One leg of a trial: train to a step, save on the way, validate at exactly that step."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from lightning_hpo import live
 from lightning_hpo.callbacks.resumable import Resumable
+from lightning_hpo.failures import DivergedError
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.lr_schedules import ClosedFormLR
 
@@ -21,7 +24,11 @@ class Leg(pl.Callback):
         every: save each time so many optimizer steps are done, so that a kill costs no more than that.
         hparams: argument -> value the module was built with; read back from its ``hparams``.
         optimizer: setting -> value an optimizer was built with; read back from its ``defaults``.
-        should_pause: asked after every step; True saves and stops without a validation.
+        should_pause: asked after every step; True saves and stops without a validation. Asked after every validation
+            batch too, as a sign that the job goes on.
+        stop_on_nan: raise DivergedError at the first training loss that is not finite. The loss is what
+            ``training_step`` returns. On a CPU it is looked at after every step; elsewhere the losses are kept on the
+            device and looked at together before each checkpoint and validation, so no step waits for the device.
     """
 
     def __init__(
@@ -33,6 +40,7 @@ class Leg(pl.Callback):
         hparams: Mapping[str, Any],
         optimizer: Mapping[str, Any],
         should_pause: Callable[[], bool],
+        stop_on_nan: bool = False,
     ) -> None:
         self._target = target
         self._checkpoint = checkpoint
@@ -40,6 +48,8 @@ class Leg(pl.Callback):
         self._hparams = hparams
         self._optimizer = optimizer
         self._should_pause = should_pause
+        self._stop_on_nan = stop_on_nan
+        self._losses: list[tuple[int, torch.Tensor]] = []  # not looked at yet, with their steps
         self._asked: list[list[dict[str, Any]]] = []
         self._before: list[list[dict[str, Any]]] = []
         self._step = 0
@@ -83,20 +93,28 @@ class Leg(pl.Callback):
     ) -> None:
         """Save where the leg ends and at every multiple of ``every``; stopping here makes Lightning validate now."""
         self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._stop_on_nan:
+            self._note_loss(trainer.global_step, outputs)
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         before, self._step = self._step, trainer.global_step
         reached = self._step >= self._target
         self.paused = not reached and self._should_pause()
         if reached or self.paused or self._step // self._every > before // self._every:
-            trainer.save_checkpoint(self._checkpoint)
+            self._look_at_losses()
+            self._save(trainer)
         if reached or self.paused:
             trainer.should_stop = True
         if self.paused:
             trainer.limit_val_batches = 0  # a pause must not wait for a validation
 
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Give a sign that the job goes on."""
+        self._should_pause()
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the validation from changing the random numbers of training."""
+        self._look_at_losses()
         self._resumable.on_validation_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -105,6 +123,33 @@ class Leg(pl.Callback):
         if not trainer.sanity_checking:
             self.validated_at = trainer.global_step
             self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    def _note_loss(self, step: int, outputs: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, torch.Tensor):  # manual optimization may return none
+            self._losses.append((step, loss.detach()))
+            if loss.device.type == "cpu":
+                self._look_at_losses()
+
+    def _look_at_losses(self) -> None:
+        """Raise DivergedError for the first one that is not finite."""
+        losses, self._losses = self._losses, []
+        if not losses:
+            return
+        finite = torch.stack([loss.float().isfinite().all() for _, loss in losses]).tolist()
+        if not all(finite):
+            step, loss = losses[finite.index(False)]
+            raise DivergedError(f"diverged at step {step}: the training loss is {float(loss.float().sum())}")
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Save a checkpoint; a trial can do without one, so a full disk is a warning: the one before stays."""
+        try:
+            trainer.save_checkpoint(self._checkpoint)
+        except OSError as error:
+            logging.getLogger(__name__).warning(
+                "step %d: no checkpoint was saved, the trial goes on without: %s", trainer.global_step, error
+            )
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where other processes of the trial are waiting
 
 
 def _read_back_hparams(asked: Mapping[str, Any], module: pl.LightningModule) -> None:

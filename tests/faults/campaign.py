@@ -1,0 +1,165 @@
+"""Kill a search at random moments, start it again, and count what was lost, repeated and left behind."""
+
+import collections
+import dataclasses
+import itertools
+import os
+import random
+import signal
+import time
+
+import optuna
+
+from lightning_hpo import checkpoints
+from lightning_hpo.runs import RunFolder
+from tests.small import Data, Net, digits
+from tests.test_kill import in_a_child
+from tests.test_tuners import recorded
+
+CPU = {"accelerator": "cpu", "logger": False}
+SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(4, 32)"}
+LINE = 60  # about the length of a line in the log of steps
+
+
+class Logged(Net):
+    """Writes a line per step to the file that an environment variable names: workers inherit it."""
+
+    def __init__(self, lr, hidden):
+        super().__init__(lr, hidden, step_log=os.environ.get("STEP_LOG"))
+
+
+@dataclasses.dataclass
+class Search:
+    """A search that can be started again.
+
+    Args:
+        make: the tuner's class.
+        arguments: of the tuner.
+        planned: trials of a finished study.
+        every: steps between checkpoints.
+        spacing: steps between kills, at most.
+    """
+
+    make: type
+    arguments: dict
+    planned: int
+    every: int
+    spacing: int
+
+    def __call__(self, root, name, **more):
+        options = {"monitor": "val_loss", "root": root, "name": name, "trainer": CPU, "verbose": False, **more}
+        tuner = self.make(SPACE, checkpoint_every=self.every, **self.arguments, **options)
+        return tuner.fit(Logged, datamodule=Data)
+
+
+@dataclasses.dataclass
+class Damage:
+    """What a campaign of kills has done."""
+
+    kills: int = 0
+    studies: int = 0
+    trials: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    stuck: int = 0
+    steps: int = 0
+    repeated: int = 0
+    most_repeated: int = 0
+    torn: int = 0
+    left_over: int = 0
+    unequal: int = 0
+
+    def __iadd__(self, other):
+        for field in dataclasses.fields(self):
+            combine = max if field.name == "most_repeated" else int.__add__
+            setattr(self, field.name, combine(getattr(self, field.name), getattr(other, field.name)))
+        return self
+
+
+def kill_and_restart(search, root, name, *, kills, chance, processes=1, **more):
+    """Start a search in so many processes, kill one at a time, start it again; until it ends. Returns the kills."""
+    log = root / f"{name}.steps"
+    log.touch()
+    os.environ["STEP_LOG"] = str(log)
+
+    def start():
+        return in_a_child(lambda: search(root, name, **more))
+
+    children, done = [start() for _ in range(processes)], 0
+    while done < kills:
+        if chance.random() < 0.2:  # while it starts
+            time.sleep(chance.uniform(0, 0.05))
+        else:  # anywhere: a step, a validation, a save, a write to the study
+            goal = log.stat().st_size + chance.uniform(0, search.spacing) * LINE
+            while log.stat().st_size < goal and all(map(running, children)):
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.01))
+        victim = chance.randrange(processes)
+        if not all(map(running, children)):
+            break  # the search is over
+        os.kill(children[victim], signal.SIGKILL)
+        os.waitpid(children[victim], 0)
+        done += 1
+        children[victim] = start()
+    for child in children:
+        code = ENDED.pop(child, None)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if code is None else code
+        assert code == 0, f"a process ended with {code}"
+    return done
+
+
+ENDED = {}
+
+
+def running(child):
+    if child in ENDED:
+        return False
+    pid, status = os.waitpid(child, os.WNOHANG)
+    if pid:
+        ENDED[child] = os.waitstatus_to_exitcode(status)
+    return not pid
+
+
+def count(search, root, name, kills, whole=None):
+    """What a killed study and its folder hold."""
+    folder = RunFolder(root, name)
+    trials = optuna.load_study(study_name=name, storage=f"sqlite:///{folder.study_file}").get_trials(deepcopy=False)
+    states = collections.Counter(trial.state.name for trial in trials)
+    by_trial = collections.defaultdict(list)
+    for line in (root / f"{name}.steps").read_text().splitlines():
+        place, step = line.rsplit(" ", 1)
+        by_trial[place].append(int(step))
+    # A process that went on from step b after step a had been done repeats what lies between.
+    repeats = [a - b + 1 for steps in by_trial.values() for a, b in itertools.pairwise(steps) if b <= a]
+    intact = [checkpoints.newest_intact(path)[0] == path for path in folder.path.glob("trials/*/last.ckpt")]
+    return Damage(
+        kills=kills,
+        studies=1,
+        trials=len(trials),
+        lost=search.planned - states["COMPLETE"] - states["PRUNED"],
+        duplicated=len(trials) - len({str(sorted(trial.params.items())) for trial in trials}),
+        stuck=states["RUNNING"] + states["WAITING"],
+        steps=sum(len(set(steps)) for steps in by_trial.values()),
+        repeated=sum(len(steps) - len(set(steps)) for steps in by_trial.values()),
+        most_repeated=max(repeats, default=0),
+        torn=intact.count(False),
+        left_over=len(list(folder.path.rglob(".*.tmp"))),
+        unequal=0 if whole is None else int(as_recorded(trials) != recorded(whole)),
+    )
+
+
+def as_recorded(trials):
+    return [(t.number, t.params, t.intermediate_values, t.state.name, t.values) for t in trials]
+
+
+def campaign(search, root, *, kills, seed=0, compare=True, **more):
+    """As many studies as it takes to place so many kills."""
+    digits()
+    os.environ.pop("STEP_LOG", None)
+    whole = search(root, "whole") if compare else None
+    chance, damage = random.Random(seed), Damage()
+    while damage.kills < kills:
+        name = f"killed{damage.studies}"
+        done = kill_and_restart(search, root, name, kills=kills - damage.kills, chance=chance, **more)
+        damage += count(search, root, name, done, whole)
+    return damage

@@ -1,0 +1,122 @@
+"""How a script ends that lets the tuner's exceptions through: its code, and its last line."""
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from lightning_hpo.__main__ import main
+from tests.faults.scripts import HEAD, Script, run
+
+LAST = re.compile(r"lightning_hpo: [^\n;]+; (what was recorded and saved is kept in [^\n;]+|nothing was started); .+\.")
+TUNER = "RandomTuner({}, max_steps=1, n_trials={}, root=ROOT, name='r', verbose=False)"
+
+
+def check(outcome, code, *words):
+    rc, _, err = outcome
+    last = err.strip().splitlines()[-1]
+    assert rc == code, err
+    assert LAST.fullmatch(last), last
+    for word in words:
+        assert word in last
+    return err
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A finished study of eight trials, and the call that made it."""
+    code = TUNER.format("X", 8) + ".optimize(f)"
+    assert run(tmp_path, code)[0] == 0
+    return code
+
+
+def test_a_failed_search_is_3(tmp_path):
+    failing = TUNER.format("X", 50) + ".optimize(lambda job, params: 1 / 0)"
+    err = check(run(tmp_path, failing), 3, "5 trials in a row failed, the last one with: ZeroDivisionError", "show")
+    assert "SearchFailedError" in err  # an ordinary traceback, for people
+    code = "RandomTuner(X, max_steps=1, n_trials=2, root=ROOT, name='n', verbose=False)"
+    check(run(tmp_path, code + ".optimize(lambda job, params: float('nan'))"), 3, "no trial succeeded")
+
+
+def test_the_interpreter_itself_ends_with_the_code(tmp_path):
+    """What the other tests imitate in forked processes."""
+    script = tmp_path / "script.py"
+    script.write_text(HEAD + TUNER.format("X", 50) + ".optimize(lambda job, params: 1 / 0)")
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    check((done.returncode, done.stdout, done.stderr), 3, "5 trials in a row failed")
+
+
+def test_a_wrong_call_and_another_study_are_2(tmp_path, runs):
+    before = (tmp_path / "runs" / "r" / "study.db").read_bytes()
+    changed = runs.replace("(X,", "({'x': 'uniform(0, 2)'},")
+    check(run(tmp_path, changed), 2, 'was "x": "uniform(0.0, 1.0)"', 'now "x": "uniform(0.0, 2.0)"')
+    assert (tmp_path / "runs" / "r" / "study.db").read_bytes() == before
+    check(run(tmp_path, runs.replace("name='r'", "name='../r'")), 2, "`name` must be", "nothing was started")
+    check(run(tmp_path, runs.replace("root=ROOT", "root='/'")), 2, "`root` must be a folder of its own for runs")
+    fit = "RandomTuner({'lrr': 'uniform(0, 1)'}, max_steps=1, n_trials=1, root=ROOT, monitor='val_loss').fit(Net)"
+    check(run(tmp_path, fit), 2, "Net has no argument 'lrr'")
+
+
+def test_a_study_in_use_is_2(tmp_path):
+    code = "SECONDS = {}\n" + TUNER.replace("{}", "X", 1).replace("{}", "2")
+    code += ".optimize(lambda job, params: print('at work', flush=True) or time.sleep(SECONDS) or 0.5)"
+    first = Script(tmp_path, code.format(60))
+    try:
+        first.wait_for("at work")
+        check(run(tmp_path, code.format(60)), 2, f"in use by process {first.pid} on host {os.uname().nodename}")
+    finally:
+        first.kill()
+    assert run(tmp_path, code.format(0))[0] == 0  # freed by the death
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "most", "garbage", "flipped"])
+def test_a_damaged_study_is_4_and_stays_as_it_is(tmp_path, runs, damage):
+    file = tmp_path / "runs" / "r" / "study.db"
+    good = file.read_bytes()
+    damaged = {
+        "empty": b"",
+        "half": good[: len(good) // 2],
+        "most": good[: len(good) * 9 // 10],
+        "garbage": b"x" * len(good),
+        "flipped": good[:4096] + bytes(byte ^ 255 for byte in good[4096:8192]) + good[8192:],
+    }[damage]
+    file.write_bytes(damaged)
+    check(run(tmp_path, runs), 4, "study")
+    assert file.read_bytes() == damaged
+    assert main(["show", str(file.parent)]) == 4
+
+
+def test_what_cannot_be_read_by_optuna_is_4(tmp_path, runs):
+    with sqlite3.connect(tmp_path / "runs" / "r" / "study.db") as database:
+        database.execute("UPDATE trial_user_attributes SET value_json = ?", ("[" * 100_000,))
+        database.execute("UPDATE study_user_attributes SET value_json = ?", ("[" * 100_000,))
+    check(run(tmp_path, runs), 4, "cannot be read: RecursionError")
+
+
+def test_an_unforeseen_error_is_1(tmp_path):
+    code = "class Odd(RandomTuner):\n    def _conclude(self, session):\n        raise RuntimeError('oh')\n"
+    code += "Odd(X, max_steps=1, n_trials=1, root=ROOT, name='r', verbose=False).optimize(f)"
+    check(run(tmp_path, code), 1, "RuntimeError: oh")
+
+
+def test_whoever_catches_the_error_goes_on(tmp_path):
+    code = "try:\n    " + TUNER.format("X", 9) + ".optimize(lambda job, params: 1 / 0)\n"
+    code += "except RuntimeError as error:\n    print('caught', error)\nraise LookupError('mine')"
+    rc, out, err = run(tmp_path, code)
+    assert rc == 1  # Python's own, with Python's own last line
+    assert "caught 5 trials in a row failed" in out
+    assert err.splitlines()[-1] == "LookupError: mine"
+
+
+def test_an_interactive_session_lives_on(tmp_path):
+    """As ``python -i`` sees it: the hook is called, and must not end the session."""
+    failing = TUNER.format("X", 9) + ".optimize(lambda job, params: 1 / 0)"
+    code = "sys.ps1 = '>>> '\ntry:\n    " + failing + "\nexcept Exception:\n    sys.excepthook(*sys.exc_info())\n"
+    number, out, err = run(tmp_path, code + "print('still', 'here')")
+    assert number == 0
+    assert "SearchFailedError" in err
+    assert "still here" in out

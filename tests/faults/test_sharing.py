@@ -1,0 +1,171 @@
+"""Several processes on one study: who is refused, who waits, who takes over, and whose clock is asked."""
+
+import collections
+import os
+import signal
+import time
+
+import optuna
+import pytest
+
+from lightning_hpo import HyperbandTuner, OptunaTuner, PopulationTuner, RandomTuner
+from lightning_hpo.locks import Lock
+from lightning_hpo.runs import RunFolder, StudyInUseError
+from tests.faults.scripts import Script
+from tests.small import Data, Net
+from tests.test_kill import in_a_child
+
+X = {"x": "uniform(0, 1)"}
+
+
+def slow(job, params):
+    time.sleep(0.02)
+    return params["x"]
+
+
+def tuner(root, **options):
+    arguments = {"max_steps": 9, "min_steps": 1, "root": root, "name": "s", "shared": True, "verbose": False}
+    return HyperbandTuner(X, **{**arguments, **options})
+
+
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def trials(root):
+    url = f"sqlite:///{RunFolder(root, 's').study_file}"
+    return optuna.load_study(study_name="s", storage=url).get_trials(deepcopy=False)
+
+
+def test_each_trial_is_run_once_and_every_process_sees_the_end(tmp_path):
+    """With a random sampler the trials and their values do not depend on who runs them."""
+    log = tmp_path / "log"
+
+    def noted(job, params):
+        with log.open("a") as file:
+            file.write(f"{job.trial} {job.max_steps}\n")
+        return slow(job, params)
+
+    children = [in_a_child(lambda: tuner(tmp_path).optimize(noted)) for _ in range(4)]
+    assert [ended(child) for child in children] == [0, 0, 0, 0]
+    jobs = log.read_text().split("\n")[:-1]
+    assert max(collections.Counter(jobs).values()) == 1
+    one = tuner(tmp_path, name="one", shared=False).optimize(slow)
+    assert [(t.params, t.intermediate_values, t.state) for t in trials(tmp_path)] == [
+        (t.params, t.intermediate_values, t.state) for t in one.study.trials
+    ]
+
+
+def test_one_or_several_but_not_both(tmp_path):
+    def busy(job, params):
+        (tmp_path / "at work").touch()
+        time.sleep(30)
+
+    for first in (True, False):
+        child = in_a_child(lambda first=first: tuner(tmp_path, shared=first).optimize(busy))
+        while not (tmp_path / "at work").exists():
+            time.sleep(0.01)
+        with pytest.raises(StudyInUseError, match=f"in use by process {child} on host .* `shared=True`"):
+            tuner(tmp_path, shared=not first).optimize(slow)
+        os.kill(child, signal.SIGKILL)
+        ended(child)
+        (tmp_path / "at work").unlink()
+
+
+def test_the_trial_of_a_dead_process_is_taken_over_from_its_checkpoint(tmp_path):
+    """The other process has nothing else to do: it waits, sees the death, and continues at the checkpoint."""
+    log = tmp_path / "steps"
+    space = {"lr": "loguniform(1e-3, 1)", "step_log": f"choice('{log}')"}
+
+    class Waits(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.global_step == 30 and os.environ.get("WAIT"):
+                (tmp_path / "waits").touch()
+                time.sleep(60)
+
+    def search(name):
+        return RandomTuner(
+            space, max_steps=50, n_trials=1, monitor="val_loss", root=tmp_path, name=name, shared=True,
+            trainer={"accelerator": "cpu", "logger": False}, verbose=False,
+        ).fit(Waits, datamodule=Data)  # fmt: skip
+
+    whole = search("whole")
+    log.unlink()
+    os.environ["WAIT"] = "1"
+    try:
+        first = in_a_child(lambda: search("s"))
+        while not (tmp_path / "waits").exists():
+            time.sleep(0.01)
+    finally:
+        del os.environ["WAIT"]
+    second = in_a_child(lambda: search("s"))
+    time.sleep(1.5)
+    assert os.waitpid(second, os.WNOHANG) == (0, 0)
+    os.kill(first, signal.SIGKILL)
+    ended(first)
+    assert ended(second) == 0
+    assert [t.values for t in trials(tmp_path)] == [t.values for t in whole.study.trials]
+    steps = [int(line.rsplit(" ", 1)[1]) for line in log.read_text().splitlines()]
+    assert steps == [*range(30), *range(25, 50)]
+
+
+@pytest.mark.parametrize("shift", [3600, -3600])
+def test_no_clock_decides(tmp_path, shift):
+    """One process's wall clock is an hour off, and jumps back."""
+    wrong = f"""
+import datetime
+true = time.time
+time.time = lambda: true() + {shift} - 500 * (int(true() * 10) % 2)
+"""
+    code = "HyperbandTuner(X, max_steps=9, min_steps=1, root=ROOT, name='s', shared=True, verbose=False)"
+    code += (
+        ".optimize(lambda job, params: print(job.trial, job.max_steps, flush=True) or time.sleep(0.1) or params['x'])"
+    )
+    one, other = Script(tmp_path, wrong + code), Script(tmp_path, code)
+    (first, printed, _), (second, more, _) = one.end(), other.end()
+    assert (first, second) == (0, 0)
+    printed += more
+    jobs = collections.Counter(line for line in printed.splitlines() if line)
+    assert max(jobs.values()) == 1
+    assert len(trials(tmp_path / "runs")) == 17
+
+
+def test_a_lock_dies_with_its_process_and_not_with_its_children(tmp_path):
+    """A forked child, as a DataLoader's worker is, must not keep the study of a dead parent locked."""
+
+    def holds():
+        Lock(tmp_path / "lock").take()
+        if os.fork() == 0:
+            (tmp_path / "child").write_text(str(os.getpid()))
+            time.sleep(60)
+            os._exit(0)
+        while not (tmp_path / "child").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(in_a_child(holds)) == -signal.SIGKILL
+    try:
+        assert Lock(tmp_path / "lock").take()
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+def test_a_signal_pauses_one_process_and_the_others_go_on(tmp_path):
+    code = "HyperbandTuner(X, max_steps=9, min_steps=1, root=ROOT, name='s', shared=True, verbose=False)"
+    code += ".optimize(lambda job, params: print('at work', flush=True) or time.sleep(0.1) or params['x'])"
+    one, other = Script(tmp_path, code), Script(tmp_path, code)
+    one.wait_for("at work")
+    one.send_signal(signal.SIGTERM)
+    number, _, err = one.end()
+    assert number == 143
+    assert "paused by SIGTERM" in err.splitlines()[-1]
+    number, _, err = other.end()
+    assert number == 0, err
+    assert len(trials(tmp_path / "runs")) == 17
+
+
+@pytest.mark.parametrize("kind", [PopulationTuner, OptunaTuner])
+def test_tuners_that_cannot_share_say_so(kind, tmp_path):
+    arguments = {PopulationTuner: {"max_steps": 200}, OptunaTuner: {"max_steps": 1, "n_trials": 1}}[kind]
+    with pytest.raises(ValueError, match="`shared`"):
+        kind(X, root=tmp_path, shared=True, **arguments)
