@@ -101,7 +101,7 @@ class PopulationTuner(Tuner):
     def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
         own = self._storage is None and not folder.study_file.exists()
         storage = open_journal(folder.path / JOURNAL) if own else self._storage
-        return open_study(folder, storage, self.mode, fingerprint)
+        return open_study(folder, storage, self.mode, fingerprint, allow_changed=self._allow_changed)
 
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         builder = subject.builder
