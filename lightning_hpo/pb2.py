@@ -20,7 +20,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -60,7 +59,7 @@ class PB2:
         space: Mapping[str, BaseDistribution],
         generator: np.random.Generator,
         occasion: Occasion,
-    ) -> dict[str, Any]:
+    ) -> Params:
         """Return the hyperparameters that promise the best next interval.
 
         Args:

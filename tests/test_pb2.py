@@ -6,10 +6,12 @@ import signal
 
 import numpy as np
 import pytest
+from jsonargparse import ArgumentParser
 
 from lightning_hpo.lineage import Segment, intervals, lineage
 from lightning_hpo.pb2 import PB2
 from lightning_hpo.population import Interval, Occasion, Rules, Standing
+from lightning_hpo.population_tuner import PopulationTuner
 from lightning_hpo.shared_folder import read_record
 from lightning_hpo.space import parse_space, to_unit
 from tests.test_kill import in_a_child
@@ -123,3 +125,12 @@ def test_a_killed_population_equals_the_uninterrupted_one(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(run), 0)[1]) == -signal.SIGKILL
     assert history(tune(tmp_path / "b", explore="pb2")) == history(whole)
     assert max(max(row.values) for row in whole.rows) == STEPS
+
+
+def test_its_optimism_is_set_by_flags():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(PopulationTuner, "tuner")
+    flags = ["--tuner=lightning_hpo.PopulationTuner", '--tuner.space={"lr": "loguniform(1e-3, 1)"}']
+    flags += ["--tuner.max_steps=400", "--tuner.explore=lightning_hpo.pb2.PB2", "--tuner.explore.optimism=2"]
+    tuner = parser.instantiate_classes(parser.parse_args(flags)).tuner
+    assert tuner.rules.explore == PB2(2.0)
