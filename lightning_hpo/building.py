@@ -12,6 +12,9 @@ import lightning.pytorch as pl
 from lightning_hpo.best import nested_config
 from lightning_hpo.space import nearest, split_name
 
+SURROUNDINGS = ("accelerator", "devices", "num_nodes", "strategy")
+"""Arguments of the Trainer that say in how many processes a trial trains."""
+
 _OURS = {
     "max_steps": "it is the budget: give `max_steps` to the tuner",
     "default_root_dir": "every trial has a folder of its own: give `root` to the tuner",
@@ -49,6 +52,11 @@ class Builder(ABC):
 
     code: Sequence[Any] = ()
     """Classes whose code is part of what a study measures."""
+
+    @property
+    def surroundings(self) -> Mapping[str, Any]:
+        """New values for those of :data:`SURROUNDINGS` that are given."""
+        return {}
 
     @abstractmethod
     def check_space(self, names: Mapping[str, Any]) -> None:
@@ -88,6 +96,11 @@ class Factories(Builder):
         self._model = _factory("model", model, pl.LightningModule)
         self._data = None if data is None else _factory("datamodule", data, pl.LightningDataModule)
         self._trainer = dict(trainer or {})
+
+    @property
+    def surroundings(self) -> Mapping[str, Any]:
+        """Copied, as a strategy can serve one Trainer only."""
+        return {name: copy.deepcopy(self._trainer[name]) for name in SURROUNDINGS if name in self._trainer}
 
     def check_space(self, names: Mapping[str, Any]) -> None:
         """Compare the names with the signatures of model, data and Trainer."""

@@ -14,6 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 import lightning_hpo
 from lightning_hpo.cli_builder import ConfigBuilder
@@ -101,9 +102,7 @@ class HPOCLI(LightningCLI):
         builder = ConfigBuilder(self, fit)
         made = _make_tuner(tuner, parse_space(dict(_flat(space))))
         for name, value in builder.replaced.items():
-            print(
-                f"trainer.{name}={value!r} of the config is not used: the tuner says how long and where a trial runs."
-            )
+            _say(f"trainer.{name}={value!r} of the config is not used: the tuner says how long and where a trial runs.")
         if dry_run:
             say_price(made, builder)
             return None
@@ -124,6 +123,11 @@ class HPOCLI(LightningCLI):
             self.config[subcommand] = bound
         else:
             self.config = bound
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text)
 
 
 def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:

@@ -5,6 +5,7 @@ paths mean what they mean on the command line. Model, data, callbacks, optimizer
 CLI itself, with all that a subclass has overridden.
 """
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningCLI
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from lightning_hpo.building import Builder, Built
+from lightning_hpo.building import SURROUNDINGS, Builder, Built
 from lightning_hpo.space import from_unit, nearest
 
 # What the tuner decides, and what says where and how loudly a run runs but not what it computes.
@@ -76,6 +77,15 @@ class ConfigBuilder(Builder):
         dumped = self._dump(self._base)
         trainer = {k: v for k, v in self._given(dumped["trainer"]).items() if k not in _SURROUNDINGS}
         return {**{k: v for k, v in dumped.items() if k not in _NO_PATH and v is not None}, "trainer": trainer}
+
+    @property
+    def surroundings(self) -> Mapping[str, Any]:
+        """As the config has them; a strategy that is given as a class is made."""
+        given = {name: value for name, value in self._given(self._base.trainer).items() if name in SURROUNDINGS}
+        if isinstance(strategy := self._base.trainer.strategy, Namespace):
+            module, _, name = strategy.class_path.rpartition(".")
+            given["strategy"] = getattr(importlib.import_module(module), name)(**dict(strategy.get("init_args") or {}))
+        return given
 
     @property
     def replaced(self) -> dict[str, Any]:

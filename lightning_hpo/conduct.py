@@ -6,11 +6,11 @@ A tuner brings the inner part, a loop that takes an opened :class:`Session` to i
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 
 from lightning_hpo.best import best_row
 from lightning_hpo.building import Builder
@@ -18,6 +18,7 @@ from lightning_hpo.console import Console
 from lightning_hpo.executors import Work, refuse_in_starting_worker
 from lightning_hpo.exits import explained, last_line
 from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
+from lightning_hpo.ranks import Leader, Ranks, follow
 from lightning_hpo.report import read_run, write_report
 from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder
@@ -70,12 +71,17 @@ def conduct(
     *,
     mode: Mode,
     opened: Callable[[RunFolder], tuple[optuna.Study, BaseStorage]],
-    loop: Callable[[Session], Sequence[Row]],
+    loop: Callable[[Session, Subject], Sequence[Row]],
     conclude: Callable[[Session], None],
+    read: Callable[[optuna.Study], Sequence[Row]],
     study_in_folder: bool,
+    ranks: Ranks,
+    along: Work,
     shared: bool = False,
 ) -> Result:
     """Open a run, let a loop search, and say what was found.
+
+    Of several ranks, the first does so; the others train along and then read what was found.
 
     Args:
         folder: of the run.
@@ -83,27 +89,42 @@ def conduct(
         subject: what is searched over.
         mode: whether lower or higher scores are better.
         opened: opens the study.
-        loop: the search itself; returns all trials.
+        loop: the search itself, over the subject it is given; returns all trials.
         conclude: adds to what is printed and kept at the end.
+        read: all trials of a finished study.
         study_in_folder: whether the study is in the run folder's own database; then a report is written.
+        ranks: which of how many processes this is.
+        along: carries out a job on another rank than the first.
         shared: let other processes that say so work on the run at the same time.
 
     Raises:
         StudyPaused: if a signal asked for a pause; all is saved.
         SearchFailedError: if no trial succeeded.
         StorageError: if the study cannot be used.
+        RankLostError: if another rank is gone.
         WorkerStartError: in a worker process that imports a script without ``if __name__ == "__main__":``.
     """
     refuse_in_starting_worker()
+    if ranks.rank > 0:
+        follow(folder.path, ranks, along, subject.check)
+        study, _ = opened(folder)
+        return _answer(read(study), study, folder, subject, mode=mode, study_in_folder=study_in_folder)
     with ExitStack() as stack:
         stack.enter_context(explained(folder.path))
         stack.enter_context(folder.readable_errors())
         stack.enter_context(folder.locked(shared=shared))
         with turn(folder.path):
             study, storage = opened(folder)
+        if ranks.size > 1:
+            if isinstance(storage, InMemoryStorage):
+                raise ValueError(f"`storage` is in the memory of one process, but {ranks.size} train: give a file's or"
+                                 " a database's.")  # fmt: skip
+            leader = stack.enter_context(Leader(folder.path, ranks))
+            check = subject.check and leader.lead_check(subject.check)
+            subject = replace(subject, work=leader.lead_work(subject.work), check=check)
         interrupts = stack.enter_context(pausing_signals())
         session = Session(folder, study, storage, console, interrupts)
-        rows = loop(session)
+        rows = loop(session, subject)
         if interrupts.received is not None:
             _say_paused(interrupts.received.name, folder)
             raise StudyPaused(128 + interrupts.received)
@@ -112,9 +133,15 @@ def conduct(
             if study_in_folder:
                 console.line(f"report: {write_report(read_run(folder.path))}")
             conclude(session)
-        best = best_row(rows, mode)
-        if best is None:
-            raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
+        return _answer(rows, study, folder, subject, mode=mode, study_in_folder=study_in_folder)
+
+
+def _answer(
+    rows: Sequence[Row], study: optuna.Study, folder: RunFolder, subject: Subject, *, mode: Mode, study_in_folder: bool
+) -> Result:
+    best = best_row(rows, mode)
+    if best is None:
+        raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
     return Result(
         best_params=dict(best.params),
         best_score=best.values[max(best.values)],

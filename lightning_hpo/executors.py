@@ -37,6 +37,10 @@ _one_starts = threading.Lock()  # the environment belongs to all threads
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
+class RankLostError(RuntimeError):
+    """Another rank of a distributed training did not come out of a job that failed here; the job is not done."""
+
+
 class WorkerStartError(RuntimeError):
     """A worker process ended before it was ready for a job."""
 

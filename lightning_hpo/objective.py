@@ -50,11 +50,13 @@ class Outcome:
         score: the monitored metric at the last step; None if the job was paused before it.
         step: optimizer steps that the trial has seen.
         metrics: all that was logged at the last validation, training metrics included where training went on to it.
+        pruned: whether a pruner has stopped the trial there.
     """
 
     score: float | None
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict, compare=False)
+    pruned: bool = False
 
 
 def never() -> bool:

@@ -1,16 +1,17 @@
 """Optuna's samplers, pruners, storages and studies over a LightningModule or a function."""
 
-import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner, MedianPruner
-from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.best import best_row, keep_best, nested_config, write_best
@@ -18,7 +19,7 @@ from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.trial_report import TrialReport
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.console import spent
-from lightning_hpo.executors import InProcess
+from lightning_hpo.executors import Executor, RankLostError, Work
 from lightning_hpo.failures import failure_text
 from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
@@ -53,6 +54,8 @@ class OptunaTuner(Tuner):
         pruner: default ``MedianPruner()``, or that of ``study``.
         study: to continue, with its storage and its enqueued trials; its directions must be those of ``mode``.
         constraints: names of logged metrics that must be <= 0 in a feasible trial.
+        workers: as for :class:`Tuner`; they report to the study themselves, so it must not be in memory. What the
+            sampler knows when it is asked depends on who ended first.
         **options: as for :class:`Tuner`; ``keep_checkpoints`` is True by default.
     """
 
@@ -129,77 +132,118 @@ class OptunaTuner(Tuner):
         return [*super()._code(subject), self._define]
 
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
-        study, folder, pause_wanted = session.study, session.folder, session.interrupts.pause_wanted
+        study, folder = session.study, session.folder
         self._announce(session, {} if self._define else self.space, self._rows(study))
-        if subject.check is not None and self._left(study):
+        running: dict[Future[Outcome], optuna.Trial] = {}
+        work = subject.work if not self._reports(subject) else self._reporting(subject.work, session, running.values())
+        if subject.check is not None and self._left(study, ()):
             subject.check()
         deadline = math.inf if self._limits.timeout is None else time.monotonic() + self._limits.timeout
+        total = math.inf if self._limits.total_steps is None else self._limits.total_steps
+
+        def wanted() -> bool:
+            numbers = {trial.number for trial in running.values()}
+            enough = time.monotonic() >= deadline or spent(self._rows(study)) >= total
+            return self._left(study, numbers) and not enough and not session.interrupts.pause_wanted()
+
         failed = 0
-        while self._left(study) and not pause_wanted() and time.monotonic() < deadline:
-            total = self._limits.total_steps
-            if total is not None and spent(self._rows(study)) >= total:
-                break
-            trial = self._next(study, folder)
-            state = self._run(trial, subject, folder, pause_wanted)
-            if state is None:
-                break
-            rows = self._rows(study)
-            self._show_best(rows, folder, subject.builder)
-            row = rows[trial.number]
-            session.console.job(row, max(row.values, default=0), rows, sum(one.steps for one in self.plan()))
-            failed = failed + 1 if state is TrialState.FAIL else 0
-            reason = str(_frozen(trial).user_attrs.get(FAILURE, "")).partition("\n")[0]
-            self._limits.refuse_failures(failed, rows, reason)
+        with self._executor(work, session.interrupts) as executor:
+            while True:
+                while len(running) < executor.workers and wanted():
+                    trial = self._next(study, folder, {trial.number for trial in running.values()})
+                    self._start(trial, folder, executor, running)
+                if not running:
+                    break
+                done = wait(running, return_when=FIRST_COMPLETED).done
+                for future in sorted(done, key=lambda one: running[one].number):
+                    trial = running.pop(future)
+                    state = self._end(trial, future, trains=subject.builder is not None)
+                    if state is None:  # paused
+                        continue
+                    rows = self._rows(study)
+                    self._show_best(rows, folder, subject.builder)
+                    row = rows[trial.number]
+                    session.console.job(row, max(row.values, default=0), rows, sum(one.steps for one in self.plan()))
+                    failed = failed + 1 if state is TrialState.FAIL else 0
+                    reason = str(_frozen(trial).user_attrs.get(FAILURE, "")).partition("\n")[0]
+                    self._limits.refuse_failures(failed, rows, reason)
         return self._rows(study)
 
-    def _left(self, study: optuna.Study) -> bool:
-        trials = study.get_trials(deepcopy=False)
-        running = self._study is None and any(trial.state is TrialState.RUNNING for trial in trials)
-        assert isinstance(self.scheduler, FullBudget)
-        return running or sum(trial.state is not TrialState.WAITING for trial in trials) < self.scheduler.n_trials
+    def _reports(self, subject: Subject) -> bool:
+        """Whether trials report their validations: Optuna takes no reports in a study with several objectives."""
+        return subject.builder is not None and len(self.modes) == 1
 
-    def _next(self, study: optuna.Study, folder: RunFolder) -> optuna.Trial:
+    def _reporting(self, work: Work, session: Session, running: Iterable[optuna.Trial]) -> "_Reporting":
+        if self._workers == 1 and not self._isolate:
+            here = lambda number: next(one for one in running if one.number == number)  # noqa: E731
+            return _Reporting(work, here, str(self.monitor))
+        if isinstance(session.storage, InMemoryStorage):
+            raise ValueError("trials are to train in worker processes, but the study is in the memory of this process: "
+                             "give it a storage that others can report to, a file's or a database's.")  # fmt: skip
+        return _Reporting(
+            work, _Stored(session.storage, session.study.study_name, session.study.pruner), str(self.monitor)
+        )
+
+    def _along(self, subject: Subject) -> Work:
+        return _Reporting(subject.work, _told_by_rank_0, str(self.monitor)) if self._reports(subject) else subject.work
+
+    def _left(self, study: optuna.Study, at_work: Container[int]) -> bool:
+        trials = study.get_trials(deepcopy=False)
+        assert isinstance(self.scheduler, FullBudget)
+        left_behind = self._study is None and any(
+            trial.state is TrialState.RUNNING and trial.number not in at_work for trial in trials
+        )
+        return left_behind or sum(trial.state is not TrialState.WAITING for trial in trials) < self.scheduler.n_trials
+
+    def _next(self, study: optuna.Study, folder: RunFolder, at_work: Container[int]) -> optuna.Trial:
         """A trial that a kill left behind, or a new one."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # Others may be at work on a study that was given to us: ours have a folder here, which we hold the lock of.
-            if self._study is None or folder.trial(trial.number).exists():
+            ours = self._study is None or folder.trial(trial.number).exists()
+            if ours and trial.number not in at_work:
                 return attach(study, trial)
         new = study.ask()
         folder.trial(new.number).mkdir(parents=True, exist_ok=True)
         return new
 
-    def _run(
-        self, trial: optuna.Trial, subject: Subject, folder: RunFolder, should_pause: Callable[[], bool]
-    ) -> TrialState | None:
-        """Take a trial to its end and tell the study; None if it was paused."""
-        study, single, trains = trial.study, len(self.modes) == 1, subject.builder is not None
-        work: Callable[..., Outcome] = subject.work
-        report = TrialReport(trial, str(self.monitor)) if single and trains else None
+    def _start(
+        self, trial: optuna.Trial, folder: RunFolder, executor: Executor, running: dict[Future[Outcome], optuna.Trial]
+    ) -> None:
+        waiting: Future[Outcome] = Future()
+        running[waiting] = trial  # in this process a job is over before its future is there
         try:
             params = suggest(trial, self._define or self.space)
-            task = Task(Job(self.scheduler.max_steps, trial.number), params, folder.trial(trial.number))
-            if report is not None:
-                work = functools.partial(work, callbacks=[report])
-            outcome = InProcess(work, should_pause, trial_timeout=self._trial_timeout).submit(task).result()
+        except Exception as error:  # noqa: BLE001  # of the user's function; it fails the trial
+            waiting.set_exception(error)
+            return
+        task = Task(Job(self.scheduler.max_steps, trial.number), params, folder.trial(trial.number))
+        future = executor.submit(task)
+        del running[waiting]
+        running[future] = trial
+
+    def _end(self, trial: optuna.Trial, future: Future[Outcome], *, trains: bool) -> TrialState | None:
+        """Tell the study what came of a trial; None if it was paused."""
+        study, single = trial.study, len(self.modes) == 1
+        error = future.exception()
+        if isinstance(error, ParameterMismatchError | RankLostError):
+            raise error
+        try:
+            outcome = future.result()
             if outcome.score is None:
                 return None
-            pruned = report is not None and report.pruned and outcome.step < self.scheduler.max_steps
-            if not pruned:
-                values = [outcome.score] if single else _several(outcome, self.monitors, trains=trains)
-                _refuse_unusable(values)
-                if single and self.scheduler.max_steps not in _frozen(trial).intermediate_values:
-                    trial.report(values[0], self.scheduler.max_steps)
-                for name in self._constraints:
-                    trial.set_constraint(name, outcome.metrics[name])
-        except (KeyboardInterrupt, ParameterMismatchError):
-            raise
-        except BaseException as error:  # noqa: BLE001  # the study keeps it, SystemExit of user code too
+            if outcome.pruned and outcome.step < self.scheduler.max_steps:
+                study.tell(trial, state=TrialState.PRUNED)
+                return TrialState.PRUNED
+            values = [outcome.score] if single else _several(outcome, self.monitors, trains=trains)
+            _refuse_unusable(values)
+            if single and self.scheduler.max_steps not in _frozen(trial).intermediate_values:
+                trial.report(values[0], self.scheduler.max_steps)
+            for name in self._constraints:
+                trial.set_constraint(name, outcome.metrics[name])
+        except BaseException as error:  # noqa: BLE001  # it is kept with the trial
             trial.set_user_attr(FAILURE, failure_text(error))
             study.tell(trial, state=TrialState.FAIL)
             return TrialState.FAIL
-        if pruned:
-            study.tell(trial, state=TrialState.PRUNED)
-            return TrialState.PRUNED
         study.tell(trial, values)
         return TrialState.COMPLETE
 
@@ -214,6 +258,46 @@ class OptunaTuner(Tuner):
             keep_best(checkpoint, folder.best_checkpoint)
         config = nested_config if builder is None else builder.config
         write_best(config(best.params, self.scheduler.max_steps), folder.best_params)
+
+
+@dataclass(frozen=True)
+class _Reporting:
+    """Carries out a job whose trial reports its validations to the study, and is stopped where the pruner says so.
+
+    Args:
+        work: that takes callbacks.
+        trial: a trial of the study by its number; None where another process reports.
+        monitor: metric to report.
+    """
+
+    work: Callable[..., Outcome]
+    trial: Callable[[int], optuna.Trial | None]
+    monitor: str
+
+    def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
+        assert task.job.trial is not None
+        report = TrialReport(self.trial(task.job.trial), self.monitor)
+        outcome = self.work(task, should_pause, callbacks=[report])
+        return replace(outcome, pruned=report.pruned)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Trials of a study, from any process."""
+
+    storage: BaseStorage
+    name: str
+    pruner: BasePruner
+
+    def __call__(self, number: int) -> optuna.Trial:
+        study = optuna.load_study(
+            study_name=self.name, storage=self.storage, sampler=RandomSampler(), pruner=self.pruner
+        )
+        return attach(study, study.get_trials(deepcopy=False)[number])
+
+
+def _told_by_rank_0(number: int) -> None:
+    """Return no trial: rank 0 reports, and says whether to stop."""
 
 
 class KeyedSampler(BaseSampler):

@@ -103,6 +103,12 @@ class PopulationTuner(Tuner):
         storage = open_journal(folder.path / JOURNAL) if own else self._storage
         return open_study(folder, storage, self.mode, fingerprint, allow_changed=self._allow_changed)
 
+    def _refuse_ranks(self, size: int) -> None:
+        raise ValueError(
+            f"`trainer` trains each member in {size} processes, but a PopulationTuner trains all members in this one; "
+            "give each Trainer the callback PopulationBasedTraining instead."
+        )
+
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         builder = subject.builder
         assert builder is not None  # optimize() is refused

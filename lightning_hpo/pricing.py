@@ -8,6 +8,7 @@ from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
 from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.objective import Task
+from lightning_hpo.ranks import ranks_of
 from lightning_hpo.schedulers import Job
 from lightning_hpo.tuners import Tuner
 
@@ -26,6 +27,9 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     objective = tuner.objective(builder)
     console = Console(objective.monitor, tuner.mode, verbose=True)
     console.plan(f"plan of {type(tuner).__name__}; nothing is written", objective.space, tuner.plan(), ())
+    if (size := ranks_of(builder.surroundings).size) > 1:
+        console.line(f"  not timed, as each trial trains in {size} processes")
+        return
     objective.check()
     params = objective.middle()
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution
 from lightning_hpo import checkpoints
 from lightning_hpo.best import best_row, keep_best, nested_config, write_best
 from lightning_hpo.console import Console, spent
-from lightning_hpo.executors import Executor
+from lightning_hpo.executors import Executor, RankLostError
 from lightning_hpo.exits import FAILED
 from lightning_hpo.failures import failure_text
 from lightning_hpo.fitting import CHECKPOINT
@@ -96,6 +96,7 @@ class Search:
         Raises:
             SearchFailedError: if ``max_failed`` trials in a row failed.
             ParameterMismatchError: if a hyperparameter does not take effect in training.
+            RankLostError: if a process that trains along is gone.
         """
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
         with self.turn():
@@ -159,7 +160,7 @@ class Search:
         assert number is not None
         before = max(self.table.rows[number].values, default=0)
         error = future.exception()
-        if isinstance(error, ParameterMismatchError):
+        if isinstance(error, ParameterMismatchError | RankLostError):
             self.table.promise(number, None)
             raise error
         if error is None and future.result().score is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo import checkpoints
 from lightning_hpo.safe_text import csv_cell
@@ -44,7 +45,7 @@ class MetricsFile(Logger):
         self._path = path
         self._rows: list[tuple[int, str, float]] = []
         if path.exists():
-            _drop_after(path, start)
+            _drop_after(path, start)  # on rank 0 only, as all that writes here
 
     @property
     def name(self) -> str:
@@ -56,6 +57,7 @@ class MetricsFile(Logger):
         """Nothing: one file per trial."""
         return ""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Keep rows in memory until :meth:`save`."""
         self._rows += [(step or 0, name, value) for name, value in metrics.items() if name != "epoch"]
@@ -63,6 +65,7 @@ class MetricsFile(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the study has them."""
 
+    @rank_zero_only
     def save(self) -> None:
         """Append what was logged since the last call."""
         rows, self._rows = self._rows, []
@@ -83,6 +86,7 @@ class MetricsFile(Logger):
         self.save()
 
 
+@rank_zero_only
 def _drop_after(path: Path, start: int) -> None:
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]

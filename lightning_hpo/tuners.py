@@ -21,6 +21,7 @@ from lightning_hpo.executors import InProcess, Work, WorkerProcesses
 from lightning_hpo.exits import explained
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.objective import Objective, Outcome, Task
+from lightning_hpo.ranks import Ranks, ranks_of
 from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import Bracket, FullBudget, Hyperband, Job, Mode, Scheduler
@@ -28,7 +29,7 @@ from lightning_hpo.search import Limits, Search
 from lightning_hpo.sharing import Claims, turn
 from lightning_hpo.space import Space, format_distribution, parse_space
 from lightning_hpo.suggest import Asker
-from lightning_hpo.trials import Row, TrialTable
+from lightning_hpo.trials import Row, TrialTable, read_rows
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -277,6 +278,9 @@ class Tuner:
             return self._search(Subject(_Call(function), [function]))
 
     def _search(self, subject: Subject) -> Result:
+        ranks = Ranks() if subject.builder is None else ranks_of(subject.builder.surroundings)
+        if ranks.size > 1:
+            self._refuse_ranks(ranks.size)
         default = "-".join(label(one) for one in (type(self), subject.parts[0]))
         return conduct(
             RunFolder(self._root, default if self._name is None else self._name),
@@ -284,11 +288,26 @@ class Tuner:
             subject,
             mode=self.mode,
             opened=lambda folder: self._open(folder, self._fingerprint(subject)),
-            loop=lambda session: self._loop(session, subject),
+            loop=self._loop,
             conclude=self._conclude,
+            read=lambda study: read_rows(study, at=self.scheduler.max_steps),
             study_in_folder=self._study_in_folder,
+            ranks=ranks,
+            along=self._along(subject),
             shared=self._shared,
         )
+
+    def _refuse_ranks(self, size: int) -> None:
+        """Raise ValueError if this tuner cannot search over trials that train in several processes each."""
+        if self._workers > 1 or self._isolate:
+            raise ValueError(
+                f"`workers` is {self._workers} and `isolate` {self._isolate}, but each trial already trains in {size} "
+                "processes: leave both out."
+            )
+
+    def _along(self, subject: Subject) -> Work:
+        """What another rank than the first does for a job."""
+        return subject.work
 
     def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
         return open_study(

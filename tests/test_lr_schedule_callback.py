@@ -413,6 +413,12 @@ def cli(*flags, monkeypatch, run=True):
 OPTIMIZER = ("--optimizer=SGD", "--optimizer.lr=0.1")
 
 
+@pytest.mark.parametrize("flags", [[], ["--lr_scheduler.max_steps=30"]])
+def test_stock_cli_without_the_callback_says_what_to_add(monkeypatch, flags):
+    with pytest.raises(RuntimeError, match=r"--trainer.callbacks\+=lightning_hpo.LRSchedule"):
+        cli("fit", *OPTIMIZER, "--lr_scheduler=WarmupCosineLR", *flags, monkeypatch=monkeypatch)
+
+
 def test_stock_cli_by_flags(monkeypatch):
     result, used = cli(
         "fit",

@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import urllib.request
+from wsgiref.simple_server import make_server
 
 import lightning.pytorch as pl
 import optuna
 import pytest
 import torch
 from optuna.pruners import MedianPruner, NopPruner, ThresholdPruner
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
-from lightning_hpo import Objective, OptunaTuner, TrialReport, create_optuna_study
+from lightning_hpo import Objective, OptunaTuner, PopulationTuner, TrialReport, create_optuna_study
 from lightning_hpo.runs import StudyMismatchError
 from tests.small import Data, Net
 from tests.test_tuners import CPU, recorded
@@ -158,43 +163,106 @@ def label(cls, name):
 PLAIN = """
 import json, sys
 sys.modules["lightning_hpo"] = None
+import matplotlib
+matplotlib.use("Agg")
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.visualization import matplotlib as plots
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-study = optuna.load_study(study_name="s", storage=sys.argv[1])
-print(json.dumps({
-    "states": [trial.state.name for trial in study.trials],
-    "reports": [len(trial.intermediate_values) for trial in study.trials],
-    "importances": sorted(optuna.importance.get_param_importances(study)),
-    "best": study.best_trial.number,
-    "reason": study.trials[0].user_attrs.get("failure", "")[:12],
-}))
+folder = sys.argv[1]
+studies = {
+    "s": f"sqlite:///{folder}/s/study.db",
+    "j": JournalStorage(JournalFileBackend(f"{folder}/journal.log")),
+    "p": JournalStorage(JournalFileBackend(f"{folder}/p/study.journal")),
+}
+seen = {}
+for name, storage in studies.items():
+    study = optuna.load_study(study_name=name, storage=storage)
+    for plot in ("optimization_history", "intermediate_values", "parallel_coordinate", "slice", "edf", "timeline",
+                 "rank", "param_importances"):
+        getattr(plots, f"plot_{plot}")(study)
+        matplotlib.pyplot.close("all")
+    seen[name] = {
+        "states": [trial.state.name for trial in study.trials],
+        "reports": [len(trial.intermediate_values) for trial in study.trials],
+        "importances": sorted(optuna.importance.get_param_importances(study)),
+        "best": study.best_trial.number,
+        "parents": [trial.user_attrs.get("parent") for trial in study.trials],
+        "failures": [trial.user_attrs.get("failure", "")[:12] for trial in study.trials],
+    }
+print(json.dumps(seen))
 """
 
 
-def test_plain_optuna_reads_what_we_wrote(tmp_path):
-    class Once(Net):
-        def __init__(self, lr, hidden, count=[]):  # noqa: B006  # shared on purpose
-            super().__init__(lr, hidden)
-            count.append(1)
-            self.fails = len(count) == 2  # the first is the check
+class Once(Net):
+    """Fails in the first trial: the second to be built, after the one of the check."""
 
-        def training_step(self, batch, batch_idx):
-            return 1 / 0 if self.fails else super().training_step(batch, batch_idx)
+    built = 0
 
+    def __init__(self, lr, hidden):
+        super().__init__(lr, hidden)
+        Once.built += 1
+        self.fails = Once.built == 2
+
+    def training_step(self, batch, batch_idx):
+        return 1 / 0 if self.fails else super().training_step(batch, batch_idx)
+
+
+def test_plain_optuna_and_its_dashboard_read_what_we_wrote(tmp_path):
+    """In SQLite, in a journal that two worker processes reported to, and a population's trials with their parents."""
     pruner = MedianPruner(n_startup_trials=2)
     result = tuner(tmp_path, n_trials=9, pruner=pruner).fit(Once, datamodule=Data)
-    url = f"sqlite:///{tmp_path}/s/study.db"
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    options = {"n_trials": 7, "pruner": pruner, "storage": journal, "workers": 2}
+    of_two = tuner(tmp_path, name="j", **options).fit(Net, datamodule=Data)
+    members = {"population_size": 3, "interval": 5, "max_steps": 15, "monitor": "val_loss", "trainer": CPU}
+    population = PopulationTuner({"lr": "loguniform(1e-3, 1)"}, name="p", root=tmp_path, verbose=False, **members)
+    forked = population.fit(Steady, datamodule=Data)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PLAIN, url], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", PLAIN, str(tmp_path)], capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen["states"] == [trial.state.name for trial in result.study.trials]
-    assert set(seen["states"]) == {"FAIL", "PRUNED", "COMPLETE"}
-    assert seen["importances"] == ["hidden", "lr"]
-    assert seen["best"] == result.best_trial
-    assert seen["reason"] == "ZeroDivision"
-    assert seen["reports"][0] == 0
-    assert min(seen["reports"][1:]) >= 1
+    for name, ours in (("s", result), ("j", of_two), ("p", forked)):
+        assert seen[name]["states"] == [trial.state.name for trial in ours.study.trials]
+        assert seen[name]["best"] == ours.study.best_trial.number
+    assert set(seen["s"]["states"]) == {"FAIL", "PRUNED", "COMPLETE"}
+    assert seen["s"]["importances"] == seen["j"]["importances"] == ["hidden", "lr"]
+    assert seen["s"]["failures"][0] == "ZeroDivision"
+    assert seen["s"]["reports"][0] == 0
+    assert min(seen["s"]["reports"][1:]) >= 1
+    assert len(of_two.rows) == 7
+    for trial in of_two.study.trials:
+        assert list(trial.intermediate_values) == list(range(5, max(trial.intermediate_values) + 1, 5))
+        assert (max(trial.intermediate_values) == 20) == (trial.state.name == "COMPLETE")
+    assert [row.parent for row in forked.rows] == seen["p"]["parents"]
+    assert any(parent is not None for parent in seen["p"]["parents"])
+    with pytest.raises(ValueError, match="in the memory of this process"):
+        tuner(tmp_path, study=optuna.create_study(), workers=2).fit(Net, datamodule=Data)
+
+    optuna_dashboard = pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
+    app = optuna_dashboard.wsgi(f"sqlite:///{tmp_path}/s/study.db")
+    with make_server("127.0.0.1", 0, app) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def get(path):
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}") as answer:
+                return json.loads(answer.read())
+
+        (study,) = get("/api/studies")["study_summaries"]
+        assert study["study_name"] == "s"
+        trials = get(f"/api/studies/{study['study_id']}")["trials"]
+        server.shutdown()
+    assert [len(trial["intermediate_values"]) for trial in trials] == seen["s"]["reports"]
+    assert any(attr["key"] == "failure" and "ZeroDivision" in attr["value"] for attr in trials[0]["user_attrs"])
+
+
+class Steady(Net):
+    """Without a schedule, so that a population may change its learning rate."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 
 
 class TestTrialReport:

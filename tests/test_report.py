@@ -2,6 +2,7 @@
 
 import html.parser
 import math
+import shutil
 import subprocess
 import sys
 
@@ -123,3 +124,19 @@ def test_a_run_at_work_and_nothing_imported_that_it_names(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"process {at_work.pid} is at work" in done.stdout
     assert "1 complete, 1 running" in done.stdout
+
+
+def test_nothing_that_a_config_names_is_imported(run, tmp_path, capsys, monkeypatch):
+    """Whatever stands in the files of a run, looking at it runs none of it."""
+    (tmp_path / "trap.py").write_text("import os; os.system('touch sprung')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    trap = "model: {class_path: trap.Net}\ndata: !!python/object/apply:os.system ['touch sprung']\n"
+    (copy / "best.yaml").write_text(trap)
+    before = set(sys.modules)
+    for command in ("show", "report", "best"):
+        assert main([command, str(copy)]) == 0
+    assert "trap.Net" in capsys.readouterr().out
+    assert "trap" not in set(sys.modules) - before
+    assert not (tmp_path / "sprung").exists()

@@ -1,6 +1,8 @@
 """One leg of a trial: train to a step, save on the way, validate at exactly that step."""
 
 import logging
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ class Leg(pl.Callback):
         self._before: list[list[dict[str, Any]]] = []
         self._step = 0
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
+        self._handler: Any = None
         self.paused = False
         self.validated_at: int | None = None
         self.metrics: dict[str, float] = {}
@@ -69,9 +72,13 @@ class Leg(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note what the optimizers are built with; restored ones overwrite it after this hook."""
         self._asked = [live.settings(optimizer) for optimizer in trainer.optimizers]
+        self._handler = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply the trial's own hyperparameters over restored ones, read them back, and stop if nothing is left."""
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            # Lightning's own handler, which is now before ours, talks to the other ranks in the middle of anything.
+            signal.signal(signal.SIGTERM, self._handler)
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         for optimizer, before, asked in zip(trainer.optimizers, self._before or self._asked, self._asked, strict=True):
             changes = live.changed(before, asked)
@@ -94,14 +101,15 @@ class Leg(pl.Callback):
         """Save where the leg ends and at every multiple of ``every``; stopping here makes Lightning validate now."""
         self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._stop_on_nan:
-            self._note_loss(trainer.global_step, outputs)
+            self._note_loss(trainer, trainer.global_step, outputs)
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         before, self._step = self._step, trainer.global_step
         reached = self._step >= self._target
-        self.paused = not reached and self._should_pause()
+        # Of several ranks the one that may pause decides for all.
+        self.paused = not reached and trainer.strategy.reduce_boolean_decision(self._should_pause(), all=False)
         if reached or self.paused or self._step // self._every > before // self._every:
-            self._look_at_losses()
+            self._look_at_losses(trainer)
             self._save(trainer)
         if reached or self.paused:
             trainer.should_stop = True
@@ -114,7 +122,7 @@ class Leg(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the validation from changing the random numbers of training."""
-        self._look_at_losses()
+        self._look_at_losses(trainer)
         self._resumable.on_validation_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,21 +132,21 @@ class Leg(pl.Callback):
             self.validated_at = trainer.global_step
             self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
-    def _note_loss(self, step: int, outputs: Any) -> None:
+    def _note_loss(self, trainer: pl.Trainer, step: int, outputs: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, torch.Tensor):  # manual optimization may return none
             self._losses.append((step, loss.detach()))
             if loss.device.type == "cpu":
-                self._look_at_losses()
+                self._look_at_losses(trainer)
 
-    def _look_at_losses(self) -> None:
-        """Raise DivergedError for the first one that is not finite."""
+    def _look_at_losses(self, trainer: pl.Trainer) -> None:
+        """Raise DivergedError for the first one that is not finite, on all ranks at the same step."""
         losses, self._losses = self._losses, []
         if not losses:
             return
         finite = torch.stack([loss.float().isfinite().all() for _, loss in losses]).tolist()
-        if not all(finite):
-            step, loss = losses[finite.index(False)]
+        if trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
+            step, loss = losses[finite.index(False) if False in finite else -1]
             raise DivergedError(f"diverged at step {step}: the training loss is {float(loss.float().sum())}")
 
     def _save(self, trainer: pl.Trainer) -> None:
