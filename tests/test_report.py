@@ -131,7 +131,7 @@ def test_nothing_that_a_config_names_is_imported(run, tmp_path, capsys, monkeypa
     (tmp_path / "trap.py").write_text("import os; os.system('touch sprung')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    copy = shutil.copytree(run, tmp_path / "copy")
+    copy = shutil.copytree(run, tmp_path / "copies" / run.name)
     trap = "model: {class_path: trap.Net}\ndata: !!python/object/apply:os.system ['touch sprung']\n"
     (copy / "best.yaml").write_text(trap)
     before = set(sys.modules)
