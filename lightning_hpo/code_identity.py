@@ -1,9 +1,11 @@
 """What a study was computed with: a short hash for each piece of code of the model, the data module or the function.
 
 Compared is what runs, not how it is written: bytecode, constants and names. Comments, docstrings, formatting and line
-numbers do not count, so tidying a file never keeps a study from continuing. A change of what runs is an error all the
-same, not a warning: values from before and after a changed loss cannot be told apart later, and nobody reads a warning
-at night. The error names the methods that changed, and ``allow_changed=True`` continues on purpose and writes it down.
+numbers do not count, so tidying a file never keeps a study from continuing. A change of a model's or data module's code
+is an error all the same, not a warning: values from before and after a changed loss cannot be told apart later, and
+nobody reads a warning at night. The error names the methods that changed, and ``allow_changed=True`` continues on
+purpose and writes it down. A plain function is often the same computation with something else around it, a counter or
+a print, so its change is a warning, written down with the study.
 
 Counted are the given classes and functions, their bases outside the libraries, and functions and classes of the same
 file that they use by name. Not seen: other files, global values, what a closure holds, and the data itself. Bytecode

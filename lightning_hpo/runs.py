@@ -216,7 +216,9 @@ def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *
     if not changed:
         return
     listed = "; ".join(one for name in sorted(changed) for one in _differences(name, stored.get(name), asked.get(name)))
-    if not allow_changed or not changed <= _MAY_CHANGE:
+    # A function is often the same computation with a counter or a print around it; its change is written down.
+    tolerated = _MAY_CHANGE if allow_changed else {"code"} if asked["trains"] is None else set()
+    if not changed <= tolerated:
         remedy = (
             ", or continue all the same with `allow_changed=True`; the study keeps a note of it"
             if changed <= _MAY_CHANGE

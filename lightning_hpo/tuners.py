@@ -103,9 +103,10 @@ class Tuner:
             (see :class:`~lightning_hpo.objective.Objective`).
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
-        allow_changed: continue a study although the code of the model, data or function, or the space, is not what the
-            study was begun with (see :mod:`lightning_hpo.code_identity`); a warning says what, and the study keeps a
-            note of it. Trials outside a new range no longer count for the sampler. By default that is an error.
+        allow_changed: continue a study although the code of the model or data, or the space, is not what the study was
+            begun with (see :mod:`lightning_hpo.code_identity`); a warning says what, and the study keeps a note of it.
+            Trials outside a new range no longer count for the sampler. By default that is an error; another function
+            given to :meth:`optimize` always is a warning.
         shared: let several processes work on the study: start the same call in each, on one machine or on several that
             see ``root`` on a file system with working locks. They make exactly the planned trials together; a process
             that dies leaves its trial to the others. By default a second process is refused.

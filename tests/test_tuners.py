@@ -13,6 +13,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from lightning_hpo import FullBudget, Hyperband, HyperbandTuner, RandomTuner, SuccessiveHalving, Tuner
 from lightning_hpo.runs import StorageError, StudyInUseError, StudyMismatchError
@@ -124,7 +125,7 @@ class TestInterrupted:
         assert recorded(make().optimize(f)) == recorded(first)
         assert len(calls) == ran
 
-    def test_a_function_or_module_that_computes_something_else(self, tmp_path):
+    def test_a_function_that_computes_something_else(self, tmp_path):
         make = functools.partial(HyperbandTuner, XY, max_steps=9, root=tmp_path, name="f")
 
         def tidy(job, params):
@@ -140,10 +141,8 @@ class TestInterrupted:
         tidy.__qualname__ = same.__qualname__ = other.__qualname__ = "f"
         first = make().optimize(same)
         assert recorded(make().optimize(tidy)) == recorded(first)
-        with pytest.raises(StudyMismatchError, match=r"the code of f changed.*`allow_changed=True`"):
-            make().optimize(other)
         with pytest.warns(UserWarning, match="from trial 17 on, the study in .* has changed: the code of f changed"):
-            make(iterations=2, allow_changed=True).optimize(other)
+            make(iterations=2).optimize(other)
         (note,) = make(iterations=2).optimize(other).study.user_attrs["lightning_hpo_changes"]
         assert note == {"from_trial": 17, "changes": "the code of f changed"}
 
@@ -231,6 +230,23 @@ class TestFailures:
 
 
 class TestRefuses:
+    def test_a_model_whose_code_has_changed(self, tmp_path):
+        class Other(Net):
+            def validation_step(self, batch, batch_idx):
+                self.log("val_loss", 2 * nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+        Other.__name__, Other.__qualname__ = Net.__name__, Net.__qualname__
+        Other.validation_step.__qualname__ = Net.validation_step.__qualname__
+        make = functools.partial(
+            RandomTuner, {"lr": "loguniform(1e-3, 1)"}, max_steps=2, monitor="val_loss", root=tmp_path, name="net"
+        )
+        make(n_trials=1, trainer=CPU).fit(Net, datamodule=Data)
+        with pytest.raises(StudyMismatchError, match=r"the code of Net.validation_step changed.*`allow_changed=True`"):
+            make(n_trials=2, trainer=CPU).fit(Other, datamodule=Data)
+        with pytest.warns(UserWarning, match=r"from trial 1 on, .* the code of Net.validation_step changed"):
+            result = make(n_trials=2, trainer=CPU, allow_changed=True).fit(Other, datamodule=Data)
+        assert len(result.trials()) == 2
+
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
@@ -310,7 +326,7 @@ class TestRefuses:
                     RandomTuner(XY, max_steps=1, n_trials=2, root=tmp_path, name="f").optimize(loss)
             finally:
                 other.kill()
-        free = RandomTuner(XY, max_steps=1, n_trials=2, root=tmp_path, name="f", allow_changed=True)
+        free = RandomTuner(XY, max_steps=1, n_trials=2, root=tmp_path, name="f")
         assert len(free.optimize(loss).trials()) == 2
 
     @pytest.mark.parametrize("name", ["../x", "/abs", "", "a b", "x" * 101, ".hidden", "<script>", 3])
