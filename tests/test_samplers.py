@@ -29,6 +29,8 @@ from lightning_hpo.samplers import (
     slices,
 )
 from lightning_hpo.samplers.encoding import Encoding
+from lightning_hpo.samplers.observations import Observations
+from lightning_hpo.samplers.surrogate import Fitter
 from lightning_hpo.samplers.targets import fit_targets
 from lightning_hpo.space import from_unit, to_unit
 
@@ -333,14 +335,14 @@ def test_scikit_learn_surrogates(surrogate):
     assert study.best_value < 4.0  # the median of the best of 25 random points
 
 
-@pytest.mark.parametrize("warp", ["none", "half_log", "half_rank"])
+@pytest.mark.parametrize("warp", ["none", "half_log", "better_log", "half_rank"])
 def test_each_warp_optimises(warp):
     study = new_study(warp=warp)
     study.optimize(branin, n_trials=30)
     assert study.best_value < 0.5
 
 
-@pytest.mark.parametrize("warp", ["none", "half_log", "half_rank"])
+@pytest.mark.parametrize("warp", ["none", "half_log", "better_log", "half_rank"])
 def test_targets_keep_the_order_and_can_be_undone(warp):
     values = np.random.default_rng(0).standard_normal(41) ** 3
     targets = fit_targets(values, warp)
@@ -351,6 +353,15 @@ def test_targets_keep_the_order_and_can_be_undone(warp):
         h = 1e-6
         slopes = (targets.forward(values + h) - targets.forward(values - h)) / (2 * h)
         assert targets.log_jacobian(values) == pytest.approx(np.log(slopes).sum(), abs=0.1)  # a kink at the median
+
+
+def test_the_warp_follows_the_shape_of_the_objective():
+    x = np.random.default_rng(0).random((40, 2))
+    bowl = ((x - 0.4) ** 2).sum(axis=1)
+    encoding = Encoding(SPACE)
+    for values, warp in ((np.exp(12 * bowl), "half_log"), (-np.exp(-60 * bowl), "better_log")):
+        rows = Observations(x, np.ones(40), values, np.empty((0, 2)))
+        assert Fitter().model(encoding, rows).targets.warp == warp
 
 
 # ------------------------------------------------------------------------------------------------------------- encoding

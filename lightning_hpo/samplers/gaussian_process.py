@@ -21,7 +21,7 @@ from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, Regre
 from lightning_hpo.space import from_unit
 
 Result = TypeVar("Result")
-WARPS = ("auto", "none", "half_log", "half_rank")
+WARPS = ("auto", "none", "half_log", "better_log", "half_rank")
 
 
 class GaussianProcessSampler(BaseSampler):
@@ -44,8 +44,9 @@ class GaussianProcessSampler(BaseSampler):
         seed: keys all random numbers, with the trial's number; an integer ≥ 0, or None for a new one.
         n_startup_trials: as many trials are spread over each parameter's range (a Latin hypercube keyed by seed and
             trial number) before the model takes over; ≥ 1. A conditional parameter starts with half as many.
-        warp: the transform of the objective's worse half: "none", "half_log", "half_rank", or "auto", which chooses
-            between the first two by marginal likelihood. See :mod:`lightning_hpo.samplers.targets`.
+        warp: the transform of the objective's worse or better half: "none", "half_log", "better_log", "half_rank", or
+            "auto", which chooses among the first three by marginal likelihood. See
+            :mod:`lightning_hpo.samplers.targets`.
         surrogate: any scikit-learn regressor with ``predict(X, return_std=True)``, used instead of the built-in
             Gaussian process (without gradients, so the search is over candidates only).
         acquisition: of :mod:`lightning_hpo.acquisition`, or alike.

@@ -105,11 +105,12 @@ class Fitter:
     """Fits the Gaussian process of a study on the schedule above.
 
     Args:
-        warp: "auto" chooses between none and ``half_log`` by marginal likelihood at each anchor; or one by name.
+        warp: "auto" chooses among none, ``half_log`` and ``better_log`` by marginal likelihood at each anchor; or one
+            by name.
     """
 
     def __init__(self, warp: WarpName | str = "auto") -> None:
-        self.warps: tuple[Any, ...] = ("none", "half_log") if warp == "auto" else (warp,)
+        self.warps: tuple[Any, ...] = ("none", "half_log", "better_log") if warp == "auto" else (warp,)
         self._cache: dict[bytes, _Fit] = {}
 
     def model(self, encoding: Encoding, observations: Observations) -> GaussianProcessModel:

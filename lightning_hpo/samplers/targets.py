@@ -1,14 +1,17 @@
 """Output transforms: values of the objective as targets for a Gaussian process, and back.
 
 A Gaussian process expects targets about standard normal. Losses are not: the worse half of a random design often spans
-orders of magnitude that do not matter for finding the best. Two monotone transforms compress the worse half and leave
-the better half as it is:
+orders of magnitude that do not matter for finding the best; a function with a few deep holes is the opposite, flat for
+the most part, and a model of its plain values is certain that no other hole can be as deep as the first one found.
+Monotone transforms compress one half and leave the other as it is; m is the median and c = m - min y:
 
-* ``half_log``: above the median m, y becomes m + c log(1 + (y - m)/c), with c = m - min y. Smooth, so that its Jacobian
-  is known and the choice between it and none can be made by the marginal likelihood of the *original* values (Snelson,
-  Rasmussen & Ghahramani 2004, eq. 6).
-* ``half_rank``: above the median, y becomes the normal quantile of its rank, scaled by the spread of the better half
+* ``half_log``: above m, y becomes m + c log(1 + (y - m)/c).
+* ``better_log``: below m, y becomes m - 0.3 c log(1 + (m - y)/(0.3 c)).
+* ``half_rank``: above m, y becomes the normal quantile of its rank, scaled by the spread of the better half
   (Song et al. 2024, arXiv 2408.11527, section on output warping).
+
+The first two are smooth, so that their Jacobian is known and the choice among them and none can be made by the marginal
+likelihood of the *original* values (Snelson, Rasmussen & Ghahramani 2004, eq. 6).
 """
 
 from dataclasses import dataclass
@@ -19,10 +22,11 @@ from scipy.special import ndtri
 
 from lightning_hpo.gp import Floats
 
-WarpName = Literal["none", "half_log", "half_rank"]
+WarpName = Literal["none", "half_log", "better_log", "half_rank"]
 # Rows gather at the optimum, and the transform follows them, but not without end: the spread is at least a hundredth of
 # that of the first rows.
 _EARLY, _LEAST = 20, 1e-2
+_KNEE = 0.3  # of better_log: compression begins at this share of the better half's depth
 _FURTHEST = 1e3  # values above median + 1e3 (median - min) count as that: a diverged loss must not set the scale
 
 
@@ -56,28 +60,29 @@ class Targets:
     def inverse(self, targets: Floats) -> Floats:
         """Return the values of targets, shape (n,)."""
         warped = targets * self.scale + self.mean
-        above = np.maximum(warped - self.median, 0.0)
-        if self.warp == "half_log":
-            return np.where(above > 0, self.median + self.spread * np.expm1(above / self.spread), warped)
         if self.warp == "half_rank":
-            return np.where(above > 0, np.interp(warped, self.knots[1], self.knots[0]), warped)
-        return warped
+            return np.where(warped > self.median, np.interp(warped, self.knots[1], self.knots[0]), warped)
+        side, knee = self._log_side()
+        beyond = np.maximum(side * (warped - self.median), 0.0)
+        return np.where(beyond > 0, self.median + side * knee * np.expm1(beyond / knee), warped)
 
     def log_jacobian(self, values: Floats) -> float:
         """Return Σ log |∂target/∂value| over the values that are not NaN; not defined for ``half_rank``."""
         values = np.minimum(values[~np.isnan(values)], self.median + _FURTHEST * self.spread)
-        slope = np.zeros(len(values))
-        if self.warp == "half_log":
-            slope = -np.log1p(np.maximum(values - self.median, 0.0) / self.spread)
+        side, knee = self._log_side()
+        slope = -np.log1p(np.maximum(side * (values - self.median), 0.0) / knee)
         return float(slope.sum() - len(values) * np.log(self.scale))
 
     def _warp(self, values: Floats) -> Floats:
-        above = np.maximum(values - self.median, 0.0)
-        if self.warp == "half_log":
-            return np.where(above > 0, self.median + self.spread * np.log1p(above / self.spread), values)
         if self.warp == "half_rank":
-            return np.where(above > 0, np.interp(values, self.knots[0], self.knots[1]), values)
-        return values
+            return np.where(values > self.median, np.interp(values, self.knots[0], self.knots[1]), values)
+        side, knee = self._log_side()
+        beyond = np.maximum(side * (values - self.median), 0.0)
+        return np.where(beyond > 0, self.median + side * knee * np.log1p(beyond / knee), values)
+
+    def _log_side(self) -> tuple[float, float]:
+        """Which side of the median is compressed (1 above, -1 below, 0 none), and from which distance on."""
+        return {"half_log": (1.0, self.spread), "better_log": (-1.0, _KNEE * self.spread)}.get(self.warp, (0.0, 1.0))
 
 
 def fit_targets(values: Floats, warp: WarpName) -> Targets:
