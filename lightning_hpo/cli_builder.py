@@ -7,6 +7,7 @@ CLI itself, with all that a subclass has overridden.
 
 import importlib
 import inspect
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -53,6 +54,7 @@ class ConfigBuilder(Builder):
             if getattr(type(cli), hook) is not getattr(LightningCLI, hook):
                 warnings.warn(f"{type(cli).__name__}.{hook} is not called in a search.", stacklevel=3)
         self.__name__ = _class_name(cli, self._base)  # a run folder is named after it
+        self.code = _classes(cli, self._base)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a worker process needs: the CLI's class and settings, and the config as data."""
@@ -183,6 +185,19 @@ class ConfigBuilder(Builder):
         if name in paths:
             return f"`space` has {name!r} with the value {value!r}, which the config refuses: {_gist(error)}"
         return f"`space` has the name {name!r}, which is no path of the config.{nearest(name, paths)} ({_gist(error)})"
+
+
+def _classes(cli: LightningCLI, base: Namespace) -> list[Any]:
+    """Classes of model and data, given to the CLI or named in its config."""
+    model = _imported(base.get("model.class_path")) if cli.subclass_mode_model else cli.model_class
+    data = _imported(base.get("data.class_path")) if cli.subclass_mode_data else cli.datamodule_class
+    return [one for one in (model, data) if one is not None]
+
+
+def _imported(path: str | None) -> Any:
+    """Class that a path names; the CLI has imported it already."""
+    module, _, name = (path or "").rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _class_name(cli: Any, base: Namespace) -> str:
