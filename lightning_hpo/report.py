@@ -142,11 +142,11 @@ def write_report(run: Run, path: str | Path | None = None) -> Path:
 def to_html(run: Run) -> str:
     """Render a run as one HTML page without scripts and without anything to load; all its text is escaped."""
     best = best_row(run.rows, run.mode)
-    parts = [f"<h1>{escape(run.path.name)}</h1><p>{escape(_counts(run))}; {spent(run.rows):,} optimizer steps</p>"]
+    parts = [f"<h1>{_safe(run.path.name)}</h1><p>{_safe(_counts(run))}; {spent(run.rows):,} optimizer steps</p>"]
     if best is not None:
         score = best.values[max(best.values)]
         parts.append(
-            f"<p>Best: trial {best.number}, {escape(run.monitor)} = {score:.6g} after {max(best.values)} steps</p>"
+            f"<p>Best: trial {best.number}, {_safe(run.monitor)} = {score:.6g} after {max(best.values)} steps</p>"
         )
         config = run.path / "best.yaml"
         if config.exists():
@@ -163,7 +163,7 @@ def to_html(run: Run) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{escape(run.path.name)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>{_safe(run.path.name)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
 
 
@@ -231,7 +231,7 @@ def _parameter(run: Run, name: str) -> str:
 
 def _table(run: Run) -> str:
     names = list(run.distributions)
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("trial", "state", "parent", "steps", run.monitor, *names))
+    head = "".join(f"<th>{_safe(name)}</th>" for name in ("trial", "state", "parent", "steps", run.monitor, *names))
     body = []
     for row in run.rows:
         score = row.values[max(row.values)] if row.values else None
@@ -243,6 +243,11 @@ def _table(run: Run) -> str:
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else one_line(value)
+
+
+def _safe(text: str) -> str:
+    """Text of one line for a page."""
+    return escape(one_line(text))
 
 
 def _lines(text: str) -> str:
@@ -288,7 +293,7 @@ def _plot(
     for x, y, state, words in points:
         cx, cy = at(x, y).split(",")
         drawn.append(
-            f'<circle cx="{cx}" cy="{cy}" r="3" fill="{_COLOURS[state]}"><title>{escape(words)}</title></circle>'
+            f'<circle cx="{cx}" cy="{cy}" r="3" fill="{_COLOURS[state]}"><title>{_safe(words)}</title></circle>'
         )
     texts = [
         (left - 4, top + 8, "end", f"{y1:.4g}"),
@@ -298,5 +303,5 @@ def _plot(
         ((width + left) / 2, height - 6, "middle", x_label),
         (4, top + 24, "start", y_label),
     ]
-    drawn += [f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>' for x, y, anchor, words in texts]
+    drawn += [f'<text x="{x}" y="{y}" text-anchor="{anchor}">{_safe(words)}</text>' for x, y, anchor, words in texts]
     return f'<svg width="{width}" height="{height}" role="img">{"".join(drawn)}</svg>'

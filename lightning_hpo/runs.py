@@ -98,6 +98,11 @@ class RunFolder:
         """Folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
 
+    def remove_leftovers(self) -> None:
+        """Delete what killed processes left unfinished in the run folder itself; nobody else may be writing there."""
+        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob(".writable.*")):
+            leftover.unlink(missing_ok=True)
+
     def holds(self, path: Path) -> bool:
         """Whether a path is within the run folder, symbolic links followed; nothing outside is ever deleted."""
         return path.resolve().is_relative_to(self.path.resolve())

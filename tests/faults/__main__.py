@@ -5,6 +5,7 @@ With ``--only random`` (or hyperband, shared, workers, saves, flips) it runs one
 
 import argparse
 import dataclasses
+import os
 import pathlib
 import random
 import tempfile
@@ -73,7 +74,12 @@ def main():
         print(f"| {name} | {search.every} | {cells} | {(time.monotonic() - started) / 60:.1f} |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if given.only in (None, "saves"):
-            torn, left = killed_saves(pathlib.Path(folder) / "last.ckpt", kills=given.kills, seed=given.seed)
+            memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # usually another file system
+            with tempfile.TemporaryDirectory(dir=memory) as elsewhere:
+                os.environ["TMPDIR"] = tempfile.tempdir = elsewhere
+                torn, left = killed_saves(pathlib.Path(folder) / "last.ckpt", kills=given.kills, seed=given.seed)
+                left += len(os.listdir(elsewhere))
+                tempfile.tempdir = None
             print(f"{torn} of {given.kills} killed saves left a torn file, {left} files were left over", flush=True)
         if given.only in (None, "flips"):
             print(f"{flips(pathlib.Path(folder), 300, given.seed)} of 300 single bit flips in a checkpoint were found")
