@@ -55,3 +55,4 @@ def keep_best(checkpoint: Path, path: Path) -> None:
     if not fresh.exists():
         shutil.copyfile(checkpoint, fresh)
     fresh.replace(path)
+    fresh.unlink(missing_ok=True)  # a rename leaves both names if they were one file already

@@ -79,6 +79,7 @@ def test_the_same_call_gives_the_same_bits(uninterrupted, tmp_path):
     before = torch.get_rng_state()
     again = tune(tmp_path)
     assert history(again) == history(uninterrupted)
+    assert not list((tmp_path / "run").glob(".best*"))
     assert torch.equal(before, torch.get_rng_state())
 
 
