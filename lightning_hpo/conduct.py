@@ -114,7 +114,7 @@ def conduct(
         stack.enter_context(folder.readable_errors())
         stack.enter_context(folder.locked(shared=shared))
         with turn(folder.path):
-            folder.remove_leftovers()
+            folder.remove_leftovers(alone=not shared)
             study, storage = opened(folder)
         if ranks.size > 1:
             if isinstance(storage, InMemoryStorage):

@@ -98,9 +98,14 @@ class RunFolder:
         """Folder of a trial."""
         return self.path / "trials" / f"{number:04d}"
 
-    def remove_leftovers(self) -> None:
-        """Delete what killed processes left unfinished in the run folder itself; nobody else may be writing there."""
-        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob(".writable.*")):
+    def remove_leftovers(self, *, alone: bool) -> None:
+        """Delete what killed processes left unfinished.
+
+        Args:
+            alone: no other process works on a trial; otherwise each job cleans the folder of its own trial.
+        """
+        patterns = (".*.tmp", ".writable.*", *(("trials/*/.*.tmp",) if alone else ()))
+        for leftover in (file for pattern in patterns for file in self.path.glob(pattern)):
             leftover.unlink(missing_ok=True)
 
     def holds(self, path: Path) -> bool:

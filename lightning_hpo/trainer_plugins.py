@@ -88,12 +88,13 @@ class MetricsFile(Logger):
 
 @rank_zero_only
 def _drop_after(path: Path, start: int) -> None:
+    fresh = path.with_name(f".{path.name}.tmp")
+    fresh.unlink(missing_ok=True)  # of a process that was killed while it did this
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     kept = [row for row in rows if len(row) == 3 and row[0].isdigit() and int(row[0]) < start]
     if len(kept) == len(rows):
         return
-    fresh = path.with_name(f".{path.name}.tmp")
     with fresh.open("w", newline="") as file:
         csv.writer(file).writerows([header, *kept])
     fresh.replace(path)
