@@ -117,13 +117,13 @@ def per_decision() -> None:
                 ]
                 asker = Asker(RandomSampler(), space, mode="min", seed=0)
                 notes = [{}] * count
-                asker.ask(rows, notes)
+                asker.ask(rows, notes, 1)
                 times = []
                 for _ in range(30):
                     started = time.process_time()
                     job = scheduler.next(rows)
                     if job.trial is None and what != "next":
-                        asker.ask(rows, notes)
+                        asker.ask(rows, notes, 1)
                     times.append(time.process_time() - started)
                 cost[count] = 1e6 * min(times)
             print(

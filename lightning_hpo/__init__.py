@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_hpo.callbacks.population import PopulationBasedTraining
     from lightning_hpo.callbacks.trial_report import TrialReport
     from lightning_hpo.cli import HPOCLI
+    from lightning_hpo.hyperband_tuner import ASHATuner, HyperbandTuner
     from lightning_hpo.lineage import ReplayLR, replay
     from lightning_hpo.lr_schedules import (
         ClosedFormLR,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from lightning_hpo.plots import plot_lr_schedule
     from lightning_hpo.population_tuner import PopulationTuner
     from lightning_hpo.results import Result
-    from lightning_hpo.samplers import GaussianProcessSampler
+    from lightning_hpo.samplers import GaussianProcessSampler, KernelDensitySampler
     from lightning_hpo.schedulers import (
         ASHA,
         AsyncHyperband,
@@ -42,12 +43,13 @@ if TYPE_CHECKING:
         SuccessiveHalving,
     )
     from lightning_hpo.trials import Row
-    from lightning_hpo.tuners import HyperbandTuner, RandomTuner, Tuner
+    from lightning_hpo.tuners import RandomTuner, Tuner
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ASHA": "schedulers",
+    "ASHATuner": "hyperband_tuner",
     "AsyncHyperband": "schedulers",
     "BayesianTuner": "bayesian_tuner",
     "ClosedFormLR": "lr_schedules",
@@ -57,9 +59,10 @@ _HOMES = {
     "GaussianProcessSampler": "samplers",
     "HPOCLI": "cli",
     "Hyperband": "schedulers",
-    "HyperbandTuner": "tuners",
+    "HyperbandTuner": "hyperband_tuner",
     "InverseSqrtLR": "lr_schedules",
     "Job": "schedulers",
+    "KernelDensitySampler": "samplers",
     "LRSchedule": "callbacks",
     "LinearDecayLR": "lr_schedules",
     "MedianStopping": "schedulers",
@@ -87,6 +90,7 @@ _HOMES = {
 __all__ = [
     "ASHA",
     "HPOCLI",
+    "ASHATuner",
     "AsyncHyperband",
     "BayesianTuner",
     "ClosedFormLR",
@@ -98,6 +102,7 @@ __all__ = [
     "HyperbandTuner",
     "InverseSqrtLR",
     "Job",
+    "KernelDensitySampler",
     "LRSchedule",
     "LinearDecayLR",
     "MedianStopping",

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_hpo.best import best_row
 from lightning_hpo.safe_text import masked, one_line
-from lightning_hpo.schedulers import Bracket, Mode
+from lightning_hpo.schedulers import Bracket, Coverage, Mode
 from lightning_hpo.space import format_distribution
 from lightning_hpo.trials import Row
 
@@ -28,8 +28,26 @@ class Console:
         self._started = time.monotonic()
         self._steps = 0
 
-    def plan(self, title: str, space: Mapping[str, Any], brackets: Sequence[Bracket], rows: Sequence[Row]) -> None:
-        """Say what is about to happen, and what a continued study already holds."""
+    def plan(
+        self,
+        title: str,
+        space: Mapping[str, Any],
+        brackets: Sequence[Bracket],
+        rows: Sequence[Row],
+        *,
+        covers: Coverage = "all",
+        stops: Sequence[str] = (),
+    ) -> None:
+        """Say what is about to happen, and what a continued study already holds.
+
+        Args:
+            title: first line.
+            space: name -> distribution.
+            brackets: of the plan; empty if there is none.
+            rows: trials so far.
+            covers: what the plan counts.
+            stops: what ends the search earlier, e.g. "once 900 steps are done".
+        """
         self.line(title)
         for name, distribution in space.items():
             self.line(f"  {name:<24} {masked(name, format_distribution(distribution))}")
@@ -42,7 +60,13 @@ class Console:
             self.line(f"  ... and {len(brackets) - 12} more brackets")
         if brackets:
             trials, jobs, steps = (sum(getattr(one, what) for one in brackets) for what in ("trials", "jobs", "steps"))
-            self.line(f"  in all: {trials} trials, {jobs} jobs, {steps:,} optimizer steps")
+            least = "" if covers == "all" else "at least "
+            what = "each round" if covers == "round" else "in all"
+            self.line(f"  {what}: {trials} trials, {least}{jobs} jobs, {steps:,} optimizer steps")
+            if covers == "round":
+                self.line("  rounds follow each other until the search is stopped")
+        for stop in stops:
+            self.line(f"  no new job {stop}")
         if rows:
             ended = sum(row.state != "running" for row in rows)
             self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {spent(rows):,} steps are done")

@@ -163,7 +163,7 @@ class OptunaTuner(Tuner):
                     rows = self._rows(study)
                     self._show_best(rows, folder, subject.builder)
                     row = rows[trial.number]
-                    session.console.job(row, max(row.values, default=0), rows, sum(one.steps for one in self.plan()))
+                    session.console.job(row, max(row.values, default=0), rows, self.planned_steps())
                     failed = failed + 1 if state is TrialState.FAIL else 0
                     reason = str(_frozen(trial).user_attrs.get(FAILURE, "")).partition("\n")[0]
                     self._limits.refuse_failures(failed, rows, reason)

@@ -26,7 +26,7 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     """
     objective = tuner.objective(builder)
     console = Console(objective.monitor, tuner.mode, verbose=True)
-    console.plan(f"plan of {type(tuner).__name__}; nothing is written", objective.space, tuner.plan(), ())
+    tuner.say_plan(console, f"plan of {type(tuner).__name__}; nothing is written", objective.space, ())
     if (size := ranks_of(builder.surroundings).size) > 1:
         console.line(f"  not timed, as each trial trains in {size} processes")
         return
@@ -45,12 +45,13 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     step = max(long - short, 0.0) / _TIMED_STEPS
     plan = tuner.plan()
     jobs, steps = (sum(getattr(bracket, what) for bracket in plan) for what in ("jobs", "steps"))
+    share = tuner.planned_steps() / max(steps, 1)  # a limit can end the search before its plan does
     job = max(short - step, 0.0)
     console.line(
         f"  a step takes {1e3 * step:.1f} ms, a job {1e3 * job:.0f} ms besides, a checkpoint {size / 1e6:.1f} MB"
     )
-    if plan:
-        console.line(f"  expected: {_clock(jobs * job + steps * step)}")
+    if plan and share:
+        console.line(f"  expected: {_clock(share * (jobs * job + steps * step))}")
 
 
 def _clock(seconds: float) -> str:

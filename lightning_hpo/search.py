@@ -66,6 +66,12 @@ class Limits:
         if in_a_row and len(ended) >= _ENOUGH_TO_JUDGE and failed >= self.max_failed * len(ended):
             raise SearchFailedError(f"{failed} of {len(ended)} trials failed, the last one with: {last}")
 
+    def texts(self) -> list[str]:
+        """Each limit that ends a search before its scheduler does, as words."""
+        steps = None if self.total_steps is None else f"once {self.total_steps:,} optimizer steps are recorded"
+        time = None if self.timeout is None else f"after {self.timeout:g} s"
+        return [text for text in (steps, time) if text is not None]
+
 
 @dataclass
 class Search:
@@ -144,7 +150,7 @@ class Search:
         """Write down a new trial, or take up an old one, and say what is to be done."""
         number = job.trial
         if number is None:
-            params, notes = self.asker.ask(self.table.rows, self.table.notes)
+            params, notes = self.asker.ask(self.table.rows, self.table.notes, job.max_steps)
             params |= job.params or {}
             self.table.note(self.asker.study_notes)
             number = self.table.add(params, self.space, target=job.max_steps, parent=job.parent, notes=notes)

@@ -24,7 +24,7 @@ from lightning_hpo.objective import Objective, Outcome, Task
 from lightning_hpo.ranks import Ranks, ranks_of
 from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder, open_study
-from lightning_hpo.schedulers import Bracket, FullBudget, Hyperband, Job, Mode, Scheduler
+from lightning_hpo.schedulers import Bracket, Coverage, FullBudget, Job, Mode, Scheduler
 from lightning_hpo.search import Limits, Search
 from lightning_hpo.sharing import Claims, turn
 from lightning_hpo.space import Space, format_distribution, parse_space
@@ -212,6 +212,18 @@ class Tuner:
         make = getattr(self.scheduler, "plan", None)
         return () if make is None else make()
 
+    @property
+    def plan_covers(self) -> Coverage:
+        """What :meth:`plan` counts: all that happens, the least that happens, or the least of one of endless rounds."""
+        covers: Coverage = getattr(self.scheduler, "plan_covers", "all")
+        return covers
+
+    def planned_steps(self) -> int:
+        """Optimizer steps that are expected at most; 0 if that is not known."""
+        steps = 0 if self.plan_covers == "round" else sum(bracket.steps for bracket in self.plan())
+        total = self._limits.total_steps
+        return steps if total is None else min(steps or total, total)
+
     def fit(
         self,
         model: Callable[..., pl.LightningModule] | Builder | None = None,
@@ -335,14 +347,21 @@ class Tuner:
             Search(
                 scheduler=self.scheduler,
                 table=table,
-                asker=Asker(self._sampler, self.space, mode=self.mode, seed=self.seed, study_notes=table.study_notes),
+                asker=Asker(
+                    self._sampler,
+                    self.space,
+                    mode=self.mode,
+                    seed=self.seed,
+                    study_notes=table.study_notes,
+                    random_share=self._random_share,
+                ),
                 space=self.space,
                 folder=session.folder,
                 executor=executor,
                 limits=self._limits,
                 console=session.console,
                 mode=self.mode,
-                planned=sum(bracket.steps for bracket in self.plan()),
+                planned=self.planned_steps(),
                 keep_checkpoints=self._keep_checkpoints,
                 converged=lambda: self._converged(session.study),
                 config=nested_config if subject.builder is None else subject.builder.config,
@@ -352,7 +371,17 @@ class Tuner:
         return table.rows
 
     def _announce(self, session: Session, space: Mapping[str, BaseDistribution], rows: Sequence[Row]) -> None:
-        session.console.plan(f"{type(self).__name__} in {session.folder.path}", space, self.plan(), rows)
+        self.say_plan(session.console, f"{type(self).__name__} in {session.folder.path}", space, rows)
+
+    def say_plan(
+        self, console: Console, title: str, space: Mapping[str, BaseDistribution], rows: Sequence[Row]
+    ) -> None:
+        """Print what is about to happen."""
+        console.plan(title, space, self.plan(), rows, covers=self.plan_covers, stops=self._limits.texts())
+
+    def _random_share(self, steps: int) -> float:
+        """Share of the trials judged first at ``steps`` that are drawn at random, not by the sampler."""
+        return 0.0
 
     def _converged(self, study: optuna.Study) -> bool:
         """Whether no more trials are worth starting; asked before each new one."""
@@ -392,38 +421,6 @@ class Tuner:
     def _code(self, subject: Subject) -> Sequence[Any]:
         """Classes and functions whose code is part of what was measured."""
         return [code for one in subject.parts for code in (one.code if isinstance(one, Builder) else (one,))]
-
-
-class HyperbandTuner(Tuner):
-    """Hyperband: many configurations for a few steps, the best of them for more.
-
-    Args:
-        space: as for :class:`Tuner`.
-        max_steps: full budget of a trial, in optimizer steps.
-        min_steps: the smallest budget a trial is judged at. Default: ``max_steps / eta**3``, which gives four brackets.
-        eta: of ``eta`` trials one is promoted.
-        iterations: how many times to run all brackets.
-        **options: as for :class:`Tuner`.
-    """
-
-    def __init__(
-        self,
-        space: Space,
-        *,
-        max_steps: int,
-        min_steps: int | None = None,
-        eta: int = 3,
-        iterations: int = 1,
-        **options: Unpack[Options],
-    ) -> None:
-        scheduler = Hyperband(
-            max_steps,
-            max(max_steps // eta**3, 1) if min_steps is None else min_steps,
-            eta,
-            options.get("mode", "min"),
-            iterations,
-        )
-        super().__init__(space, scheduler, **options)
 
 
 class RandomTuner(Tuner):

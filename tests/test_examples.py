@@ -24,7 +24,7 @@ def run(*arguments):
 
 def test_digits(tmp_path):
     out = run("examples/digits.py", "--max-steps", "27", "--root", str(tmp_path))
-    assert "in all: 49 trials, 69 jobs" in out
+    assert "in all: 49 trials, at least 69 jobs" in out
     assert float(re.search(r"test_acc\D+([\d.]+)", out).group(1)) > 0.5
     assert (tmp_path / "digits" / "best.ckpt").exists()
     again = run("examples/digits.py", "--max-steps", "27", "--root", str(tmp_path))
@@ -48,7 +48,6 @@ def test_two_workers_killed_with_their_group_and_continued(tmp_path):
         for lines in (seen, out.splitlines())
     )
     assert len(acknowledged) == 5
-    assert len(later) + 5 <= 69
     assert not acknowledged & later
     assert re.search(r"continues: \d+ of \d+ trials", out)
     assert "best of 49 trials" in out

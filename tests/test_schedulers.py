@@ -187,6 +187,39 @@ def test_wrong_arguments_are_named(make, text):
 
 
 class TestAsynchronous:
+    @pytest.mark.parametrize("workers", [1, 4, 16])
+    @pytest.mark.parametrize(
+        "scheduler", [ASHA(27, n_trials=60), AsyncHyperband(81), AsyncHyperband(16, 2, eta=2, iterations=2)], ids=repr
+    )
+    def test_a_plan_is_the_least_that_happens(self, scheduler, workers):
+        assert scheduler.plan_covers == "least"
+        for seed in range(5):
+            run = simulate(
+                scheduler, lambda n, s, seed=seed: random.Random(f"{seed} {n} {s}").random(), workers=workers, seed=seed
+            )
+            plan = scheduler.plan()
+            assert len(run.rows) == sum(bracket.trials for bracket in plan)
+            assert len(run.jobs) >= sum(bracket.jobs for bracket in plan)
+            assert run.steps >= sum(bracket.steps for bracket in plan)
+
+    def test_with_more_to_spend_half_of_the_brackets_are_the_most_aggressive(self):
+        once = [bracket.trials for bracket in AsyncHyperband(81).plan()]
+        assert once == [81, 34, 15, 8, 5]
+        rounds = [81, 34, 81, 15, 81, 8, 81, 5]
+        assert [bracket.trials for bracket in AsyncHyperband(81, iterations=2).plan()] == rounds * 2
+        endless = AsyncHyperband(81, iterations=None)
+        assert [bracket.trials for bracket in endless.plan()] == rounds
+        assert endless.plan_covers == "round"
+        assert len(AsyncHyperband(2, iterations=3).plan()) == 3
+        entries, rows = [], []
+        for number in range(sum(rounds) + 81):
+            entries.append(endless.next(rows).max_steps)
+            rows.append(Row(number, target=entries[-1]))
+        expected = [
+            step for trials, step in zip(rounds, [1, 3, 1, 9, 1, 27, 1, 81], strict=True) for _ in range(trials)
+        ]
+        assert entries == expected + [1] * 81
+
     @pytest.mark.parametrize(
         "scheduler", [ASHA(27, n_trials=60), AsyncHyperband(27, iterations=2), MedianStopping(27, 40, 3)], ids=repr
     )

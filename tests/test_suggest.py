@@ -36,7 +36,7 @@ class PartialWitness(Witness):
 
 def shown(witness, rows):
     asker = Asker(witness(), SPACE, mode="min", seed=0)
-    asker.ask(rows, [{}] * len(rows))
+    asker.ask(rows, [{}] * len(rows), 1)
     return witness.seen
 
 
@@ -89,14 +89,14 @@ class TestWhatASamplerSees:
     def test_the_view_follows_when_the_rung_changes(self):
         asker = Asker(Witness(), SPACE, mode="min", seed=0)
         low = [row(n, {1: float(n)}) for n in range(12)]
-        asker.ask(low, [{}] * 12)
+        asker.ask(low, [{}] * 12, 1)
         assert [trial.value for trial in Witness.seen] == [float(n) for n in range(12)]
         high = [row(n, {1: float(n), 3: 100.0 + n}) if n < 10 else low[n] for n in range(12)]
-        asker.ask(high, [{}] * 12)
+        asker.ask(high, [{}] * 12, 1)
         assert [trial.value for trial in Witness.seen] == [100.0 + n for n in range(10)] + [None] * 2
         fresh = Asker(Witness(), SPACE, mode="min", seed=0)
         kept = Witness.seen
-        fresh.ask(high, [{}] * 12)
+        fresh.ask(high, [{}] * 12, 1)
         assert kept == Witness.seen
 
 
@@ -111,7 +111,7 @@ def play(sampler, trials, *, seed=0, workers=1, **options):
             began = time.process_time()
             job = scheduler.next(rows)
             if job.trial is None:
-                params, note = asker.ask(rows, notes)
+                params, note = asker.ask(rows, notes, job.max_steps)
                 rows.append(Row(len(rows), params))
                 notes.append(note)
             number = len(rows) - 1 if job.trial is None else job.trial
@@ -136,7 +136,7 @@ class TestAnySampler:
         step = model_rung(rows, 50)
         rows = [Row(one.number, one.params, {step: one.values[step]}) for one in rows if step in one.values]
         rows = [Row(number, one.params, one.values) for number, one in enumerate(rows)]
-        asked = [Asker(sampler(), SPACE, mode="min", seed=seed).ask(rows, [{}] * len(rows))[0] for seed in range(30)]
+        asked = [Asker(sampler(), SPACE, mode="min", seed=seed).ask(rows, [{}] * len(rows), 1)[0] for seed in range(30)]
         near = sum(abs(one["x"] - 0.3) < 0.2 and abs(math.log10(one["y"]) + 2) < 0.8 for one in asked)
         assert near < 12 if sampler is RandomSampler else near > 15
 
@@ -145,36 +145,42 @@ class TestAnySampler:
         rows, notes = list(play(sampler(), 30)[0]), [{}] * 30
         asker = Asker(sampler(), SPACE, mode="min", seed=0)
         for _ in range(8):
-            params, note = asker.ask(rows, notes)
+            params, note = asker.ask(rows, notes, 1)
             rows.append(Row(len(rows), params, target=1))
             notes.append(note)
         assert len({tuple(one.params.values()) for one in rows[30:]}) == 8
 
-    def test_a_share_is_random(self):
-        half, _ = play(Witness(), 400, random_fraction=0.5)
-        drawn = sum(one.params["x"] != 0.5 for one in half)
-        assert 160 < drawn < 240
-        assert all(one.params["x"] == 0.5 for one in play(Witness(), 30)[0])
-        assert all(one.params["x"] != 0.5 for one in play(Witness(), 30, random_fraction=1.0)[0])
+    def test_a_share_is_random_by_the_steps_at_which_a_trial_is_judged_first(self):
+        def drawn(share, trials=400):
+            rows, _ = play(Witness(), trials, random_share=lambda steps: share if steps == 1 else 0.0)
+            cheap = [one.params["x"] != 0.5 for one in rows if 1 in one.values]
+            dear = [one.params["x"] != 0.5 for one in rows if 1 not in one.values and one.values]
+            assert dear
+            assert not any(dear)
+            return sum(cheap) / len(cheap)
+
+        assert 0.4 < drawn(0.5) < 0.6
+        assert drawn(0.0, 60) == 0
+        assert drawn(1.0, 60) == 1
 
     def test_a_suggestion_depends_on_rows_and_seed_only(self):
-        rows, _ = play(TPESampler(), 40, random_fraction=1 / 3)
+        rows, _ = play(TPESampler(), 40, random_share=third)
         for seed in (0, 1):
             one, other = (
-                Asker(TPESampler(), SPACE, mode="min", seed=seed, random_fraction=1 / 3).ask(rows, [{}] * 40)
+                Asker(TPESampler(), SPACE, mode="min", seed=seed, random_share=third).ask(rows, [{}] * 40, 1)
                 for _ in range(2)
             )
             assert one == other
 
-    def test_wrong_fraction_is_named(self):
-        with pytest.raises(ValueError, match=r"`random_fraction` must be in \[0, 1\], got 1.5"):
-            Asker(RandomSampler(), SPACE, mode="min", seed=0, random_fraction=1.5)
+
+def third(steps):
+    return 1 / 3
 
 
 def test_time_per_question_at_500_trials():
     """Bars: 10 ms without a model, 50 ms with one. CPU time, the mean of the last questions."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for sampler, bar in ((RandomSampler(), 0.010), (TPESampler(constant_liar=True), 0.050)):
-        _, seconds = play(sampler, 500, workers=4, random_fraction=1 / 3)
+        _, seconds = play(sampler, 500, workers=4, random_share=third)
         last = sorted(seconds[-50:])
         assert last[len(last) // 2] < bar

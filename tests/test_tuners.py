@@ -44,8 +44,8 @@ class TestOptimize:
         assert result.best_trial == result.study.best_trial.number
         assert result.best_checkpoint is None
         states = [trial.state.name for trial in result.study.trials]
-        assert states.count("COMPLETE") == 10
-        assert states.count("PRUNED") == 133
+        assert states.count("COMPLETE") >= 10
+        assert states.count("COMPLETE") + states.count("PRUNED") == 143
         plain = optuna.load_study(study_name="f", storage=f"sqlite:///{tmp_path}/f/study.db")
         assert plain.best_params == result.best_params
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_hpo import Hyperband, HyperbandTuner, RandomTuner, Tuner
+from lightning_hpo import Hyperband, RandomTuner, Tuner
 from lightning_hpo.executors import gpu_shares
 from tests.small import Data, Net
 
@@ -83,10 +83,9 @@ class TestWorkers:
 
     def test_training_in_workers_equals_training_here(self, tmp_path):
         make = functools.partial(
-            HyperbandTuner,
+            Tuner,
             {"lr": "loguniform(1e-3, 1)"},
-            max_steps=18,
-            min_steps=2,
+            Hyperband(18, 2),
             monitor="val_loss",
             root=tmp_path,
             trainer={"accelerator": "cpu"},

@@ -10,9 +10,11 @@ from lightning_hpo.samplers.beliefs import (
     slices,
 )
 from lightning_hpo.samplers.gaussian_process import GaussianProcessSampler
+from lightning_hpo.samplers.kernel_density import KernelDensitySampler
 
 __all__ = [
     "GaussianProcessSampler",
+    "KernelDensitySampler",
     "Prediction",
     "Slice",
     "expected_improvement_share",

@@ -17,7 +17,7 @@ r_i      steps at which rung i is judged: R * eta**(i - s), rounded, so the last
 """
 
 from lightning_hpo.schedulers.asynchronous import ASHA, AsyncHyperband
-from lightning_hpo.schedulers.base import Bracket, Job, Mode, Retiring, Rung, Scheduler
+from lightning_hpo.schedulers.base import Bracket, Coverage, Job, Mode, Planning, Retiring, Rung, Scheduler
 from lightning_hpo.schedulers.full_budget import FullBudget
 from lightning_hpo.schedulers.halving import Hyperband, SuccessiveHalving
 from lightning_hpo.schedulers.stopping import MedianStopping
@@ -26,11 +26,13 @@ __all__ = [
     "ASHA",
     "AsyncHyperband",
     "Bracket",
+    "Coverage",
     "FullBudget",
     "Hyperband",
     "Job",
     "MedianStopping",
     "Mode",
+    "Planning",
     "Retiring",
     "Rung",
     "Scheduler",

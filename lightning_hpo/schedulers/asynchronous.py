@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lightning_hpo.schedulers.base import (
     Bracket,
+    Coverage,
     Job,
     Mode,
     hyperband_brackets,
@@ -64,6 +65,11 @@ class ASHA:
         """Trials that stay below the best 1/eta however the rest turns out; none if there is no end."""
         return self._ladder.retired(rows)
 
+    @property
+    def plan_covers(self) -> Coverage:
+        """The least of all, or of one round if there is no end."""
+        return "round" if self.n_trials is None else "least"
+
     def plan(self) -> tuple[Bracket, ...]:
         """Return one bracket; with no end, the smallest that takes a trial to the full budget.
 
@@ -82,16 +88,19 @@ class ASHA:
 class AsyncHyperband:
     """Hyperband without a barrier: new trials enter at the first rung of their bracket, and nobody waits.
 
-    Brackets start in Hyperband's order and with its sizes, so a trial's number alone says where it enters. All trials
-    with a value at the same number of steps are compared, whichever bracket and iteration they came from: more trials
-    to be compared with, and later brackets spend only where they beat what earlier ones have promoted.
+    Brackets have Hyperband's sizes, so a trial's number alone says where it enters. Run once, each bracket starts once,
+    in Hyperband's order. With more to spend, the most aggressive one starts again before each of the others, so that
+    half of the budget hedges against short runs that mislead, and half trusts them.
+
+    All trials with a value at the same number of steps are compared, whichever bracket and iteration they came from:
+    more trials to be compared with, and later brackets spend only where they beat what earlier ones have promoted.
 
     Args:
         max_steps: R, >= ``min_steps``.
         min_steps: r, >= 1.
         eta: an integer >= 2.
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better.
-        iterations: how many times to run all brackets, >= 1. None for no end: brackets then follow each other until the
+        iterations: how many times to run all brackets, >= 1. None for no end: rounds then follow each other until the
             search is stopped by its steps or its time.
 
     Raises:
@@ -119,18 +128,31 @@ class AsyncHyperband:
         """Trials that stay below the best 1/eta however the rest turns out; none if there is no end."""
         return self._ladder.retired(rows)
 
+    @property
+    def plan_covers(self) -> Coverage:
+        """The least of all, or of one round if there is no end."""
+        return "round" if self.iterations is None else "least"
+
     def plan(self) -> tuple[Bracket, ...]:
-        """Return the brackets in the order they start; of one iteration if there is no end.
+        """Return the brackets in the order they start; of one round if there is no end.
 
         A trial that was promoted early and overtaken later comes on top.
         """
-        return hyperband_brackets(self.max_steps, self.min_steps, self.eta) * (self.iterations or 1)
+        return self._round() * (self.iterations or 1)
+
+    def _round(self) -> tuple[Bracket, ...]:
+        brackets = hyperband_brackets(self.max_steps, self.min_steps, self.eta)
+        if self.iterations == 1 or len(brackets) == 1:
+            return brackets
+        return tuple(bracket for other in brackets[1:] for bracket in (brackets[0], other))
 
     @cached_property
     def _ladder(self) -> "_Ladder":
-        brackets = hyperband_brackets(self.max_steps, self.min_steps, self.eta)
+        brackets = self._round()
         steps = tuple(rung.max_steps for rung in brackets[0].rungs)
-        entries = tuple(level for level, bracket in enumerate(brackets) for _ in range(bracket.trials))
+        entries = tuple(
+            level for bracket in brackets for level in [len(steps) - len(bracket.rungs)] for _ in range(bracket.trials)
+        )
         n_trials = None if self.iterations is None else self.iterations * len(entries)
         return _Ladder(steps, entries, self.eta, self.mode, n_trials)
 

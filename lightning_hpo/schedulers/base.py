@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # this package needs the standard library only
     from lightning_hpo.trials import Row
 
 Mode: TypeAlias = Literal["min", "max"]
+Coverage: TypeAlias = Literal["all", "least", "round"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,17 @@ class Scheduler(Protocol):
         Args:
             rows: all trials of the study in order of their number.
         """
+
+
+class Planning(Scheduler, Protocol):
+    """A scheduler that knows beforehand what it will do, if no trial fails."""
+
+    @property
+    def plan_covers(self) -> Coverage:
+        """What a plan counts: all that happens, the least that happens, or the least of one of endless rounds."""
+
+    def plan(self) -> "tuple[Bracket, ...]":
+        """Return brackets in the order they start."""
 
 
 class Retiring(Scheduler, Protocol):

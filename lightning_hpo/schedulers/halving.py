@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning_hpo.schedulers.base import (
     Bracket,
+    Coverage,
     Job,
     Mode,
     hyperband_brackets,
@@ -42,6 +43,7 @@ class SuccessiveHalving:
     eta: int = 3
     mode: Mode = "min"
     n_trials: int | None = None
+    plan_covers: ClassVar[Coverage] = "all"
 
     def __post_init__(self) -> None:
         require_halving(self.max_steps, self.min_steps, self.eta, self.mode)
@@ -92,6 +94,7 @@ class Hyperband:
     eta: int = 3
     mode: Mode = "min"
     iterations: int = 1
+    plan_covers: ClassVar[Coverage] = "all"
 
     def __post_init__(self) -> None:
         require_halving(self.max_steps, self.min_steps, self.eta, self.mode)

@@ -1,0 +1,163 @@
+"""BOHB's model: two kernel densities, one of the good configurations and one of the others.
+
+A suggestion is drawn near a good configuration, and is the one of many draws whose density among the good is largest in
+relation to that among the others. Kernels are products over the parameters:
+
+* a number: a Gaussian on its position in [0, 1], with bandwidth 1.06 sd n**(-1 / (d + 4)) (Scott's rule of thumb)
+* a choice without order: the same choice with probability 1 - h + h / k, each other one with h / k
+
+=======  ======================================================
+n        number of configurations in a density
+d        number of parameters
+k        number of choices
+h        bandwidth
+=======  ======================================================
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import intersection_search_space
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hpo.samplers.encoding import Encoding
+
+Floats = NDArray[np.float64]
+
+_GOOD = 0.15  # share of the values that count as good
+_CANDIDATES = 64
+_WIDER = 3.0  # draws are made with so many bandwidths, so that they go beyond what is known
+_NARROWEST = 1e-3  # bandwidth of a number on [0, 1]
+_LEAST_CHANGE = 0.2  # bandwidth of a choice
+
+
+class KernelDensitySampler(BaseSampler):
+    """Suggests configurations that resemble the best ones, and not the others.
+
+    Cheap (well below a millisecond for hundreds of trials) and wide: unimportant parameters stay nearly uniform. It
+    waits for d + 3 complete trials, d the number of parameters, and draws at random before. Trials without a finite
+    value do not count. A suggestion is a function of seed, trial number and the complete trials, so a resumed study
+    continues as if it had not been interrupted (with one worker).
+
+    Args:
+        seed: keys all random numbers, with the trial's number; an integer >= 0.
+
+    Raises:
+        ValueError: if ``seed`` is negative or no integer; at the first suggestion, if the study has several objectives.
+
+    Example:
+        >>> import optuna
+        >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+        >>> study = optuna.create_study(sampler=KernelDensitySampler(seed=0))
+        >>> study.optimize(lambda trial: trial.suggest_float("x", -5.0, 5.0) ** 2, n_trials=60)
+        >>> study.best_value < 0.05
+        True
+
+    Source: Falkner et al. 2018, *BOHB* (arXiv 1807.01774), section 3.2 and Algorithm 2; its constants.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
+        self.seed = seed
+
+    def reseed_rng(self) -> None:
+        """Do nothing: random numbers are keyed by the trial's number, so no two workers share a stream."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the parameters that all complete trials have."""
+        del trial
+        _sign(study)
+        shared = intersection_search_space(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        return {name: one for name, one in shared.items() if not one.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Suggest all shared parameters jointly; at random while there are too few values."""
+        sign = _sign(study)
+        if not search_space:
+            return {}
+        encoding = Encoding(search_space)
+        rng = np.random.default_rng([self.seed, trial.number])
+        ranked = sorted(
+            (sign * other.value, other.number, other.params)
+            for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if other.value is not None and math.isfinite(other.value) and encoding.holds(other.params)
+        )
+        d, n = len(encoding), len(ranked)
+        if n < d + 3:
+            return encoding.decode(encoding.place(rng.random((1, d)))[0])
+        good = min(max(math.ceil(_GOOD * n), min(d + 1, n // 2)), n - 2)
+        units = encoding.encode([params for _, _, params in ranked])
+        return encoding.decode(_suggest(encoding, units[:good], units[good:], rng))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw one parameter at random."""
+        _sign(study)
+        key = np.random.SeedSequence([self.seed, trial.number, *param_name.encode()])
+        random = RandomSampler(seed=int(key.generate_state(1)[0]))
+        return random.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _sign(study: Study) -> int:
+    if len(study.directions) > 1:
+        raise ValueError(f"KernelDensitySampler is for one objective, the study has {len(study.directions)}.")
+    return 1 if study.direction == StudyDirection.MINIMIZE else -1
+
+
+def _suggest(encoding: Encoding, good: Floats, other: Floats, rng: np.random.Generator) -> Floats:
+    """Return the best of many draws near ``good``, shape (d,)."""
+    width = _bandwidths(encoding, good)
+    draws = good[rng.integers(len(good), size=_CANDIDATES)]
+    for i, column in enumerate(encoding.columns):
+        if column.kind == "categorical":
+            change = rng.random(_CANDIDATES) < width[i]
+            draws[change, i] = rng.integers(len(column.positions), size=int(change.sum()))
+        else:
+            draws[:, i] = _truncated_normal(draws[:, i], _WIDER * width[i], rng)
+    ratio = _log_density(encoding, draws, good, width) - _log_density(
+        encoding, draws, other, _bandwidths(encoding, other)
+    )
+    best: Floats = draws[int(ratio.argmax())]
+    return best
+
+
+def _truncated_normal(means: Floats, sd: float, rng: np.random.Generator) -> Floats:
+    """Draw within [0, 1] by trying again; a mean in [0, 1] succeeds often enough however wide ``sd`` is here."""
+    draws = means + sd * rng.standard_normal(len(means))
+    while (outside := (draws < 0) | (draws > 1)).any():
+        draws[outside] = means[outside] + sd * rng.standard_normal(int(outside.sum()))
+    return draws
+
+
+def _bandwidths(encoding: Encoding, units: Floats) -> Floats:
+    n, d = units.shape
+    shrink = n ** (-1 / (d + 4))
+    return np.array(
+        [
+            max(0.5 * shrink, _LEAST_CHANGE) if column.kind == "categorical" else max(1.06 * sd * shrink, _NARROWEST)
+            for column, sd in zip(encoding.columns, units.std(axis=0), strict=True)
+        ]
+    )
+
+
+def _log_density(encoding: Encoding, at: Floats, units: Floats, width: Floats) -> Floats:
+    """Logarithm of the mean kernel, up to a constant, at rows of ``at`` (m, d); shape (m,)."""
+    kernels = np.zeros((len(at), len(units)))
+    for i, column in enumerate(encoding.columns):
+        if column.kind == "categorical":
+            spread = width[i] / len(column.positions)
+            same = at[:, None, i] == units[None, :, i]
+            kernels += np.log(np.where(same, 1 - width[i] + spread, spread))
+        else:
+            kernels -= ((at[:, None, i] - units[None, :, i]) / width[i]) ** 2 / 2 + math.log(width[i])
+    top = kernels.max(axis=1)
+    return np.asarray(top + np.log(np.exp(kernels - top[:, None]).mean(axis=1)))
