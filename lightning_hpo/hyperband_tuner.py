@@ -102,9 +102,7 @@ class ASHATuner(Tuner):
 
 
 def _least(max_steps: int, min_steps: int | None, eta: int) -> int:
-    """``min_steps``, or its default where it is not given."""
-    if (
-        min_steps is None and isinstance(max_steps, int) and isinstance(eta, int)
-    ):  # else the scheduler says what is wrong
-        return max(max_steps // max(eta, 1) ** 3, 1)
-    return 1 if min_steps is None else min_steps
+    """``min_steps``, or its default where it is not given; the scheduler says what is wrong with an argument."""
+    if min_steps is not None or not (isinstance(max_steps, int) and isinstance(eta, int)):
+        return 1 if min_steps is None else min_steps
+    return max(max_steps // max(eta, 1) ** 3, 1)

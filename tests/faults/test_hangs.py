@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -138,16 +139,17 @@ def test_a_trial_that_diverges_stops_at_the_step(tmp_path):
 
 
 def test_losses_on_another_device_are_looked_at_together():
-    """The meta device stands for one whose values cost a wait: no loss is looked at in the step."""
+    """A tensor that says it is on a GPU, whose values cost a wait: no loss is looked at in the step."""
 
     class Loss(torch.Tensor):
         device = torch.device("cuda")
 
     leg = Leg(10, None, every=5, hparams={}, optimizer={}, should_pause=lambda: False, stop_on_nan=True)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     for step, value in enumerate([0.5, float("inf"), 0.1], start=1):
-        leg._note_loss(step, {"loss": torch.tensor(value).as_subclass(Loss)})
+        leg._note_loss(trainer, step, {"loss": torch.tensor(value).as_subclass(Loss)})
     with pytest.raises(DivergedError, match="diverged at step 2: the training loss is inf"):
-        leg._look_at_losses()
+        leg._look_at_losses(trainer)
 
 
 MEMORY = """
