@@ -6,7 +6,10 @@ SQLite takes about 2 ms of CPU for a value, 10 ms for a new trial and 0.2 s for 
 """
 
 import json
+import logging
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +40,37 @@ class _Journal(JournalFileBackend):
             os.fsync(opened.fileno())
 
 
-def open_journal(file: Path) -> JournalStorage:
+def open_journal(file: Path, begin: Callable[[JournalStorage], object]) -> JournalStorage:
     """Open a journal to write, or begin one; the caller holds the run's lock.
 
-    What a killed process left of its last line is dropped: that change was never acknowledged.
+    What a killed process left of its last line moves to ``<name>.corrupt-<time>``: that change was never acknowledged.
+
+    Args:
+        file: of the journal.
+        begin: writes what a new one starts with. It is written beside its place and moved there, so a process killed
+            meanwhile leaves no empty journal.
 
     Raises:
-        StorageError: if the file is damaged elsewhere.
+        StorageError: if the file is empty, or damaged elsewhere than at its end.
     """
-    if file.exists():
+    if not file.exists():
+        fresh = file.with_name(f".{file.name}.tmp")
+        fresh.unlink(missing_ok=True)
+        begin(read_journal(fresh))
+        fresh.replace(file)
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole == 0:
+        raise StorageError(f"{file} is not a study: it is empty or damaged. Move it away to start a new one.")
+    if whole < len(content):
+        aside = file.with_name(f"{file.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S')}")
+        aside.write_bytes(content[whole:])
         with file.open("rb+") as opened:
-            content = opened.read()
-            opened.truncate(content.rfind(b"\n") + 1)
+            opened.truncate(whole)
             os.fsync(opened.fileno())
+        logging.getLogger(__name__).warning(
+            "the last line of %s was cut off by a kill or a full disk, and moved to %s", file, aside.name
+        )
     return read_journal(file)
 
 

@@ -99,9 +99,11 @@ class PopulationTuner(Tuner):
         raise TypeError("PopulationTuner copies weights between members, so it takes a LightningModule: use fit().")
 
     def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
+        def opened(storage: str | BaseStorage | None) -> tuple[optuna.Study, BaseStorage]:
+            return open_study(folder, storage, self.mode, fingerprint, allow_changed=self._allow_changed)
+
         own = self._storage is None and not folder.study_file.exists()
-        storage = open_journal(folder.path / JOURNAL) if own else self._storage
-        return open_study(folder, storage, self.mode, fingerprint, allow_changed=self._allow_changed)
+        return opened(open_journal(folder.path / JOURNAL, opened) if own else self._storage)
 
     def _refuse_ranks(self, size: int) -> None:
         raise ValueError(

@@ -125,13 +125,19 @@ def test_the_study_is_a_journal_that_optuna_and_the_command_line_read(uninterrup
     assert "<svg" in (run / "report.html").read_text()
 
 
-def test_a_torn_line_of_the_journal_is_dropped_and_a_damaged_one_is_named(uninterrupted, tmp_path):
+def test_a_torn_line_of_the_journal_is_set_aside_and_a_damaged_one_is_named(uninterrupted, tmp_path, caplog):
     shutil.copytree(uninterrupted.best_checkpoint.parent, tmp_path / "run")
     journal = tmp_path / "run" / "study.journal"
     whole = journal.read_bytes()
     lines = whole.splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])
     assert history(tune(tmp_path)) == history(uninterrupted)
+    (aside,) = journal.parent.glob("study.journal.corrupt-*")
+    assert aside.read_bytes() == lines[-1][:20]
+    assert aside.name in caplog.text
+    journal.write_bytes(b"")
+    with pytest.raises(StorageError, match=r"study.journal is not a study: it is empty"):
+        tune(tmp_path)
     journal.write_bytes(whole.replace(lines[5], lines[5][:9] + b"\x00" + lines[5][10:]))
     with pytest.raises(StorageError, match=r"study.journal is damaged"):
         tune(tmp_path)
