@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.synchronize import Event
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
@@ -146,7 +145,7 @@ class WorkerProcesses:
         max_retries: int = 0,
     ) -> None:
         self.workers = workers
-        self._pause = _SPAWN.Event()
+        self._pause: Any = _SPAWN.RawValue("b", 0)  # without a lock, which a killed worker would keep
         shares = gpu_shares(visible_gpus(), workers, devices_per_trial)
         threads = max(torch.get_num_threads() // workers, 1)
         self._slots = [
@@ -155,12 +154,12 @@ class WorkerProcesses:
         ]
 
     def __enter__(self) -> Self:
-        for slot in self._slots:
-            slot.start()
         try:
             for slot in self._slots:
+                slot.start()
+            for slot in self._slots:
                 slot.wait_until_ready()
-        except WorkerStartError:
+        except BaseException:  # a second Ctrl-C too: processes that wait for a job would keep this one from ending
             for slot in self._slots:
                 slot.stop(patient=False)
             raise
@@ -174,7 +173,7 @@ class WorkerProcesses:
 
     def pause(self) -> None:
         """Ask all jobs at work to save and return."""
-        self._pause.set()
+        self._pause.value = 1
 
     def submit(self, task: Task) -> "Future[Outcome]":
         """Give the job to a free worker, best the one that has worked on the trial before."""
@@ -243,7 +242,7 @@ class _Slot:
         retries: of a job whose process has died.
     """
 
-    def __init__(self, arguments: tuple[Work, Event, "_Place"], *, limit: float | None, retries: int) -> None:
+    def __init__(self, arguments: tuple[Work, Any, "_Place"], *, limit: float | None, retries: int) -> None:
         self._arguments = arguments
         self._limit = limit
         self._retries = retries
@@ -378,7 +377,7 @@ def _end(code: int) -> str:
     )
 
 
-def _serve(connection: Connection, progress: Any, work: Work, pause: Event, place: _Place) -> None:
+def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place: _Place) -> None:
     """Life of a worker: take a task, do it, answer; until there is no parent or no more tasks."""
     del os.environ[_STARTING]
     os.setpgid(0, 0)
@@ -397,7 +396,7 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Event, plac
 
     def should_pause() -> bool:
         progress.value += 1
-        return pause.is_set() or terminated.is_set()
+        return bool(pause.value) or terminated.is_set()
 
     gc.freeze()
     connection.send(_READY)

@@ -53,9 +53,10 @@ class HyperbandTuner(Tuner):
         if self._cautious:
             options["sampler"] = KernelDensitySampler(options.get("seed", 0))
         super().__init__(space, AsyncHyperband(max_steps, least, eta, mode, iterations), **options)
+        self._lowest = self.plan()[0].rungs[0].max_steps
 
     def _random_share(self, steps: int) -> float:
-        return 1.0 if self._cautious and steps == self.plan()[0].rungs[0].max_steps else _RANDOM
+        return 1.0 if self._cautious and steps == self._lowest else _RANDOM
 
 
 class ASHATuner(Tuner):

@@ -40,6 +40,8 @@ def pausing_signals() -> Iterator[Interrupts]:
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signal module's signature
         if number == signal.SIGINT and interrupts.received is not None:
             raise KeyboardInterrupt
+        if interrupts.received is not None:
+            return
         interrupts.received = signal.Signals(number)
         for listener in interrupts.listeners:
             listener()

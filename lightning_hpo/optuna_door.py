@@ -227,6 +227,9 @@ class OptunaTuner(Tuner):
         error = future.exception()
         if isinstance(error, ParameterMismatchError | RankLostError):
             raise error
+        if isinstance(error, optuna.TrialPruned):  # of a user's function or callback
+            study.tell(trial, state=TrialState.PRUNED)
+            return TrialState.PRUNED
         try:
             outcome = future.result()
             if outcome.score is None:

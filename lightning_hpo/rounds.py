@@ -19,6 +19,7 @@ from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.callbacks.transplant import State, capture
+from lightning_hpo.failures import failure_text
 from lightning_hpo.fiber import Cancelled, Fiber
 from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.lineage import SEGMENT, Segment, intervals
@@ -325,8 +326,9 @@ class Rounds:
             raise error
         trial = self.lineage.at(seat.number, seat.step + 1)
         assert trial is not None
-        self.table.fail(trial, f"{type(error).__name__}: {error}")
-        self._say(f"member {seat.number} failed after step {seat.step}: {type(error).__name__}: {error}")
+        reason = failure_text(error)
+        self.table.fail(trial, reason)
+        self._say(f"member {seat.number} failed after step {seat.step}: {reason.splitlines()[0]}")
 
     def _life(self, seat: Seat) -> Callable[[], None]:
         def life() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
@@ -73,7 +73,7 @@ class RunFolder:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             probe = self.path / f".writable.{os.getpid()}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another process that starts may have tidied it away
         except OSError as error:
             raise StorageError(
                 error.errno, f"the run folder cannot be written: {error.strerror}", str(self.path)
@@ -119,6 +119,10 @@ class RunFolder:
             yield
         except StorageError:
             raise
+        except UpdateFinishedTrialError as error:  # the lock is in the run folder, a study given as storage is not
+            raise StudyInUseError(
+                f"the study of {self.path} was changed by another process, which uses its storage from another `root`"
+            ) from error
         except (StorageInternalError, SQLAlchemyError) as error:
             raise unusable(self.path, error) from error
         except OSError as error:
@@ -187,8 +191,12 @@ def open_study(
         if isinstance(storage, str):
             storage = RDBStorage(storage)
         study = _study(storage, folder.name, mode, sampler)
+        directions = ["min" if one is StudyDirection.MINIMIZE else "max" for one in study.directions]
         begun = bool(study.get_trials(deepcopy=False))
         noted = study.user_attrs
+    asked = [mode] if isinstance(mode, str) else list(mode)
+    if FINGERPRINT not in noted and directions != asked:
+        raise StudyMismatchError(f"the study {folder.name!r} has the directions {directions}, but `mode` is {asked}.")
     if FINGERPRINT in noted:
         _compare(folder, study, fingerprint, allow_changed=allow_changed)
     elif begun:

@@ -112,8 +112,7 @@ class Search:
         done: set[Future[Outcome]] = set()
         while True:
             with self.turn():
-                for future in sorted(done, key=lambda one: self._running[one].folder):
-                    self._end(self._running.pop(future), future)
+                self._end_all(done)
                 tasks = self._decide(deadline, stop_wanted)
                 elsewhere = any(row.state == "running" and not row.idle for row in self.table.rows)
             for task in tasks:
@@ -130,6 +129,17 @@ class Search:
             if not stop_wanted() and not at_work and self.scheduler.next(self.table.rows) is None:
                 self._retire([row.number for row in self.table.rows if row.state == "running"])
             self._show_best()
+
+    def _end_all(self, done: set[Future[Outcome]]) -> None:
+        """Record every outcome, also if one of them ends the search."""
+        errors: list[Exception] = []
+        for future in sorted(done, key=lambda one: self._running[one].folder):
+            try:
+                self._end(self._running.pop(future), future)
+            except (SearchFailedError, ParameterMismatchError, RankLostError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _decide(self, deadline: float, stop_wanted: Callable[[], bool]) -> list[Task]:
         """Take a job for each free worker, if there are so many."""
@@ -150,6 +160,7 @@ class Search:
         """Write down a new trial, or take up an old one, and say what is to be done."""
         number = job.trial
         if number is None:
+            self.asker.recall(self.table.study_notes)
             params, notes = self.asker.ask(self.table.rows, self.table.notes, job.max_steps)
             params |= job.params or {}
             self.table.note(self.asker.study_notes)
@@ -208,8 +219,9 @@ class Search:
             keep_best(checkpoint, self.folder.best_checkpoint)
         write_best(self.config(best.params, self.scheduler.max_steps), self.folder.best_params)
         before, self._shown = self._shown, shown
-        if before is not None and self.table.rows[before[0]].state != "running":
-            self._drop_checkpoints([before[0]])
+        # The first time in a process, the best trial of an earlier one may have been kept for nothing.
+        ended = range(len(self.table.rows)) if before is None else (before[0],)
+        self._drop_checkpoints([number for number in ended if self.table.rows[number].state != "running"])
 
     def _drop_checkpoints(self, numbers: list[int]) -> None:
         """Remove the checkpoints of trials that will not be continued, except the best one's."""

@@ -72,7 +72,11 @@ class Asker:
         direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
         with warnings_only("optuna"):
             self._study_id = self._storage.create_new_study([direction], _NAME)
-        for key, value in (study_notes or {}).items():
+        self.recall(study_notes or {})
+
+    def recall(self, study_notes: Mapping[str, Any]) -> None:
+        """Take over what the sampler wrote about the study in another process."""
+        for key, value in study_notes.items():
             self._storage.set_study_system_attr(self._study_id, key, value)
 
     def ask(

@@ -19,6 +19,7 @@ from lightning_hpo.conduct import Session, Subject, conduct
 from lightning_hpo.console import Console
 from lightning_hpo.executors import InProcess, Work, WorkerProcesses
 from lightning_hpo.exits import explained
+from lightning_hpo.failures import JobError
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.objective import Objective, Outcome, Task
 from lightning_hpo.ranks import Ranks, ranks_of
@@ -80,7 +81,8 @@ class Tuner:
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
-        storage: an Optuna storage or its URL. Default: SQLite in the run folder.
+        storage: an Optuna storage or its URL. Default: SQLite in the run folder. What keeps a second process away is a
+            lock in ``root/name``, so processes that use one storage need the same ``root``.
         root: folder of all runs.
         trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
         checkpoint_every: save within a job each time so many optimizer steps are done.
@@ -90,7 +92,7 @@ class Tuner:
         timeout: start no new job after so many seconds.
         total_steps: start no new job once so many optimizer steps are recorded.
         max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
-            at least ten ended trials has failed.
+            at least ten ended trials has failed. With ``shared``, each process counts its own row of failures.
         trial_timeout: fail a trial that makes no progress (no optimizer step, no validation batch) for so many seconds
             of this machine's monotonic clock: ``no progress for T s``. A call of a function given to :meth:`optimize`
             shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
@@ -444,7 +446,10 @@ class _Call:
         self._function = function
 
     def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
-        return Outcome(self._function(task.job, task.params), task.job.max_steps)
+        score = self._function(task.job, task.params)
+        if score is None:  # in an Outcome that means paused
+            raise JobError("the function returned None; it must return a number")
+        return Outcome(score, task.job.max_steps)
 
 
 def _identity(subject: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from lightning_hpo import FullBudget, Hyperband, HyperbandTuner, RandomTuner, SuccessiveHalving, Tuner
+from lightning_hpo import FullBudget, Hyperband, HyperbandTuner, OptunaTuner, RandomTuner, SuccessiveHalving, Tuner
 from lightning_hpo.runs import StorageError, StudyInUseError, StudyMismatchError
 from lightning_hpo.search import SearchFailedError
 from tests.small import Data, Net
@@ -213,6 +213,11 @@ class TestFailures:
         with pytest.raises(SearchFailedError, match=r"5 trials in a row failed, the last one with: ZeroDivisionError"):
             RandomTuner(XY, max_steps=1, n_trials=50, root=tmp_path, name="f").optimize(lambda job, params: 1 / 0)
 
+    def test_a_function_that_returns_nothing(self, tmp_path):
+        for tuner in (RandomTuner, OptunaTuner):
+            with pytest.raises(SearchFailedError, match="the function returned None; it must return a number"):
+                tuner(XY, max_steps=1, n_trials=9, root=tmp_path, name=tuner.__name__).optimize(lambda *_: None)
+
     def test_too_large_a_share(self, tmp_path):
         def every_other(job, params):
             return math.nan if job.trial % 2 else params["x"]
@@ -230,6 +235,12 @@ class TestFailures:
 
 
 class TestRefuses:
+    def test_a_study_made_by_somebody_else_for_the_other_direction(self, tmp_path):
+        storage = f"sqlite:///{tmp_path}/s.db"
+        optuna.create_study(study_name="f", storage=storage, direction="maximize")
+        with pytest.raises(StudyMismatchError, match=r"has the directions \['max'\], but `mode` is \['min'\]"):
+            RandomTuner(XY, max_steps=1, n_trials=1, storage=storage, root=tmp_path, name="f").optimize(loss)
+
     def test_a_model_whose_code_has_changed(self, tmp_path):
         class Other(Net):
             def validation_step(self, batch, batch_idx):

@@ -191,7 +191,7 @@ class _Ladder:
     def retired(self, rows: "Sequence[Row]") -> list[int]:
         if self.n_trials is None:
             return []
-        entering = Counter(self._entry(number) for number in range(self.n_trials))
+        entering = self._entering
         ranking = self._judge(rows)[1]
         places = [self._place(row) for row in rows]
         lost: list[int] = []
@@ -204,6 +204,11 @@ class _Ladder:
             climbing = reaching - len(fallen) - sum(row.state != "running" for row in here)
             lost += fallen
         return sorted(lost)
+
+    @cached_property
+    def _entering(self) -> Counter[int]:
+        """Trials that enter at each level, in all."""
+        return Counter(self._entry(number) for number in range(self.n_trials or 0))
 
     def _entry(self, number: int) -> int:
         return self.entries[number % len(self.entries)]
