@@ -4,6 +4,7 @@ Nothing that the run's config names is imported.
 """
 
 import argparse
+import os
 import sys
 
 from lightning_hpo.report import read_best, read_run, show, write_report
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(write_report(run))
             case "best":
                 print(read_best(run), end="")
+    except BrokenPipeError:  # whoever read this has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except StorageError as error:
         print(f"lightning_hpo: {error}", file=sys.stderr)
         return 4

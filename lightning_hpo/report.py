@@ -177,7 +177,8 @@ def _owner(path: Path) -> int | None:
 
 
 def _counts(run: Run) -> str:
-    counts = Counter(row.state for row in run.rows)
+    at_work = run.owner not in (None, os.getpid())  # this process writes a report when its work is over
+    counts = Counter("paused" if row.state == "running" and not at_work else row.state for row in run.rows)
     return f"{len(run.rows)} trials: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 

@@ -195,6 +195,11 @@ def open_study(
         begun = bool(study.get_trials(deepcopy=False))
         noted = study.user_attrs
     asked = [mode] if isinstance(mode, str) else list(mode)
+    if FINGERPRINT in noted and not begun and _changed(noted[FINGERPRINT], fingerprint):
+        # A mistake was found before the first trial: nothing is lost, and the corrected call starts anew.
+        optuna.delete_study(study_name=folder.name, storage=storage)
+        study = _study(storage, folder.name, mode, sampler)
+        noted, directions = {}, [*map(str, asked)]
     if FINGERPRINT not in noted and directions != asked:
         raise StudyMismatchError(f"the study {folder.name!r} has the directions {directions}, but `mode` is {asked}.")
     if FINGERPRINT in noted:
@@ -230,7 +235,7 @@ def _make_sqlite(file: Path, name: str, mode: Mode | Sequence[Mode], fingerprint
 def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *, allow_changed: bool) -> None:
     """Refuse a study that was made with other settings, or write down that it goes on with these."""
     stored = study.user_attrs[FINGERPRINT]
-    changed = {name for name in {**stored, **asked} if _differences(name, stored.get(name), asked.get(name))}
+    changed = _changed(stored, asked)
     if not changed:
         return
     listed = "; ".join(one for name in sorted(changed) for one in _differences(name, stored.get(name), asked.get(name)))
@@ -259,6 +264,11 @@ def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *
     notes = [*study.user_attrs.get(CHANGES, []), {"from_trial": len(trials), "changes": listed}]
     study.set_user_attr(CHANGES, notes)
     study.set_user_attr(FINGERPRINT, dict(asked))
+
+
+def _changed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> set[str]:
+    """Names of the settings that differ."""
+    return {name for name in {**stored, **asked} if _differences(name, stored.get(name), asked.get(name))}
 
 
 def _differences(name: str, stored: Any, asked: Any) -> list[str]:

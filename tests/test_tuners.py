@@ -235,6 +235,16 @@ class TestFailures:
 
 
 class TestRefuses:
+    def test_a_call_that_was_wrong_before_its_first_trial_may_be_corrected(self, tmp_path):
+        make = functools.partial(RandomTuner, {"lr": "loguniform(1e-3, 1)"}, max_steps=2, n_trials=1, trainer=CPU)
+        make = functools.partial(make, root=tmp_path, name="net")
+        with pytest.raises(ValueError, match="val_los' is not logged"):
+            make(monitor="val_los", mode="max").fit(Net, datamodule=Data)
+        result = make(monitor="val_loss").fit(Net, datamodule=Data)
+        assert result.study.direction.name == "MINIMIZE"
+        with pytest.raises(StudyMismatchError, match='now "seed": 1'):
+            make(monitor="val_loss", seed=1).fit(Net, datamodule=Data)
+
     def test_a_study_made_by_somebody_else_for_the_other_direction(self, tmp_path):
         storage = f"sqlite:///{tmp_path}/s.db"
         optuna.create_study(study_name="f", storage=storage, direction="maximize")
