@@ -261,14 +261,15 @@ class _Slot:
     def start(self) -> None:
         """Start the process."""
         ours, theirs = _SPAWN.Pipe()
-        self._process = _SPAWN.Process(target=_serve, args=(theirs, self._progress, *self._arguments), daemon=False)
+        process = _SPAWN.Process(target=_serve, args=(theirs, self._progress, *self._arguments), daemon=False)
         # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PAUSING)
         try:
             with _one_starts:
                 os.environ[_STARTING] = "1"
                 try:
-                    self._process.start()
+                    process.start()
+                    self._process = process
                 finally:
                     del os.environ[_STARTING]
         except Exception as error:
@@ -400,7 +401,7 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
 
     gc.freeze()
     connection.send(_READY)
-    while (task := connection.recv()) is not None:
+    while (task := _next_task(connection)) is not None:
         progress.value += 1
         try:
             answer: Outcome | _Failure = work(task, should_pause)
@@ -409,6 +410,15 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
             let_go(error)
         connection.send(answer)
         gc.collect()
+
+
+def _next_task(connection: Connection) -> Task | None:
+    try:
+        task: Task | None = connection.recv()
+    except (EOFError, OSError):  # the parent has died
+        os.killpg(0, signal.SIGKILL)
+        raise
+    return task
 
 
 def _die_with_parent() -> None:
