@@ -205,4 +205,4 @@ class TestLimits:
         between = time.process_time()
         tune(tmp_path, lambda job, params: params["p0"], space, n_trials=7, allow_changed=True)
         per_trial = (time.process_time() - between - (between - started)) / 5
-        assert per_trial < 2.5  # asked: 0.5 s on a core of its own; parameter by parameter it is 17.6 s
+        assert per_trial < 1.5  # CPU seconds. Asked: 0.5, missed: 0.8 measured; parameter by parameter it is 17.6 s
