@@ -20,6 +20,7 @@ _TRAILER = len(_TAG) + 64
 # The end-of-central-directory record closes every zip file; torch writes no comment after it (APPNOTE 4.3.16).
 _END_RECORD = 22
 _END_SIGNATURE = b"PK\x05\x06"
+_BLOCK = 1 << 18  # bytes that are hashed and written together: torch writes in many small pieces
 
 
 class DamagedCheckpointError(RuntimeError):
@@ -171,29 +172,31 @@ class _Sealing:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._digest = hashlib.sha256()
-        self._held = b""  # the last bytes so far, which may be the end record
+        self._held = bytearray()  # what is not yet passed on; the last bytes may be the end record
 
     def write(self, data: bytes) -> int:
-        view = memoryview(data)
-        if len(view) < _END_RECORD:
-            view = memoryview(self._held + data)
-        else:
+        if len(data) < _BLOCK:
+            self._held += data
+        else:  # a large tensor is not copied
             self._pass(self._held)
-        self._pass(view[:-_END_RECORD])
-        self._held = bytes(view[-_END_RECORD:])
+            self._pass(memoryview(data)[:-_END_RECORD])
+            self._held = bytearray(data[-_END_RECORD:])
+        if len(self._held) >= _BLOCK:
+            self._pass(self._held[:-_END_RECORD])
+            del self._held[:-_END_RECORD]
         return len(data)
 
     def flush(self) -> None:
         self._file.flush()
 
     def finish(self) -> None:
-        if not self._held.startswith(_END_SIGNATURE):
+        if self._held[-_END_RECORD:][: len(_END_SIGNATURE)] != _END_SIGNATURE:
             raise OSError("torch wrote no zip file that ends without a comment, so it cannot be sealed.")
         self._pass(self._held[:-2] + struct.pack("<H", _TRAILER) + _TAG)  # the length of the comment, and its beginning
         self._file.write(self._digest.hexdigest().encode())
         self._file.flush()
 
-    def _pass(self, data: bytes | memoryview) -> None:
+    def _pass(self, data: bytearray | memoryview) -> None:
         self._file.write(data)
         self._digest.update(data)
 

@@ -48,8 +48,9 @@ def make_trainer(
     owner.train_dataloader = lambda: Resumable.follow(loaders())
     all_callbacks = [*_listed(given.pop("callbacks", None)), *callbacks]
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
-    given.setdefault("logger", MetricsFile(folder / METRICS, _steps_in(source)))
-    plugins = [*_listed(given.pop("plugins", None)), SealedCheckpointIO()]
+    saved = None if source is None else checkpoints.load(source)
+    given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
+    plugins = [*_listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved)]
     return pl.Trainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
 
 
@@ -74,8 +75,3 @@ def quiet_and_seeded(seed: int, trial: int) -> Iterator[None]:
 def _listed(given: Any) -> list[Any]:
     """What Trainer accepts for callbacks and plugins, as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _steps_in(checkpoint: Path | None) -> int:
-    """Optimizer steps that a checkpoint has behind it."""
-    return 0 if checkpoint is None else int(checkpoints.load(checkpoint)["global_step"])

@@ -106,11 +106,11 @@ class Asker:
 
     def _suggest(self, study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial) -> dict[str, Any]:
         """Go through a sampler's interface the way Optuna does."""
+        trial.params, trial.distributions = {}, {}
         reseed(sampler, self._seed, trial.number)
         sampler.before_trial(study, trial)
         relative_space = sampler.infer_relative_search_space(study, trial)
         relative = sampler.sample_relative(study, trial, relative_space) if relative_space else {}
-        params: dict[str, Any] = {}
         for name, distribution in self._space.items():
             if distribution.single():
                 value = distribution.to_external_repr(_only_value(distribution))
@@ -118,11 +118,10 @@ class Asker:
                 value = relative[name]
             else:
                 value = sampler.sample_independent(study, trial, name, distribution)
-            params[name] = _plain(distribution, value)
             # Some samplers look at what the trial has so far.
-            trial.params = dict(params)
-            trial.distributions = {known: self._space[known] for known in params}
-        return params
+            trial.params[name] = _plain(distribution, value)
+            trial.distributions[name] = distribution
+        return dict(trial.params)
 
     @property
     def study_notes(self) -> dict[str, Any]:

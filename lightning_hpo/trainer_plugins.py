@@ -15,7 +15,17 @@ from lightning_hpo.safe_text import csv_cell
 
 
 class SealedCheckpointIO(CheckpointIO):
-    """Saves and loads every checkpoint of a Trainer through :mod:`lightning_hpo.checkpoints`."""
+    """Saves and loads every checkpoint of a Trainer through :mod:`lightning_hpo.checkpoints`.
+
+    Args:
+        path: of a checkpoint that has been loaded already, or None.
+        content: of it; handed over when it is loaded for the first time, and kept no longer.
+    """
+
+    def __init__(self, path: Path | None = None, content: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self._path = path
+        self._content = content
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write atomically; raises OSError where Lightning's own plugin can lose the file in silence."""
@@ -25,6 +35,9 @@ class SealedCheckpointIO(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Verify the hash and load tensors and plain values only, whatever ``weights_only`` says."""
+        content, self._content = self._content, None
+        if content is not None and path == self._path and map_location is None:
+            return content
         return checkpoints.load(path, map_location=map_location or "cpu")
 
     def remove_checkpoint(self, path: Any) -> None:

@@ -1,6 +1,7 @@
 """One leg of a trial: train to a step, save on the way, validate at exactly that step."""
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -144,7 +145,7 @@ class Leg(pl.Callback):
         losses, self._losses = self._losses, []
         if not losses:
             return
-        finite = torch.stack([loss.float().isfinite().all() for _, loss in losses]).tolist()
+        finite = [math.isfinite(one) for one in torch.stack([loss.float().sum() for _, loss in losses]).tolist()]
         if trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
             step, loss = losses[finite.index(False) if False in finite else -1]
             raise DivergedError(f"diverged at step {step}: the training loss is {float(loss.float().sum())}")
