@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from lightning_hpo import checkpoints
 from lightning_hpo.lineage import Segment, intervals
+from lightning_hpo.locks import Lock
 from lightning_hpo.population import Interval, Rules, Standing, truncate
 
 State = dict[str, Any]
@@ -122,7 +121,7 @@ class SharedFolder:
         self._timeout = timeout
         self._last_beat = -timeout
         self._seen: dict[int, tuple[int, float]] = {}
-        self._lock: filelock.BaseFileLock | None = None
+        self._lock: Lock | None = None
         self._carried_out = 0  # step of the last decision that the member went on from
         self.record = Record(member, [])
 
@@ -138,11 +137,10 @@ class SharedFolder:
         """
         _folder(self._path, self._member).mkdir(parents=True, exist_ok=True)
         self._agree()
-        self._lock = filelock.FileLock(_folder(self._path, self._member) / "lock", blocking=False)
-        try:
-            self._lock.acquire()
-        except filelock.Timeout:
-            raise RuntimeError(f"member {self._member} of {self._path} is at work in another process.") from None
+        lock = Lock(_folder(self._path, self._member) / "lock")
+        if not lock.take():
+            raise RuntimeError(f"member {self._member} of {self._path} is at work in another process.")
+        self._lock = lock
         before = read_record(self._path, self._member)
         if earlier is not None:
             self.record = Record.from_json(earlier)
@@ -227,9 +225,11 @@ class SharedFolder:
             return
         self.record.status = status
         self._note(reason)
-        self._write()
-        self._lock.release()
-        self._lock = None
+        try:
+            self._write()
+        finally:  # also where the disk is full
+            self._lock.free()
+            self._lock = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record, for a checkpoint of the member."""
