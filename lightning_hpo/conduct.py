@@ -130,7 +130,7 @@ def conduct(
             _say_paused(interrupts.received.name, folder)
             raise StudyPaused(128 + interrupts.received)
         console.table(rows)
-        with turn(folder.path):
+        with console.later(), turn(folder.path):
             if study_in_folder:
                 console.line(f"report: {write_report(read_run(folder.path))}")
             conclude(session)

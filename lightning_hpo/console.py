@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning_hpo.best import best_row
@@ -27,6 +28,21 @@ class Console:
         self._verbose = verbose
         self._started = time.monotonic()
         self._steps = 0
+        self._kept: list[str] | None = None  # lines to be printed later
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Print what is said in the block when it is over, however it ends.
+
+        Around a lock: a terminal that does not take more lines must not keep other processes waiting for it.
+        """
+        self._kept = []
+        try:
+            yield
+        finally:
+            lines, self._kept = self._kept, None
+            for text in lines:
+                self.line(text)
 
     def plan(
         self,
@@ -77,7 +93,8 @@ class Console:
         done = spent(rows)
         pace = (time.monotonic() - self._started) / max(self._steps, 1)
         left = f", about {_duration(pace * (planned - done))} left" if planned > done else ""
-        outcome = "failed" if row.state == "failed" else f"{self.monitor} {row.values[max(row.values)]:.5g}"
+        gave_none = row.state == "failed" or not row.values
+        outcome = row.state if gave_none else f"{self.monitor} {row.values[max(row.values)]:.5g}"
         best = best_row(rows, self._mode)
         so_far = "" if best is None else f"  best {best.values[max(best.values)]:.5g} (trial {best.number})"
         at = f"@ {max(row.values)}" if row.values else ""
@@ -113,7 +130,9 @@ class Console:
 
     def line(self, text: str) -> None:
         """Print one line; control characters in names and values are written out, so they cannot steer a terminal."""
-        if self._verbose:
+        if self._kept is not None:
+            self._kept.append(text)
+        elif self._verbose:
             print(one_line(text), flush=True)  # this is what the class is for
 
 

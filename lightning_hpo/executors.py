@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
 import torch
+from optuna import TrialPruned
 
 from lightning_hpo.exits import WRONG_CALL
 from lightning_hpo.failures import JobError, failure_text, let_go
@@ -219,10 +220,10 @@ def gpu_shares(gpus: Sequence[str], workers: int, devices_per_trial: int) -> lis
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a worker sends back for a job that raised."""
+    """What a worker sends back for a job that raised, and as what the parent raises it again."""
 
     text: str
-    mismatch: bool
+    kind: type[Exception]
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,7 @@ class _Slot:
         if isinstance(answer, JobError):
             future.set_exception(answer)
         elif isinstance(answer, _Failure):
-            future.set_exception(ParameterMismatchError(answer.text) if answer.mismatch else JobError(answer.text))
+            future.set_exception(answer.kind(answer.text))
         else:
             future.set_result(answer)
 
@@ -406,7 +407,8 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
         try:
             answer: Outcome | _Failure = work(task, should_pause)
         except BaseException as error:  # noqa: BLE001  # the parent records it
-            answer = _Failure(failure_text(error), isinstance(error, ParameterMismatchError))
+            kinds = (kind for kind in (ParameterMismatchError, TrialPruned) if isinstance(error, kind))
+            answer = _Failure(failure_text(error), next(kinds, JobError))
             let_go(error)
         connection.send(answer)
         gc.collect()

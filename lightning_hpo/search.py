@@ -105,13 +105,13 @@ class Search:
             RankLostError: if a process that trains along is gone.
         """
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
-        with self.turn():
+        with self.console.later(), self.turn():
             for row in self.table.rows:  # a process died between the last value of a trial and its end
                 if row.state == "running" and self.scheduler.max_steps in row.values:
                     self.table.complete(row.number, row.values[self.scheduler.max_steps])
         done: set[Future[Outcome]] = set()
         while True:
-            with self.turn():
+            with self.console.later(), self.turn():
                 self._end_all(done)
                 tasks = self._decide(deadline, stop_wanted)
                 elsewhere = any(row.state == "running" and not row.idle for row in self.table.rows)
@@ -124,7 +124,7 @@ class Search:
                 time.sleep(self.poll or 0)  # what comes next depends on another process
             else:
                 break
-        with self.turn():
+        with self.console.later(), self.turn():
             at_work = any(row.state == "running" and not row.idle for row in self.table.rows)
             if not stop_wanted() and not at_work and self.scheduler.next(self.table.rows) is None:
                 self._retire([row.number for row in self.table.rows if row.state == "running"])

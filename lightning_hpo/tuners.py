@@ -88,7 +88,8 @@ class Tuner:
         checkpoint_every: save within a job each time so many optimizer steps are done.
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
         workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
-        devices_per_trial: devices of each Trainer; with workers, each sees so many GPUs of its own.
+        devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by :meth:`fit`; under
+            :meth:`optimize` each worker sees so many GPUs of its own.
         timeout: start no new job after so many seconds.
         total_steps: start no new job once so many optimizer steps are recorded.
         max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
@@ -146,24 +147,25 @@ class Tuner:
         shared: bool = False,
         verbose: bool = True,
     ) -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
-        if getattr(scheduler, "mode", mode) != mode:
-            raise ValueError(f"`mode` is {mode!r} for the tuner and {scheduler.mode!r} for its scheduler.")  # type: ignore[attr-defined]  # checked by getattr
-        if sampler is not None and not isinstance(sampler, BaseSampler):
-            raise TypeError(f"`sampler` must be an Optuna sampler, got {sampler!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
-        above_zero = {"timeout": timeout, "total_steps": total_steps, "max_failed": max_failed}
-        for argument, value in {**above_zero, "trial_timeout": trial_timeout}.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"`{argument}` must be above 0, got {value!r}.")
-        for argument, count in (("workers", workers), ("devices_per_trial", devices_per_trial)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"`{argument}` must be an int >= 1, got {count!r}.")
-        if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
-            raise ValueError(f"`max_retries` must be an int >= 0, got {max_retries!r}.")
-        self.space: dict[str, BaseDistribution] = parse_space(space)
+        with explained(None):
+            if mode not in ("min", "max"):
+                raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
+            if getattr(scheduler, "mode", mode) != mode:
+                raise ValueError(f"`mode` is {mode!r} for the tuner and {scheduler.mode!r} for its scheduler.")  # type: ignore[attr-defined]  # checked by getattr
+            if sampler is not None and not isinstance(sampler, BaseSampler):
+                raise TypeError(f"`sampler` must be an Optuna sampler, got {sampler!r}.")
+            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+                raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
+            above_zero = {"timeout": timeout, "total_steps": total_steps, "max_failed": max_failed}
+            for argument, value in {**above_zero, "trial_timeout": trial_timeout}.items():
+                if value is not None and not value > 0:
+                    raise ValueError(f"`{argument}` must be above 0, got {value!r}.")
+            for argument, count in (("workers", workers), ("devices_per_trial", devices_per_trial)):
+                if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                    raise ValueError(f"`{argument}` must be an int >= 1, got {count!r}.")
+            if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
+                raise ValueError(f"`max_retries` must be an int >= 0, got {max_retries!r}.")
+            self.space: dict[str, BaseDistribution] = parse_space(space)
         self.scheduler = scheduler
         self.monitor = monitor
         self.mode = mode
@@ -316,8 +318,9 @@ class Tuner:
         """Raise ValueError if this tuner cannot search over trials that train in several processes each."""
         if self._workers > 1 or self._isolate:
             raise ValueError(
-                f"`workers` is {self._workers} and `isolate` {self._isolate}, but each trial already trains in {size} "
-                "processes: leave both out."
+                f"`workers` is {self._workers} and `isolate` {self._isolate}, but each trial trains in {size} "
+                "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process "
+                "cannot start: leave both out, or train each trial on one device."
             )
 
     def _along(self, subject: Subject) -> Work:
@@ -436,7 +439,8 @@ class RandomTuner(Tuner):
     """
 
     def __init__(self, space: Space, *, max_steps: int, n_trials: int, **options: Unpack[Options]) -> None:
-        super().__init__(space, FullBudget(max_steps, n_trials), **options)
+        with explained(None):
+            super().__init__(space, FullBudget(max_steps, n_trials), **options)
 
 
 class _Call:

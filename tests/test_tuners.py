@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import optuna
 import pytest
@@ -15,7 +16,16 @@ import torch
 import yaml
 from torch import nn
 
-from lightning_hpo import FullBudget, Hyperband, HyperbandTuner, OptunaTuner, RandomTuner, SuccessiveHalving, Tuner
+from lightning_hpo import (
+    FullBudget,
+    Hyperband,
+    HyperbandTuner,
+    OptunaTuner,
+    RandomTuner,
+    SuccessiveHalving,
+    Tuner,
+    checkpoints,
+)
 from lightning_hpo.runs import StorageError, StudyInUseError, StudyMismatchError
 from lightning_hpo.search import SearchFailedError
 from tests.small import Data, Net
@@ -232,6 +242,68 @@ class TestFailures:
         )
         assert [row.state for row in result.trials()[:9]] == ["failed"] * 9
         assert len(result.trials()) == 17
+
+
+class Together:
+    """An executor whose jobs all end at the same moment."""
+
+    def __init__(self, work, workers):
+        self.workers, self._work, self._waiting = workers, work, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, task):
+        self._waiting.append((Future(), task))
+        if len(self._waiting) == self.workers:
+            for future, one in self._waiting:
+                try:
+                    future.set_result(self._work(one, lambda: False))
+                except Exception as error:
+                    future.set_exception(error)
+        return self._waiting[-1][0]
+
+
+def test_results_that_come_together_are_all_recorded_also_if_one_of_them_ends_the_search(tmp_path):
+    class AtOnce(RandomTuner):
+        def _executor(self, work, interrupts):
+            return Together(work, 4)
+
+    def unlucky(job, params):
+        if job.trial == 1:
+            raise RuntimeError("no luck")
+        return job.trial
+
+    tuner = AtOnce(XY, max_steps=1, n_trials=4, max_failed=1, root=tmp_path, name="f", verbose=False)
+    with pytest.raises(SearchFailedError, match="1 trials in a row failed, the last one with: RuntimeError: no luck"):
+        tuner.optimize(unlucky)
+    study = optuna.load_study(study_name="f", storage=f"sqlite:///{tmp_path}/f/study.db")
+    assert [trial.values for trial in study.trials] == [[0.0], None, [2.0], [3.0]]
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_checkpoints_of_the_best_trial_and_of_a_former_best_one_after_a_restart(tmp_path):
+    scores = [0.1, 0.5, 0.3, 0.0, 0.2]
+    file = lambda number: tmp_path / "f" / "trials" / f"{number:04d}" / "last.ckpt"  # noqa: E731
+
+    def saving(job, params):
+        checkpoints.save({"trial": job.trial}, file(job.trial))
+        return scores[job.trial]
+
+    def kept_after(n_trials):
+        """Each call is a restart: what is shown as best is known from the study only."""
+        RandomTuner(XY, max_steps=1, n_trials=n_trials, root=tmp_path, name="f", verbose=False).optimize(saving)
+        best = checkpoints.load(tmp_path / "f" / "best.ckpt")["trial"]
+        return best, [number for number in range(len(scores)) if file(number).exists()]
+
+    assert kept_after(2) == (0, [0])
+    assert kept_after(3) == (0, [0])  # no better one has come
+    assert kept_after(4) == (3, [3])
+    checkpoints.save({"trial": 0}, file(0))  # as if the process had died before it removed the former best one's
+    assert kept_after(5) == (3, [3])
 
 
 class TestRefuses:

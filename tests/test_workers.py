@@ -1,19 +1,23 @@
 """Worker processes: as good as one process, and a crash costs one trial."""
 
 import functools
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 
-from lightning_hpo import Hyperband, RandomTuner, Tuner
-from lightning_hpo.executors import gpu_shares
+from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, Tuner
+from lightning_hpo.executors import WorkerProcesses, gpu_shares
 from tests.small import Data, Net
+from tests.test_kill import in_a_child
 
 X = {"x": "uniform(0, 1)"}
 
@@ -39,6 +43,12 @@ def accident(job, params):
             os.kill(os.getpid(), signal.SIGSEGV)
         case 5:
             raise ValueError("no luck")
+    return loss(job, params)
+
+
+def pruning(job, params):
+    if job.trial == 1:
+        raise optuna.TrialPruned("no use")
     return loss(job, params)
 
 
@@ -72,6 +82,47 @@ class TestWorkers:
             5: "ValueError: no luck",
         }
         assert [row.state for row in result.trials()].count("complete") == 4
+
+    def test_a_pruned_trial_is_pruned_as_in_this_process(self, tmp_path):
+        for isolate in (False, True):
+            result = OptunaTuner(
+                X, max_steps=1, n_trials=3, isolate=isolate, root=tmp_path, name=f"{isolate}", verbose=False
+            ).optimize(pruning)
+            assert [trial.state.name for trial in result.study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+
+    def test_several_devices_for_each_trial_are_refused_before_anything_starts(self, tmp_path):
+        for options in ({"workers": 2}, {"isolate": True}):
+            with pytest.raises(ValueError, match="`workers` is .* trains in 2 processes \\(`devices_per_trial`"):
+                RandomTuner(
+                    {"lr": "loguniform(1e-3, 1)"}, max_steps=3, n_trials=2, monitor="val_loss", devices_per_trial=2,
+                    root=tmp_path / "runs", trainer={"accelerator": "cpu"}, **options,
+                ).fit(Net, datamodule=Data)  # fmt: skip
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_killed_worker_cannot_keep_the_mark_that_asks_for_a_pause(self):
+        processes = WorkerProcesses(loss, 2)
+
+        def dies_with_the_lock():
+            getattr(processes._pause, "get_lock", threading.Lock)().acquire()  # if there were one
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        os.waitpid(in_a_child(dies_with_the_lock), 0)
+        pause = threading.Thread(target=processes.pause, daemon=True)
+        pause.start()
+        pause.join(10)
+        assert not pause.is_alive()
+        assert processes._pause.value == 1
+
+    def test_a_second_ctrl_c_while_workers_start_leaves_none(self):
+        """The first one is only noted; the second one is a KeyboardInterrupt, here before any worker is ready."""
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            with pytest.raises(KeyboardInterrupt), WorkerProcesses(loss, 2):
+                time.sleep(60)
+            assert multiprocessing.active_children() == []
+        finally:
+            for child in multiprocessing.active_children():
+                child.kill()
 
     def test_what_cannot_be_sent_is_named(self, tmp_path):
         with pytest.raises(TypeError, match="can be imported by name"):

@@ -1,12 +1,16 @@
 """Several processes on one study: who is refused, who waits, who takes over, and whose clock is asked."""
 
 import collections
+import io
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
+from optuna.samplers import BaseSampler
 
 from lightning_hpo import Hyperband, HyperbandTuner, OptunaTuner, PopulationTuner, RandomTuner, Tuner
 from lightning_hpo.locks import Lock
@@ -171,3 +175,87 @@ def test_tuners_that_cannot_share_say_so(kind, tmp_path):
     arguments = {PopulationTuner: {"max_steps": 200}, OptunaTuner: {"max_steps": 1, "n_trials": 1}}[kind]
     with pytest.raises(ValueError, match="`shared`"):
         kind(X, root=tmp_path, shared=True, **arguments)
+
+
+class Counting(BaseSampler):
+    """Keeps a note in the study of how often it was asked, and suggests that."""
+
+    def infer_relative_search_space(self, study, trial):
+        return {}
+
+    def sample_relative(self, study, trial, search_space):
+        return {}
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        asked = study._storage.get_study_system_attrs(study._study_id).get("asked", 0)
+        study._storage.set_study_system_attr(study._study_id, "asked", asked + 1)
+        return asked / 10
+
+
+def test_what_a_sampler_notes_about_the_study_reaches_the_other_processes(tmp_path):
+    def search(function, **limits):
+        return RandomTuner(
+            X,
+            max_steps=1,
+            n_trials=5,
+            root=tmp_path,
+            name="s",
+            shared=True,
+            sampler=Counting(),
+            verbose=False,
+            **limits,
+        ).optimize(function)
+
+    def while_another_works(job, params):
+        if job.trial == 1:  # what another process would do: two trials, and then it leaves
+            search(lambda job, params: 0.5, total_steps=3)
+        return 0.5
+
+    rows = search(while_another_works).trials()
+    assert [row.params["x"] for row in rows] == [0.0, 0.1, 0.2, 0.3, 0.4]
+
+
+def test_a_terminal_that_takes_no_more_lines_keeps_no_other_process_waiting(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def write(self, text):
+            turn = Lock(tmp_path / "s" / "turn")
+            free.append(turn.take())
+            turn.free()
+            return super().write(text)
+
+    free, terminal = [], Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    tuner(tmp_path, verbose=True).optimize(lambda job, params: params["x"])
+    assert terminal.getvalue().count("\ntrial ") > 17
+    assert all(free)
+
+
+def test_processes_that_start_at_once_may_tidy_each_others_probes_away(tmp_path, monkeypatch):
+    other, touch = RunFolder(tmp_path, "r"), Path.touch
+
+    def overtaken(path, *arguments, **options):
+        touch(path, *arguments, **options)
+        other.remove_leftovers(alone=False)
+
+    monkeypatch.setattr(Path, "touch", overtaken)
+    assert RunFolder(tmp_path, "r").path == other.path
+
+
+def test_one_storage_and_two_roots_are_found_out(tmp_path):
+    """The locks are in the root, so the second process takes the first one's trial for a dead one's."""
+
+    def search(root, function):
+        storage = f"sqlite:///{tmp_path}/study.db"
+        return RandomTuner(
+            X, max_steps=1, n_trials=3, root=tmp_path / root, name="s", storage=storage, verbose=False
+        ).optimize(function)
+
+    def while_another_works(job, params):
+        if job.trial == 1:
+            search("other", lambda job, params: 0.5)
+        return 0.5
+
+    with pytest.raises(StudyInUseError, match="another process, which uses its storage from another `root`"):
+        search("one", while_another_works)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
+    assert [trial.value for trial in study.trials] == [0.5, 0.5, 0.5]
