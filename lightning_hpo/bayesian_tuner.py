@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import TrialState
 
 from lightning_hpo.conduct import Session
+from lightning_hpo.exits import explained
 from lightning_hpo.samplers import (
     GaussianProcessSampler,
     expected_improvement_share,
@@ -56,17 +57,18 @@ class BayesianTuner(Tuner):
         surrogate: Any = None,
         **options: Unpack[Options],
     ) -> None:
-        if options.get("sampler") is not None:
-            raise TypeError("BayesianTuner chooses its own sampler; give another one to RandomTuner(sampler=...).")
-        if stop_below is not None and not 0 < stop_below < 1:
-            raise ValueError(f"`stop_below` must be between 0 and 1, got {stop_below!r}.")
-        scheduler: Scheduler = FullBudget(max_steps, n_trials)
-        if median_stopping:
-            scheduler = MedianStopping(max_steps, n_trials, mode=options.get("mode", "min"))
-        options["sampler"] = GaussianProcessSampler(
-            options.get("seed", 0), n_startup_trials=n_startup_trials, surrogate=surrogate
-        )
-        super().__init__(space, scheduler, **options)
+        with explained(None):
+            if options.get("sampler") is not None:
+                raise TypeError("BayesianTuner chooses its own sampler; give another one to RandomTuner(sampler=...).")
+            if stop_below is not None and not 0 < stop_below < 1:
+                raise ValueError(f"`stop_below` must be between 0 and 1, got {stop_below!r}.")
+            scheduler: Scheduler = FullBudget(max_steps, n_trials)
+            if median_stopping:
+                scheduler = MedianStopping(max_steps, n_trials, mode=options.get("mode", "min"))
+            options["sampler"] = GaussianProcessSampler(
+                options.get("seed", 0), n_startup_trials=n_startup_trials, surrogate=surrogate
+            )
+            super().__init__(space, scheduler, **options)
         self._n_startup_trials = n_startup_trials
         self._stop_below = stop_below
 

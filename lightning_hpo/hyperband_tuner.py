@@ -2,6 +2,7 @@
 
 from typing import Unpack
 
+from lightning_hpo.exits import explained
 from lightning_hpo.samplers import KernelDensitySampler
 from lightning_hpo.schedulers import ASHA, AsyncHyperband
 from lightning_hpo.space import Space
@@ -41,19 +42,20 @@ class HyperbandTuner(Tuner):
         iterations: int | None = None,
         **options: Unpack[Options],
     ) -> None:
-        mode = options.get("mode", "min")
-        least = _least(max_steps, min_steps, eta)
-        total = options.get("total_steps")
-        if iterations is None and total is not None:
-            once = sum(bracket.steps for bracket in AsyncHyperband(max_steps, least, eta, mode).plan())
-            iterations = total // once + 2  # one more than it takes: trials that fail leave their steps to others
-        elif iterations is None and options.get("timeout") is None:
-            iterations = 1
-        self._cautious = options.get("sampler") is None
-        if self._cautious:
-            options["sampler"] = KernelDensitySampler(options.get("seed", 0))
-        super().__init__(space, AsyncHyperband(max_steps, least, eta, mode, iterations), **options)
-        self._lowest = self.plan()[0].rungs[0].max_steps
+        with explained(None):
+            mode = options.get("mode", "min")
+            least = _least(max_steps, min_steps, eta)
+            total = options.get("total_steps")
+            if iterations is None and total is not None:
+                once = sum(bracket.steps for bracket in AsyncHyperband(max_steps, least, eta, mode).plan())
+                iterations = total // once + 2  # one more than it takes: trials that fail leave their steps to others
+            elif iterations is None and options.get("timeout") is None:
+                iterations = 1
+            self._cautious = options.get("sampler") is None
+            if self._cautious:
+                options["sampler"] = KernelDensitySampler(options.get("seed", 0))
+            super().__init__(space, AsyncHyperband(max_steps, least, eta, mode, iterations), **options)
+            self._lowest = self.plan()[0].rungs[0].max_steps
 
     def _random_share(self, steps: int) -> float:
         return 1.0 if self._cautious and steps == self._lowest else _RANDOM
@@ -88,15 +90,16 @@ class ASHATuner(Tuner):
         n_trials: int | None = None,
         **options: Unpack[Options],
     ) -> None:
-        mode = options.get("mode", "min")
-        least = _least(max_steps, min_steps, eta)
-        total = options.get("total_steps")
-        bracket = ASHA(max_steps, least, eta, mode).plan()[0]
-        if n_trials is None and total is not None:
-            n_trials = (total // bracket.steps + 2) * bracket.trials
-        elif n_trials is None and options.get("timeout") is None:
-            n_trials = len(bracket.rungs) * bracket.trials
-        super().__init__(space, ASHA(max_steps, least, eta, mode, n_trials), **options)
+        with explained(None):
+            mode = options.get("mode", "min")
+            least = _least(max_steps, min_steps, eta)
+            total = options.get("total_steps")
+            bracket = ASHA(max_steps, least, eta, mode).plan()[0]
+            if n_trials is None and total is not None:
+                n_trials = (total // bracket.steps + 2) * bracket.trials
+            elif n_trials is None and options.get("timeout") is None:
+                n_trials = len(bracket.rungs) * bracket.trials
+            super().__init__(space, ASHA(max_steps, least, eta, mode, n_trials), **options)
 
     def _random_share(self, steps: int) -> float:
         return _RANDOM

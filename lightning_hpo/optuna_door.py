@@ -20,6 +20,7 @@ from lightning_hpo.callbacks.trial_report import TrialReport
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.console import spent
 from lightning_hpo.executors import Executor, RankLostError, Work
+from lightning_hpo.exits import explained
 from lightning_hpo.failures import failure_text
 from lightning_hpo.fitting import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
@@ -74,38 +75,43 @@ class OptunaTuner(Tuner):
         keep_checkpoints: bool = True,
         **options: Any,
     ) -> None:
-        self.monitors = (monitor,) if isinstance(monitor, str | None) else tuple(monitor)
-        self.modes: tuple[Mode, ...] = (mode,) * len(self.monitors) if isinstance(mode, str) else tuple(mode)
-        if len(self.modes) != len(self.monitors) or not self.modes:
-            raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {mode!r}.")
-        if not set(self.modes) <= {"min", "max"}:
-            raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
-        if pruner is not None and not isinstance(pruner, BasePruner):
-            raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
-        if study is not None and options.get("storage") is not None:
-            raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
-        if options.get("shared"):
-            raise ValueError("`shared` is not for OptunaTuner: its study has one process that starts trials.")
-        self._define = space if callable(space) else None
-        stand_in = {"defined_by": CategoricalDistribution((label(space),))}  # so that the study knows its function
-        if study is not None and options.get("name") is None:
-            options["name"] = study.study_name
-        super().__init__(
-            stand_in if callable(space) else space,
-            FullBudget(max_steps, n_trials),
-            monitor=self.monitors[0],
-            mode=self.modes[0],
-            sampler=sampler,
-            keep_checkpoints=keep_checkpoints,
-            **options,
-        )
-        if study is not None:
-            directions = ["min" if one is optuna.study.StudyDirection.MINIMIZE else "max" for one in study.directions]
-            if directions != list(self.modes):
-                raise StudyMismatchError(f"`study` has the directions {directions}, but `mode` is {list(self.modes)}.")
-        self._given_sampler, self._pruner, self._study = sampler, pruner, study
-        self._study_in_folder = self._study_in_folder and study is None
-        self._constraints = tuple(constraints)
+        with explained(None):
+            self.monitors = (monitor,) if isinstance(monitor, str | None) else tuple(monitor)
+            self.modes: tuple[Mode, ...] = (mode,) * len(self.monitors) if isinstance(mode, str) else tuple(mode)
+            if len(self.modes) != len(self.monitors) or not self.modes:
+                raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {mode!r}.")
+            if not set(self.modes) <= {"min", "max"}:
+                raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
+            if pruner is not None and not isinstance(pruner, BasePruner):
+                raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
+            if study is not None and options.get("storage") is not None:
+                raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
+            if options.get("shared"):
+                raise ValueError("`shared` is not for OptunaTuner: its study has one process that starts trials.")
+            self._define = space if callable(space) else None
+            stand_in = {"defined_by": CategoricalDistribution((label(space),))}  # so that the study knows its function
+            if study is not None and options.get("name") is None:
+                options["name"] = study.study_name
+            super().__init__(
+                stand_in if callable(space) else space,
+                FullBudget(max_steps, n_trials),
+                monitor=self.monitors[0],
+                mode=self.modes[0],
+                sampler=sampler,
+                keep_checkpoints=keep_checkpoints,
+                **options,
+            )
+            if study is not None:
+                directions = [
+                    "min" if one is optuna.study.StudyDirection.MINIMIZE else "max" for one in study.directions
+                ]
+                if directions != list(self.modes):
+                    raise StudyMismatchError(
+                        f"`study` has the directions {directions}, but `mode` is {list(self.modes)}."
+                    )
+            self._given_sampler, self._pruner, self._study = sampler, pruner, study
+            self._study_in_folder = self._study_in_folder and study is None
+            self._constraints = tuple(constraints)
 
     def objective(self, model: Any = None, *, datamodule: Any = None, space: Define | None = None) -> Objective:
         """Return what :meth:`fit` runs for each trial; the arguments are those of :meth:`fit`."""

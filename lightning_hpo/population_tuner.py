@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage
 from lightning_hpo.best import best_row, keep_best, write_best
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.conduct import Session, Subject
+from lightning_hpo.exits import explained
 from lightning_hpo.fitting import CHATTY, make_trainer, quiet_and_seeded
 from lightning_hpo.journal import JOURNAL, open_journal
 from lightning_hpo.population import Donor, Explore, Rules
@@ -66,27 +67,33 @@ class PopulationTuner(Tuner):
         factor: float = 1.2,
         **options: Unpack[Options],
     ) -> None:
-        if population_size < 2:
-            raise ValueError(f"`population_size` must be an int >= 2, got {population_size!r}.")
-        if interval < 1:
-            raise ValueError(f"`interval` must be an int >= 1, got {interval!r}.")
-        if max_steps % interval:
-            whole = max(round(max_steps / interval), 1) * interval
-            raise ValueError(f"`max_steps` must be a multiple of `interval` {interval}, got {max_steps}; e.g. {whole}.")
-        if options.get("workers", 1) != 1:
-            raise ValueError(
-                f"`workers`={options['workers']!r}: all members of a PopulationTuner train in this process, in turns. "
-                "For members in processes of their own, give each Trainer the callback PopulationBasedTraining."
-            )
-        defaults = inspect.signature(Tuner).parameters
-        for argument, value in options.items():  # a command line gives every option, most of them at its default
-            if argument not in _TAKEN and (argument not in defaults or value != defaults[argument].default):
-                raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
-        for argument in _RHYTHM:
-            if argument in (options.get("trainer") or {}):
-                raise ValueError(f"`trainer` has the argument {argument!r}, but members validate at every `interval`.")
-        super().__init__(space, FullBudget(max_steps, population_size), **options)
-        self.rules = Rules(self.space, self.mode, quantile, donor, explore, resample, factor, self.seed)
+        with explained(None):
+            if population_size < 2:
+                raise ValueError(f"`population_size` must be an int >= 2, got {population_size!r}.")
+            if interval < 1:
+                raise ValueError(f"`interval` must be an int >= 1, got {interval!r}.")
+            if max_steps % interval:
+                whole = max(round(max_steps / interval), 1) * interval
+                raise ValueError(
+                    f"`max_steps` must be a multiple of `interval` {interval}, got {max_steps}; e.g. {whole}."
+                )
+            if options.get("workers", 1) != 1:
+                raise ValueError(
+                    f"`workers`={options['workers']!r}: all members of a PopulationTuner train in this process, in "
+                    "turns. For members in processes of their own, give each Trainer the callback "
+                    "PopulationBasedTraining."
+                )
+            defaults = inspect.signature(Tuner).parameters
+            for argument, value in options.items():  # a command line gives every option, most of them at its default
+                if argument not in _TAKEN and (argument not in defaults or value != defaults[argument].default):
+                    raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
+            for argument in _RHYTHM:
+                if argument in (options.get("trainer") or {}):
+                    raise ValueError(
+                        f"`trainer` has the argument {argument!r}, but members validate at every `interval`."
+                    )
+            super().__init__(space, FullBudget(max_steps, population_size), **options)
+            self.rules = Rules(self.space, self.mode, quantile, donor, explore, resample, factor, self.seed)
         self.interval = interval
         self.population_size = population_size
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.callbacks.member import Member
+from lightning_hpo.exits import explained
 from lightning_hpo.population import Donor, Rules
 from lightning_hpo.shared_folder import SharedFolder
 from lightning_hpo.space import format_distribution, parse_space
@@ -67,23 +68,24 @@ class PopulationBasedTraining(Member):
         synchronous: bool = False,
         timeout: float = 600.0,
     ) -> None:
-        if population_size < 2:
-            raise ValueError(f"`population_size` must be an int >= 2, got {population_size!r}.")
-        if not 0 <= member < population_size:
-            raise ValueError(f"`member` must be an int from 0 to {population_size - 1}, got {member!r}.")
-        if interval < 1:
-            raise ValueError(f"`interval` must be an int >= 1, got {interval!r}.")
-        if not timeout > 0:
-            raise ValueError(f"`timeout` must be above 0 seconds, got {timeout!r}.")
-        parsed = parse_space(space)
-        rules = Rules(parsed, mode, quantile, donor, explore, resample, factor, seed)
-        self.folder = SharedFolder(
-            folder,
-            rules,
-            member=member,
-            population_size=population_size,
-            agreed={"space": {name: format_distribution(one) for name, one in parsed.items()}, "monitor": monitor},
-            synchronous=synchronous,
-            timeout=timeout,
-        )
-        super().__init__(self.folder, list(parsed), monitor=monitor, interval=interval)
+        with explained(None):
+            if population_size < 2:
+                raise ValueError(f"`population_size` must be an int >= 2, got {population_size!r}.")
+            if not 0 <= member < population_size:
+                raise ValueError(f"`member` must be an int from 0 to {population_size - 1}, got {member!r}.")
+            if interval < 1:
+                raise ValueError(f"`interval` must be an int >= 1, got {interval!r}.")
+            if not timeout > 0:
+                raise ValueError(f"`timeout` must be above 0 seconds, got {timeout!r}.")
+            parsed = parse_space(space)
+            rules = Rules(parsed, mode, quantile, donor, explore, resample, factor, seed)
+            self.folder = SharedFolder(
+                folder,
+                rules,
+                member=member,
+                population_size=population_size,
+                agreed={"space": {name: format_distribution(one) for name, one in parsed.items()}, "monitor": monitor},
+                synchronous=synchronous,
+                timeout=timeout,
+            )
+            super().__init__(self.folder, list(parsed), monitor=monitor, interval=interval)

@@ -8,10 +8,21 @@ import sys
 
 import pytest
 
+from lightning_hpo import (
+    ASHATuner,
+    BayesianTuner,
+    HyperbandTuner,
+    OptunaTuner,
+    PopulationBasedTraining,
+    PopulationTuner,
+    RandomTuner,
+)
 from lightning_hpo.__main__ import main
+from lightning_hpo.exits import exit_code
 from tests.faults.scripts import HEAD, Script, run
 
 LAST = re.compile(r"lightning_hpo: [^\n;]+; (what was recorded and saved is kept in [^\n;]+|nothing was started); .+\.")
+SPACE = {"x": "uniform(0, 1)"}
 TUNER = "RandomTuner({}, max_steps=1, n_trials={}, root=ROOT, name='r', verbose=False)"
 
 
@@ -59,6 +70,30 @@ def test_a_wrong_call_and_another_study_are_2(tmp_path, runs):
     check(run(tmp_path, runs.replace("root=ROOT", "root='/'")), 2, "`root` must be a folder of its own for runs")
     fit = "RandomTuner({'lrr': 'uniform(0, 1)'}, max_steps=1, n_trials=1, root=ROOT, monitor='val_loss').fit(Net)"
     check(run(tmp_path, fit), 2, "Net has no argument 'lrr'")
+    check(run(tmp_path, TUNER.format("{}", 8)), 2, "`space` is empty", "nothing was started")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: RandomTuner({}, max_steps=1, n_trials=1), "`space` is empty"),
+        (lambda: RandomTuner(SPACE, max_steps=0, n_trials=1), "`max_steps`"),
+        (lambda: RandomTuner(SPACE, max_steps=1, n_trials=1, workers=0), "`workers` must be an int >= 1, got 0"),
+        (lambda: HyperbandTuner(SPACE, max_steps=9, eta=1), "`eta`"),
+        (lambda: ASHATuner(SPACE, max_steps=9, min_steps=10), "`min_steps`"),
+        (lambda: BayesianTuner(SPACE, max_steps=9, n_trials=1, stop_below=2), "`stop_below` must be between 0 and 1"),
+        (lambda: OptunaTuner(SPACE, max_steps=9, n_trials=1, pruner="median"), "`pruner` must be an Optuna pruner"),
+        (lambda: PopulationTuner(SPACE, max_steps=9, interval=4), "`max_steps` must be a multiple of `interval`"),
+        (lambda: PopulationBasedTraining("p", SPACE, member=8, population_size=8), "`member` must be an int"),
+    ],
+)
+def test_a_wrong_argument_of_a_constructor_is_2_with_its_last_line(make, words):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        make()
+    (line,) = caught.value.__notes__
+    assert LAST.fullmatch(line), line
+    assert words in line
+    assert exit_code(caught.value) == 2
 
 
 def test_a_study_in_use_is_2(tmp_path):
