@@ -205,6 +205,6 @@ class TestLimits:
         between = time.process_time()
         tune(tmp_path, lambda job, params: params["p0"], space, n_trials=7, allow_changed=True)
         per_trial = (time.process_time() - between - (between - started)) / 5
-        # CPU seconds. Asked: 0.5; 0.25 to 0.3 measured, most of it Optuna's own two queries per parameter. Twice what is
-        # asked, because busy neighbours make a CPU second do less. Parameter by parameter it is 17.6.
+        # CPU seconds. Asked: 0.5; measured: 0.25 to 0.3, most of it Optuna's two queries per parameter. The bound is
+        # twice what is asked: busy neighbours make a CPU second do less. Parameter by parameter it is 17.6.
         assert per_trial < 1.0
