@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 _TAG = b"sha256:"
 _TRAILER = len(_TAG) + 64
 # The end-of-central-directory record closes every zip file; torch writes no comment after it (APPNOTE 4.3.16).
@@ -63,6 +61,8 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, A
         FileNotFoundError: if there is no such file.
         DamagedCheckpointError: if the content is not what was written, or holds more than tensors and plain values.
     """
+    import torch  # noqa: PLC0415  # heavy, and a search over a plain function reads no checkpoint
+
     verify(path)
     try:
         state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
@@ -156,6 +156,8 @@ def _is_sealed(path: Path) -> bool:
 
 
 def _write_sealed(state: dict[str, Any], path: Path) -> None:
+    import torch  # noqa: PLC0415  # as in load()
+
     with path.open("wb") as file:
         sealing = _Sealing(file)
         try:

@@ -18,7 +18,8 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningCLI
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from lightning_hpo.building import SURROUNDINGS, Builder, Built
+from lightning_hpo.building import Builder, Built
+from lightning_hpo.ranks import SURROUNDINGS
 from lightning_hpo.space import from_unit, nearest
 
 # What the tuner decides, and what says where and how loudly a run runs but not what it computes.

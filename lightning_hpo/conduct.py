@@ -15,10 +15,10 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from lightning_hpo.best import best_row
 from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
-from lightning_hpo.executors import Work, refuse_in_starting_worker
 from lightning_hpo.exits import explained, last_line
 from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
-from lightning_hpo.ranks import Leader, Ranks, follow
+from lightning_hpo.jobs import Work
+from lightning_hpo.ranks import Ranks
 from lightning_hpo.report import read_run, write_report
 from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder
@@ -26,6 +26,7 @@ from lightning_hpo.schedulers import Mode
 from lightning_hpo.search import SearchFailedError
 from lightning_hpo.sharing import turn
 from lightning_hpo.trials import Row
+from lightning_hpo.worker import refuse_in_starting_worker
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def conduct(
     """
     refuse_in_starting_worker()
     if ranks.rank > 0:
+        from lightning_hpo.leading import follow  # noqa: PLC0415  # loads torch, and few searches need it
+
         follow(folder.path, ranks, along, subject.check)
         study, _ = opened(folder)
         return _answer(read(study), study, folder, subject, mode=mode, study_in_folder=study_in_folder)
@@ -120,6 +123,8 @@ def conduct(
             if isinstance(storage, InMemoryStorage):
                 raise ValueError(f"`storage` is in the memory of one process, but {ranks.size} train: give a file's or"
                                  " a database's.")  # fmt: skip
+            from lightning_hpo.leading import Leader  # noqa: PLC0415  # as above
+
             leader = stack.enter_context(Leader(folder.path, ranks))
             check = subject.check and leader.lead_check(subject.check)
             subject = replace(subject, work=leader.lead_work(subject.work), check=check)

@@ -38,14 +38,13 @@ _before: Any = None  # the excepthook that ours passes everything on to
 
 def exit_code(error: BaseException) -> int:
     """Exit code of a process that ends with this error; an exception class may have an ``exit_code`` of its own."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException  # noqa: PLC0415  # heavy; errors only
-
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    return WRONG_CALL if isinstance(error, ValueError | TypeError | MisconfigurationException) else UNFORESEEN
+    wrong = isinstance(error, ValueError | TypeError) or type(error).__name__ == "MisconfigurationException"
+    return WRONG_CALL if wrong else UNFORESEEN
 
 
 def last_line(what: str, kept: Path | None, then: str) -> str:

@@ -11,6 +11,16 @@ class JobError(RuntimeError):
     """A job failed for a reason that its text says in full; no traceback is needed."""
 
 
+class ParameterMismatchError(RuntimeError):
+    """A hyperparameter that was asked for is not the one that trains."""
+
+    exit_code = 2  # the module does not fit the call; see lightning_hpo.exits
+
+
+class RankLostError(RuntimeError):
+    """Another rank of a distributed training did not come out of a job that failed here; the job is not done."""
+
+
 class DivergedError(JobError):
     """The training loss became NaN or infinite."""
 

@@ -14,10 +14,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_hpo import checkpoints
 from lightning_hpo.building import Built
 from lightning_hpo.callbacks.resumable import Resumable, rng_state, set_rng_state
-from lightning_hpo.quiet import warnings_only
+from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 
-CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 
 # What a search over many short fits wants, where a single fit would not; `trainer={...}` overrides each.
@@ -27,7 +26,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
-CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
 
 def make_trainer(

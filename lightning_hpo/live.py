@@ -10,15 +10,11 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from lightning_hpo.failures import ParameterMismatchError
+
 # Base values that torch's schedules keep per parameter group: in lists of their own, or in the group (OneCycleLR).
 _PER_GROUP_LISTS = ("base_lrs", "max_lrs", "min_lrs")
 _IN_GROUP = ("initial_lr", "max_lr", "min_lr")
-
-
-class ParameterMismatchError(RuntimeError):
-    """A hyperparameter that was asked for is not the one that trains."""
-
-    exit_code = 2  # the module does not fit the call; see lightning_hpo.exits
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:

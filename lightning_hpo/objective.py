@@ -7,7 +7,6 @@ whoever wrote it, has the full budget as its horizon in each rung, and its check
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,51 +16,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import RandomSampler
 
 from lightning_hpo import checkpoints
-from lightning_hpo.building import Builder, Factories
+from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.leg import Leg
-from lightning_hpo.fitting import CHECKPOINT, TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
+from lightning_hpo.factories import Factories
+from lightning_hpo.fitting import TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
+from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, never
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
-
-
-@dataclass(frozen=True)
-class Task:
-    """A job with all that is needed to carry it out in another process.
-
-    Args:
-        job: what to do; ``job.trial`` is the trial's number.
-        params: of the trial.
-        folder: of the trial, for its checkpoint and metrics.
-        source: checkpoint of the parent to start from, or None.
-    """
-
-    job: Job
-    params: Mapping[str, Any]
-    folder: Path
-    source: Path | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a job came to.
-
-    Args:
-        score: the monitored metric at the last step; None if the job was paused before it.
-        step: optimizer steps that the trial has seen.
-        metrics: all that was logged at the last validation, training metrics included where training went on to it.
-        pruned: whether a pruner has stopped the trial there.
-    """
-
-    score: float | None
-    step: int
-    metrics: Mapping[str, float] = field(default_factory=dict, compare=False)
-    pruned: bool = False
-
-
-def never() -> bool:
-    """Say that no pause is wanted."""
-    return False
 
 
 class Objective:

@@ -19,12 +19,11 @@ from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.trial_report import TrialReport
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.console import spent
-from lightning_hpo.executors import Executor, RankLostError, Work
+from lightning_hpo.executors import Executor
 from lightning_hpo.exits import explained
-from lightning_hpo.failures import failure_text
-from lightning_hpo.fitting import CHECKPOINT
-from lightning_hpo.live import ParameterMismatchError
-from lightning_hpo.objective import Objective, Outcome, Task, suggest
+from lightning_hpo.failures import ParameterMismatchError, RankLostError, failure_text
+from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, Work
+from lightning_hpo.objective import Objective, suggest
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
 from lightning_hpo.space import Space, parse_space

@@ -14,10 +14,10 @@ from lightning_hpo.best import best_row, keep_best, write_best
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.exits import explained
-from lightning_hpo.fitting import CHATTY, make_trainer, quiet_and_seeded
+from lightning_hpo.fitting import make_trainer, quiet_and_seeded
 from lightning_hpo.journal import JOURNAL, open_journal
 from lightning_hpo.population import Donor, Explore, Rules
-from lightning_hpo.quiet import warnings_only
+from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.results import Result
 from lightning_hpo.rounds import Rounds
 from lightning_hpo.runs import RunFolder, open_study

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
-from lightning_hpo.fitting import CHECKPOINT
-from lightning_hpo.objective import Task
+from lightning_hpo.jobs import CHECKPOINT, Task
 from lightning_hpo.ranks import ranks_of
 from lightning_hpo.schedulers import Job
 from lightning_hpo.tuners import Tuner

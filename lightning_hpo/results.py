@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import optuna
 
 from lightning_hpo import checkpoints
 from lightning_hpo.report import read_run, write_report
 from lightning_hpo.trials import Row
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Result:
     best_trial: int
     study: optuna.Study
     rows: Sequence[Row] = field(repr=False)
-    build: Callable[[Mapping[str, Any]], pl.LightningModule] | None = field(default=None, repr=False)
+    build: "Callable[[Mapping[str, Any]], pl.LightningModule] | None" = field(default=None, repr=False)
     folder: Path | None = None
 
     def trials(self) -> list[Row]:
@@ -54,7 +56,7 @@ class Result:
             raise RuntimeError("there is no run folder with a study of its own to report on.")
         return write_report(read_run(self.folder), path)
 
-    def best_model(self) -> pl.LightningModule:
+    def best_model(self) -> "pl.LightningModule":
         """Build the module with the best parameters and load the best checkpoint's weights into it.
 
         Raises:

@@ -13,12 +13,10 @@ from optuna.distributions import BaseDistribution
 from lightning_hpo import checkpoints
 from lightning_hpo.best import best_row, keep_best, nested_config, write_best
 from lightning_hpo.console import Console, spent
-from lightning_hpo.executors import Executor, RankLostError
+from lightning_hpo.executors import Executor
 from lightning_hpo.exits import FAILED
-from lightning_hpo.failures import failure_text
-from lightning_hpo.fitting import CHECKPOINT
-from lightning_hpo.live import ParameterMismatchError
-from lightning_hpo.objective import Outcome, Task
+from lightning_hpo.failures import ParameterMismatchError, RankLostError, failure_text
+from lightning_hpo.jobs import CHECKPOINT, Outcome, Task
 from lightning_hpo.runs import RunFolder
 from lightning_hpo.schedulers import Job, Mode, Scheduler
 from lightning_hpo.suggest import Asker

@@ -6,7 +6,6 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-import lightning.pytorch as pl
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -17,11 +16,10 @@ from lightning_hpo.building import Builder
 from lightning_hpo.code_identity import PYTHON, code_parts
 from lightning_hpo.conduct import Session, Subject, conduct
 from lightning_hpo.console import Console
-from lightning_hpo.executors import InProcess, Work, WorkerProcesses
+from lightning_hpo.executors import InProcess, WorkerProcesses
 from lightning_hpo.exits import explained
-from lightning_hpo.failures import JobError
 from lightning_hpo.interrupts import Interrupts
-from lightning_hpo.objective import Objective, Outcome, Task
+from lightning_hpo.jobs import FunctionWork, Work
 from lightning_hpo.ranks import Ranks, ranks_of
 from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder, open_study
@@ -33,7 +31,10 @@ from lightning_hpo.suggest import Asker
 from lightning_hpo.trials import Row, TrialTable, read_rows
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningCLI
+
+    from lightning_hpo.objective import Objective
 
 # Settings of a scheduler that may change when a study is continued: more of the same.
 _MAY_GROW = ("n_trials", "iterations")
@@ -230,9 +231,9 @@ class Tuner:
 
     def fit(
         self,
-        model: Callable[..., pl.LightningModule] | Builder | None = None,
+        model: "Callable[..., pl.LightningModule] | Builder | None" = None,
         *,
-        datamodule: Callable[..., pl.LightningDataModule] | None = None,
+        datamodule: "Callable[..., pl.LightningDataModule] | None" = None,
     ) -> Result:
         """Search over a LightningModule.
 
@@ -255,11 +256,11 @@ class Tuner:
 
     def objective(
         self,
-        model: Callable[..., pl.LightningModule] | Builder | None = None,
+        model: "Callable[..., pl.LightningModule] | Builder | None" = None,
         *,
-        datamodule: Callable[..., pl.LightningDataModule] | None = None,
+        datamodule: "Callable[..., pl.LightningDataModule] | None" = None,
         space: Callable[[optuna.Trial], Mapping[str, Any]] | None = None,
-    ) -> Objective:
+    ) -> "Objective":
         """Return what :meth:`fit` runs for each job.
 
         Args:
@@ -267,6 +268,8 @@ class Tuner:
             datamodule: as for :meth:`fit`.
             space: instead of the tuner's own.
         """
+        from lightning_hpo.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
+
         model = self._builder if model is None else model
         if model is None:
             raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
@@ -292,7 +295,7 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
-            return self._search(Subject(_Call(function), [function]))
+            return self._search(Subject(FunctionWork(function), [function]))
 
     def _search(self, subject: Subject) -> Result:
         ranks = Ranks() if subject.builder is None else ranks_of(subject.builder.surroundings)
@@ -441,19 +444,6 @@ class RandomTuner(Tuner):
     def __init__(self, space: Space, *, max_steps: int, n_trials: int, **options: Unpack[Options]) -> None:
         with explained(None):
             super().__init__(space, FullBudget(max_steps, n_trials), **options)
-
-
-class _Call:
-    """A user's function as the work of a job; it cannot be paused in the middle."""
-
-    def __init__(self, function: Callable[[Job, Mapping[str, Any]], float]) -> None:
-        self._function = function
-
-    def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
-        score = self._function(task.job, task.params)
-        if score is None:  # in an Outcome that means paused
-            raise JobError("the function returned None; it must return a number")
-        return Outcome(score, task.job.max_steps)
 
 
 def _identity(subject: Any) -> Any:

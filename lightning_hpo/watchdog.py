@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lightning_hpo import exits
-from lightning_hpo.objective import Task
+from lightning_hpo.jobs import Task
 
 
 class Silence:

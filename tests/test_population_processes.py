@@ -17,6 +17,7 @@ from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.lineage import lineage, schedule_of
 from lightning_hpo.shared_folder import read_record
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
+from tests.faults.scripts import run
 from tests.test_kill import in_a_child
 from tests.test_population_callback import SPACE, Data, Net, assert_equal, good_donor, trainer
 
@@ -104,10 +105,10 @@ def test_ddp_copies_the_same_to_every_rank(tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
+    done = subprocess.run(
         [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=180, check=False
     )
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     segments = [one for one in lineage(tmp_path / "pbt") if one.member == 0]
     assert segments[1].parent == 1
     copied = torch.load(tmp_path / "copied.pt", weights_only=True)
@@ -145,23 +146,18 @@ def test_usable_by_flags(tmp_path):
         "default_root_dir": str(tmp_path),
     }
     arguments = [f"--trainer.{name}={value}" for name, value in flags.items()]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, script, "fit", *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    code, _, err = run(tmp_path, script, "fit", *arguments)
+    assert code == 0, err[-3000:]
     record = read_record(tmp_path / "pbt", 1)
     assert record.status == "finished"
     assert sorted(record.segments[0].params) == ["dropout", "lr"]
 
 
 def test_the_example_runs_and_continues(tmp_path):
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, root / "examples" / "population.py", "--max-steps", "50", "--root", tmp_path]
-    texts = [
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
-    ]
+    example = Path(__file__).parents[1] / "examples" / "population.py"
+    ended = [run(tmp_path, example, "--max-steps", "50", "--root", tmp_path) for _ in range(2)]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    texts = [out for _, out, _ in ended]
     assert "learning rate of the winner" in texts[0]
     assert texts[0].splitlines()[-2:] == texts[1].splitlines()[-2:]
 

@@ -11,45 +11,19 @@ import threading
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 
 from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, Tuner
 from lightning_hpo.executors import WorkerProcesses, gpu_shares
+from tests.functions import accident, loss, pruning, torch_is_loaded, where
 from tests.small import Data, Net
 from tests.test_kill import in_a_child
 
 X = {"x": "uniform(0, 1)"}
 
 
-def loss(job, params):
-    return (params["x"] - 0.3) ** 2 + 1 / job.max_steps
-
-
-def where(job, params):
-    time.sleep(0.05)
-    return float(os.getpid())
-
-
-def accident(job, params):
-    match job.trial:
-        case 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        case 2:
-            sys.exit(3)
-        case 3:
-            os._exit(5)
-        case 4:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case 5:
-            raise ValueError("no luck")
-    return loss(job, params)
-
-
-def pruning(job, params):
-    if job.trial == 1:
-        raise optuna.TrialPruned("no use")
-    return loss(job, params)
+def of_a_module_that_takes_long_to_import(job, params):
+    return 0.0
 
 
 class TestWorkers:
@@ -66,6 +40,10 @@ class TestWorkers:
         pids = {row.values[1] for row in result.trials()}
         assert len(pids) == 2
         assert os.getpid() not in pids
+
+    def test_a_worker_for_a_plain_function_loads_neither_torch_nor_lightning(self, tmp_path):
+        search = RandomTuner(X, max_steps=1, n_trials=1, isolate=True, root=tmp_path, name="f")
+        assert search.optimize(torch_is_loaded).best_score == 0.0
 
     def test_a_crash_fails_its_job_only(self, tmp_path):
         result = RandomTuner(X, max_steps=1, n_trials=9, workers=2, max_failed=9, root=tmp_path, name="f").optimize(
@@ -117,7 +95,7 @@ class TestWorkers:
         """The first one is only noted; the second one is a KeyboardInterrupt, here before any worker is ready."""
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
-            with pytest.raises(KeyboardInterrupt), WorkerProcesses(loss, 2):
+            with pytest.raises(KeyboardInterrupt), WorkerProcesses(of_a_module_that_takes_long_to_import, 2):
                 time.sleep(60)
             assert multiprocessing.active_children() == []
         finally:

@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from lightning_hpo import live
-from lightning_hpo.live import ParameterMismatchError
+from lightning_hpo.failures import ParameterMismatchError
 from lightning_hpo.space import split_name
 
 _LEARNING_RATES = ("lr", "learning_rate")

@@ -13,8 +13,7 @@ import torch
 
 from lightning_hpo import live
 from lightning_hpo.callbacks.resumable import Resumable
-from lightning_hpo.failures import DivergedError
-from lightning_hpo.live import ParameterMismatchError
+from lightning_hpo.failures import DivergedError, ParameterMismatchError
 from lightning_hpo.lr_schedules import ClosedFormLR
 
 

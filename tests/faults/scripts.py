@@ -4,13 +4,16 @@ import ctypes
 import functools
 import logging
 import os
+import runpy
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
+from pathlib import Path
 
+import lightning_hpo.cli  # noqa: F401  # what a script imports is here already
 from lightning_hpo import RandomTuner
 from tests.small import Data, Net
 
@@ -33,18 +36,21 @@ _READ_ONLY, _AGAIN = 1, 32  # of mount(2)
 
 
 class Script:
-    """A script that begins with HEAD, at work; its first argument is the root of its runs.
+    """A script at work.
 
     Args:
         tmp_path: for its files.
-        code: of the script.
+        code: of the script, which begins with HEAD; or its file.
+        arguments: of the script; that of code alone is ``root``.
+        cwd: where it works.
+        env: more environment variables.
         root: of its runs. Default: ``tmp_path/runs``.
         disk: bytes of a file system of its own that is mounted at ``root``; what is on it at the end is copied to
             ``<root>.kept``.
         read_only: mount it so, with an empty run folder "r".
     """
 
-    def __init__(self, tmp_path, code, *, root=None, disk=None, read_only=False):
+    def __init__(self, tmp_path, code, *arguments, cwd=None, env=(), root=None, disk=None, read_only=False):
         root = tmp_path / "runs" if root is None else root
         self._files = [tmp_path / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
         for file in self._files:
@@ -56,6 +62,13 @@ class Script:
             number = 99
             try:
                 os.setpgid(0, 0)
+                os.environ.update(env)
+                os.chdir(cwd or ".")
+                if isinstance(code, Path):
+                    sys.path.insert(0, str(code.parent))
+                    sys.argv = [str(code), *map(str, arguments)]
+                else:
+                    sys.argv = ["script", str(root), *map(str, arguments)]
                 number = self._child(code, root, disk, read_only)
             except BaseException:
                 traceback.print_exc()
@@ -70,7 +83,6 @@ class Script:
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         sys.__stderr__ = sys.stderr
         logging.getLogger().handlers.clear()  # the ones of pytest
-        sys.argv = ["script", str(root)]
         if disk is not None:
             mount(root, disk, read_only=read_only)
         try:
@@ -132,15 +144,18 @@ def warm():
         )
 
 
-def run(tmp_path, code, **options):
+def run(tmp_path, code, *arguments, **options):
     """Run such a script to its end: exit code, output, errors."""
-    return Script(tmp_path, code, **options).end()
+    return Script(tmp_path, code, *arguments, **options).end()
 
 
 def interpret(code):
     """What the interpreter does with a main script: run it, show an error by the hook, and say the exit code."""
     try:
-        exec(compile(HEAD + code, "<script>", "exec"), {"__name__": "__main__"})
+        if isinstance(code, Path):
+            runpy.run_path(str(code), run_name="__main__")
+        else:
+            exec(compile(HEAD + code, "<script>", "exec"), {"__name__": "__main__"})
     except SystemExit as left:
         return left.code or 0
     except BaseException:

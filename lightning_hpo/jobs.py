@@ -1,0 +1,72 @@
+"""A job as data: what is asked of a worker, and what comes of it.
+
+Only the standard library is needed, so that a worker process for a plain function starts in a moment.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from lightning_hpo.failures import JobError
+from lightning_hpo.schedulers import Job
+
+CHECKPOINT = "last.ckpt"
+"""In the folder of a trial."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with all that is needed to carry it out in another process.
+
+    Args:
+        job: what to do; ``job.trial`` is the trial's number.
+        params: of the trial.
+        folder: of the trial, for its checkpoint and metrics.
+        source: checkpoint of the parent to start from, or None.
+    """
+
+    job: Job
+    params: Mapping[str, Any]
+    folder: Path
+    source: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job came to.
+
+    Args:
+        score: the monitored metric at the last step; None if the job was paused before it.
+        step: optimizer steps that the trial has seen.
+        metrics: all that was logged at the last validation, training metrics included where training went on to it.
+        pruned: whether a pruner has stopped the trial there.
+    """
+
+    score: float | None
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict, compare=False)
+    pruned: bool = False
+
+
+Work: TypeAlias = Callable[[Task, Callable[[], bool]], Outcome]
+"""Carries out a task; the second argument says whether to pause."""
+
+
+def never() -> bool:
+    """Say that no pause is wanted."""
+    return False
+
+
+class FunctionWork:
+    """A user's function as the work of a job; it cannot be paused in the middle."""
+
+    def __init__(self, function: Callable[[Job, Mapping[str, Any]], float]) -> None:
+        self._function = function
+
+    def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
+        """Call the function."""
+        score = self._function(task.job, task.params)
+        if score is None:  # in an Outcome that means paused
+            raise JobError("the function returned None; it must return a number")
+        return Outcome(score, task.job.max_steps)
