@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_hpo import Job, Objective, WarmupCosineLR
 from lightning_hpo.checkpoints import load, save
-from lightning_hpo.fitting import CHECKPOINT
+from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Task
 from tests.small import Data, Net, digits
