@@ -77,6 +77,30 @@ def test_a_signal_is_a_pause(tmp_path, number, code):
     assert [t.values for t in study.trials] == [t.values for t in whole.study.trials]
 
 
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
+def test_a_signal_after_the_last_look_at_it_fails_no_trial(tmp_path, hook):
+    """The module's hook runs after those of callbacks."""
+    search = f"""
+class Hit(Net):
+    def {hook}(self, *_):
+        if self.global_step == 12 and not os.path.exists(ROOT + "/hit"):
+            open(ROOT + "/hit", "w").close()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+class Batches(Data):
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(super().val_dataloader().dataset, batch_size=50)
+
+result = RandomTuner({{"lr": "loguniform(1e-3, 1)"}}, max_steps=24, n_trials=2, monitor="val_loss", root=ROOT, name="s",
+                     trainer={{**CPU, "val_check_interval": 12}}).fit(Hit, datamodule=Batches)
+print(*(row.state for row in result.rows))
+"""
+    assert run(tmp_path, search, root=tmp_path)[0] == 143
+    code, out, err = run(tmp_path, search, root=tmp_path)
+    assert code == 0, err
+    assert out.splitlines()[-1] == "complete complete"
+
+
 def test_a_second_ctrl_c_means_now(tmp_path):
     process = Script(
         tmp_path,

@@ -76,8 +76,10 @@ class Leg(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply the trial's own hyperparameters over restored ones, read them back, and stop if nothing is left."""
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            # Lightning's own handler, which is now before ours, talks to the other ranks in the middle of anything.
+        ours = callable(self._handler) or trainer.world_size > 1
+        if ours and threading.current_thread() is threading.main_thread():
+            # Lightning's own handler, which is now before ours, ends a fit after a step or in a validation without
+            # asking us, and talks to the other ranks in the middle of anything.
             signal.signal(signal.SIGTERM, self._handler)
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         for optimizer, before, asked in zip(trainer.optimizers, self._before or self._asked, self._asked, strict=True):
