@@ -32,7 +32,7 @@ def test_lr_schedule_search(tmp_path):
 
 
 def test_two_workers_killed_with_their_group_and_continued(tmp_path):
-    arguments = ["--max-steps", "54", "--workers", "2", "--root", tmp_path]
+    arguments = ["--max-steps", "27", "--workers", "2", "--root", tmp_path]
     process = scripts.Script(tmp_path, ROOT / "examples" / "digits.py", *arguments, cwd=ROOT)
     seen = [process.wait_for("trial ") for _ in range(5)]
     os.killpg(process.pid, signal.SIGKILL)
