@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from lightning_hpo.conduct import Session
 from lightning_hpo.exits import explained
+from lightning_hpo.options import Options, direction, refuse_unknown
 from lightning_hpo.samplers import (
     GaussianProcessSampler,
     expected_improvement_share,
@@ -18,7 +19,7 @@ from lightning_hpo.samplers import (
 )
 from lightning_hpo.schedulers import FullBudget, MedianStopping, Scheduler
 from lightning_hpo.space import Space
-from lightning_hpo.tuners import Options, Tuner
+from lightning_hpo.tuners import Tuner
 
 
 class BayesianTuner(Tuner):
@@ -58,13 +59,15 @@ class BayesianTuner(Tuner):
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
+            refuse_unknown(type(self), options)
+            mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
             if options.get("sampler") is not None:
                 raise TypeError("BayesianTuner chooses its own sampler; give another one to RandomTuner(sampler=...).")
             if stop_below is not None and not 0 < stop_below < 1:
                 raise ValueError(f"`stop_below` must be between 0 and 1, got {stop_below!r}.")
             scheduler: Scheduler = FullBudget(max_steps, n_trials)
             if median_stopping:
-                scheduler = MedianStopping(max_steps, n_trials, mode=options.get("mode", "min"))
+                scheduler = MedianStopping(max_steps, n_trials, mode=mode)
             options["sampler"] = GaussianProcessSampler(
                 options.get("seed", 0), n_startup_trials=n_startup_trials, surrogate=surrogate
             )

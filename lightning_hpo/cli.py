@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import lightning_hpo
 from lightning_hpo.cli_builder import ConfigBuilder
+from lightning_hpo.cli_errors import plain
 from lightning_hpo.exits import UNFORESEEN, exit_code, leave
 from lightning_hpo.pricing import say_price
 from lightning_hpo.space import GRAMMAR, parse_space
@@ -43,6 +44,14 @@ _DESCRIPTION = (
 _OWN = ("space", "tuner", "dry_run")
 
 
+class _Parser(LightningArgumentParser):
+    """Says plainly what is wrong with an option of the tuner."""
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
+        """Print a message and exit, as ever."""
+        return super().error(plain(message), *args, **kwargs)
+
+
 class HPOCLI(LightningCLI):
     """``LightningCLI`` with ``tune`` beside ``fit``, ``validate``, ``test`` and ``predict``.
 
@@ -52,6 +61,12 @@ class HPOCLI(LightningCLI):
     """
 
     result: "lightning_hpo.Result | None" = None
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make the parser of this CLI or of a subcommand, as ever, but with our words for mistakes."""
+        if self.parser_class is LightningArgumentParser:
+            self.parser_class = _Parser
+        return super().init_parser(**kwargs)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)

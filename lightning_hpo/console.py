@@ -1,9 +1,11 @@
 """What a search prints: the plan before the first step, a line per finished job, a table at the end."""
 
 import math
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import eq
 from typing import Any
 
 from lightning_hpo.best import best_row
@@ -11,6 +13,8 @@ from lightning_hpo.safe_text import masked, one_line
 from lightning_hpo.schedulers import Bracket, Coverage, Mode
 from lightning_hpo.space import format_distribution
 from lightning_hpo.trials import Row
+
+_REASON = 100  # letters of a failure's reason in a line; the whole is with the trial
 
 
 class Console:
@@ -69,11 +73,14 @@ class Console:
             self.line(f"  {name:<24} {masked(name, format_distribution(distribution))}")
         if brackets:
             self.line("  bracket    rungs: trials @ optimizer steps")
-        for index, bracket in enumerate(brackets[:12]):
+        once = _once(brackets)
+        for index, bracket in enumerate(brackets[: min(once, 12)]):
             rungs = "  ".join(f"{rung.trials} @ {rung.max_steps}" for rung in bracket.rungs)
             self.line(f"  {index + 1:<10} {rungs}")
-        if len(brackets) > 12:
-            self.line(f"  ... and {len(brackets) - 12} more brackets")
+        if once > 12:
+            self.line(f"  ... and {once - 12} more brackets")
+        if len(brackets) > once:
+            self.line(f"  the same {len(brackets) // once} times")
         if brackets:
             trials, jobs, steps = (sum(getattr(one, what) for one in brackets) for what in ("trials", "jobs", "steps"))
             least = "" if covers == "all" else "at least "
@@ -87,14 +94,16 @@ class Console:
             ended = sum(row.state != "running" for row in rows)
             self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {spent(rows):,} steps are done")
 
-    def job(self, row: Row, steps: int, rows: Sequence[Row], planned: int) -> None:
-        """One line for a job that gave a score or failed."""
+    def job(self, row: Row, steps: int, rows: Sequence[Row], planned: int, reason: str = "") -> None:
+        """One line for a job that gave a score, or failed for a reason."""
         self._steps += steps
         done = spent(rows)
         pace = (time.monotonic() - self._started) / max(self._steps, 1)
         left = f", about {_duration(pace * (planned - done))} left" if planned > done else ""
         gave_none = row.state == "failed" or not row.values
         outcome = row.state if gave_none else f"{self.monitor} {row.values[max(row.values)]:.5g}"
+        if reason:
+            outcome += f": {textwrap.shorten(reason.splitlines()[0], _REASON)}"
         best = best_row(rows, self._mode)
         so_far = "" if best is None else f"  best {best.values[max(best.values)]:.5g} (trial {best.number})"
         at = f"@ {max(row.values)}" if row.values else ""
@@ -138,7 +147,14 @@ class Console:
 
 def spent(rows: Sequence[Row]) -> int:
     """Optimizer steps that have led to a recorded value."""
-    return sum(max(row.values) for row in rows if row.values)
+    return sum(max(row.values) - row.start for row in rows if row.values)
+
+
+def _once(brackets: Sequence[Bracket]) -> int:
+    """How many brackets there are until they repeat."""
+    count = len(brackets)
+    lengths = (length for length in range(1, count) if count % length == 0)
+    return next((length for length in lengths if all(map(eq, brackets, brackets[length:]))), count)
 
 
 def _short(value: Any) -> str:

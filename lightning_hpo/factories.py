@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning_hpo.best import nested_config
 from lightning_hpo.building import Builder, Built
 from lightning_hpo.ranks import SURROUNDINGS
+from lightning_hpo.safe_text import listed
 from lightning_hpo.space import nearest, split_name
 
 _OURS = {
@@ -82,6 +83,9 @@ class Factories(Builder):
         return nested_config(params, max_steps)
 
 
+_LISTED = 10  # arguments in a message
+
+
 def _factory(role: str, factory: Any, kind: type) -> Callable[..., Any]:
     if isinstance(factory, kind):
         raise TypeError(
@@ -103,13 +107,17 @@ def _check_argument(what: str, factory: Callable[..., Any], argument: str, head:
     if argument not in parameters:
         name = getattr(factory, "__name__", repr(factory))
         known = [known for known in parameters if known not in _OURS]
-        raise ValueError(
-            f"{what}, but {name} has no argument {argument!r}; it takes {', '.join(known)}.{nearest(argument, known)}"
-        )
+        takes = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
+        hint = nearest(argument, known)
+        raise ValueError(f"{what}, but {name} has no argument {argument!r}.{hint} It takes {takes}.")
 
 
 def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
-    built = factory(**params)
+    try:
+        built = factory(**params)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"`{role}` cannot be built with {listed(params) or 'no arguments'}: {why}") from error
     if not isinstance(built, kind):
         raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(built)}.")
     return built

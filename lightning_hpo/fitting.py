@@ -1,5 +1,6 @@
 """One Trainer for a trial's folder: quiet, seeded, and exact to continue from its checkpoint."""
 
+import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch.utils.data import DataLoader
 
 from lightning_hpo import checkpoints
 from lightning_hpo.building import Built
@@ -43,13 +45,28 @@ def make_trainer(
     given = {**TRAINER_DEFAULTS, **built.trainer}
     owner: Any = built.module if built.data is None else built.data
     loaders = owner.train_dataloader
-    owner.train_dataloader = lambda: Resumable.follow(loaders())
+
+    def followed() -> Any:
+        made = Resumable.follow(loaders())
+        if "log_every_n_steps" not in given:
+            _log_each_epoch(trainer, made)
+        return made
+
+    owner.train_dataloader = followed
     all_callbacks = [*_listed(given.pop("callbacks", None)), *callbacks]
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
     saved = None if source is None else checkpoints.load(source)
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*_listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved)]
-    return pl.Trainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    trainer = pl.Trainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    return trainer
+
+
+def _log_each_epoch(trainer: Any, loader: Any) -> None:
+    """Log at least once in an epoch that is shorter than Lightning's default interval; else it warns of that."""
+    if isinstance(loader, DataLoader):
+        with contextlib.suppress(TypeError):  # a loader without length
+            trainer.log_every_n_steps = max(min(trainer.log_every_n_steps, len(loader)), 1)
 
 
 @contextmanager

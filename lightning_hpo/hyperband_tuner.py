@@ -3,10 +3,11 @@
 from typing import Unpack
 
 from lightning_hpo.exits import explained
+from lightning_hpo.options import Options, direction, refuse_unknown
 from lightning_hpo.samplers import KernelDensitySampler
 from lightning_hpo.schedulers import ASHA, AsyncHyperband
 from lightning_hpo.space import Space
-from lightning_hpo.tuners import Options, Tuner
+from lightning_hpo.tuners import Tuner
 
 _RANDOM = 1 / 3  # share of trials that no sampler proposes, as in BOHB (Falkner et al. 2018, Algorithm 2)
 
@@ -43,7 +44,8 @@ class HyperbandTuner(Tuner):
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
-            mode = options.get("mode", "min")
+            refuse_unknown(type(self), options)
+            mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
             least = _least(max_steps, min_steps, eta)
             total = options.get("total_steps")
             if iterations is None and total is not None:
@@ -91,7 +93,8 @@ class ASHATuner(Tuner):
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
-            mode = options.get("mode", "min")
+            refuse_unknown(type(self), options)
+            mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
             least = _least(max_steps, min_steps, eta)
             total = options.get("total_steps")
             bracket = ASHA(max_steps, least, eta, mode).plan()[0]

@@ -19,10 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_hpo.population import Interval
-from lightning_hpo.trials import PARENT
-
-# System attribute of a trial: its member, its first step, and the step of its parent that it was forked at.
-SEGMENT = "segment"
+from lightning_hpo.trials import PARENT, SEGMENT
 
 Mode: TypeAlias = Literal["min", "max"]
 

@@ -4,9 +4,10 @@ The Trainer always gets the full budget as ``max_steps`` and is stopped early at
 whoever wrote it, has the full budget as its horizon in each rung, and its checkpoint can be continued.
 """
 
+import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
 from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, never
 from lightning_hpo.quiet import warnings_only
+from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
 
@@ -109,7 +111,7 @@ class Objective:
             ParameterMismatchError: if a hyperparameter does not take effect.
         """
         assert task.job.trial is not None
-        with quiet_and_seeded(self.seed, task.job.trial):
+        with quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
             return self._run(task, should_pause, callbacks)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
@@ -117,7 +119,7 @@ class Objective:
         return self.builder.build_model(params)
 
     def check(self, params: Mapping[str, Any] | None = None) -> None:
-        """Build everything once and validate one batch, so that mistakes show before the first training step.
+        """Build everything once, validate a batch and load one to train on: mistakes show before the first step.
 
         Args:
             params: to build with; the middle of the space by default.
@@ -127,23 +129,16 @@ class Objective:
                 is not logged in validation.
         """
         params = self.middle() if params is None else params
-        with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
+        quiet = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+        with quiet_and_seeded(self.seed, 0), _naming(params), tempfile.TemporaryDirectory() as folder:
             built = self.builder.build(params)
-            trainer = pl.Trainer(
-                **{
-                    **TRAINER_DEFAULTS,
-                    **built.trainer,
-                    "logger": False,
-                    "enable_checkpointing": False,
-                    "limit_val_batches": 1,
-                    "callbacks": [],
-                },
-                max_steps=self.max_steps,
-                default_root_dir=folder,
-            )
+            arguments = {**TRAINER_DEFAULTS, **built.trainer, **quiet, "callbacks": [_BeforeTheFirstStep()]}
+            trainer = pl.Trainer(**arguments, max_steps=self.max_steps, default_root_dir=folder)
             trainer.validate(built.module, datamodule=built.data, verbose=False)
             for name in (self.monitor, *self.also):
                 _score(name, trainer.callback_metrics)
+            with contextlib.suppress(_EnoughError):
+                trainer.fit(built.module, datamodule=built.data)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
@@ -187,6 +182,27 @@ class Objective:
         for name in self.also:
             _score(name, leg.metrics)
         return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
+
+
+class _EnoughError(Exception):
+    """What was to be tried works."""
+
+
+class _BeforeTheFirstStep(pl.Callback):
+    """Ends a fit when the first batch is there: loaders and optimizers work."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        raise _EnoughError
+
+
+@contextlib.contextmanager
+def _naming(params: Mapping[str, Any]) -> Iterator[None]:
+    """Let an error say with which parameters it came."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"with the parameters {listed(params)}")
+        raise
 
 
 def _score(monitor: str, metrics: Mapping[str, Any]) -> float:

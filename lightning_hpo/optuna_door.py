@@ -22,14 +22,16 @@ from lightning_hpo.console import spent
 from lightning_hpo.executors import Executor
 from lightning_hpo.exits import explained
 from lightning_hpo.failures import ParameterMismatchError, RankLostError, failure_text
+from lightning_hpo.fingerprints import label
 from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, Work
 from lightning_hpo.objective import Objective, suggest
+from lightning_hpo.options import direction, refuse_unknown
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.suggest import reseed
 from lightning_hpo.trials import FAILURE, Row, attach, read_rows
-from lightning_hpo.tuners import Tuner, label
+from lightning_hpo.tuners import Tuner
 
 Define: TypeAlias = Callable[[optuna.Trial], Mapping[str, Any]]
 
@@ -49,7 +51,7 @@ class OptunaTuner(Tuner):
         monitor: metric that the module logs in validation; a tuple of several for a multi-objective search, in which
             Optuna prunes nothing. Best of a :class:`Result` is then by the first one; ``result.study.best_trials`` is
             the Pareto front.
-        mode: ``"min"`` or ``"max"``, or one for each metric.
+        mode: as for :class:`Tuner`, or one for each metric.
         sampler: default ``TPESampler()``, or that of ``study``.
         pruner: default ``MedianPruner()``, or that of ``study``.
         study: to continue, with its storage and its enqueued trials; its directions must be those of ``mode``.
@@ -66,7 +68,7 @@ class OptunaTuner(Tuner):
         max_steps: int,
         n_trials: int,
         monitor: str | Sequence[str] | None = None,
-        mode: Mode | Sequence[Mode] = "min",
+        mode: Mode | Sequence[Mode] | None = None,
         sampler: BaseSampler | None = None,
         pruner: BasePruner | None = None,
         study: optuna.Study | None = None,
@@ -76,11 +78,11 @@ class OptunaTuner(Tuner):
     ) -> None:
         with explained(None):
             self.monitors = (monitor,) if isinstance(monitor, str | None) else tuple(monitor)
-            self.modes: tuple[Mode, ...] = (mode,) * len(self.monitors) if isinstance(mode, str) else tuple(mode)
-            if len(self.modes) != len(self.monitors) or not self.modes:
+            refuse_unknown(type(self), options)
+            modes = (mode,) * len(self.monitors) if isinstance(mode, str | None) else tuple(mode)
+            if len(modes) != len(self.monitors) or not modes:
                 raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {mode!r}.")
-            if not set(self.modes) <= {"min", "max"}:
-                raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
+            self.modes = tuple(map(direction, self.monitors, modes))
             if pruner is not None and not isinstance(pruner, BasePruner):
                 raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
             if study is not None and options.get("storage") is not None:
@@ -168,9 +170,9 @@ class OptunaTuner(Tuner):
                     rows = self._rows(study)
                     self._show_best(rows, folder, subject.builder)
                     row = rows[trial.number]
-                    session.console.job(row, max(row.values, default=0), rows, self.planned_steps())
-                    failed = failed + 1 if state is TrialState.FAIL else 0
                     reason = str(_frozen(trial).user_attrs.get(FAILURE, "")).partition("\n")[0]
+                    session.console.job(row, max(row.values, default=0), rows, self.planned_steps(), reason)
+                    failed = failed + 1 if state is TrialState.FAIL else 0
                     self._limits.refuse_failures(failed, rows, reason)
         return self._rows(study)
 

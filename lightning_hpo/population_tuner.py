@@ -14,8 +14,10 @@ from lightning_hpo.best import best_row, keep_best, write_best
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.exits import explained
+from lightning_hpo.fingerprints import label
 from lightning_hpo.fitting import make_trainer, quiet_and_seeded
 from lightning_hpo.journal import JOURNAL, open_journal
+from lightning_hpo.options import Options, refuse_unknown
 from lightning_hpo.population import Donor, Explore, Rules
 from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.results import Result
@@ -24,7 +26,7 @@ from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.space import Space
 from lightning_hpo.trials import Row, TrialTable
-from lightning_hpo.tuners import Options, Tuner, label
+from lightning_hpo.tuners import Tuner
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed")
@@ -68,6 +70,7 @@ class PopulationTuner(Tuner):
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
+            refuse_unknown(type(self), options)
             if population_size < 2:
                 raise ValueError(f"`population_size` must be an int >= 2, got {population_size!r}.")
             if interval < 1:

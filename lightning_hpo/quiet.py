@@ -1,8 +1,12 @@
 """Keep the libraries underneath from printing a line for every trial."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Lightning 2.6 about itself under torch 2.13; nobody who trains can do anything about it. A user's filter comes first.
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", append=True)
 
 CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 

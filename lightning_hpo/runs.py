@@ -30,6 +30,7 @@ __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError",
 
 FINGERPRINT = "lightning_hpo"
 CHANGES = "lightning_hpo_changes"
+PLACE = "lightning_hpo_folder"  # of a study that is not in its run folder: the folder whose lock was held last
 _MAY_CHANGE = {"space", "code"}  # if the user says so; other settings decide what a value means
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -178,8 +179,10 @@ def open_study(
 
     Raises:
         StudyMismatchError: naming each difference.
+        StudyInUseError: if another process works on the study from another folder.
         StorageError: if the study file is empty or no database.
     """
+    own = storage is None
     if storage is None:
         file = folder.study_file
         if file.exists():
@@ -208,7 +211,24 @@ def open_study(
         raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
     else:
         study.set_user_attr(FINGERPRINT, dict(fingerprint))
+    if not own:
+        _claim_place(study, folder.path)
     return study, storage
+
+
+def _claim_place(study: optuna.Study, path: Path) -> None:
+    """Refuse a study that is at work in another folder, as two folders have two locks and two sets of checkpoints."""
+    before = study.user_attrs.get(PLACE, str(path))
+    if before != str(path) and (Path(before) / "lock").exists():
+        lock = Lock(Path(before) / "lock")
+        if not lock.take():
+            raise StudyInUseError(
+                f"the study {study.study_name!r} is in use in {before}, by a process that uses its storage from "
+                "another `root`: give all of them the same `root`"
+            )
+        lock.free()
+    if study.user_attrs.get(PLACE) != str(path):
+        study.set_user_attr(PLACE, str(path))
 
 
 def _study(

@@ -1,6 +1,7 @@
 """Text from users, studies and other files, made fit to be shown: no control characters, no secrets."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 # scheme://user:password@host, also inside a longer text. A password may hold anything but white space and "/";
@@ -39,6 +40,16 @@ def masked(name: str, value: Any) -> Any:
         ('***', 0.1, 1)
     """
     return HIDDEN if _SECRET.search(name) else value
+
+
+def listed(params: Mapping[str, Any]) -> str:
+    """Write parameters for a message, without the values of secrets.
+
+    Example:
+        >>> listed({"lr": 0.1, "data.api_key": "abc"})
+        "lr=0.1, data.api_key='***'"
+    """
+    return ", ".join(f"{name}={masked(name, value)!r}" for name, value in params.items())
 
 
 def csv_cell(text: str) -> str:

@@ -196,7 +196,7 @@ class Search:
         self._show_best()
         if self.table.rows[number].state != "running":
             self._drop_checkpoints([number])
-        self.console.job(self.table.rows[number], step - before, self.table.rows, self.planned)
+        self.console.job(self.table.rows[number], step - before, self.table.rows, self.planned, reason or "")
         self.limits.refuse_failures(self._failed_in_a_row, self.table.rows, reason or "")
 
     def _retire(self, numbers: list[int]) -> None:

@@ -21,6 +21,8 @@ State: TypeAlias = Literal["running", "complete", "pruned", "failed"]
 # User attributes, so that a dashboard shows them.
 PARENT = "parent"
 FAILURE = "failure"
+# System attribute of a population's trial: its member, its first step, and where its parent was when it was forked.
+SEGMENT = "segment"
 
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "running",
@@ -42,6 +44,7 @@ class Row:
         target: step that a job now at work has promised; None when no job works on the trial.
         parent: number of the trial whose weights it started from, or None.
         state: ``"running"`` covers a trial at work and a paused one; the other states are final.
+        start: step at which its own training began; above 0 in a population, where it goes on from its parent.
     """
 
     number: int
@@ -50,6 +53,7 @@ class Row:
     target: int | None = None
     parent: int | None = None
     state: State = "running"
+    start: int = 0
 
     @property
     def idle(self) -> bool:
@@ -117,7 +121,8 @@ class TrialTable:
             system_attrs=dict(notes or {}),
         )
         self._ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
-        self._rows.append(Row(number=len(self._rows), params=dict(params), target=target, parent=parent))
+        start = _start(notes or {})
+        self._rows.append(Row(len(self._rows), params=dict(params), target=target, parent=parent, start=start))
         self._notes.append(dict(notes or {}))
         if self._claims is not None:
             self._claims.take(len(self._rows) - 1, target)
@@ -210,4 +215,10 @@ def _row(trial: FrozenTrial) -> Row:
         values=dict(trial.intermediate_values),
         parent=trial.user_attrs.get(PARENT),
         state=_STATES[trial.state],
+        start=_start(trial.system_attrs),
     )
+
+
+def _start(notes: Mapping[str, Any]) -> int:
+    start: int = notes.get(SEGMENT, {}).get("start", 0)
+    return start

@@ -1,10 +1,9 @@
 """Tuners: a scheduler and a sampler over a LightningModule or a function, with everything kept in a run folder."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -13,20 +12,21 @@ from optuna.storages import BaseStorage
 
 from lightning_hpo.best import nested_config
 from lightning_hpo.building import Builder
-from lightning_hpo.code_identity import PYTHON, code_parts
 from lightning_hpo.conduct import Session, Subject, conduct
 from lightning_hpo.console import Console
 from lightning_hpo.executors import InProcess, WorkerProcesses
 from lightning_hpo.exits import explained
+from lightning_hpo.fingerprints import fingerprint, label
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.jobs import FunctionWork, Work
+from lightning_hpo.options import Options, direction, refuse_unknown, refuse_wrong
 from lightning_hpo.ranks import Ranks, ranks_of
 from lightning_hpo.results import Result
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import Bracket, Coverage, FullBudget, Job, Mode, Scheduler
 from lightning_hpo.search import Limits, Search
 from lightning_hpo.sharing import Claims, turn
-from lightning_hpo.space import Space, format_distribution, parse_space
+from lightning_hpo.space import Space, parse_space
 from lightning_hpo.suggest import Asker
 from lightning_hpo.trials import Row, TrialTable, read_rows
 
@@ -36,36 +36,7 @@ if TYPE_CHECKING:
 
     from lightning_hpo.objective import Objective
 
-# Settings of a scheduler that may change when a study is continued: more of the same.
-_MAY_GROW = ("n_trials", "iterations")
 _POLL = 0.5  # seconds between looks at what the other processes of a shared study have done
-
-
-class Options(TypedDict, total=False):
-    """Arguments that all tuners share; see :class:`Tuner`."""
-
-    monitor: str | None
-    mode: Mode
-    sampler: BaseSampler | None
-    seed: int
-    name: str | None
-    storage: str | BaseStorage | None
-    root: str | Path
-    trainer: Mapping[str, Any] | None
-    checkpoint_every: int
-    keep_checkpoints: bool
-    workers: int
-    devices_per_trial: int
-    timeout: float | None
-    total_steps: int | None
-    max_failed: int | float
-    trial_timeout: float | None
-    max_retries: int
-    stop_on_nan: bool
-    isolate: bool
-    allow_changed: bool
-    shared: bool
-    verbose: bool
 
 
 class Tuner:
@@ -78,7 +49,8 @@ class Tuner:
         space: dotted name -> distribution, as text or Optuna's (see :mod:`lightning_hpo.space`).
         scheduler: which trial gets how many steps.
         monitor: metric that the module logs in validation. Needed by :meth:`fit`.
-        mode: whether a lower (``"min"``) or a higher (``"max"``) value is better.
+        mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
+            for a metric of which, by its name, more is better, such as ``val_acc``.
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
@@ -92,7 +64,8 @@ class Tuner:
         devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by :meth:`fit`; under
             :meth:`optimize` each worker sees so many GPUs of its own.
         timeout: start no new job after so many seconds.
-        total_steps: start no new job once so many optimizer steps are recorded.
+        total_steps: start no new job once so many optimizer steps are recorded. Jobs at work then come to their end, so
+            more is spent: at most one job of each worker, fewer than ``workers * max_steps`` steps.
         max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
             at least ten ended trials has failed. With ``shared``, each process counts its own row of failures.
         trial_timeout: fail a trial that makes no progress (no optimizer step, no validation batch) for so many seconds
@@ -126,7 +99,7 @@ class Tuner:
         scheduler: Scheduler,
         *,
         monitor: str | None = None,
-        mode: Mode = "min",
+        mode: Mode | None = None,
         sampler: BaseSampler | None = None,
         seed: int = 0,
         name: str | None = None,
@@ -149,27 +122,19 @@ class Tuner:
         verbose: bool = True,
     ) -> None:
         with explained(None):
-            if mode not in ("min", "max"):
-                raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
-            if getattr(scheduler, "mode", mode) != mode:
-                raise ValueError(f"`mode` is {mode!r} for the tuner and {scheduler.mode!r} for its scheduler.")  # type: ignore[attr-defined]  # checked by getattr
-            if sampler is not None and not isinstance(sampler, BaseSampler):
-                raise TypeError(f"`sampler` must be an Optuna sampler, got {sampler!r}.")
-            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-                raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
-            above_zero = {"timeout": timeout, "total_steps": total_steps, "max_failed": max_failed}
-            for argument, value in {**above_zero, "trial_timeout": trial_timeout}.items():
-                if value is not None and not value > 0:
-                    raise ValueError(f"`{argument}` must be above 0, got {value!r}.")
-            for argument, count in (("workers", workers), ("devices_per_trial", devices_per_trial)):
-                if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                    raise ValueError(f"`{argument}` must be an int >= 1, got {count!r}.")
-            if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
-                raise ValueError(f"`max_retries` must be an int >= 0, got {max_retries!r}.")
+            refuse_wrong(
+                {
+                    "sampler": sampler, "seed": seed, "timeout": timeout, "total_steps": total_steps,
+                    "max_failed": max_failed, "trial_timeout": trial_timeout, "workers": workers,
+                    "devices_per_trial": devices_per_trial, "max_retries": max_retries,
+                }
+            )  # fmt: skip
+            self.mode: Mode = direction(monitor, mode)
+            if getattr(scheduler, "mode", self.mode) != self.mode:
+                raise ValueError(f"`mode` is {self.mode!r} for the tuner and {scheduler.mode!r} for its scheduler.")  # type: ignore[attr-defined]  # checked by getattr
             self.space: dict[str, BaseDistribution] = parse_space(space)
         self.scheduler = scheduler
         self.monitor = monitor
-        self.mode = mode
         self.seed = seed
         self._sampler = sampler or RandomSampler()
         self._name = name
@@ -412,19 +377,8 @@ class Tuner:
         return processes
 
     def _fingerprint(self, subject: Subject) -> dict[str, Any]:
-        scheduler: dict[str, Any] = {"type": type(self.scheduler).__name__, "max_steps": self.scheduler.max_steps}
-        if dataclasses.is_dataclass(self.scheduler):
-            scheduler |= {k: v for k, v in dataclasses.asdict(self.scheduler).items() if k not in _MAY_GROW}
-        return {
-            "space": {name: format_distribution(one) for name, one in self.space.items()},
-            "monitor": self.monitor,
-            "mode": self.mode,
-            "seed": self.seed,
-            "scheduler": scheduler,
-            # A function's name says little about what it computes; a module's class is part of what was measured.
-            "trains": [one and _identity(one) for one in subject.parts] if subject.builder else None,
-            "code": {"python": PYTHON, "parts": code_parts(self._code(subject))},
-        }
+        asked = {"monitor": self.monitor, "mode": self.mode, "seed": self.seed}
+        return fingerprint(self.space, self.scheduler, subject, self._code(subject), **asked)
 
     def _code(self, subject: Subject) -> Sequence[Any]:
         """Classes and functions whose code is part of what was measured."""
@@ -443,16 +397,5 @@ class RandomTuner(Tuner):
 
     def __init__(self, space: Space, *, max_steps: int, n_trials: int, **options: Unpack[Options]) -> None:
         with explained(None):
+            refuse_unknown(type(self), options)
             super().__init__(space, FullBudget(max_steps, n_trials), **options)
-
-
-def _identity(subject: Any) -> Any:
-    return (isinstance(subject, Builder) and subject.identity) or label(subject)
-
-
-def label(subject: Any) -> str:
-    """Return a readable name of a class or function, fit for a folder."""
-    while hasattr(subject, "func"):  # functools.partial
-        subject = subject.func
-    name = getattr(subject, "__name__", type(subject).__name__)
-    return "".join(letter for letter in name if letter.isalnum() or letter == "_").strip("_").lower() or "function"

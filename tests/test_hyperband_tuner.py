@@ -63,6 +63,13 @@ class TestPlan:
         assert "  rounds follow each other until the search is stopped" in printed
         assert "  no new job after 0.2 s" in printed
 
+    def test_rounds_that_repeat_are_printed_once(self, tmp_path, capsys):
+        options = {"root": tmp_path, "name": "f", "storage": InMemoryStorage()}
+        HyperbandTuner(XY, max_steps=9, min_steps=1, iterations=3, total_steps=1, **options).optimize(loss)
+        printed = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in printed if " @ " in line and line.startswith("  ")] == ["bracket", *"1234"]
+        assert "  the same 3 times" in printed
+
     @BOTH
     @pytest.mark.parametrize(
         ("arguments", "text"),

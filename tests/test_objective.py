@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_hpo import Job, Objective, WarmupCosineLR
 from lightning_hpo.checkpoints import load, save
+from lightning_hpo.failures import failure_text
 from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Task
@@ -282,7 +283,10 @@ class TestErrorsBeforeTraining:
             ({"learning_rate": "uniform(0, 1)"}, ["'learning_rate'", "Net has no argument", "lr, hidden"]),
             ({"hiden": "int(1, 2)"}, ["Did you mean 'hidden'"]),
             ({"data.batchsize": "int(1, 2)"}, ["'data.batchsize'", "Did you mean 'batch_size'"]),
-            ({"trainer.gradient_clip": "uniform(0, 1)"}, ["Did you mean 'gradient_clip"]),
+            (
+                {"trainer.gradient_clip_vall": "uniform(0, 1)"},
+                ["argument 'gradient_clip_vall'. Did you mean 'gradient_clip_val'? It takes accel", "more."],
+            ),
             ({"trainer.max_steps": "int(1, 2)"}, ["it is the budget"]),
             ({"optimizer.lr": "uniform(0, 1)"}, ["'optimizer.lr'", "must start with model, trainer, data"]),
         ],
@@ -310,13 +314,33 @@ class TestErrorsBeforeTraining:
         with pytest.raises(ValueError, match=r"'val_los' is not logged in validation; logged there: val_acc, val_loss"):
             objective(monitor="val_los").check()
 
-    def test_a_model_that_refuses_a_value(self):
-        class Picky(Net):
-            def __init__(self, lr):
-                raise ValueError("no lr is good enough")
+    def test_a_model_that_refuses_a_value(self, tmp_path):
+        with pytest.raises(ValueError, match=r"`model` cannot be built with hidden=18\.0: TypeError: "):
+            objective(space={"hidden": "uniform(4, 32)"}).check()
+        with pytest.raises(ValueError, match=r"`datamodule` cannot be built with batch_sizes=3: TypeError: ") as caught:
+            objective().run(Task(Job(1, trial=0), {"lr": 0.1, "data.batch_sizes": 3}, tmp_path))
+        assert "with the parameters lr=0.1, data.batch_sizes=3" in failure_text(caught.value)
 
-        with pytest.raises(ValueError, match="no lr is good enough"):
-            objective(model=Picky).check()
+    def test_a_loader_or_an_optimizer_that_cannot_be_made(self):
+        class NoLoader(Data):
+            def train_dataloader(self):
+                raise FileNotFoundError("no such images")
+
+        class NoBatch(Data):
+            def train_dataloader(self):
+                return torch.utils.data.DataLoader(["a text"], collate_fn=int)
+
+        class NoOptimizer(Net):
+            def configure_optimizers(self):
+                raise KeyError("adan")
+
+        with pytest.raises(FileNotFoundError, match="no such images") as caught:
+            objective(data=NoLoader).check()
+        assert caught.value.__notes__[0].startswith("with the parameters lr=")
+        with pytest.raises(TypeError, match="int"):
+            objective(data=NoBatch).check()
+        with pytest.raises(KeyError, match="adan"):
+            objective(model=NoOptimizer).check()
 
     def test_something_else_than_a_module(self):
         with pytest.raises(TypeError, match="must build a"):

@@ -18,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from lightning_hpo import Objective, OptunaTuner, PopulationTuner, TrialReport, create_optuna_study
 from lightning_hpo.runs import StudyMismatchError
+from tests.faults.scripts import run
 from tests.small import Data, Net
 from tests.test_tuners import CPU, recorded
 
@@ -323,6 +324,7 @@ torch.set_num_threads(1)
 import lightning.pytorch as pl, optuna
 from optuna.pruners import ThresholdPruner
 from lightning_hpo import TrialReport
+from tests.faults.scripts import run
 from tests.small import Data, Net
 import os
 rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -341,14 +343,10 @@ print(f"rank {rank} stopped at {trainer.global_step} pruned {report.pruned}", fl
 def test_trial_report_in_plain_ddp(tmp_path):
     (tmp_path / "script.py").write_text(DDP)
     url = f"sqlite:///{tmp_path}/study.db"
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), url],
-        check=False, capture_output=True, text=True, timeout=240, env={**os.environ, "PYTHONPATH": root},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    code, out, err = run(tmp_path, tmp_path / "script.py", url)
+    assert code == 0, err
     for rank in (0, 1):
-        assert f"rank {rank} stopped at 6 pruned True" in done.stdout
+        assert f"rank {rank} stopped at 6 pruned True" in out
     trials = optuna.load_study(study_name="s", storage=url).trials
     assert [list(trial.intermediate_values) for trial in trials] == [[3, 6]]
 

@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -104,11 +102,8 @@ def test_ddp_copies_the_same_to_every_rank(tmp_path):
     state = good_donor(tmp_path)
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=180, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, _, err = run(tmp_path, script, tmp_path)
+    assert code == 0, err[-3000:]
     segments = [one for one in lineage(tmp_path / "pbt") if one.member == 0]
     assert segments[1].parent == 1
     copied = torch.load(tmp_path / "copied.pt", weights_only=True)

@@ -121,7 +121,9 @@ def test_the_study_is_a_journal_that_optuna_and_the_command_line_read(uninterrup
     plain = optuna.load_study(study_name="run", storage=JournalStorage(JournalFileBackend(str(run / "study.journal"))))
     assert [one.params for one in lineage(plain)] == [one.params for one in lineage(uninterrupted)]
     assert main(["show", str(run)]) == 0
-    assert f"{SIZE} complete" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{SIZE} complete" in out
+    assert f"; {SIZE * STEPS} optimizer steps" in out  # a segment's steps are counted from where it began
     assert "<svg" in (run / "report.html").read_text()
 
 

@@ -1,17 +1,16 @@
 """A tuner inside a script that trains under `strategy="ddp"`: two gloo processes on CPU."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import optuna
 import pytest
 
 from lightning_hpo import PopulationTuner, RandomTuner
+from tests.faults.scripts import Script
 from tests.small import Data, Net
 from tests.test_tuners import CPU
 
@@ -20,6 +19,7 @@ import json, os, sys
 import torch
 torch.set_num_threads(1)
 from lightning_hpo import HyperbandTuner, OptunaTuner
+from tests.faults.scripts import Script
 from tests.small import Data, Net
 
 root, name, n_trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -56,17 +56,11 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def script(tmp_path):
+    """Starts it in a process that has imported everything; Lightning starts that of the other rank anew."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
     def start(*arguments, **environment):
-        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), str(tmp_path), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": root, **environment},
-        )
+        return Script(tmp_path, tmp_path / "script.py", tmp_path, *arguments, env=environment)
 
     return start
 
@@ -76,22 +70,26 @@ def seen(folder, rank):
 
 
 def processes_with(text):
-    found = subprocess.run(["ps", "-eo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(["ps", "-ewwo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in found.splitlines() if text in line and line.split()[1][0] != "Z"]
+
+
+def wait_for_no_process_with(text):
+    deadline = time.monotonic() + 20
+    while processes_with(text) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_with(text)
 
 
 def test_killed_continued_and_equal_on_both_ranks(tmp_path, script):
     """Hyperband: promoted trials are restored on both ranks; a kill of rank 0 leaves no orphan."""
-    with script("hyperband", 0) as first:
-        next(line for line in first.stdout if line.startswith("trial    2"))
-        first.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while processes_with(str(tmp_path / "script.py")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not processes_with(str(tmp_path / "script.py"))
-    with script("hyperband", 0) as second:
-        out, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
+    first = script("hyperband", 0)
+    first.wait_for("trial    2")
+    first.kill()
+    wait_for_no_process_with(str(tmp_path / "script.py"))
+    code, out, err = script("hyperband", 0).end()
+    assert code == 0, err
+    wait_for_no_process_with(str(tmp_path / "script.py"))  # the other rank reads the answer
     assert out.count("continues: ") == 1  # one rank prints
     one, two = seen(tmp_path, 0), seen(tmp_path, 1)
     in_both = [line for line in one if line in two]
@@ -119,19 +117,18 @@ def test_started_from_outside_paused_and_pruned(tmp_path, script):
         return [script("optuna", n_trials, RANK=str(rank), LOCAL_RANK=str(rank), **world) for rank in (1, 0)]
 
     follower, leader = both(6)
-    next(line for line in leader.stdout if line.startswith("trial    1"))
+    leader.wait_for("trial    1")
     leader.send_signal(signal.SIGINT)
-    _, err = leader.communicate(timeout=300)
-    assert leader.returncode == 130, err
+    code, _, err = leader.end()
+    assert code == 130, err
     assert "paused by SIGINT" in err
-    out, _ = follower.communicate(timeout=60)
-    assert follower.returncode == 0
+    code, out, _ = follower.end()
+    assert code == 0
     assert not out
     follower, leader = both(6)
-    _, err = leader.communicate(timeout=300)
-    assert leader.returncode == 0, err
-    follower.communicate(timeout=60)
-    assert follower.returncode == 0
+    code, _, err = leader.end()
+    assert code == 0, err
+    assert follower.end()[0] == 0
     one, two = seen(tmp_path, 0), seen(tmp_path, 1)
     assert one == two
     trials = optuna.load_study(study_name="optuna", storage=f"sqlite:///{tmp_path}/optuna/study.db").trials

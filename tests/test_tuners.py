@@ -17,10 +17,12 @@ import yaml
 from torch import nn
 
 from lightning_hpo import (
+    BayesianTuner,
     FullBudget,
     Hyperband,
     HyperbandTuner,
     OptunaTuner,
+    PopulationTuner,
     RandomTuner,
     SuccessiveHalving,
     Tuner,
@@ -188,7 +190,7 @@ class TestInterrupted:
 
 
 class TestFailures:
-    def test_a_trial_that_fails_is_kept_with_its_reason_and_the_search_goes_on(self, tmp_path):
+    def test_a_trial_that_fails_is_kept_with_its_reason_and_the_search_goes_on(self, tmp_path, capsys):
         def sometimes(job, params):
             match job.trial:
                 case 0:
@@ -218,6 +220,9 @@ class TestFailures:
         assert reasons[6].startswith("SystemExit: 0")
         assert result.best_trial == 7
         assert result.best_score == 0.25
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial ")]
+        assert "failed: RuntimeError: out of luck" in lines[0]
+        assert "failed: the score is nan" in lines[1]
 
     def test_too_many_in_a_row(self, tmp_path):
         with pytest.raises(SearchFailedError, match=r"5 trials in a row failed, the last one with: ZeroDivisionError"):
@@ -348,7 +353,7 @@ class TestRefuses:
             ({"mode": "max"}, ['was "mode": "min"', 'now "mode": "max"']),
             ({"seed": 1}, ['now "seed": 1']),
             ({"max_steps": 27}, ['was "max_steps": 9', 'now "max_steps": 27']),
-            ({"monitor": "val_acc"}, ['now "monitor": "val_acc"']),
+            ({"monitor": "val_acc", "mode": "min"}, ['now "monitor": "val_acc"']),
         ],
     )
     def test_a_study_with_other_settings(self, tmp_path, changes, words):
@@ -450,6 +455,27 @@ class TestRefuses:
         with pytest.raises((ValueError, TypeError), match=text):
             HyperbandTuner(XY, **arguments)
 
+    @pytest.mark.parametrize("kind", [RandomTuner, HyperbandTuner, BayesianTuner, OptunaTuner, PopulationTuner])
+    def test_an_argument_that_no_tuner_has(self, kind):
+        needed = {"max_steps": 400} if kind in (HyperbandTuner, PopulationTuner) else {"max_steps": 4, "n_trials": 2}
+        with pytest.raises(TypeError, match=f"{kind.__name__} has no argument 'monitr'. Did you mean 'monitor'"):
+            kind(XY, **needed, monitr="val_loss")
+        with pytest.raises(TypeError, match=f"{kind.__name__} has no argument 'max_step'. Did you mean 'max_steps'"):
+            kind(XY, **needed, max_step=9)
+
+    @pytest.mark.parametrize("monitor", ["val_acc", "val/Accuracy", "top_acc5", "f1", "val_f1_score", "AUROC", "mIoU"])
+    def test_a_metric_that_is_better_when_it_is_higher_needs_a_mode(self, monitor):
+        for kind in (RandomTuner, BayesianTuner, OptunaTuner):
+            make = functools.partial(kind, XY, max_steps=4, n_trials=2, monitor=monitor)
+            with pytest.raises(ValueError, match=r"`mode` must be given for `monitor` '.*': 'max'"):
+                make()
+            assert make(mode="min").mode == "min"
+            assert make(mode="max").mode == "max"
+
+    @pytest.mark.parametrize("monitor", [None, "val_loss", "dice_loss", "acc_error", "perplexity", "macc", "mapping"])
+    def test_other_metrics_are_minimised(self, monitor):
+        assert RandomTuner(XY, max_steps=4, n_trials=2, monitor=monitor).mode == "min"
+
     def test_modes_that_differ(self):
         with pytest.raises(ValueError, match="'max' for the tuner and 'min' for its scheduler"):
             Tuner(XY, Hyperband(9), mode="max")
@@ -513,7 +539,7 @@ class TestFit:
 
 
 def test_memory_stays(tmp_path):
-    """In a fresh process: after 50 trials at most 1.2 times what it was after 5."""
+    """In a fresh process: after 50 trials at most 1.2 times what it was after 5; and no trial is warned about."""
     code = f"""
 import os, re, torch
 torch.set_num_threads(1)
@@ -533,5 +559,6 @@ RandomTuner({{"lr": "loguniform(1e-3, 1)"}}, max_steps=2, n_trials=51, monitor="
             trainer={{"accelerator": "cpu", "logger": False}}, verbose=False).fit(Big, datamodule=Data)
 print(seen[51] / seen[6])
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-1]) < 1.2
+    assert not done.stderr

@@ -8,6 +8,7 @@ from optuna.distributions import BaseDistribution
 
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.exits import explained
+from lightning_hpo.options import direction
 from lightning_hpo.population import Donor, Rules
 from lightning_hpo.shared_folder import SharedFolder
 from lightning_hpo.space import format_distribution, parse_space
@@ -28,7 +29,8 @@ class PopulationBasedTraining(Member):
         member: number of this member, 0 to ``population_size - 1``.
         population_size: members in all, at least 2.
         monitor: metric that the module logs in validation.
-        mode: whether a small (``"min"``) or a large (``"max"``) score is good.
+        mode: whether a small (``"min"``) or a large (``"max"``) score is good. Default: ``"min"``; it must be given
+            for a metric of which, by its name, more is better, such as ``val_acc``.
         interval: optimizer steps between decisions. A decision falls at the first validation after so many.
         quantile: share that copies, and share that is copied; in (0, 0.5].
         donor: ``"random-top"`` or ``"best"``.
@@ -57,7 +59,7 @@ class PopulationBasedTraining(Member):
         member: int,
         population_size: int,
         monitor: str = "val_loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         interval: int = 200,
         quantile: float = 0.4,
         donor: Donor = "random-top",
@@ -78,7 +80,7 @@ class PopulationBasedTraining(Member):
             if not timeout > 0:
                 raise ValueError(f"`timeout` must be above 0 seconds, got {timeout!r}.")
             parsed = parse_space(space)
-            rules = Rules(parsed, mode, quantile, donor, explore, resample, factor, seed)
+            rules = Rules(parsed, direction(monitor, mode), quantile, donor, explore, resample, factor, seed)
             self.folder = SharedFolder(
                 folder,
                 rules,

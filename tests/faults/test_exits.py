@@ -108,6 +108,19 @@ def test_a_study_in_use_is_2(tmp_path):
     assert run(tmp_path, code.format(0))[0] == 0  # freed by the death
 
 
+def test_a_storage_in_use_from_another_root_is_2(tmp_path):
+    url = f"sqlite:///{tmp_path}/s.db"
+    code = TUNER.replace("{}", "X", 1).replace("{}", "2").replace("root=ROOT", f"root=ROOT, storage='{url}'")
+    code += ".optimize(lambda job, params: print('at work', flush=True) or time.sleep(SECONDS) or 0.5)"
+    first = Script(tmp_path, "SECONDS = 60\n" + code)
+    try:
+        first.wait_for("at work")
+        check(run(tmp_path, "SECONDS = 0\n" + code, root=tmp_path / "other"), 2, f"in use in {tmp_path / 'runs' / 'r'}")
+    finally:
+        first.kill()
+    assert run(tmp_path, "SECONDS = 0\n" + code, root=tmp_path / "other")[0] == 0
+
+
 @pytest.mark.parametrize("damage", ["empty", "half", "most", "garbage", "flipped"])
 def test_a_damaged_study_is_4_and_stays_as_it_is(tmp_path, runs, damage):
     file = tmp_path / "runs" / "r" / "study.db"

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 
 from lightning_hpo import Hyperband, HyperbandTuner, OptunaTuner, PopulationTuner, RandomTuner, Tuner
 from lightning_hpo.locks import Lock
-from lightning_hpo.runs import RunFolder, StudyInUseError
+from lightning_hpo.runs import PLACE, RunFolder, StudyInUseError
 from tests.faults.scripts import Script
 from tests.small import Data, Net
 from tests.test_kill import in_a_child
@@ -241,21 +241,32 @@ def test_processes_that_start_at_once_may_tidy_each_others_probes_away(tmp_path,
     assert RunFolder(tmp_path, "r").path == other.path
 
 
-def test_one_storage_and_two_roots_are_found_out(tmp_path):
-    """The locks are in the root, so the second process takes the first one's trial for a dead one's."""
+@pytest.mark.parametrize("seen", [True, False])
+def test_one_storage_and_two_roots_are_found_out(tmp_path, seen):
+    """At the start; or, if the other root cannot be seen, when both have worked on one trial.
+
+    The locks are in the root, so the second process takes the first one's trial for a dead one's.
+    """
+    storage = f"sqlite:///{tmp_path}/study.db"
 
     def search(root, function):
-        storage = f"sqlite:///{tmp_path}/study.db"
         return RandomTuner(
             X, max_steps=1, n_trials=3, root=tmp_path / root, name="s", storage=storage, verbose=False
         ).optimize(function)
 
     def while_another_works(job, params):
-        if job.trial == 1:
+        if job.trial == 1 and seen:
+            with pytest.raises(StudyInUseError, match="in use in .*/one/s, .* uses its storage from another `root`"):
+                search("other", lambda job, params: 0.5)
+        elif job.trial == 1:
+            optuna.load_study(study_name="s", storage=storage).set_user_attr(PLACE, "/on/another/host")
             search("other", lambda job, params: 0.5)
         return 0.5
 
-    with pytest.raises(StudyInUseError, match="another process, which uses its storage from another `root`"):
+    if seen:
         search("one", while_another_works)
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
+    else:
+        with pytest.raises(StudyInUseError, match="another process, which uses its storage from another `root`"):
+            search("one", while_another_works)
+    study = optuna.load_study(study_name="s", storage=storage)
     assert [trial.value for trial in study.trials] == [0.5, 0.5, 0.5]

@@ -1,0 +1,53 @@
+"""What a search was called with, as JSON: stored with its study, and compared when the study is continued."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+
+from lightning_hpo.building import Builder
+from lightning_hpo.code_identity import PYTHON, code_parts
+from lightning_hpo.conduct import Subject
+from lightning_hpo.schedulers import Scheduler
+from lightning_hpo.space import format_distribution
+
+# Settings of a scheduler that may change when a study is continued: more of the same.
+_MAY_GROW = ("n_trials", "iterations")
+
+
+def fingerprint(
+    space: Mapping[str, BaseDistribution], scheduler: Scheduler, subject: Subject, code: Sequence[Any], **asked: Any
+) -> dict[str, Any]:
+    """Return what must not change from one call of a search to the next.
+
+    Args:
+        space: name -> distribution.
+        scheduler: which trial gets how many steps.
+        subject: what is searched over.
+        code: classes and functions whose code is part of what is measured.
+        **asked: other settings.
+    """
+    budget: dict[str, Any] = {"type": type(scheduler).__name__, "max_steps": scheduler.max_steps}
+    if dataclasses.is_dataclass(scheduler):
+        budget |= {k: v for k, v in dataclasses.asdict(scheduler).items() if k not in _MAY_GROW}
+    return {
+        "space": {name: format_distribution(one) for name, one in space.items()},
+        **asked,
+        "scheduler": budget,
+        # A function's name says little about what it computes; a module's class is part of what was measured.
+        "trains": [one and _identity(one) for one in subject.parts] if subject.builder else None,
+        "code": {"python": PYTHON, "parts": code_parts(code)},
+    }
+
+
+def _identity(subject: Any) -> Any:
+    return (isinstance(subject, Builder) and subject.identity) or label(subject)
+
+
+def label(subject: Any) -> str:
+    """Return a readable name of a class or function, fit for a folder."""
+    while hasattr(subject, "func"):  # functools.partial
+        subject = subject.func
+    name = getattr(subject, "__name__", type(subject).__name__)
+    return "".join(letter for letter in name if letter.isalnum() or letter == "_").strip("_").lower() or "function"
