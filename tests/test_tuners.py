@@ -556,7 +556,7 @@ class Big(Net):
         seen[len(seen)] = resident()
 
 RandomTuner({{"lr": "loguniform(1e-3, 1)"}}, max_steps=2, n_trials=51, monitor="val_loss", root={str(tmp_path)!r},
-            trainer={{"accelerator": "cpu", "logger": False}}, verbose=False).fit(Big, datamodule=Data)
+            trainer={{"accelerator": "cpu"}}, verbose=False).fit(Big, datamodule=Data)
 print(seen[51] / seen[6])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
