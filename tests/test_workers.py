@@ -93,12 +93,14 @@ class TestWorkers:
 
     def test_a_second_ctrl_c_while_workers_start_leaves_none(self):
         """The first one is only noted; the second one is a KeyboardInterrupt, here before any worker is ready."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
             with pytest.raises(KeyboardInterrupt), WorkerProcesses(of_a_module_that_takes_long_to_import, 2):
                 time.sleep(60)
             assert multiprocessing.active_children() == []
         finally:
+            signal.signal(signal.SIGINT, before)
             for child in multiprocessing.active_children():
                 child.kill()
 
