@@ -43,7 +43,8 @@ def exit_code(error: BaseException) -> int:
         return code
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    wrong = isinstance(error, ValueError | TypeError) or type(error).__name__ == "MisconfigurationException"
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # Lightning is not loaded to ask for its own exception
+    wrong = kinds & {"ValueError", "TypeError", "MisconfigurationException"}
     return WRONG_CALL if wrong else UNFORESEEN
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+from optuna import TrialPruned
 
 from lightning_hpo.best import nested_config
 from lightning_hpo.building import Builder, Built
+from lightning_hpo.failures import JobError
 from lightning_hpo.ranks import SURROUNDINGS
 from lightning_hpo.safe_text import listed
 from lightning_hpo.space import nearest, split_name
@@ -115,6 +117,8 @@ def _check_argument(what: str, factory: Callable[..., Any], argument: str, head:
 def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
     try:
         built = factory(**params)
+    except (JobError, TrialPruned):
+        raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"`{role}` cannot be built with {listed(params) or 'no arguments'}: {why}") from error

@@ -13,11 +13,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import optuna
+from lightning.pytorch.utilities import CombinedLoader
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 
 from lightning_hpo import checkpoints
-from lightning_hpo.building import Builder
+from lightning_hpo.building import Builder, Built
 from lightning_hpo.callbacks.leg import Leg
 from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
@@ -129,16 +130,15 @@ class Objective:
                 is not logged in validation.
         """
         params = self.middle() if params is None else params
-        quiet = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+        quiet = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 1}
         with quiet_and_seeded(self.seed, 0), _naming(params), tempfile.TemporaryDirectory() as folder:
             built = self.builder.build(params)
-            arguments = {**TRAINER_DEFAULTS, **built.trainer, **quiet, "callbacks": [_BeforeTheFirstStep()]}
+            arguments = {**TRAINER_DEFAULTS, **built.trainer, **quiet, "callbacks": []}
             trainer = pl.Trainer(**arguments, max_steps=self.max_steps, default_root_dir=folder)
             trainer.validate(built.module, datamodule=built.data, verbose=False)
             for name in (self.monitor, *self.also):
                 _score(name, trainer.callback_metrics)
-            with contextlib.suppress(_EnoughError):
-                trainer.fit(built.module, datamodule=built.data)
+            _ask_for_a_batch(built)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
@@ -184,15 +184,13 @@ class Objective:
         return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
 
 
-class _EnoughError(Exception):
-    """What was to be tried works."""
-
-
-class _BeforeTheFirstStep(pl.Callback):
-    """Ends a fit when the first batch is there: loaders and optimizers work."""
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        raise _EnoughError
+def _ask_for_a_batch(built: Built) -> None:
+    """Load a batch to train on. A fit up to there would run hooks that want a logger or a callback of the user's."""
+    owner: Any = built.module if built.data is None else built.data
+    owner.setup("fit")
+    loaders = owner.train_dataloader()
+    next(iter(loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)), None)
+    owner.teardown("fit")
 
 
 @contextlib.contextmanager

@@ -321,7 +321,7 @@ class TestErrorsBeforeTraining:
             objective().run(Task(Job(1, trial=0), {"lr": 0.1, "data.batch_sizes": 3}, tmp_path))
         assert "with the parameters lr=0.1, data.batch_sizes=3" in failure_text(caught.value)
 
-    def test_a_loader_or_an_optimizer_that_cannot_be_made(self):
+    def test_a_training_loader_that_cannot_be_made_or_read(self):
         class NoLoader(Data):
             def train_dataloader(self):
                 raise FileNotFoundError("no such images")
@@ -330,17 +330,28 @@ class TestErrorsBeforeTraining:
             def train_dataloader(self):
                 return torch.utils.data.DataLoader(["a text"], collate_fn=int)
 
-        class NoOptimizer(Net):
-            def configure_optimizers(self):
-                raise KeyError("adan")
+        class Inside(Net):
+            """Brings its own loaders, and a hook that only a real fit can call."""
+
+            def setup(self, stage):
+                self.data = {"fit": NoBatch, "validate": Data}[stage]()
+
+            def train_dataloader(self):
+                return [self.data.train_dataloader()]
+
+            def val_dataloader(self):
+                return self.data.val_dataloader()
+
+            def on_train_start(self):
+                self.logger.watch(self)
 
         with pytest.raises(FileNotFoundError, match="no such images") as caught:
             objective(data=NoLoader).check()
         assert caught.value.__notes__[0].startswith("with the parameters lr=")
         with pytest.raises(TypeError, match="int"):
             objective(data=NoBatch).check()
-        with pytest.raises(KeyError, match="adan"):
-            objective(model=NoOptimizer).check()
+        with pytest.raises(TypeError, match="int"):
+            objective(model=Inside, data=None).check()
 
     def test_something_else_than_a_module(self):
         with pytest.raises(TypeError, match="must build a"):
