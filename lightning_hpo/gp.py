@@ -17,7 +17,7 @@ K, L, α        k(X, X) + σ² I, its Cholesky factor, K⁻¹ y                 
 A category is one column per value, 0 or √½, in one group: two different values are then at squared distance 1.
 
 Sources: Rasmussen & Williams 2006, chapters 2, 4, 5; length-scale prior: Hvarfner, Hellsten & Nardi 2024
-(arXiv 2402.02229), eq. 6.
+(arXiv 2402.02229), eq. 6, with a lower end.
 """
 
 import math
@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, blas, lapack
 from scipy.optimize import minimize
+from scipy.special import lambertw
 
 Floats: TypeAlias = NDArray[np.float64]
 Groups: TypeAlias = NDArray[np.intp]
@@ -37,6 +38,7 @@ MEAN_VARIANCE = 1.0  # τ²
 _SQRT5 = math.sqrt(5.0)
 _LOG_2PI = math.log(2.0 * math.pi)
 _KINSHIP = 0.5  # κ, see log_prior
+_SHORTEST = math.sqrt(0.02)  # ℓ₀, see log_prior
 # LogNormal(location, spread) of s and σ², as densities of s and σ² (not of their logarithms).
 _SCALE_PRIOR = (1.0, 1.0)
 _NOISE_PRIOR = (-4.0, 1.5)
@@ -92,11 +94,13 @@ def prior_mode(groups: int) -> Hyperparameters:
 
     Example:
         >>> prior_mode(6).lengthscales.round(3)[0]
-        np.float64(0.502)
+        np.float64(0.66)
     """
     location, spread = _lengthscale_prior(groups)
+    # (location - log ℓ)/spread² - 1 + 2 (ℓ₀/ℓ)², the slope in log ℓ, is zero where t eᵗ = b, with t = 4 (spread ℓ₀/ℓ)²
+    b = 4.0 * (spread * _SHORTEST) ** 2 * math.exp(2.0 * (spread**2 - location))
     return Hyperparameters(
-        np.full(groups, math.exp(location - spread**2)),
+        np.full(groups, 2.0 * spread * _SHORTEST / math.sqrt(lambertw(b).real)),
         math.exp(_SCALE_PRIOR[0] - _SCALE_PRIOR[1] ** 2),
         math.exp(_NOISE_PRIOR[0] - _NOISE_PRIOR[1] ** 2),
     )
@@ -157,6 +161,11 @@ def log_prior(theta: Floats) -> tuple[float, Floats]:
     Length scales are relatives: log ℓ_i - mean(log ℓ) ~ N(0, κ²). Rows gather around the first good optimum, and a
     parameter that does not matter there may matter elsewhere; a length scale of ten ranges learned there would make
     the model certain of regions where it has never been. Enough rows overrule it.
+
+    None is much shorter than a seventh of the range, ℓ₀: a factor exp(-(ℓ₀/ℓ)²), as an inverse gamma density has it. A
+    dozen rows cannot tell a function that is rough everywhere from one that they are too few for. The likelihood is
+    flat there, the density above rises towards zero, and a model of unrelated rows spends trials on the closest
+    neighbourhood of the best one.
     """
     location, spread = _lengthscale_prior(len(theta) - 2)
     locations = np.full(len(theta), location)
@@ -165,9 +174,10 @@ def log_prior(theta: Floats) -> tuple[float, Floats]:
     spreads[-2:] = _SCALE_PRIOR[1], _NOISE_PRIOR[1]
     z = (theta - locations) / spreads
     apart = (theta[:-2] - theta[:-2].mean()) / _KINSHIP
+    short = (_SHORTEST * np.exp(-theta[:-2])) ** 2
     gradient = -z / spreads - 1.0
-    gradient[:-2] -= apart / _KINSHIP  # Σ apart = 0: the mean's own part vanishes
-    return float(-0.5 * (z @ z + apart @ apart) - theta.sum()), gradient
+    gradient[:-2] += 2.0 * short - apart / _KINSHIP  # Σ apart = 0: the mean's own part vanishes
+    return float(-0.5 * (z @ z + apart @ apart) - theta.sum() - short.sum()), gradient
 
 
 def fit(

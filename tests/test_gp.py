@@ -97,6 +97,20 @@ def test_length_scales_stay_relatives_until_enough_rows_say_otherwise():
     assert ratios[1] > 10 * ratios[0]
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6, 100])
+def test_the_prior_mode_is_where_the_prior_is_flat(groups):
+    mode = prior_mode(groups)
+    np.testing.assert_allclose(log_prior(mode.to_log())[1], 0.0, atol=1e-9)
+    assert mode.lengthscales[0] > 0.1
+
+
+def test_a_dozen_unrelated_rows_do_not_make_the_model_rough():
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        found, _ = fit(rng.random((12, 6)), rng.standard_normal(12), np.arange(6), [prior_mode(6)])
+        assert found.lengthscales.min() > 0.1
+
+
 def test_repeated_points_and_constant_targets_stay_finite():
     x = np.zeros((30, 2))
     process = GaussianProcess(x, np.zeros(30), np.arange(2), Hyperparameters(np.ones(2), 1.0, 1e-16))

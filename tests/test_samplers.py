@@ -19,7 +19,7 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
-from lightning_hpo.acquisition import lower_confidence_bound
+from lightning_hpo.acquisition import log_expected_improvement, lower_confidence_bound
 from lightning_hpo.samplers import (
     GaussianProcessSampler,
     expected_improvement_share,
@@ -35,6 +35,7 @@ from lightning_hpo.samplers.targets import fit_targets
 from lightning_hpo.space import from_unit, to_unit
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+OPTIMISTIC = partial(lower_confidence_bound, beta=3.0)
 MIXED = {
     "lr": FloatDistribution(1e-5, 1e-1, log=True),
     "dropout": FloatDistribution(0.0, 0.5, step=0.05),
@@ -159,6 +160,23 @@ def test_other_seeds_give_other_suggestions_and_no_seed_a_new_one():
     assert studies[0].trials[11].params != studies[1].trials[11].params
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_every_second_trial_is_optimistic_where_there_is_noise(noise):
+    rng = np.random.default_rng(0)
+    told = new_study()
+    told.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2 + noise * rng.standard_normal(), n_trials=21)
+    functions = {"default": None, "improvement": log_expected_improvement, "bound": OPTIMISTIC}
+    for number in (20, 21):
+        asked = {}
+        for name, function in functions.items():
+            study = new_study(acquisition=function)
+            study.add_trials(told.trials[:number])
+            asked[name] = study.ask(told.trials[0].distributions).params
+        bound = noise > 0 and number == 21
+        assert (asked["default"] == asked["bound"]) == bound
+        assert (asked["default"] == asked["improvement"]) != bound
+
+
 # ------------------------------------------------------------------------------------------------------------- progress
 def test_finds_the_minimum_of_branin_and_maximising_is_the_same_search():
     down, up = new_study(), new_study("maximize")
@@ -250,11 +268,13 @@ def test_failed_and_nan_trials_keep_the_search_away():
             return float("nan")
         return (x - 0.7) ** 2 + (y - 0.4) ** 2
 
-    study = new_study()
-    study.optimize(objective, n_trials=40, catch=ArithmeticError)
-    late = [trial for trial in study.trials[15:] if trial.state == TrialState.FAIL]
-    assert len(late) <= 3
-    assert study.best_value < 1e-3
+    late = 0
+    for seed in range(4):
+        study = new_study(seed=seed)
+        study.optimize(objective, n_trials=40, catch=ArithmeticError)
+        late += sum(trial.state == TrialState.FAIL for trial in study.trials[15:])
+        assert study.best_value < 1e-3
+    assert late <= 4 * 3  # of 100; at random: half
 
 
 def pruned_study(sampler):
