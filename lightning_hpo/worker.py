@@ -232,7 +232,7 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
         return bool(pause.value) or terminated.is_set()
 
     gc.freeze()
-    connection.send(_READY)
+    _send(connection, _READY)
     while (task := _next_task(connection)) is not None:
         progress.value += 1
         try:
@@ -243,8 +243,16 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
             kinds = (kind for kind in (ParameterMismatchError, TrialPruned) if isinstance(error, kind))
             answer = _Failure(failure_text(error), next(kinds, JobError))
             let_go(error)
-        connection.send(answer)
+        _send(connection, answer)
         gc.collect()
+
+
+def _send(connection: Connection, message: object) -> None:
+    try:
+        connection.send(message)
+    except OSError:  # the parent has died
+        os.killpg(0, signal.SIGKILL)
+        raise
 
 
 def _next_task(connection: Connection) -> Task | None:

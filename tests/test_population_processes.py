@@ -233,7 +233,8 @@ def test_a_whole_population_of_processes_is_killed_and_continued(tmp_path):
     for number in range(size):
         record = read_record(tmp_path / "pbt", number)
         assert (record.status, record.step) == ("finished", 200)
-        assert sum("continued from a checkpoint" in event for event in record.events) == kills
+        # one that was killed before its first checkpoint, or had finished, has nothing to continue from
+        assert 1 <= sum("continued from a checkpoint" in event for event in record.events) <= kills
         (end,) = [one for one in segments if one.member == number and 200 in one.values]
         assert schedule_of(end, segments)[0].start == 0  # its way up the parents is whole
     for one in segments:
