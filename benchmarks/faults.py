@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.simplefilter("ignore")
 
 from examples.digits import DigitsData, DigitsNet  # noqa: E402
-from lightning_hpo import HyperbandTuner, checkpoints, runs, tuners  # noqa: E402
+from lightning_hpo import HyperbandTuner, checkpoints, fingerprints, runs  # noqa: E402
 from lightning_hpo.callbacks.leg import Leg  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 
@@ -54,7 +54,7 @@ def without():
             (checkpoints, "_is_sealed", Path.exists),
             (checkpoints, "verify", lambda path: Path(path).stat()),
             (runs, "check_study_file", lambda _: None),
-            (tuners, "code_parts", lambda _: {}),
+            (fingerprints, "code_parts", lambda _: {}),
             (Leg, "on_validation_batch_end", lambda *_: None),
         ]:
             stack.enter_context(mock.patch.object(owner, name, value))

@@ -136,10 +136,14 @@ class Leg(pl.Callback):
 
     def _note_loss(self, trainer: pl.Trainer, step: int, outputs: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, torch.Tensor):  # manual optimization may return none
-            self._losses.append((step, loss.detach()))
-            if loss.device.type == "cpu":
-                self._look_at_losses(trainer)
+        if not isinstance(loss, torch.Tensor):  # manual optimization may return none
+            return
+        here = loss.device.type == "cpu"
+        if here and trainer.world_size == 1 and loss.numel() == 1 and math.isfinite(loss.item()):
+            return  # the common case, in every step: no tensor is made, nobody to agree with
+        self._losses.append((step, loss.detach()))
+        if here:
+            self._look_at_losses(trainer)
 
     def _look_at_losses(self, trainer: pl.Trainer) -> None:
         """Raise DivergedError for the first one that is not finite, on all ranks at the same step."""
