@@ -324,7 +324,6 @@ torch.set_num_threads(1)
 import lightning.pytorch as pl, optuna
 from optuna.pruners import ThresholdPruner
 from lightning_hpo import TrialReport
-from tests.faults.scripts import run
 from tests.small import Data, Net
 import os
 rank = int(os.environ.get("LOCAL_RANK", 0))

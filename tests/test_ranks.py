@@ -19,7 +19,6 @@ import json, os, sys
 import torch
 torch.set_num_threads(1)
 from lightning_hpo import HyperbandTuner, OptunaTuner
-from tests.faults.scripts import Script
 from tests.small import Data, Net
 
 root, name, n_trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
