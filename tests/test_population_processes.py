@@ -211,13 +211,23 @@ def steps_of(root, size):
     return [0 if record is None else record.step for record in records]
 
 
+def continuations(root, size):
+    """How often each member has gone on from a checkpoint so far."""
+    records = [read_record(root / "pbt", number) for number in range(size)]
+    return [sum("continued from a checkpoint" in event for event in one.events) if one else 0 for one in records]
+
+
 def test_a_whole_population_of_processes_is_killed_and_continued(tmp_path):
     size, kills, generator = 3, 4, random.Random(0)
     for kill in range(kills):
         members = [continue_member(tmp_path, number, size) for number in range(size)]
         reached = 30 + 35 * kill
         files = [tmp_path / f"{one}" / "last.ckpt" for one in range(size)]  # what each goes on from after the kill
-        while max(steps_of(tmp_path, size)) < reached or not all(file.exists() for file in files):
+        while (
+            max(steps_of(tmp_path, size)) < reached
+            or not all(file.exists() for file in files)
+            or min(continuations(tmp_path, size)) < kill  # one that was slow to start has not joined yet
+        ):
             time.sleep(0.002)
         time.sleep(generator.uniform(0, 0.1))
         for one in members:
@@ -229,10 +239,10 @@ def test_a_whole_population_of_processes_is_killed_and_continued(tmp_path):
     by_number = {one.number: one for one in segments}
     assert len(by_number) == len(segments)
     assert {one.member for one in segments} == set(range(size))
+    assert continuations(tmp_path, size) == [kills] * size
     for number in range(size):
         record = read_record(tmp_path / "pbt", number)
         assert (record.status, record.step) == ("finished", 200)
-        assert sum("continued from a checkpoint" in event for event in record.events) == kills
         (end,) = [one for one in segments if one.member == number and 200 in one.values]
         assert schedule_of(end, segments)[0].start == 0  # its way up the parents is whole
     for one in segments:
