@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -248,20 +249,24 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
 
 
 def _send(connection: Connection, message: object) -> None:
-    try:
+    with _parent_alive():
         connection.send(message)
-    except OSError:  # the parent has died
-        os.killpg(0, signal.SIGKILL)
-        raise
 
 
 def _next_task(connection: Connection) -> Task | None:
-    try:
+    with _parent_alive():
         task: Task | None = connection.recv()
-    except (EOFError, OSError):  # the parent has died
+    return task
+
+
+@contextlib.contextmanager
+def _parent_alive() -> Iterator[None]:
+    """End the whole group of this process if the other end of the connection is gone."""
+    try:
+        yield
+    except (EOFError, OSError):
         os.killpg(0, signal.SIGKILL)
         raise
-    return task
 
 
 def _die_with_parent() -> None:
