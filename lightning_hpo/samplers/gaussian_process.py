@@ -40,8 +40,8 @@ class GaussianProcessSampler(BaseSampler):
       infeasible: see :mod:`lightning_hpo.samplers.observations` for the rules.
     * Expected improvement takes the best mean for granted. Where there is noise (above 1 % of the targets' variance) it
       keeps to the neighbourhood of what may be a lucky draw, so every second trial goes where the mean less three
-      standard deviations is lowest (turns of several acquisition functions: Cowen-Rivers et al. 2022,
-      arXiv 2012.03826, section 3.3).
+      standard deviations is lowest. Several acquisition functions in one search: Cowen-Rivers et al. 2022,
+      arXiv 2012.03826.
     * Parallel workers get distinct points: a trial without a value is taken to have the one that the model expects.
     * A warm start needs nothing special: ``study.enqueue_trial(params)`` tries a guess first (what it leaves open is
       chosen given the rest), ``study.add_trials(earlier.trials)`` learns from an earlier study.
@@ -55,8 +55,8 @@ class GaussianProcessSampler(BaseSampler):
             :mod:`lightning_hpo.samplers.targets`.
         surrogate: any scikit-learn regressor with ``predict(X, return_std=True)``, used instead of the built-in
             Gaussian process (without gradients, so the search is over candidates only).
-        acquisition: of :mod:`lightning_hpo.acquisition`, or alike, for every trial; None for log
-            expected improvement, and the bound in turn where there is noise.
+        acquisition: of :mod:`lightning_hpo.acquisition`, or alike, for every trial; None for log expected
+            improvement, and the bound in turn where there is noise.
         constraints_func: not supported yet, must be None.
 
     Raises:
@@ -191,7 +191,9 @@ class GaussianProcessSampler(BaseSampler):
         """
         number = len(study.get_trials(deepcopy=False))
         rng = np.random.default_rng([self.seed, number, zlib.crc32(b"")])
-        return _single_threaded(Search(model, self._function(model, 0), model.units, {}, rng).maximise)
+        return _single_threaded(
+            Search(model, self.acquisition or log_expected_improvement, model.units, {}, rng).maximise
+        )
 
     def _suggest(
         self, encoding: Encoding, observations: Observations, given: Mapping[str, Any], number: int, name: str
