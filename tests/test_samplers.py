@@ -28,6 +28,7 @@ from lightning_hpo.samplers import (
     predicted_best,
     slices,
 )
+from lightning_hpo.samplers.accidents import without_accidents
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.observations import Observations
 from lightning_hpo.samplers.surrogate import Fitter
@@ -275,6 +276,31 @@ def test_failed_and_nan_trials_keep_the_search_away():
         late += sum(trial.state == TrialState.FAIL for trial in study.trials[15:])
         assert study.best_value < 1e-3
     assert late <= 4 * 3  # of 100; at random: half
+
+
+def test_accidents_do_not_mislead_the_search():
+    for seed in range(4):
+        study, luck = new_study(seed=seed), np.random.default_rng(seed)
+        for _ in range(50):
+            trial = study.ask(SPACE)
+            x, y = trial.params["x"], trial.params["y"]
+            if luck.random() < 0.2:
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                study.tell(trial, (x - 0.7) ** 2 + (y - 0.4) ** 2)
+        assert study.best_value < 1e-5
+
+
+def test_an_accident_is_a_failure_that_its_neighbours_do_not_share():
+    units = np.random.default_rng(0).random((40, 2))
+    values = np.where(units[:, 0] > 0.6, np.nan, units[:, 1])  # one side fails
+    values[np.argmin(abs(units - [0.2, 0.5]).sum(axis=1))] = np.nan  # and one on the other
+    rows = without_accidents(
+        Fitter("none"), Encoding(SPACE), Observations(units, np.ones(40), values, np.zeros((0, 2)))
+    )
+    assert len(rows.pending) == 1
+    assert rows.pending[0, 0] < 0.6
+    assert np.isnan(rows.values).sum() == (units[:, 0] > 0.6).sum()
 
 
 def pruned_study(sampler):

@@ -14,6 +14,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  
 
 from lightning_hpo.acquisition import AcquisitionFunction, log_expected_improvement, lower_confidence_bound
 from lightning_hpo.gp import Floats
+from lightning_hpo.samplers.accidents import without_accidents
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.search import Search
@@ -37,7 +38,7 @@ class GaussianProcessSampler(BaseSampler):
       ordered. A parameter that not every trial has is modelled on the trials that have it, given the parameters that
       the trial already holds.
     * Pruned and paused trials count with their last reported value at its step; failed, NaN and infinite ones as
-      infeasible: see :mod:`lightning_hpo.samplers.observations` for the rules.
+      infeasible, unless no trial near them fails: see :mod:`lightning_hpo.samplers.observations` for the rules.
     * Expected improvement takes the best mean for granted. Where there is noise (above 1 % of the targets' variance) it
       keeps to the neighbourhood of what may be a lucky draw, so every second trial goes where the mean less three
       standard deviations is lowest. Several acquisition functions in one search: Cowen-Rivers et al. 2022,
@@ -105,7 +106,7 @@ class GaussianProcessSampler(BaseSampler):
                 "the sampler learns from failed trials."
             )
         self.warp, self.surrogate, self.acquisition = warp, surrogate, acquisition
-        self._fitter = Fitter(warp)
+        self._fitter, self._label_fitter = Fitter(warp), Fitter("none")
 
     def reseed_rng(self) -> None:
         """Do nothing: random numbers are keyed by the trial's number, so no two workers share a stream."""
@@ -224,6 +225,7 @@ class GaussianProcessSampler(BaseSampler):
     def _fit(
         self, encoding: Encoding, observations: Observations, number: int
     ) -> GaussianProcessModel | RegressorModel:
+        observations = without_accidents(self._label_fitter, encoding, observations)
         if self.surrogate is None:
             return self._fitter.model(encoding, observations)
         seed = np.random.SeedSequence([self.seed, number + 1]).generate_state(1)[0]

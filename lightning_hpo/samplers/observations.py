@@ -10,7 +10,8 @@ The rules:
   the mean learning curve is taken out: a value at step r is moved by the median change from r to the next recorded
   step, and so on to the end, over the trials that have both.
 * FAILED, pruned before its first report, or with NaN as its last report: infeasible. It is given the worst target seen
-  (Song et al. 2024, arXiv 2408.11527), which keeps the search away without inventing a scale.
+  (Song et al. 2024, arXiv 2408.11527), which keeps the search away without inventing a scale. An accident, which trials
+  near it do not share, counts as pending: :mod:`lightning_hpo.samplers.accidents`.
 * RUNNING without a report: pending. It has no value, but its place is known to be taken.
 """
 
