@@ -18,16 +18,16 @@ SEEDS = range(20, 28)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def half(unit, seed, number):
+def half(unit, _luck):
     return unit @ (np.arange(len(unit)) % 2 * 2 - 1.0) > 0.15 * math.sqrt(len(unit))
 
 
-def corner(unit, seed, number):
+def corner(unit, _luck):
     return unit[0] > 0.6
 
 
-def accidents(unit, seed, number):
-    return np.random.default_rng([9, seed, number]).random() < 0.2
+def accidents(_unit, luck):
+    return luck < 0.2
 
 
 def run(problem, fails, seed):
@@ -36,7 +36,7 @@ def run(problem, fails, seed):
     for number in range(50):
         trial = study.ask(problem.space)
         unit = np.array([(trial.params[name] - one.low) / (one.high - one.low) for name, one in problem.space.items()])
-        if fails(unit, seed, number):
+        if fails(unit, np.random.default_rng([9, seed, number]).random()):
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             failed += 1
         else:
