@@ -176,22 +176,27 @@ class Watched(Net):
 
 
 class Watch(pl.Callback):
-    """In front of the member: tells the module what is about to be copied; saves on the way."""
+    """In front of the member: starts with the others, tells the module what is about to be copied, saves on the way."""
 
-    def __init__(self, pbt, file):
-        self.pbt, self.file = pbt, file
+    def __init__(self, pbt, file, all_have_joined):
+        self.pbt, self.file, self.all_have_joined = pbt, file, all_have_joined
+
+    def on_train_start(self, trainer, pl_module):
+        while not self.all_have_joined():
+            time.sleep(0.002)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         graft = self.pbt._pending
         pl_module.copied = None if graft is None or graft.state is None else graft.state["module"]
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        time.sleep(0.01)  # a member that the machine favours does not run away
         if trainer.global_step % 7 == 0:
             trainer.save_checkpoint(self.file)
 
 
-def continue_member(root, number, size):
-    """Start a member in a process of its own, from its newest checkpoint if there is one."""
+def continue_member(root, number, size, kill):
+    """Start a member in a process of its own after so many kills, from its newest checkpoint if there is one."""
 
     def train():
         pbt = PopulationBasedTraining(
@@ -200,7 +205,8 @@ def continue_member(root, number, size):
         torch.manual_seed(number)
         file = root / f"{number}" / "last.ckpt"
         source, _ = checkpoints.newest_intact(file)
-        fit = trainer(root, Watch(pbt, file), pbt, max_steps=200, plugins=[SealedCheckpointIO()])
+        watch = Watch(pbt, file, lambda: min(starts(root, size)) > kill)
+        fit = trainer(root, watch, pbt, max_steps=200, plugins=[SealedCheckpointIO()])
         fit.fit(Watched(schedule="LambdaLR"), datamodule=Data(), ckpt_path=source, weights_only=True)
 
     return in_a_child(train)
@@ -211,39 +217,39 @@ def steps_of(root, size):
     return [0 if record is None else record.step for record in records]
 
 
-def continuations(root, size):
-    """How often each member has gone on from a checkpoint so far."""
+def starts(root, size):
+    """How often each member has joined so far: at first, and whenever it went on from a checkpoint."""
     records = [read_record(root / "pbt", number) for number in range(size)]
-    return [sum("continued from a checkpoint" in event for event in one.events) if one else 0 for one in records]
+    return [1 + sum("continued from a checkpoint" in event for event in one.events) if one else 0 for one in records]
 
 
 def test_a_whole_population_of_processes_is_killed_and_continued(tmp_path):
     size, kills, generator = 3, 4, random.Random(0)
     for kill in range(kills):
-        members = [continue_member(tmp_path, number, size) for number in range(size)]
+        members = [continue_member(tmp_path, number, size, kill) for number in range(size)]
         reached = 30 + 35 * kill
         files = [tmp_path / f"{one}" / "last.ckpt" for one in range(size)]  # what each goes on from after the kill
         while (
             max(steps_of(tmp_path, size)) < reached
             or not all(file.exists() for file in files)
-            or min(continuations(tmp_path, size)) < kill  # one that was slow to start has not joined yet
+            or min(starts(tmp_path, size)) <= kill  # one that is slow to start has not joined yet
         ):
             time.sleep(0.002)
         time.sleep(generator.uniform(0, 0.1))
         for one in members:
             os.kill(one, signal.SIGKILL)
         assert {exit_code(one) for one in members} <= {-signal.SIGKILL, 0}  # a fast one may have finished
-    members = [continue_member(tmp_path, number, size) for number in range(size)]
+    members = [continue_member(tmp_path, number, size, kills) for number in range(size)]
     assert [exit_code(one) for one in members] == [0] * size
     segments = lineage(tmp_path / "pbt")
     by_number = {one.number: one for one in segments}
     assert len(by_number) == len(segments)
     assert {one.member for one in segments} == set(range(size))
-    assert continuations(tmp_path, size) == [kills] * size
+    assert starts(tmp_path, size) == [1 + kills] * size
     for number in range(size):
         record = read_record(tmp_path / "pbt", number)
         assert (record.status, record.step) == ("finished", 200)
-        (end,) = [one for one in segments if one.member == number and 200 in one.values]
+        end = [one for one in segments if one.member == number and 200 in one.values][-1]
         assert schedule_of(end, segments)[0].start == 0  # its way up the parents is whole
     for one in segments:
         if one.parent is not None:  # trained as far as it was copied, unless it was copied before its first score
