@@ -77,13 +77,14 @@ class BayesianTuner(Tuner):
 
     def _converged(self, study: optuna.Study) -> bool:
         complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-        if self._stop_below is None or complete < self._n_startup_trials:
+        if self._stop_below is None or complete < self._n_startup_trials or not _has_choice(study):
             return False
         return expected_improvement_share(study, self.seed) < self._stop_below
 
     def _conclude(self, session: Session) -> None:
         study, folder, console = session.study, session.folder, session.console
-        if not any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not complete or not _has_choice(study):
             return
         best = predicted_best(study)
         spread = f" ± {best.sd:.2g}" if math.isfinite(best.sd) else ""
@@ -94,3 +95,9 @@ class BayesianTuner(Tuner):
         with contextlib.suppress(ImportError):  # matplotlib is an extra
             plot_slices(study, folder.path / "slices.png")
             console.line(f"slices through the model: {folder.path / 'slices.png'}")
+
+
+def _has_choice(study: optuna.Study) -> bool:
+    """Whether a parameter has more than one value: else there is nothing to model."""
+    trials = study.get_trials(deepcopy=False)
+    return any(not one.single() for trial in trials for one in trial.distributions.values())

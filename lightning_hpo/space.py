@@ -241,6 +241,8 @@ def _range(where: str, kind: str, arguments: list[Any], keywords: Mapping[str | 
     low, high, step = given["low"], given["high"], given.get("step")
     if low > high:
         raise ValueError(f"{where}: low {low!r} is above high {high!r}.")
+    if not math.isfinite(high - low):
+        raise ValueError(f"{where}: high - low must be finite, got {low!r} and {high!r}.")
     if kind.startswith("log") and low <= 0:
         raise ValueError(f"{where}: a logarithmic range needs low > 0, got {low!r}.")
     if step is not None and step <= 0:

@@ -45,6 +45,14 @@ def test_stops_when_the_model_expects_no_more(tmp_path):
     assert recorded(make().optimize(bowl)) == recorded(result)  # and starts none when it is called again
 
 
+@pytest.mark.parametrize("space", [{"x": "choice(1)"}, {"x": "uniform(2, 2)"}])
+def test_a_space_with_one_point_has_a_result(tmp_path, space):
+    tuner = BayesianTuner(space, max_steps=1, n_trials=12, stop_below=0.1, root=tmp_path, verbose=False)
+    result = tuner.optimize(lambda job, params: float(params["x"]))
+    assert len(result.trials()) == 12
+    assert result.best_score in (1.0, 2.0)
+
+
 def test_any_regressor_may_be_the_surrogate(tmp_path, capsys):
     tuner = BayesianTuner(
         XY, max_steps=1, n_trials=14, surrogate=GaussianProcessRegressor(alpha=1e-6), root=tmp_path, name="b"

@@ -18,6 +18,7 @@ from optuna.trial import TrialState, create_trial
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from lightning_hpo.acquisition import log_expected_improvement, lower_confidence_bound
 from lightning_hpo.samplers import (
@@ -278,6 +279,57 @@ def test_failed_and_nan_trials_keep_the_search_away():
     assert late <= 4 * 3  # of 100; at random: half
 
 
+def test_what_fails_before_all_is_asked_is_learned_from():
+    def early(trial):
+        if trial.suggest_float("x", 0, 1) < 0.5:
+            raise ArithmeticError
+        return (trial.params["x"] - 0.7) ** 2 + (trial.suggest_float("y", 0, 1) - 0.4) ** 2
+
+    def branch(trial):
+        if trial.suggest_categorical("optimizer", ["sgd", "adam"]) == "sgd":
+            trial.suggest_float("momentum", 0, 1)
+            raise ArithmeticError
+        return (trial.suggest_float("lr", 0, 1) - 0.3) ** 2
+
+    for objective in (early, branch):
+        study = run(objective, 40)
+        assert sum(trial.state == TrialState.FAIL for trial in study.trials[15:]) <= 5
+        assert study.best_value < 1e-2
+
+
+def test_a_trial_that_was_pruned_before_it_asked_for_anything_says_nothing():
+    def objective(trial):
+        if trial.number == 0:
+            raise optuna.TrialPruned
+        return trial.suggest_float("x", 0, 1) ** 2
+
+    study = run(objective, 15)
+    assert set(study.sampler.infer_relative_search_space(study, study.trials[-1])) == {"x"}
+    assert predicted_best(study).params["x"] < 0.1
+
+
+def test_numpy_integers_are_numbers():
+    study = new_study()
+    space = {"n": IntDistribution(1, 100)}
+    study.add_trials(
+        [
+            create_trial(params={"n": np.int64(n)}, distributions=space, value=float(abs(n - 60)))
+            for n in range(5, 100, 5)
+        ]
+    )
+    assert study.ask(space).params["n"] in range(55, 66)
+
+
+def test_blas_has_its_threads_back_after_parallel_asks():
+    def threads():
+        return {one["filepath"]: one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        new_study().optimize(branin, n_trials=24, n_jobs=4)
+        assert threads() == before
+
+
 def test_accidents_do_not_mislead_the_search():
     for seed in range(4):
         study, luck = new_study(seed=seed), np.random.default_rng(seed)
@@ -442,6 +494,13 @@ def test_arguments_are_checked():
         GaussianProcessSampler(warp="rank")
     with pytest.raises(TypeError, match="`surrogate` must be a scikit-learn regressor"):
         GaussianProcessSampler(surrogate=object())
+    for wrong in (GaussianProcessRegressor, RandomForestRegressor()):  # a class; no spread
+        with pytest.raises(
+            TypeError, match="`surrogate` must be a scikit-learn regressor whose predict takes return_std"
+        ):
+            GaussianProcessSampler(surrogate=wrong)
+    with pytest.raises(TypeError, match="`acquisition` must be a function"):
+        GaussianProcessSampler(acquisition="ei")
     with pytest.raises(ValueError, match="`constraints_func` is not supported"):
         GaussianProcessSampler(constraints_func=lambda trial: [0.0])
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=GaussianProcessSampler(seed=0))

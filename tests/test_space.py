@@ -54,6 +54,7 @@ class TestGrammar:
             ("loguniforn(1e-5, 1)", ["'loguniforn'", "Did you mean 'loguniform'", "choice(a, b, ...)"]),
             ("loguniform(0, 1)", ["low > 0", "got 0"]),
             ("uniform(1, 0)", ["low 1 is above high 0"]),
+            ("uniform(-1e308, 1e308)", ["high - low must be finite"]),
             ("uniform(0)", ["(low, high, step=...)"]),
             ("uniform(0, 1, 0.1)", ["uniform takes"]),
             ("uniform(0, 1, low=2)", ["uniform takes"]),

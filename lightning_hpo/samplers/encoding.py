@@ -17,6 +17,7 @@ a length scale; two different choices are then at squared distance 1 (Hamming di
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -60,7 +61,7 @@ class Column:
         """Whether ``value`` can be placed in this column."""
         if isinstance(self.distribution, CategoricalDistribution):
             return _index(self.distribution.choices, value) is not None
-        return isinstance(value, int | float) and self.low <= value <= self.high
+        return isinstance(value, Real) and self.low <= float(value) <= self.high
 
     def encode(self, values: Sequence[Any]) -> Floats:
         """Return the position of each value, shape (len(values),)."""

@@ -1,5 +1,7 @@
 """The sampler: an Optuna study in, the next configuration out."""
 
+import inspect
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -95,10 +97,14 @@ class GaussianProcessSampler(BaseSampler):
         self.n_startup_trials = _integer("n_startup_trials", n_startup_trials, 1)
         if warp not in WARPS:
             raise ValueError(f"`warp` must be one of {', '.join(map(repr, WARPS))}, got {warp!r}.")
-        if surrogate is not None and not all(hasattr(surrogate, name) for name in ("fit", "predict", "get_params")):
+        if surrogate is not None and not _predicts_spread(surrogate):
             raise TypeError(
                 "`surrogate` must be a scikit-learn regressor whose predict takes return_std=True, such as "
                 f"GaussianProcessRegressor(), got {surrogate!r}."
+            )
+        if acquisition is not None and not callable(acquisition):
+            raise TypeError(
+                f"`acquisition` must be a function of lightning_hpo.acquisition, or alike, got {acquisition!r}."
             )
         if constraints_func is not None:
             raise ValueError(
@@ -179,7 +185,7 @@ class GaussianProcessSampler(BaseSampler):
         """
         sign = _sign(study)
         trials = study.get_trials(deepcopy=False)
-        space = _shared_space(trials)
+        space = _shared_space([trial for trial in trials if trial.state != TrialState.FAIL]) or _shared_space(trials)
         if not space:
             raise ValueError("the study has no finished trials that share a parameter with more than one value.")
         encoding = Encoding(space)
@@ -241,10 +247,11 @@ class GaussianProcessSampler(BaseSampler):
 
 
 def _shared_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """The parameters that all trials with a value have, with equal distributions; of the failed ones if none has."""
-    informative = [trial for trial in trials if is_informative(trial)]
-    scored = [trial for trial in informative if trial.state != TrialState.FAIL]
-    chosen = scored or [trial for trial in informative if trial.params]
+    """The parameters that all informative trials have, with equal distributions; those that had none yet say nothing.
+
+    A trial that failed before it asked for all counts too: what it asked for is what may have made it fail.
+    """
+    chosen = [trial for trial in trials if is_informative(trial) and trial.params]
     if not chosen:
         return {}
     space = {name: distribution for name, distribution in chosen[-1].distributions.items() if not distribution.single()}
@@ -265,12 +272,43 @@ def _sign(study: Study) -> float:
     return -1.0 if study.directions[0] == StudyDirection.MAXIMIZE else 1.0
 
 
+def _predicts_spread(surrogate: Any) -> bool:
+    if isinstance(surrogate, type) or not all(hasattr(surrogate, name) for name in ("fit", "predict", "get_params")):
+        return False
+    parameters = inspect.signature(surrogate.predict).parameters.values()
+    return any(one.name == "return_std" or one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters)
+
+
 def _integer(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be an integer >= {least}, got {value!r}.")
     if value < least:
         raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
     return int(value)
+
+
+class _OneBlasThread:
+    """Limits BLAS to one thread while anyone is inside; the last one to leave restores what was there before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limiter: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limiter = _threads().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limiter.restore_original_limits()
+
+
+_one_blas_thread = _OneBlasThread()
 
 
 @lru_cache(maxsize=1)
@@ -280,5 +318,5 @@ def _threads() -> ThreadpoolController:
 
 def _single_threaded(work: Callable[[], Result]) -> Result:
     """Run with one BLAS thread: matrices this small only lose by more, and sums keep their order on any machine."""
-    with _threads().limit(limits=1, user_api="blas"):
+    with _one_blas_thread:
         return work()
