@@ -160,7 +160,7 @@ PROBLEMS = {
         for name in ("naval_propulsion", "parkinsons_telemonitoring", "protein_structure", "slice_localization")
     },
 }
-# on which defaults are chosen, so that PROBLEMS can report
+# more problems to choose defaults on, with other seeds than those that are reported
 OTHERS = {
     "styblinski4": lambda: Function(styblinski, [(-5, 5)] * 4, 4 * STYBLINSKI_BEST),
     "styblinski4_noisy": lambda: Function(styblinski, [(-5, 5)] * 4, 4 * STYBLINSKI_BEST, noise=0.1),
