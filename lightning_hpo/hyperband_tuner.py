@@ -3,7 +3,7 @@
 from typing import Unpack
 
 from lightning_hpo.exits import explained
-from lightning_hpo.options import Options, direction, refuse_unknown
+from lightning_hpo.options import Options, direction, refuse_unknown, refuse_wrong_limits
 from lightning_hpo.samplers import KernelDensitySampler
 from lightning_hpo.schedulers import ASHA, AsyncHyperband
 from lightning_hpo.space import Space
@@ -45,6 +45,7 @@ class HyperbandTuner(Tuner):
     ) -> None:
         with explained(None):
             refuse_unknown(type(self), options)
+            refuse_wrong_limits(options)
             mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
             least = _least(max_steps, min_steps, eta)
             total = options.get("total_steps")
@@ -94,6 +95,7 @@ class ASHATuner(Tuner):
     ) -> None:
         with explained(None):
             refuse_unknown(type(self), options)
+            refuse_wrong_limits(options)
             mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
             least = _least(max_steps, min_steps, eta)
             total = options.get("total_steps")

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -64,11 +65,19 @@ def refuse_wrong(options: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError for an option outside its range, with its value and what is accepted."""
     if options["sampler"] is not None and not isinstance(options["sampler"], BaseSampler):
         raise TypeError(f"`sampler` must be an Optuna sampler, got {options['sampler']!r}.")
-    for name in ("timeout", "total_steps", "max_failed", "trial_timeout"):
-        if options[name] is not None and not options[name] > 0:
-            raise ValueError(f"`{name}` must be above 0, got {options[name]!r}.")
+    refuse_wrong_limits(options)
     for name, least in (("seed", 0), ("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
         require_int(name, options[name], least)
+
+
+def refuse_wrong_limits(options: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError for a limit that is no number above 0."""
+    for name in ("timeout", "total_steps", "max_failed", "trial_timeout"):
+        value = options.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"`{name}` must be a number above 0, got {value!r}.")
+        if value is not None and not float(value) > 0:
+            raise ValueError(f"`{name}` must be above 0, got {value!r}.")
 
 
 def direction(monitor: str | None, mode: Mode | None) -> Mode:

@@ -79,6 +79,7 @@ class TestPlan:
             ({"max_steps": 9, "eta": 1}, "`eta` must be an int >= 2, got 1"),
             ({"max_steps": 9, "eta": 0}, "`eta` must be an int >= 2, got 0"),
             ({"max_steps": 9, "total_steps": 0}, "`total_steps` must be above 0"),
+            ({"max_steps": 9, "total_steps": -500}, "`total_steps` must be above 0, got -500"),
         ],
     )
     def test_wrong_arguments_are_named(self, tuner, arguments, text):

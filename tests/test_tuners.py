@@ -448,6 +448,9 @@ class TestRefuses:
             ({"max_steps": 9, "mode": "maximize"}, "'maximize'"),
             ({"max_steps": 9, "seed": -1}, "`seed`"),
             ({"max_steps": 9, "timeout": 0}, "`timeout` must be above 0"),
+            ({"max_steps": 9, "timeout": "10"}, "`timeout` must be a number above 0, got '10'"),
+            ({"max_steps": 9, "total_steps": "9"}, "`total_steps` must be a number above 0, got '9'"),
+            ({"max_steps": 9, "max_failed": True}, "`max_failed` must be a number above 0, got True"),
             ({"max_steps": 9, "sampler": "tpe"}, "`sampler` must be an Optuna sampler, got 'tpe'"),
         ],
     )
