@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -320,13 +322,34 @@ def test_numpy_integers_are_numbers():
     assert study.ask(space).params["n"] in range(55, 66)
 
 
-def test_blas_has_its_threads_back_after_parallel_asks():
+def test_blas_has_its_threads_back_after_asks_that_overlap():
+    space = {"a": FloatDistribution(-5, 10), "b": FloatDistribution(0, 15)}
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+
+    def first(mean, sd, best):
+        first_is_in.set()
+        assert second_is_in.wait(60)
+        return log_expected_improvement(mean, sd, best)
+
+    def second(mean, sd, best):
+        second_is_in.set()
+        assert first_is_out.wait(60)
+        return log_expected_improvement(mean, sd, best)
+
     def threads():
         return {one["filepath"]: one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
 
-    with threadpool_limits(2, user_api="blas"):
+    studies = [run(branin, 11) for _ in range(2)]
+    for study, acquisition in zip(studies, (first, second), strict=True):
+        study.sampler = GaussianProcessSampler(seed=0, acquisition=acquisition)
+    with threadpool_limits(2, user_api="blas"), ThreadPoolExecutor() as pool:
         before = threads()
-        new_study().optimize(branin, n_trials=24, n_jobs=4)
+        earlier = pool.submit(studies[0].ask, space)
+        assert first_is_in.wait(60)
+        later = pool.submit(studies[1].ask, space)
+        earlier.result()
+        first_is_out.set()
+        later.result()
         assert threads() == before
 
 
