@@ -287,36 +287,15 @@ def _integer(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-class _OneBlasThread:
-    """Limits BLAS to one thread while anyone is inside; the last one to leave restores what was there before."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._limiter: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._limiter = _threads().limit(limits=1, user_api="blas")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._limiter.restore_original_limits()
-
-
-_one_blas_thread = _OneBlasThread()
-
-
 @lru_cache(maxsize=1)
 def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+_alone = threading.RLock()  # what one thread would restore is what another has set: one at a time
+
+
 def _single_threaded(work: Callable[[], Result]) -> Result:
     """Run with one BLAS thread: matrices this small only lose by more, and sums keep their order on any machine."""
-    with _one_blas_thread:
+    with _alone, _threads().limit(limits=1, user_api="blas"):
         return work()
