@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage
@@ -24,12 +24,12 @@ from lightning_hpo.exits import explained
 from lightning_hpo.failures import ParameterMismatchError, RankLostError, failure_text
 from lightning_hpo.fingerprints import label
 from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, Work
+from lightning_hpo.keyed_sampler import KeyedSampler
 from lightning_hpo.objective import Objective, suggest
 from lightning_hpo.options import direction, refuse_unknown
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
 from lightning_hpo.space import Space, parse_space
-from lightning_hpo.suggest import reseed
 from lightning_hpo.trials import FAILURE, Row, attach, read_rows
 from lightning_hpo.tuners import Tuner
 
@@ -308,44 +308,6 @@ class _Stored:
 
 def _told_by_rank_0(number: int) -> None:
     """Return no trial: rank 0 reports, and says whether to stop."""
-
-
-class KeyedSampler(BaseSampler):
-    """An Optuna sampler whose random numbers are set from (seed, trial number) before each trial.
-
-    Optuna's seeded samplers start their stream again in every process, and repeat configurations after a restart.
-    """
-
-    def __init__(self, sampler: BaseSampler, seed: int) -> None:
-        self.sampler = sampler
-        self._seed = seed
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Set the random numbers, then ask the sampler."""
-        reseed(self.sampler, self._seed, trial.number)
-        self.sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Ask the sampler."""
-        return self.sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Ask the sampler."""
-        return self.sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Ask the sampler."""
-        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        """Tell the sampler."""
-        self.sampler.after_trial(study, trial, state, values)
 
 
 def create_optuna_study(
