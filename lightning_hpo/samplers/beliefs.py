@@ -25,7 +25,7 @@ class Prediction:
     """What the model expects of one configuration.
 
     Args:
-        params: the configuration.
+        params: the configuration, of the parameters that all trials share and that have more than one value.
         mean: predicted noise-free objective, in its own units.
         sd: standard deviation of that prediction, in the same units.
     """

@@ -38,14 +38,16 @@ class GaussianProcessSampler(BaseSampler):
 
     * Any mixture of float, log, integer, stepped and categorical parameters. Choices that are all numbers count as
       ordered. A parameter that not every trial has is modelled on the trials that have it, given the parameters that
-      the trial already holds.
+      the trial already holds; also where what misses it is one trial that failed before it asked for it.
     * Pruned and paused trials count with their last reported value at its step; failed, NaN and infinite ones as
       infeasible, unless no trial near them fails: see :mod:`lightning_hpo.samplers.observations` for the rules.
     * Expected improvement takes the best mean for granted. Where there is noise (above 1 % of the targets' variance) it
       keeps to the neighbourhood of what may be a lucky draw, so every second trial goes where the mean less three
       standard deviations is lowest. Several acquisition functions in one search: Cowen-Rivers et al. 2022,
       arXiv 2012.03826.
-    * Parallel workers get distinct points: a trial without a value is taken to have the one that the model expects.
+    * Parallel workers get distinct points: a trial without a value is taken to have the one that the model expects. Its
+      place is known once it has asked for its parameters: where several trials are asked for in a row before any of
+      them suggests, give the space to ``study.ask``.
     * A warm start needs nothing special: ``study.enqueue_trial(params)`` tries a guess first (what it leaves open is
       chosen given the rest), ``study.add_trials(earlier.trials)`` learns from an earlier study.
 
