@@ -14,6 +14,11 @@ from lightning_hpo.schedulers import Job
 CHECKPOINT = "last.ckpt"
 """In the folder of a trial."""
 
+BUDGET = "budget"
+"""The job reached its ``max_steps``."""
+PAUSED = "paused"
+"""A signal asked for a pause; the checkpoint holds everything."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -37,16 +42,26 @@ class Outcome:
     """What a job came to.
 
     Args:
-        score: the monitored metric at the last step; None if the job was paused before it.
-        step: optimizer steps that the trial has seen.
+        score: the monitored metric at ``step``; None if the job was paused before its end.
+        step: optimizer step at which the Trainer stood (``trainer.global_step``); of a function, the job's budget.
         metrics: all that was logged at the last validation, training metrics included where training went on to it.
         pruned: whether a pruner has stopped the trial there.
+        values: optimizer step -> monitored metric, for each validation of this job.
+        ended: why the job ended: :data:`BUDGET`, :data:`PAUSED`, or what has finished the trial before its budget, such
+            as ``"EarlyStopping at step 48"`` or ``"max_epochs=3 reached at step 48"``.
     """
 
     score: float | None
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict, compare=False)
     pruned: bool = False
+    values: Mapping[int, float] = field(default_factory=dict, compare=False)
+    ended: str = BUDGET
+
+    @property
+    def finished_early(self) -> bool:
+        """Whether the trial has ended by itself below the job's budget, and so needs no further job."""
+        return self.ended not in (BUDGET, PAUSED)
 
 
 Work: TypeAlias = Callable[[Task, Callable[[], bool]], Outcome]

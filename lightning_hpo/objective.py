@@ -22,7 +22,7 @@ from lightning_hpo.building import Builder, Built
 from lightning_hpo.callbacks.leg import Leg
 from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
-from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, never
+from lightning_hpo.jobs import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
@@ -174,7 +174,7 @@ class Objective:
             if not leg.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                 raise
         if leg.paused:
-            return Outcome(None, trainer.global_step)
+            return Outcome(None, trainer.global_step, ended=PAUSED)
         if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
             trainer.validate(built.module, datamodule=built.data, verbose=False)
         if trainer.global_step < task.job.max_steps:  # another callback has stopped it
