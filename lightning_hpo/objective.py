@@ -175,6 +175,7 @@ class Objective:
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
             identity=task.identity,
+            forked=source is None and begin is not None,
         )
         trainer = make_trainer(
             built, task.folder, job, callbacks=more, source=begin, saved=saved, max_steps=self.max_steps

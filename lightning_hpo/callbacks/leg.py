@@ -43,6 +43,7 @@ class Leg(pl.Callback):
             ``training_step`` returns. On a CPU it is looked at after every step; elsewhere the losses are kept on the
             device and looked at together before each checkpoint and validation, so no step waits for the device.
         identity: of the trial; put into every checkpoint.
+        forked: whether training begins from another trial's checkpoint, whose hyperparameters are not its own.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Leg(pl.Callback):
         should_pause: Callable[[], bool],
         stop_on_nan: bool = False,
         identity: Mapping[str, Any] | None = None,
+        forked: bool = False,
     ) -> None:
         self._target = target
         self._checkpoint = checkpoint
@@ -66,6 +68,7 @@ class Leg(pl.Callback):
         self._optimizer = optimizer
         self._should_pause = should_pause
         self._identity = dict(identity or {})
+        self._forked = forked
         self._losses = LossWatch() if stop_on_nan else None
         self._asked: list[list[dict[str, Any]]] = []
         self._before: list[list[dict[str, Any]]] = []
@@ -91,8 +94,8 @@ class Leg(pl.Callback):
         return {"settings": self._asked, "resume": self._resume, "validated": validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what the restored optimizers were built with."""
-        self._before = state_dict["settings"]
+        """Take over what the optimizers of a parent were built with."""
+        self._before = state_dict["settings"] if self._forked else []
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
