@@ -97,6 +97,9 @@ def make_trainer(
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved)]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    # Lightning appends callbacks of its own, such as the timer of `max_time`.
+    made: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
+    made.sort(key=lambda one: 2 if isinstance(one, Checkpoint) else 1 if one is job else 0)
     return trainer
 
 
