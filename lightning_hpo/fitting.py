@@ -17,6 +17,7 @@ from lightning_hpo import checkpoints
 from lightning_hpo.building import Built
 from lightning_hpo.callbacks.resumable import Resumable, rng_state, set_rng_state
 from lightning_hpo.quiet import CHATTY, warnings_only
+from lightning_hpo.run_key import Key
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 
 METRICS = "metrics.csv"
@@ -31,7 +32,7 @@ TRAINER_DEFAULTS = {
 
 
 def make_trainer(
-    built: Built, folder: Path, *, callbacks: Sequence[pl.Callback], source: Path | None, **arguments: Any
+    built: Built, folder: Path, *, callbacks: Sequence[pl.Callback], source: Path | None, key: Key, **arguments: Any
 ) -> pl.Trainer:
     """Make a Trainer that keeps everything in one folder, and let the training loaders tell their position.
 
@@ -40,6 +41,7 @@ def make_trainer(
         folder: for checkpoints and metrics.
         callbacks: added to those of ``built``.
         source: checkpoint that the fit will continue, or None; later rows of the metrics file are dropped.
+        key: of the run, for its checkpoints.
         **arguments: of the Trainer, that ``built`` must not have.
     """
     given = {**TRAINER_DEFAULTS, **built.trainer}
@@ -55,9 +57,9 @@ def make_trainer(
     owner.train_dataloader = followed
     all_callbacks = [*_listed(given.pop("callbacks", None)), *callbacks]
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
-    saved = None if source is None else checkpoints.load(source)
+    saved = None if source is None else checkpoints.load(source, key=key)
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
-    plugins = [*_listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved)]
+    plugins = [*_listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved, key)]
     trainer = pl.Trainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
     return trainer
 

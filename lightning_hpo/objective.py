@@ -24,6 +24,7 @@ from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
 from lightning_hpo.jobs import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.quiet import warnings_only
+from lightning_hpo.run_key import Key
 from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
@@ -74,6 +75,7 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
+        self.key = Key.new()
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
@@ -115,6 +117,10 @@ class Objective:
         with quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
             return self._run(task, should_pause, callbacks)
 
+    def use_key(self, key: Key) -> None:
+        """Sign checkpoints with the key of a run, and know by it what the run has written."""
+        self.key = key
+
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Build an untrained module with the ``model.`` parameters."""
         return self.builder.build_model(params)
@@ -151,10 +157,12 @@ class Objective:
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = task.folder / CHECKPOINT
         checkpoints.remove_leftovers(checkpoint)
-        source, damaged = checkpoints.newest_intact(checkpoint)
+        source, damaged = checkpoints.newest_intact(checkpoint, self.key)
         for file in damaged:
             aside = checkpoints.set_aside(file)  # the next save must not take it for the good one before
-            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+            logging.getLogger(__name__).warning(
+                "%s is damaged or not of this run, and was moved to %s", file, aside.name
+            )
         source = source or task.source
 
         built = self.builder.build(task.params)
@@ -167,7 +175,9 @@ class Objective:
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
         )
-        trainer = make_trainer(built, task.folder, callbacks=[*more, leg], source=source, max_steps=self.max_steps)
+        trainer = make_trainer(
+            built, task.folder, callbacks=[*more, leg], source=source, key=self.key, max_steps=self.max_steps
+        )
         try:
             trainer.fit(built.module, datamodule=built.data, ckpt_path=source, weights_only=True)
         except SystemExit:

@@ -124,7 +124,7 @@ class PopulationTuner(Tuner):
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         builder = subject.builder
         assert builder is not None  # optimize() is refused
-        folder = session.folder.path / "members"
+        folder, key = session.folder.path / "members", session.folder.key()
         table = TrialTable(session.study, session.storage)
         self._announce(session, self.space, table.rows)
         if subject.check is not None and not table.rows:
@@ -138,6 +138,7 @@ class PopulationTuner(Tuner):
                     folder / f"{number:03d}",
                     callbacks=[member],
                     source=source,
+                    key=key,
                     max_steps=self.scheduler.max_steps,
                     check_val_every_n_epoch=None,
                     val_check_interval=self.interval * built.trainer.get("accumulate_grad_batches", 1),
@@ -153,6 +154,7 @@ class PopulationTuner(Tuner):
                 interval=self.interval,
                 max_steps=self.scheduler.max_steps,
                 folder=folder,
+                key=key,
                 fit=fit_member,
                 say=session.console.line,
             )
