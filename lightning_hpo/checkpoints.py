@@ -97,9 +97,9 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", key: Key = NO_
         file.seek(0)
         try:
             return _read(file, map_location, plain=True)
-        except Exception as error:
-            if type(error).__name__ != "UnpicklingError":
-                raise
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001  # torch's reader raises anything over a strange file
             reason = _first_line(error)
         file.seek(0)
         content = io.BytesIO(file.read())  # what is compared is what is read, even if somebody writes meanwhile
@@ -259,7 +259,7 @@ def _read_seal(file: BinaryIO, path: object) -> _Seal:
     for length in (size - _TRAILER - _HEX, _TRAILER):  # up to the signature, and with it to the hash
         before = digest.copy()
         _add(digest, file, length)
-    if size < _TRAILER + _END_RECORD or comment[-_HEX:] != digest.hexdigest().encode():
+    if size < _TRAILER + _END_RECORD or comment[-_TRAILER:] != _TAG + digest.hexdigest().encode():
         raise DamagedCheckpointError(f"{path} is damaged or was not written by lightning_hpo: its SHA-256 differs.")
     return _Seal(before.digest(), comment[:_SIGNATURE])
 
