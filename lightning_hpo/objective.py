@@ -134,6 +134,7 @@ class Objective:
         Raises:
             ValueError: if the model or the data cannot be built with parameters of the space, or the monitored metric
                 is not logged in validation.
+            UnreadableStateError: if their hyperparameters could not be read back from a checkpoint.
         """
         params = self.middle() if params is None else params
         quiet = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 1}
@@ -145,6 +146,7 @@ class Objective:
             for name in (self.monitor, *self.also):
                 _score(name, trainer.callback_metrics)
             _ask_for_a_batch(built)
+            checkpoints.require_readable(_hyperparameters(built), self.key)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
@@ -192,6 +194,12 @@ class Objective:
         for name in self.also:
             _score(name, leg.metrics)
         return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
+
+
+def _hyperparameters(built: Built) -> dict[str, Any]:
+    """What a checkpoint will hold of the hyperparameters."""
+    owners = [one for one in (built.module, built.data) if one is not None]
+    return {one.CHECKPOINT_HYPER_PARAMS_KEY: dict(one.hparams) for one in owners}
 
 
 def _ask_for_a_batch(built: Built) -> None:

@@ -17,6 +17,8 @@ from typing import Self
 
 KEY_FILE = "seal.key"
 _LETTERS = 64
+# Neither a link that leads elsewhere is followed, nor a pipe waited for.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _TRIES = 5  # another process that starts may tidy an unfinished file away
 
 
@@ -42,14 +44,16 @@ class Key:
         """Read the key of a folder, if it has one that only this user can have written."""
         file = folder / KEY_FILE
         try:
-            handle = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            handle = os.open(file, os.O_RDONLY | _NO_LINK)
         except FileNotFoundError:
             return cls(missing=f"there is no {file}")
         except OSError as error:
             return cls(missing=f"{file} cannot be used: {error.strerror}")
-        with os.fdopen(handle, "rb") as opened:
+        try:
             problem = _problem(os.fstat(handle))
-            secret = opened.read(_LETTERS + 1)
+            secret = b"" if problem else os.read(handle, _LETTERS + 1)
+        finally:
+            os.close(handle)
         if problem is None and len(secret) != _LETTERS:
             problem = "it is damaged"
         return cls(secret) if problem is None else cls(missing=f"{file} cannot be used: {problem}")

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import concurrent.futures
 import dataclasses
 import datetime as dt
 import decimal
@@ -12,7 +13,12 @@ import hashlib
 import hmac
 import os
 import pathlib
+import re
 import signal
+import stat
+import subprocess
+import sys
+import threading
 import types
 import typing
 import uuid
@@ -24,10 +30,19 @@ import torch
 import torchmetrics
 from torch import nn
 
-from lightning_hpo import HyperbandTuner, Objective, PopulationBasedTraining, PopulationTuner, checkpoints
+from lightning_hpo import (
+    HyperbandTuner,
+    Objective,
+    OptunaTuner,
+    PopulationBasedTraining,
+    PopulationTuner,
+    RandomTuner,
+    checkpoints,
+)
 from lightning_hpo.callbacks.transplant import capture
+from lightning_hpo.checkpoints import UnreadableStateError
 from lightning_hpo.jobs import Task
-from lightning_hpo.run_key import Key
+from lightning_hpo.run_key import KEY_FILE, Key
 from lightning_hpo.schedulers import Job
 from lightning_hpo.shared_folder import read_record
 from tests.small import Data, Net
@@ -159,8 +174,8 @@ class Extra(Net):
 
     def on_load_checkpoint(self, checkpoint):
         self.extra = checkpoint["extra"]
-        assert self.extra["settings"] == Settings(7)
-        assert self.extra["seen"].tolist() == [0, 1, 2]
+        if self.extra["settings"] != Settings(7) or self.extra["seen"].tolist() != [0, 1, 2]:
+            raise ValueError(self.extra)  # no assert: pytest rewrites it, and the study would see other code
 
 
 def test_what_a_module_adds_to_its_checkpoint_comes_back(tmp_path):
@@ -463,3 +478,165 @@ def test_a_file_is_read_as_it_was_when_its_signature_was_compared(tmp_path, monk
     monkeypatch.setattr(hmac, "compare_digest", changed_after)
     assert checkpoints.load(path, key=key) == {"thing": Colour.RED}
     assert not (tmp_path / "executed").exists()
+
+
+def optuna_search(root, n_trials, **options):
+    return OptunaTuner(
+        {"lr": "loguniform(1e-3, 1)"}, monitor="val_loss", max_steps=6, n_trials=n_trials, root=root, name="r",
+        verbose=False, **options,
+    ).fit(Extra, datamodule=Data)  # fmt: skip
+
+
+class PausedExtra(Extra):
+    """Asks for a pause when the first trial is promoted, once."""
+
+    def on_train_batch_start(self, *_):
+        if self.global_step == 3 and not PAUSES:
+            PAUSES.append(3)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_another_process_knows_what_the_run_has_written(tmp_path):
+    script = (
+        "from pathlib import Path\nfrom tests.record import test_checkpoints as t\n"
+        f"t.hyperband(Path({str(tmp_path)!r})).fit(t.PausedExtra, datamodule=t.Data)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 128 + signal.SIGTERM
+    PAUSES.append(3)
+    result = hyperband(tmp_path).fit(PausedExtra, datamodule=Data)
+    has_no_failure(result)
+    assert result.best_model().extra["settings"] == Settings(7)
+
+
+def test_worker_processes_sign_with_the_key_of_the_run(tmp_path):
+    result = hyperband(tmp_path, workers=2).fit(Extra, datamodule=Data)
+    has_no_failure(result)
+    assert result.best_model().extra["settings"] == Settings(7)
+
+
+def test_the_key_is_a_file_of_its_owner_and_nowhere_else(tmp_path, capsys):
+    result = optuna_search(tmp_path, 2)
+    file = tmp_path / "r" / KEY_FILE
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    key = file.read_bytes()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and key in path.read_bytes()] == [file]
+    file.chmod(0o644)
+    with pytest.raises(checkpoints.DamagedCheckpointError, match="chmod 600") as caught:
+        result.best_model()
+    printed = "".join(capsys.readouterr())
+    secret = key.decode()
+    assert secret not in printed + str(caught.value) + repr(Key.of(tmp_path / "r")) + repr(Key(key))
+    file.chmod(0o600)
+    assert result.best_model().extra["settings"] == Settings(7)
+
+
+def link(file):
+    other = file.with_name("other")
+    file.rename(other)
+    file.symlink_to(other)
+
+
+def folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda file: file.chmod(0o640), "its mode is 0640"),
+        (lambda file: file.chmod(0o602), "its mode is 0602"),
+        (link, "Too many levels of symbolic links"),
+        (folder, "it is not a file"),
+        (pipe, "it is not a file"),
+        (lambda file: file.write_bytes(b""), "it is damaged"),
+        (lambda file: file.write_bytes(b"a" * 65), "it is damaged"),
+        (pathlib.Path.unlink, "there is no"),
+        pytest.param(
+            lambda file: os.chown(file, 65534, -1), "it belongs to another user",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_no_secret_of_this_user_is_not_used(tmp_path, change, why):
+    Key.made_in(tmp_path)
+    change(tmp_path / KEY_FILE)
+    key = Key.of(tmp_path)
+    assert key.secret is None
+    assert why in key.missing
+
+
+def test_processes_that_start_at_once_get_the_same_key(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        keys = {key.secret for key in pool.map(Key.made_in, [tmp_path] * 8)}
+    assert len(keys) == 1
+    assert None not in keys
+    assert os.listdir(tmp_path) == [KEY_FILE]
+
+
+def test_a_search_over_a_function_has_no_key(tmp_path):
+    RandomTuner({"x": "uniform(0, 1)"}, max_steps=1, n_trials=1, root=tmp_path, name="r", verbose=False).optimize(
+        lambda job, params: params["x"]
+    )
+    assert not (tmp_path / "r" / KEY_FILE).exists()
+
+
+class Local:
+    """Can be written, but not read back."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce__(self):
+        return Local, ()
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("state", "place"),
+    [
+        ({"hyper_parameters": {"lr": 0.1, "criterion": lambda x: x}}, "hyper_parameters['criterion']"),
+        ({"hyper_parameters": {"lr": 0.1, "lock": threading.Lock()}}, "hyper_parameters['lock']"),
+        ({"hyper_parameters": {"nested": [{"a": Local(3)}]}}, "hyper_parameters['nested'][0]['a']"),
+        ({"callbacks": {"Notes": {"file": (n for n in "a")}}}, "callbacks['Notes']['file']"),
+        ({"extra": Local(1)}, "extra"),
+    ],
+)
+def test_what_cannot_be_read_back_is_named_with_place_and_remedy(state, place, tmp_path):
+    state = {"state_dict": Net().state_dict(), "epoch": 0, **state}
+    with pytest.raises(UnreadableStateError, match=re.escape(f"it cannot hold {place}: ")) as caught:
+        checkpoints.require_readable(state, Key.new())
+    wanted = "save_hyperparameters(ignore=['" if "hyper" in place else "state_dict() and on_save_checkpoint()"
+    assert wanted in str(caught.value)
+
+
+def test_without_a_key_objects_are_found_to_be_unreadable():
+    with pytest.raises(UnreadableStateError, match=r"hyper_parameters\['thing'\].*let the run have its key"):
+        checkpoints.require_readable({"hyper_parameters": {"thing": Colour.RED}, "state_dict": Net().state_dict()})
+    checkpoints.require_readable({"hyper_parameters": {"thing": 1}, "state_dict": Net().state_dict()})
+
+
+def test_a_state_that_cannot_be_written_says_where(tmp_path):
+    with pytest.raises(UnreadableStateError, match=r"hyper_parameters\['f'\]"):
+        checkpoints.save({"hyper_parameters": {"f": lambda: 0}}, tmp_path / "x.ckpt", Key.new())
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_check_before_training_finds_what_cannot_be_read_back(tmp_path):
+    started = []
+
+    def build(lr):
+        started.append(lr)
+        return Holder(lr, Local(3))
+
+    with pytest.raises(UnreadableStateError, match=r"hyper_parameters\['thing'\].*save_hyperparameters\(ignore="):
+        hyperband(tmp_path).fit(build, datamodule=Data)
+    assert len(started) == 1
+    assert list((tmp_path / "r" / "trials").iterdir()) == []
