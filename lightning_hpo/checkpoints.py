@@ -23,7 +23,7 @@ import os
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +39,7 @@ _SIGNATURE = len(_SIGNED) + _HEX
 # The end-of-central-directory record closes every zip file; torch writes no comment after it (APPNOTE 4.3.16).
 _END_RECORD = 22
 _END_SIGNATURE = b"PK\x05\x06"
+_DETAIL = "WeightsUnpickler error: "
 _BLOCK = 1 << 18  # bytes that are hashed and written together: torch writes in many small pieces
 
 
@@ -100,21 +101,21 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", key: Key = NO_
         except (OSError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001  # torch's reader raises anything over a strange file
-            reason = _first_line(error)
+            reason = _reason(error)
         file.seek(0)
         content = io.BytesIO(file.read())  # what is compared is what is read, even if somebody writes meanwhile
     if not _read_seal(content, path).is_of(key):
         why = f" ({key.missing})" if key.secret is None else ""
         raise DamagedCheckpointError(
-            f"{path} was refused, nothing in it was executed: {reason} Objects are read only from a checkpoint that is "
-            f"signed with the key of its run, and this one is not known to be{why}."
+            f"{path} was refused, nothing in it was executed: {reason}. Objects are read only from a checkpoint that "
+            f"is signed with the key of its run, and this one is not known to be{why}."
         )
     content.seek(0)
     try:
         return _read(content, map_location, plain=False)
     except Exception as error:
         raise DamagedCheckpointError(
-            f"{path} is whole, but its objects cannot be read back here: {type(error).__name__}: {_first_line(error)}"
+            f"{path} is whole, but its objects cannot be read back here: {type(error).__name__}: {_reason(error)}"
         ) from error
 
 
@@ -128,14 +129,16 @@ def require_readable(state: Mapping[str, Any], key: Key = NO_KEY) -> None:
     Raises:
         UnreadableStateError: naming the places of what cannot be written or read back, why, and the remedy.
     """
-    problems = list(_problems(state, "", plain=key.secret is None))
+    problems = list(_problems(state, (), plain=key.secret is None))
     if not problems:
         return
-    listed = "; ".join(f"{place}: {why}" for place, why in problems)
-    names = [place.split("['")[1].split("']")[0] for place, _ in problems if place.startswith(_HPARAMS)]
-    remedies = ["keep it out of what state_dict() and on_save_checkpoint() add"] * (len(names) < len(problems))
-    if names:
-        remedies.insert(0, f"call self.save_hyperparameters(ignore={names!r}), or give it a class that can be imported")
+    listed = "; ".join(f"{_written(place)}: {why}" for place, why in problems)
+    names = list(dict.fromkeys(place[1] for place, _ in problems if place[:1] in _HPARAMS and len(place) > 1))
+    remedies = (
+        [f"call self.save_hyperparameters(ignore={names!r}), or give it a class that can be imported"] if names else []
+    )
+    if any(place[:1] not in _HPARAMS for place, _ in problems):
+        remedies.append("keep it out of what state_dict() and on_save_checkpoint() add")
     if key.secret is None:
         remedies.append(f"let the run have its key ({key.missing})")
     raise UnreadableStateError(
@@ -326,21 +329,26 @@ def _add(digest: Any, file: BinaryIO, length: int) -> None:
         length -= len(block)
 
 
-_HPARAMS = ("hyper_parameters[", "datamodule_hyper_parameters[")
+_HPARAMS = (("hyper_parameters",), ("datamodule_hyper_parameters",))
 
 
-def _problems(value: Any, place: str, *, plain: bool) -> Iterator[tuple[str, str]]:
-    """The innermost parts of a state that cannot be read back, each with the reason."""
+def _problems(value: Any, place: tuple[Any, ...], *, plain: bool) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """The innermost parts of a state that cannot be read back, each with the keys that lead to it and the reason."""
     why = _why_unreadable(value, plain=plain)
     if why is None:
         return
-    parts: list[tuple[str, Any]] = []
+    parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
-        parts = [(f"{place}[{name!r}]" if place else str(name), part) for name, part in value.items()]
+        parts = value.items()
     elif isinstance(value, list | tuple):
-        parts = [(f"{place}[{index}]", part) for index, part in enumerate(value)]
-    inner = [found for name, part in parts for found in _problems(part, name, plain=plain)]
-    yield from inner or [(place or "it", why)]
+        parts = enumerate(value)
+    inner = [found for name, part in parts for found in _problems(part, (*place, name), plain=plain)]
+    yield from inner or [(place, why)]
+
+
+def _written(place: tuple[Any, ...]) -> str:
+    """``hyper_parameters['loss'][0]``."""
+    return "".join([*map(str, place[:1]), *(f"[{key!r}]" for key in place[1:])]) or "it"
 
 
 def _why_unreadable(value: Any, *, plain: bool) -> str | None:
@@ -352,7 +360,7 @@ def _why_unreadable(value: Any, *, plain: bool) -> str | None:
         file.seek(0)
         _read(file, "cpu", plain=plain)
     except Exception as error:  # noqa: BLE001  # a user's class may raise anything
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return f"{type(error).__name__}: {_reason(error)}"
     return None
 
 
@@ -369,8 +377,12 @@ def _without_tensors(value: Any) -> Any:
     return value
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0]
+def _reason(error: BaseException) -> str:
+    """What an error says, in one line; torch hides it in advice to trust the file."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+    _, found, detail = next((line for line in lines if _DETAIL in line), lines[0]).partition(_DETAIL)
+    text = detail.partition(" was not an allowed global")[0] if found else lines[0]
+    return text.strip().rstrip(".")
 
 
 def _keep_previous(path: Path) -> None:

@@ -22,6 +22,7 @@ import threading
 import types
 import typing
 import uuid
+import zipfile
 
 import lightning.pytorch as pl
 import numpy as np
@@ -640,3 +641,30 @@ def test_the_check_before_training_finds_what_cannot_be_read_back(tmp_path):
         hyperband(tmp_path).fit(build, datamodule=Data)
     assert len(started) == 1
     assert list((tmp_path / "r" / "trials").iterdir()) == []
+
+
+def test_a_checkpoint_of_plain_values_is_continued_without_a_signature(tmp_path):
+    """As an earlier version wrote it, or a run whose key was not copied with it."""
+    path = tmp_path / "last.ckpt"
+    checkpoints.save({"global_step": 3, "hyper_parameters": {"lr": 0.1}}, path)
+    assert path.read_bytes()[-71:-64] == b"sha256:"
+    assert checkpoints.newest_intact(path, Key.new()) == (path, [])
+    assert checkpoints.load(path, key=Key.new())["global_step"] == 3
+
+
+def test_an_earlier_version_finds_a_signed_checkpoint_whole(tmp_path):
+    """It compares the last 64 letters with the hash of everything before them."""
+    path = tmp_path / "last.ckpt"
+    checkpoints.save({"global_step": 3}, path, Key.new())
+    content = path.read_bytes()
+    assert content[-64:] == hashlib.sha256(content[:-64]).hexdigest().encode()
+    assert zipfile.ZipFile(path).testzip() is None
+    assert torch.load(path, weights_only=True) == {"global_step": 3}
+
+
+def test_objects_of_code_that_is_gone_are_named(tmp_path, monkeypatch):
+    path, key = tmp_path / "last.ckpt", Key.new()
+    checkpoints.save({"hyper_parameters": {"thing": Settings(1)}}, path, key)
+    monkeypatch.delattr(sys.modules[__name__], "Settings")
+    with pytest.raises(checkpoints.DamagedCheckpointError, match=r"is whole, but its objects cannot.*'Settings'"):
+        checkpoints.load(path, key=key)
