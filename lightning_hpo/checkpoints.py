@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import hmac
 import io
+import logging
 import os
 import struct
 import time
@@ -171,10 +172,11 @@ def newest_intact(path: str | os.PathLike[str], key: Key = NO_KEY) -> tuple[Path
     for candidate in (Path(path), previous_of(path)):
         try:
             if not _seal_of(candidate).is_of(key):
-                load(candidate)
+                load(candidate, key=key)  # in which nothing is executed
         except FileNotFoundError:
             continue
-        except DamagedCheckpointError:
+        except DamagedCheckpointError as error:
+            logging.getLogger(__name__).warning("%s", error)
             damaged.append(candidate)
         else:
             return candidate, damaged

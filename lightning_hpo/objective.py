@@ -162,9 +162,7 @@ class Objective:
         source, damaged = checkpoints.newest_intact(checkpoint, self.key)
         for file in damaged:
             aside = checkpoints.set_aside(file)  # the next save must not take it for the good one before
-            logging.getLogger(__name__).warning(
-                "%s is damaged or not of this run, and was moved to %s", file, aside.name
-            )
+            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
         source = source or task.source
 
         built = self.builder.build(task.params)

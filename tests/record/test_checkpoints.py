@@ -392,7 +392,7 @@ def test_a_planted_last_checkpoint_is_set_aside_and_executes_nothing(tmp_path, f
     outcome = run(6)
     assert outcome.step == 6
     assert not (tmp_path / "executed").exists()
-    assert "last.ckpt is damaged or not of this run" in caplog.text
+    assert re.search(r"last\.ckpt (was refused, nothing in it was executed|is damaged or was not written)", caplog.text)
     assert len(list((tmp_path / "0000").glob("last.ckpt.corrupt-*"))) == 1
 
 
