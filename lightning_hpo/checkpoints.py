@@ -15,37 +15,34 @@ file says. So a run signs what it writes with its key (HMAC-SHA256 of the same h
 * A state that could not be read back is refused when it is written (:func:`require_readable`), by its place and cause.
 """
 
-import contextlib
-import hashlib
-import hmac
 import io
 import logging
 import os
-import struct
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightning_hpo.exits import WRONG_CALL
 from lightning_hpo.run_key import NO_KEY, Key
+from lightning_hpo.sealing import DamagedCheckpointError, Seal, Sealing, is_sealed, read_seal
 
-_HEX = 64
-_TAG = b"sha256:"
-_TRAILER = len(_TAG) + _HEX
-_SIGNED = b"hmac-sha256:"  # before the trailer, with the signature of everything before the signature
-_SIGNATURE = len(_SIGNED) + _HEX
-# The end-of-central-directory record closes every zip file; torch writes no comment after it (APPNOTE 4.3.16).
-_END_RECORD = 22
-_END_SIGNATURE = b"PK\x05\x06"
+__all__ = [
+    "DamagedCheckpointError",
+    "UnreadableStateError",
+    "load",
+    "newest_intact",
+    "previous_of",
+    "remove",
+    "remove_leftovers",
+    "require_readable",
+    "save",
+    "set_aside",
+    "verify",
+]
+
 _DETAIL = "WeightsUnpickler error: "
-_BLOCK = 1 << 18  # bytes that are hashed and written together: torch writes in many small pieces
-
-
-class DamagedCheckpointError(RuntimeError):
-    """A checkpoint is torn, changed, not written by :func:`save`, or holds objects and was written by somebody else."""
 
 
 class UnreadableStateError(ValueError):
@@ -95,7 +92,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", key: Key = NO_
             without being signed with ``key``.
     """
     with Path(path).open("rb") as file:
-        _read_seal(file, path)
+        read_seal(file, path)
         file.seek(0)
         try:
             return _read(file, map_location, plain=True)
@@ -105,7 +102,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", key: Key = NO_
             reason = _reason(error)
         file.seek(0)
         content = io.BytesIO(file.read())  # what is compared is what is read, even if somebody writes meanwhile
-    if not _read_seal(content, path).is_of(key):
+    if not read_seal(content, path).is_of(key):
         why = f" ({key.missing})" if key.secret is None else ""
         raise DamagedCheckpointError(
             f"{path} was refused, nothing in it was executed: {reason}. Objects are read only from a checkpoint that "
@@ -204,7 +201,7 @@ def remove(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     remove_leftovers(path)
     for file in (path, previous_of(path)):
-        if _is_sealed(file):
+        if is_sealed(file):
             file.unlink()
 
 
@@ -215,16 +212,6 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _is_sealed(path: Path) -> bool:
-    """Whether a file ends as :func:`save` ends it."""
-    try:
-        with path.open("rb") as file:
-            file.seek(-_TRAILER, os.SEEK_END)
-            return file.read(len(_TAG)) == _TAG
-    except OSError:  # no such file, or a shorter one
-        return False
-
-
 def _read(file: BinaryIO, map_location: Any, *, plain: bool) -> dict[str, Any]:
     import torch  # noqa: PLC0415  # heavy, and a search over a plain function reads no checkpoint
 
@@ -232,48 +219,17 @@ def _read(file: BinaryIO, map_location: Any, *, plain: bool) -> dict[str, Any]:
     return state
 
 
-@dataclass(frozen=True)
-class _Seal:
-    """What a whole file carries in its comment.
-
-    Args:
-        digest: of everything before the signature.
-        signature: or what is in its place.
-    """
-
-    digest: bytes
-    signature: bytes
-
-    def is_of(self, key: Key) -> bool:
-        expected = key.sign(self.digest)
-        return expected is not None and hmac.compare_digest(_SIGNED + expected, self.signature)
-
-
-def _seal_of(path: str | os.PathLike[str]) -> _Seal:
+def _seal_of(path: str | os.PathLike[str]) -> Seal:
     with Path(path).open("rb") as file:
-        return _read_seal(file, path)
-
-
-def _read_seal(file: BinaryIO, path: object) -> _Seal:
-    """Compare a file with its hash, and return what else it carries."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - _HEX - _TRAILER - len(_SIGNED), 0))
-    comment = file.read()
-    file.seek(0)
-    digest = hashlib.sha256()
-    for length in (size - _TRAILER - _HEX, _TRAILER):  # up to the signature, and with it to the hash
-        before = digest.copy()
-        _add(digest, file, length)
-    if size < _TRAILER + _END_RECORD or comment[-_TRAILER:] != _TAG + digest.hexdigest().encode():
-        raise DamagedCheckpointError(f"{path} is damaged or was not written by lightning_hpo: its SHA-256 differs.")
-    return _Seal(before.digest(), comment[:_SIGNATURE])
+        return read_seal(file, path)
 
 
 def _write_sealed(state: dict[str, Any], path: Path, key: Key) -> None:
     import torch  # noqa: PLC0415  # as in _read()
 
-    with path.open("wb") as file:
-        sealing = _Sealing(file)
+    path.unlink(missing_ok=True)  # of a process that was killed, or a link that would lead elsewhere
+    with path.open("xb") as file:
+        sealing = Sealing(file)
         try:
             torch.save(state, sealing)  # type: ignore[arg-type]  # it only writes and flushes
         except Exception as error:
@@ -283,52 +239,6 @@ def _write_sealed(state: dict[str, Any], path: Path, key: Key) -> None:
             raise
         sealing.finish(key)
         os.fsync(file.fileno())
-
-
-class _Sealing:
-    """Passes a zip file on as it is written, hashes it, and gives it a comment with signature and hash."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self._held = bytearray()  # what is not yet passed on; the last bytes may be the end record
-
-    def write(self, data: bytes) -> int:
-        if len(data) < _BLOCK:
-            self._held += data
-        else:  # a large tensor is not copied
-            self._pass(self._held)
-            self._pass(memoryview(data)[:-_END_RECORD])
-            self._held = bytearray(data[-_END_RECORD:])
-        if len(self._held) >= _BLOCK:
-            self._pass(self._held[:-_END_RECORD])
-            del self._held[:-_END_RECORD]
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def finish(self, key: Key) -> None:
-        if self._held[-_END_RECORD:][: len(_END_SIGNATURE)] != _END_SIGNATURE:
-            raise OSError("torch wrote no zip file that ends without a comment, so it cannot be sealed.")
-        comment = _TRAILER if key.secret is None else _SIGNATURE + _TRAILER
-        self._pass(self._held[:-2] + struct.pack("<H", comment))
-        if key.secret is not None:
-            self._pass(bytearray(_SIGNED))
-            self._pass(bytearray(key.sign(self._digest.digest()) or b""))
-        self._pass(bytearray(_TAG))
-        self._file.write(self._digest.hexdigest().encode())
-        self._file.flush()
-
-    def _pass(self, data: bytearray | memoryview) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-
-
-def _add(digest: Any, file: BinaryIO, length: int) -> None:
-    while length > 0 and (block := file.read(min(length, 1 << 20))):
-        digest.update(block)
-        length -= len(block)
 
 
 _HPARAMS = (("hyper_parameters",), ("datamodule_hyper_parameters",))
@@ -391,8 +301,8 @@ def _keep_previous(path: Path) -> None:
     """Give the old file its second name while it still has the first, so that one of the two is always there."""
     spare = path.with_name(f".{path.name}.previous.{os.getpid()}.tmp")
     try:
-        with contextlib.suppress(FileExistsError):
-            os.link(path, spare)
+        spare.unlink(missing_ok=True)
+        os.link(path, spare)
         spare.replace(previous_of(path))
     except OSError:  # a file system without hard links
         path.replace(previous_of(path))

@@ -668,3 +668,18 @@ def test_objects_of_code_that_is_gone_are_named(tmp_path, monkeypatch):
     monkeypatch.delattr(sys.modules[__name__], "Settings")
     with pytest.raises(checkpoints.DamagedCheckpointError, match=r"is whole, but its objects cannot.*'Settings'"):
         checkpoints.load(path, key=key)
+
+
+def test_a_link_in_the_way_of_a_save_is_not_followed(tmp_path):
+    mine, folder = tmp_path / "mine", tmp_path / "folder"
+    mine.write_text("mine")
+    folder.mkdir()
+    for name in (f".last.ckpt.{os.getpid()}.tmp", f".last.ckpt.previous.{os.getpid()}.tmp", "last.ckpt", KEY_FILE):
+        (folder / name).symlink_to(mine)
+    key = Key.made_in(folder)
+    assert key.secret is None
+    for step in (1, 2):
+        checkpoints.save({"global_step": step}, folder / "last.ckpt", key)
+    assert mine.read_text() == "mine"
+    assert checkpoints.load(folder / "last.ckpt")["global_step"] == 2
+    assert checkpoints.load(folder / "last.previous.ckpt")["global_step"] == 1
