@@ -42,7 +42,7 @@ __all__ = [
     "verify",
 ]
 
-_DETAIL = "WeightsUnpickler error: "
+_DETAIL = " error: "  # before what torch found, in the advice that it gives
 
 
 class UnreadableStateError(ValueError):
@@ -292,9 +292,8 @@ def _without_tensors(value: Any) -> Any:
 def _reason(error: BaseException) -> str:
     """What an error says, in one line; torch hides it in advice to trust the file."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
-    _, found, detail = next((line for line in lines if _DETAIL in line), lines[0]).partition(_DETAIL)
-    text = detail.partition(" was not an allowed global")[0] if found else lines[0]
-    return text.strip().rstrip(".")
+    detail = next((line.partition(_DETAIL)[2] for line in lines[1:] if _DETAIL in line), lines[0])
+    return detail.partition(" was not an allowed global")[0].strip().rstrip(".")
 
 
 def _keep_previous(path: Path) -> None:

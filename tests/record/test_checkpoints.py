@@ -619,7 +619,8 @@ def test_what_cannot_be_read_back_is_named_with_place_and_remedy(state, place, t
 
 
 def test_without_a_key_objects_are_found_to_be_unreadable():
-    with pytest.raises(UnreadableStateError, match=r"hyper_parameters\['thing'\].*let the run have its key"):
+    wanted = r"hyper_parameters\['thing'\]: UnpicklingError: Unsupported global: GLOBAL \S+Colour\. .*have its key"
+    with pytest.raises(UnreadableStateError, match=wanted):
         checkpoints.require_readable({"hyper_parameters": {"thing": Colour.RED}, "state_dict": Net().state_dict()})
     checkpoints.require_readable({"hyper_parameters": {"thing": 1}, "state_dict": Net().state_dict()})
 
