@@ -25,6 +25,7 @@ from lightning_hpo.fitting import JobCallback
 from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.population import Fork, Interval, Rules, Standing
+from lightning_hpo.run_key import Key
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.trials import SEGMENT, TrialTable
 
@@ -252,6 +253,7 @@ class Rounds:
         interval: optimizer steps of a round.
         max_steps: optimizer steps of every member.
         folder: for the members' checkpoints.
+        key: of the run, which it knows them by.
         fit: trains a member: number, hyperparameters, callback, and the checkpoint to continue or None.
         say: prints a line.
     """
@@ -266,6 +268,7 @@ class Rounds:
         interval: int,
         max_steps: int,
         folder: Path,
+        key: Key,
         fit: Fit,
         say: Callable[[str], None],
     ) -> None:
@@ -277,6 +280,7 @@ class Rounds:
         self._monitor = monitor
         self._interval = interval
         self._folder = folder
+        self._key = key
         self._fit = fit
         self._say = say
         self._members: dict[int, Seat] = {}
@@ -339,7 +343,7 @@ class Rounds:
         for file in (last, checkpoints.previous_of(last)):
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    step = int(checkpoints.load(file)["global_step"])
+                    step = int(checkpoints.load(file, key=self._key)["global_step"])
                 except checkpoints.DamagedCheckpointError as error:
                     self._say(str(error))
                     continue

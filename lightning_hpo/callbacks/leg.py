@@ -76,7 +76,7 @@ class Leg(pl.Callback):
         self._handler: Any = None
         self._step = 0
         self._resume: dict[str, Any] = {}
-        self._saved_at = 0
+        self._saved_at = -1
         self._save_wanted = False
         self._pause_wanted = False
         self._epoch_ends = False
@@ -108,6 +108,7 @@ class Leg(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Set Lightning's progress to where the checkpoint was taken."""
+        self._saved_at = -1 if self._forked else checkpoint["global_step"]
         self._resumable.load(checkpoint["callbacks"][self.state_key]["resume"], checkpoint["loops"]["fit_loop"])
 
     # Hooks, after those of the user's callbacks
@@ -139,7 +140,7 @@ class Leg(pl.Callback):
                 config.interval = "step"
                 if config.scheduler.needs_max_steps:
                     config.scheduler.bind(trainer.max_steps)  # the full budget, in every rung
-        self._step = self._saved_at = trainer.global_step
+        self._step = trainer.global_step
         if self._reached:  # a validation is owed, see before_end
             stop(trainer)
         trainer.should_stop |= self._stops_at_start
