@@ -7,6 +7,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+import lightning.pytorch as pl
 import optuna
 from optuna.storages import BaseStorage
 
@@ -25,6 +26,7 @@ from lightning_hpo.rounds import Rounds
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.space import Space
+from lightning_hpo.training.rebuild import Effect, Rebuild
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
 
@@ -130,9 +132,16 @@ class PopulationTuner(Tuner):
         if subject.check is not None and not table.rows:
             subject.check()
 
+        effects: dict[str, Effect] = {}  # found once for all members
+
+        def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
+            built = builder.build(params)
+            return built.module, built.data
+
         def fit_member(number: int, params: Mapping[str, Any], member: Member, source: Path | None) -> None:
             with quiet_and_seeded(self.seed, number):
                 built = builder.build(params)
+                member.rebuild = Rebuild(build, params, effects=effects)
                 trainer = make_trainer(
                     built,
                     folder / f"{number:03d}",

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from optuna.distributions import BaseDistribution
 
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.member import Member
@@ -172,8 +173,10 @@ class Seat:
 class _SeatedMember(Member):
     """A member that lets the others see its Trainer."""
 
-    def __init__(self, seat: Seat, names: list[str], *, monitor: str, interval: int, checkpoint: Path) -> None:
-        super().__init__(seat, names, monitor=monitor, interval=interval)
+    def __init__(
+        self, seat: Seat, space: Mapping[str, BaseDistribution], *, monitor: str, interval: int, checkpoint: Path
+    ) -> None:
+        super().__init__(seat, space, monitor=monitor, interval=interval)
         self._seat = seat
         self._checkpoint = checkpoint
         self._saved_at = seat.step
@@ -333,8 +336,8 @@ class Rounds:
         def life() -> None:
             checkpoint = self.checkpoint(seat.number)
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            names = list(self._rules.space)
-            member = _SeatedMember(seat, names, monitor=self._monitor, interval=self._interval, checkpoint=checkpoint)
+            space = self._rules.space
+            member = _SeatedMember(seat, space, monitor=self._monitor, interval=self._interval, checkpoint=checkpoint)
             self._fit(seat.number, self.params_at(seat.number, seat.step), member, seat.source)
 
         return life

@@ -1,6 +1,7 @@
 """The callback that ties an LR schedule to the Trainer: stepped per optimizer step, horizon = the Trainer's length."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import ClosedFormLR, make_lr_schedule
 
@@ -78,9 +80,15 @@ class LRSchedule(Callback):
                 f"LRSchedule({self.name!r}) does not replace {found}, which {type(pl_module).__name__}"
                 ".configure_optimizers returned. Drop one of the two."
             )
-        brought = [make_lr_schedule(self.name, optimizer, **self.arguments) for optimizer in trainer.optimizers]
+        brought = self.bring(trainer.optimizers)
         trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(schedule, interval="step") for schedule in brought]
         self._steps_here = [] if pl_module.automatic_optimization else brought
+
+    def bring(self, optimizers: Sequence[Optimizer]) -> list[ClosedFormLR]:
+        """Make the schedule that is named for each optimizer; none without a name."""
+        if self.name is None:
+            return []
+        return [make_lr_schedule(self.name, optimizer, **self.arguments) for optimizer in optimizers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind: the checkpoint is restored and the data are known, no batch has been trained on."""
