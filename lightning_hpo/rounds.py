@@ -19,13 +19,13 @@ from optuna.distributions import BaseDistribution
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.callbacks.resumable import Resumable
-from lightning_hpo.callbacks.transplant import State, capture
 from lightning_hpo.failures import ParameterMismatchError, failure_text
 from lightning_hpo.fiber import Cancelled, Fiber
 from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.population import Fork, Interval, Rules, Standing
 from lightning_hpo.shared_folder import Graft
+from lightning_hpo.training.state_transfer import State, capture
 from lightning_hpo.trials import SEGMENT, TrialTable
 
 Fit: TypeAlias = Callable[[int, Mapping[str, Any], Member, Path | None], None]

@@ -12,11 +12,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.callbacks.transplant import State, capture, transplant
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.space import nearest
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.rebuild import Rebuild
+from lightning_hpo.training.state_transfer import State, capture, transplant
 
 Answer = TypeVar("Answer")
 
