@@ -19,7 +19,7 @@ from optuna.samplers import RandomSampler
 
 from lightning_hpo import checkpoints
 from lightning_hpo.building import Builder, Built
-from lightning_hpo.callbacks.leg import Leg
+from lightning_hpo.callbacks.leg import Leg, finished_outcome
 from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
 from lightning_hpo.jobs import CHECKPOINT, PAUSED, Outcome, Task, never
@@ -155,33 +155,39 @@ class Objective:
         for file in damaged:
             aside = checkpoints.set_aside(file)  # the next save must not take it for the good one before
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-        source = source or task.source
+        begin = source or task.source
+        saved = None if begin is None else checkpoints.load(begin)
+        if source is not None and saved is not None:
+            outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
+            if outcome is not None:  # a kill fell between the end of the job and its record
+                return outcome
 
         built = self.builder.build(task.params)
-        leg = Leg(
+        job = Leg(
             task.job.max_steps,
             checkpoint,
             every=self._every,
+            monitor=self.monitor,
             hparams=built.hparams,
             optimizer=built.optimizer,
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
+            identity=task.identity,
         )
-        trainer = make_trainer(built, task.folder, callbacks=[*more, leg], source=source, max_steps=self.max_steps)
+        trainer = make_trainer(
+            built, task.folder, job, callbacks=more, source=begin, saved=saved, max_steps=self.max_steps
+        )
         try:
-            trainer.fit(built.module, datamodule=built.data, ckpt_path=source, weights_only=True)
+            trainer.fit(built.module, datamodule=built.data, ckpt_path=begin, weights_only=True)
         except SystemExit:
-            if not leg.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
+            if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                 raise
-        if leg.paused:
-            return Outcome(None, trainer.global_step, ended=PAUSED)
-        if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
-            trainer.validate(built.module, datamodule=built.data, verbose=False)
-        if trainer.global_step < task.job.max_steps:  # another callback has stopped it
-            trainer.save_checkpoint(checkpoint)
+        if job.paused:
+            return Outcome(None, trainer.global_step, values=job.values, ended=PAUSED)
         for name in self.also:
-            _score(name, leg.metrics)
-        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
+            _score(name, job.metrics)
+        score = _score(self.monitor, job.metrics)
+        return Outcome(score, trainer.global_step, job.metrics, values=job.values, ended=job.ended)
 
 
 def _ask_for_a_batch(built: Built) -> None:

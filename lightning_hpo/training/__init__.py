@@ -1,1 +1,1 @@
-"""One job as ``Trainer.fit``: what is built, how its hyperparameters take effect, what is copied."""
+"""One job as ``Trainer.fit``: build, restore, train to a step, validate there, save."""

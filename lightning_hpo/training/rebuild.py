@@ -18,10 +18,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_hpo.callbacks.lr_schedule import LRSchedule
-from lightning_hpo.callbacks.resumable import rng_state, set_rng_state
 from lightning_hpo.lr_schedules import ClosedFormLR
 from lightning_hpo.space import from_unit, split_name
 from lightning_hpo.training.leaves import Fixed, Path, leaves, same
+from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.usage import BUILDING, is_used
 
 Build: TypeAlias = Callable[[Mapping[str, Any]], tuple[pl.LightningModule, pl.LightningDataModule | None]]
