@@ -8,12 +8,14 @@ its training ends. Hyperparameters are applied afterwards.
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.types import LRSchedulerConfig
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -40,7 +42,8 @@ def capture(trainer: pl.Trainer, module: pl.LightningModule) -> State:
         "added": {name: value for name, value in checkpoint.items() if name != "state_dict"},
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "kinds": [type(optimizer).__name__ for optimizer in trainer.optimizers],
-        "plateaus": [schedule.state_dict() for schedule in _plateaus(trainer)],
+        "plateaus": [config.scheduler.state_dict() for config in _plateaus(trainer)],
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "precision": trainer.precision_plugin.state_dict(),
         "averages": [average.state_dict() for average in _averages(trainer)],
     }
@@ -63,8 +66,8 @@ def transplant(state: State, trainer: pl.Trainer, module: pl.LightningModule) ->
         _take_moments(optimizer, donor)
         _take_groups(optimizer, donor, [one.scheduler for one in trainer.lr_scheduler_configs])
         optimizer.zero_grad()
-    for schedule, values in zip(_plateaus(trainer), state["plateaus"], strict=True):
-        schedule.load_state_dict(values)
+    for config, values in zip(_plateaus(trainer), state["plateaus"], strict=True):
+        _take_plateau(config, values, state["metrics"])
     trainer.precision_plugin.load_state_dict(state["precision"])
     for average, values in zip(_averages(trainer), state["averages"], strict=True):
         average.load_state_dict(values)
@@ -134,9 +137,20 @@ def _fits(own: Any, value: Any) -> bool:
     return isinstance(own, torch.Tensor) and isinstance(value, torch.Tensor) and own.shape == value.shape
 
 
-def _plateaus(trainer: pl.Trainer) -> list[ReduceLROnPlateau]:
-    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
-    return [schedule for schedule in schedules if isinstance(schedule, ReduceLROnPlateau)]
+def _take_plateau(config: LRSchedulerConfig, values: State, metrics: Mapping[str, float]) -> None:
+    """Take over a schedule that follows a metric.
+
+    A donor is judged in its validation, before the schedule looks at it; the member's own schedule has looked already.
+    """
+    schedule: Any = config.scheduler
+    looked = schedule.last_epoch
+    schedule.load_state_dict(values)
+    if config.monitor is not None and looked == schedule.last_epoch + 1 and config.monitor in metrics:
+        schedule.step(metrics[config.monitor])
+
+
+def _plateaus(trainer: pl.Trainer) -> list[LRSchedulerConfig]:
+    return [one for one in trainer.lr_scheduler_configs if isinstance(one.scheduler, ReduceLROnPlateau)]
 
 
 def _averages(trainer: pl.Trainer) -> list[torch.nn.Module]:

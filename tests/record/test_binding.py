@@ -352,9 +352,7 @@ def test_reductions_of_a_plateau_schedule_stay_in_effect_over_changes(tmp_path):
     for (member, step), (rate,) in Plateau.seen.items():
         (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
         reductions.setdefault(step, set()).add(round(rate / segment.params["lr"], 6))
-    assert reductions[0] == {1.0}
-    assert set.union(*reductions.values()) <= {1.0, 0.5, 0.25, 0.125}
-    assert max(reductions[STEPS - 1]) < 0.5
+    assert [reductions[step] for step in (0, 7, 13, 19)] == [{1.0}, {0.5}, {0.25}, {0.125}]
 
 
 def names_nothing(lr_used):
