@@ -72,7 +72,7 @@ class TrialTrainer(pl.Trainer):
             MisconfigurationException: if the training data have no length, so that it is not known.
         """
         given = super().max_epochs
-        if self.state.fn != TrainerFn.FITTING or not self._data_is_there:
+        if self.state.fn != TrainerFn.FITTING or not self.data_is_there:
             return given
         known = self._epochs_of_budget()
         if known is None:
@@ -90,7 +90,8 @@ class TrialTrainer(pl.Trainer):
         """Optimizer steps of the whole training: the budget, or fewer if ``max_epochs`` or ``max_time`` ends it."""
         return self.max_steps if super().max_epochs in (None, -1) else super().estimated_stepping_batches
 
-    _data_is_there = False  # set when the user's `setup` has run
+    data_is_there = False
+    """Whether the data are set up, so that the length of an epoch can be known."""
 
     def _epochs_of_budget(self) -> int | None:
         if self.train_dataloader is None:
@@ -99,6 +100,14 @@ class TrialTrainer(pl.Trainer):
         if math.isinf(batches) or batches == 0:
             return None
         return epochs_of(self.max_steps, int(batches), self)
+
+
+class DataIsThere(pl.Callback):
+    """Tells the Trainer when a data module is set up; a module that brings its own loaders is so a moment later."""
+
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
+        """Note it."""
+        trainer.data_is_there = True
 
 
 def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
