@@ -27,6 +27,7 @@ from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
 from lightning_hpo.training.check import fit_one_batch
+from lightning_hpo.training.unused_names import UnusedNames
 
 
 class Objective:
@@ -129,10 +130,12 @@ class Objective:
             ValueError: if the model or the data cannot be built with parameters of the space, an argument of the
                 Trainer contradicts the budget, or the monitored metric is not logged in validation.
             MisconfigurationException: if Lightning, or a callback, refuses the combination.
+            ParameterMismatchError: if the module says that it holds another value than it was given, whatever that is.
         """
         params = self.middle() if params is None else params
         with quiet_and_seeded(self.seed, 0), _naming(params), tempfile.TemporaryDirectory() as folder:
-            seen = fit_one_batch(self.builder.build(params), Path(folder), self.max_steps)
+            unused = UnusedNames(self.builder, self.space, params)
+            seen = fit_one_batch(self.builder.build(params), Path(folder), self.max_steps, [unused])
             for name in (self.monitor, *self.also):
                 _score(name, seen.metrics)
 
@@ -164,8 +167,6 @@ class Objective:
             checkpoint,
             every=self._every,
             monitor=self.monitor,
-            hparams=built.hparams,
-            optimizer=built.optimizer,
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
             identity=task.identity,

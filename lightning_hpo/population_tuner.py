@@ -7,7 +7,6 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-import lightning.pytorch as pl
 import optuna
 from optuna.storages import BaseStorage
 
@@ -26,6 +25,7 @@ from lightning_hpo.rounds import Rounds
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.space import Space
+from lightning_hpo.training.unused_names import build_of
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
 
@@ -131,10 +131,6 @@ class PopulationTuner(Tuner):
         if subject.check is not None and not table.rows:
             subject.check()
 
-        def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-            built = builder.build(params)
-            return built.module, built.data
-
         def fit_member(number: int, params: Mapping[str, Any], member: JobCallback, source: Path | None) -> None:
             with quiet_and_seeded(self.seed, number):
                 built = builder.build(params)
@@ -160,7 +156,7 @@ class PopulationTuner(Tuner):
                 max_steps=self.scheduler.max_steps,
                 folder=folder,
                 fit=fit_member,
-                build=build,
+                build=build_of(builder),
                 say=session.console.line,
             )
             with closing(rounds):

@@ -1,5 +1,6 @@
 """The check before training: one batch of a real fit, so that what can only fail shows before anything is spent."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,14 @@ class OneBatch(pl.Callback):
         self.metrics = dict(trainer.callback_metrics)
 
 
-def fit_one_batch(built: Built, folder: Path, max_steps: int) -> OneBatch:
+def fit_one_batch(built: Built, folder: Path, max_steps: int, callbacks: Sequence[pl.Callback] = ()) -> OneBatch:
     """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
 
     Args:
         built: module, data and arguments of the Trainer.
         folder: for the time of the check.
         max_steps: the full budget.
+        callbacks: more checks.
 
     Returns:
         What was logged in validation.
@@ -69,7 +71,7 @@ def fit_one_batch(built: Built, folder: Path, max_steps: int) -> OneBatch:
     arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
     limit = arguments.get("limit_val_batches")
     quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
-    trainer = make_trainer(quiet, folder, job, max_steps=max_steps)
+    trainer = make_trainer(quiet, folder, job, callbacks=callbacks, max_steps=max_steps)
     trainer.fit(built.module, datamodule=built.data)
     return job
 

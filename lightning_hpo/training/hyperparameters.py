@@ -23,6 +23,7 @@ from lightning_hpo.training.rebuild import (
     Effect,
     Rebuild,
     differing,
+    is_rate,
     live_roots,
     note_base_lrs,
     of_module,
@@ -116,7 +117,7 @@ class Hyperparameters:
         now = {path: _value(live, path) for path in self._paths}
         for path, wanted in self._written.items():
             stays = path in self._found and same(now.get(path), self._found[path])
-            if stays and not same(now.get(path), wanted) and not _is_rate(path):
+            if stays and not same(now.get(path), wanted) and not is_rate(path):
                 raise ParameterMismatchError(
                     f"{text(path)}={wanted!r} was asked for, {now[path]!r} is in effect as before: something sets it in"
                     " training. Let it use the hyperparameter, or take the name out of the space."
@@ -220,7 +221,7 @@ class Hyperparameters:
                 f"{text(path)} needs a new module with {self._applied!r}: the hyperparameters cannot change together."
             )
         value = wanted
-        if _is_rate(path):
+        if is_rate(path):
             current = _value(live, path)
             if current is not _MISSING and not same(current, was) and was is not None and float(was) != 0:
                 # Moved by the user's own code or by ReduceLROnPlateau: keep that, as a share.
@@ -230,7 +231,7 @@ class Hyperparameters:
             effective = get(live, path)
         except LookupError as error:
             raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, and cannot be set: {error}") from error
-        if not same(effective, value) and not (_is_rate(path) and abs(float(effective) / float(value) - 1) < 1e-6):
+        if not same(effective, value) and not (is_rate(path) and abs(float(effective) / float(value) - 1) < 1e-6):
             raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {effective!r} is in effect.")
         self._written[path] = _copied(value)
 
@@ -398,10 +399,6 @@ def _refusal(name: str, effect: Effect | None, trainer: Any) -> str:
         f"{name!r} changes nothing that training reads{only}: no optimizer setting, schedule, layer or attribute."
         f" Take it out of the space, use it in the {owner}, or {hook}."
     )
-
-
-def _is_rate(path: Path) -> bool:
-    return path[0] == ("item", "optimizers") and path[-1] == ("item", "lr")
 
 
 def _value(live: Any, path: Path) -> Any:

@@ -117,9 +117,7 @@ class Twin:
 
     def advance(self, live: Sequence[Any]) -> None:
         """Bring the schedules to where those at work are; without training, so ReduceLROnPlateau stays."""
-        for own, other in zip(self.roots["schedules"], live, strict=False):
-            if type(own) is type(other):
-                _advance(own, other)
+        advance(self.roots["schedules"], live)
 
     def leaves(self) -> dict[Path, Any]:
         """Every plain value, as it is now."""
@@ -218,6 +216,18 @@ def _effect(name: str, distribution: BaseDistribution, base: Twin, rebuild: Rebu
         if found:
             break
     return Effect(frozenset(found), fixed, frozenset(unread - found), weights, error)
+
+
+def advance(schedules: Sequence[Any], live: Sequence[Any]) -> None:
+    """Bring schedules that have just been built to where those at work are."""
+    for own, other in zip(schedules, live, strict=False):
+        if type(own) is type(other):
+            _advance(own, other)
+
+
+def is_rate(path: Path) -> bool:
+    """Whether a path is that of a parameter group's learning rate."""
+    return path[0] == ("item", "optimizers") and path[-1] == ("item", "lr")
 
 
 def _advance(own: Any, other: Any) -> None:
