@@ -27,7 +27,7 @@ from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
 from lightning_hpo.training.check import fit_one_batch
-from lightning_hpo.training.unused_names import UnusedNames
+from lightning_hpo.training.name_checks import UnusedNames
 
 
 class Objective:
@@ -75,6 +75,8 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
+        self.check_names: Callable[..., pl.Callback] = UnusedNames
+        """Called with builder, space and parameters; the callback looks at the names of the space in the check."""
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
@@ -134,8 +136,8 @@ class Objective:
         """
         params = self.middle() if params is None else params
         with quiet_and_seeded(self.seed, 0), _naming(params), tempfile.TemporaryDirectory() as folder:
-            unused = UnusedNames(self.builder, self.space, params)
-            seen = fit_one_batch(self.builder.build(params), Path(folder), self.max_steps, [unused])
+            names = self.check_names(self.builder, self.space, params)
+            seen = fit_one_batch(self.builder.build(params), Path(folder), self.max_steps, [names])
             for name in (self.monitor, *self.also):
                 _score(name, seen.metrics)
 

@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo import checkpoints
+from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.callbacks.resumable import BeforeOthers, Resumable
 from lightning_hpo.failures import ParameterMismatchError, failure_text
@@ -204,6 +205,7 @@ class _SeatedMember(Member):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put everything back; the validation that follows a restart brings the decision."""
         self._resumable.on_train_start(trainer, pl_module)
+        bind_to_steps(trainer, trainer.max_steps)
         self._earlier = None
         super().on_train_start(trainer, pl_module)
 

@@ -1,5 +1,6 @@
 """The callback that ties an LR schedule to the Trainer: stepped per optimizer step, horizon = the Trainer's length."""
 
+import bisect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import ClosedFormLR, make_lr_schedule
+from lightning_hpo.lr_schedules.closed_form import write_lr
 from lightning_hpo.lr_schedules.first_update import refuse_chained, tuned
 
 
@@ -197,6 +199,8 @@ def bind_to_steps(trainer: Trainer, max_steps: int | None) -> None:
         if _nested(config.scheduler):
             config.interval = "step"
             _bind(config.scheduler, max_steps)
+            if config.scheduler not in _nested(config.scheduler):
+                _write_active(config.scheduler)
 
 
 def _bind(schedule: Any, max_steps: int | None) -> None:
@@ -210,6 +214,16 @@ def _bind(schedule: Any, max_steps: int | None) -> None:
     starts = [0, *ends]
     for start, end, one in zip(starts, ends, inner, strict=False):
         _bind(one, None if end is None else max(1, min(end, max_steps or end) - start))
+
+
+def _write_active(schedule: Any) -> None:
+    """Give the optimizer the learning rate of the schedule whose turn it is, which the others have overwritten."""
+    for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        write_lr(group, "lr", rate)
+    inner = getattr(schedule, "_schedulers", [schedule])
+    active = inner[bisect.bisect_right(getattr(schedule, "_milestones", []), getattr(schedule, "last_epoch", 0))]
+    if isinstance(active, ClosedFormLR):
+        active.load_state_dict({"last_epoch": active.last_epoch})
 
 
 def _schedules(trainer: Trainer) -> list[ClosedFormLR]:

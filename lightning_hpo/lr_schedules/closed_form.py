@@ -272,7 +272,8 @@ class ClosedFormLR(LRScheduler):
                 write_lr(group, "lr", lr)
 
     def _write_if_known(self) -> None:
-        if not (self._unbound and self.last_epoch > 0):
+        waits = self.last_epoch < 0  # for its turn in a SequentialLR
+        if not waits and not (self._unbound and self.last_epoch > 0):
             self._write()
 
     # --- base values --------------------------------------------------------------------------------------------------

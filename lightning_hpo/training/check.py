@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_hpo.building import Built
+from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.fitting import make_trainer
 from lightning_hpo.trainer_plugins import MetricsFile
 from lightning_hpo.training.trainer import refuse_callbacks
@@ -35,6 +36,10 @@ class OneBatch(pl.Callback):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint):
                 callback.dirpath = str(self._folder)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bind LR schedules as a job does."""
+        bind_to_steps(trainer, trainer.max_steps)
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and save a checkpoint as a job will."""

@@ -30,6 +30,7 @@ Roots: TypeAlias = dict[str, list[Any]]
 
 _PROBES = (0.25, 0.75, 0.5)  # places in a distribution where a hyperparameter is tried
 _MOST_CHOICES = 4
+_LIBRARIES = ("lightning", "pytorch_lightning", "lightning_hpo")  # whose callbacks read no hyperparameters
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ def _effect(name: str, distribution: BaseDistribution, base: Twin, rebuild: Rebu
     before = base.leaves()
     found, unread, error = set[Path](), set[Path](), None
     fixed = weights = False
-    readers = list(trainer.callbacks)  # type: ignore[attr-defined]  # set by Trainer
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
+    readers = [one for one in callbacks if type(one).__module__.partition(".")[0] not in _LIBRARIES]
     for value in other_values(distribution):
         try:
             other = twin(trainer, rebuild.build, {**rebuild.params, name: value})

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_hpo.lineage import lineage
 from lightning_hpo.lr_schedules import WarmupCosineLR
 from lightning_hpo.population_tuner import PopulationTuner
+from lightning_hpo.training.state_transfer import capture, transplant
 
 STEPS, INTERVAL, BATCHES = 24, 6, 6
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
@@ -32,9 +33,13 @@ class Base(pl.LightningModule):
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
 
     def training_step(self, batch, batch_idx):
-        key = self.trainer.default_root_dir.rpartition("/")[2]
-        self.seen[int(key), self.trainer.global_step] = self.effects()
+        self.note(self.effects())
         return self.loss(batch)
+
+    def note(self, effects):
+        folder = self.trainer.default_root_dir.rpartition("/")[2]
+        if folder.isdigit():  # of a member; the check before training has another
+            self.seen[int(folder), self.trainer.global_step] = effects
 
     def loss(self, batch):
         return F.mse_loss(self.net(batch[0])[:, 0], batch[1])
@@ -159,6 +164,18 @@ class OursWithFloor(Cyclic):
     def with_schedule(optimizer, lr):
         schedule = WarmupCosineLR(optimizer, STEPS, warmup=4, min_lr=1e-3)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Unbound(OursWithFloor):
+    """As written for LRSchedule; the tuner gives the horizon."""
+
+    @staticmethod
+    def with_schedule(optimizer, lr):
+        return [optimizer], [WarmupCosineLR(optimizer, warmup=4, min_lr=1e-3)]
+
+    @classmethod
+    def right(cls, step, lr):
+        return [WarmupCosineLR(torch.optim.SGD([torch.zeros(1)], lr=lr), STEPS, warmup=4, min_lr=1e-3).lr_at(step)]
 
 
 class TensorRate(Cyclic):
@@ -313,8 +330,8 @@ class RoundsItsHparams(Base):
 
 
 KINDS = [
-    FixedGroupFirst, Cyclic, CosineWithFloor, OwnScheduler, WarmupThenDecay, Chained, OursWithFloor, TensorRate,
-    Warmup, Attention, LossWeights, Adversarial, ByHand, RoundsItsHparams,
+    FixedGroupFirst, Cyclic, CosineWithFloor, OwnScheduler, WarmupThenDecay, Chained, OursWithFloor, Unbound,
+    TensorRate, Warmup, Attention, LossWeights, Adversarial, ByHand, RoundsItsHparams,
 ]  # fmt: skip
 
 
@@ -424,3 +441,131 @@ def test_a_hook_that_ignores_a_name_is_noticed(tmp_path):
     test_what_is_in_effect_at_each_step_is_what_the_lineage_says(Hooked, tmp_path / "a")
     with pytest.raises(MisconfigurationException, match="on_hyperparameters.* changes nothing with it"):
         population(Deaf, tmp_path / "b")
+
+
+# --- Copies -----------------------------------------------------------------------------------------------------------
+
+
+class SelfTuned(torch.optim.SGD):
+    """Keeps an estimated step size and a sum in its groups, as Prodigy and schedule-free optimizers do."""
+
+    def __init__(self, params, lr, d0=1e-3):
+        super().__init__(params, lr=lr)
+        self.defaults.update(d=d0, weight_sum=0.0)
+        for group in self.param_groups:
+            group.update(d=d0, weight_sum=0.0)
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["d"] *= 1.1
+            group["weight_sum"] += group["lr"]
+        return super().step(closure)
+
+
+class Keeps(Base):
+    def __init__(self, lr=0.01):
+        super().__init__()
+        self.lr = lr
+        self.build()
+        self.register_buffer("average", torch.zeros(4), persistent=False)
+        self.queue = torch.zeros(4)
+
+    def configure_optimizers(self):
+        return SelfTuned(self.parameters(), lr=self.lr)
+
+    def loss(self, batch):
+        if self.training:
+            self.average = 0.9 * self.average + batch[0].mean(0) + self.lr
+            self.queue = self.queue + 1 + self.lr
+        return super().loss(batch)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["queue"] = self.queue
+
+    def on_load_checkpoint(self, checkpoint):
+        self.queue = checkpoint["queue"]
+
+
+def one(model, steps, lr):
+    torch.manual_seed(0)
+    module = model(lr)
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    model.training_step = lambda self, batch, batch_idx: self.loss(batch)
+    trainer = pl.Trainer(max_steps=steps, max_epochs=-1, **options, **QUIET)
+    trainer.fit(module)
+    return trainer, module
+
+
+def test_a_copy_takes_along_what_is_in_no_state_dict():
+    (donor, source), (member, target) = one(Keeps, 5, 0.02), one(Keeps, 3, 0.01)
+    transplant(capture(donor, source), member, target)
+    assert torch.equal(target.average, source.average)
+    assert torch.equal(target.queue, source.queue)
+    own, other = (trainer.optimizers[0].param_groups[0] for trainer in (member, donor))
+    assert (own["d"], own["weight_sum"]) == (other["d"], other["weight_sum"])
+    assert own["lr"] == 0.01  # applied by the hyperparameters
+    assert target.average.data_ptr() != source.average.data_ptr()
+    assert target.queue.data_ptr() != source.queue.data_ptr()
+    assert member.global_step == 3  # clocks are its own
+
+
+class Workers(Base):
+    """The dataset's noise is searched; workers that live on must not keep the old one."""
+
+    SPACE = {"data.noise": "uniform(0, 1)"}
+
+    def __init__(self):
+        super().__init__()
+        self.build()
+
+    def effects(self):
+        return None
+
+    def training_step(self, batch, batch_idx):
+        self.note([float(batch[2][0])])
+        return self.loss(batch)
+
+    train_dataloader = pl.LightningModule.train_dataloader
+    val_dataloader = pl.LightningModule.val_dataloader
+
+
+class Noisy(torch.utils.data.Dataset):
+    def __init__(self, noise):
+        self.noise = noise
+
+    def __len__(self):
+        return 8 * BATCHES
+
+    def __getitem__(self, index):
+        return torch.full((4,), index / 50), torch.tensor(0.1), torch.tensor(self.noise)
+
+
+class NoisyData(pl.LightningDataModule):
+    def __init__(self, noise=0.5):
+        super().__init__()
+        self.noise = noise
+
+    def setup(self, stage):
+        self.train = Noisy(self.noise)
+
+    def on_hyperparameters(self, hparams):
+        self.train.noise = hparams["noise"]
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=8, num_workers=1, persistent_workers=True)
+
+    def val_dataloader(self):
+        return DataLoader(Noisy(0.0), batch_size=48)
+
+
+def test_workers_that_live_on_get_the_new_value_with_the_next_epoch(tmp_path):
+    Workers.seen = {}
+    tuner = PopulationTuner(
+        Workers.SPACE, monitor="val_loss", root=tmp_path, name="run", verbose=False, trainer=QUIET, explore="all",
+        population_size=2, interval=INTERVAL, max_steps=2 * INTERVAL, seed=3,
+    )  # fmt: skip
+    segments = lineage(tuner.fit(Workers, datamodule=NoisyData))
+    assert len(segments) > 2
+    for (member, step), effective in Workers.seen.items():
+        (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
+        assert effective == pytest.approx([segment.params["data.noise"]]), (member, step)

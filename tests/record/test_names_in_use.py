@@ -213,6 +213,33 @@ def test_a_schedule_inside_sequential_is_bound(tmp_path):
     assert search(scheduled(make), {"lr": "uniform(0.1, 0.2)"}, tmp_path) == []
 
 
+@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("cut", [5, 10, 17])
+def test_a_schedule_inside_sequential_is_continued(ours_first, cut, tmp_path):
+    def make(optimizer):
+        ours, other = WarmupCosineLR(optimizer, warmup=0.2), lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return lr_scheduler.SequentialLR(optimizer, [ours, other] if ours_first else [other, ours], [10])
+
+    seen = [[], []]
+    for legs, cuts in zip(seen, ([25], [cut, 25]), strict=True):
+
+        class Look(pl.Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx, legs=legs):
+                legs.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+            def __deepcopy__(self, memo):
+                return self
+
+        trainer = {**CPU, "callbacks": [Look()]}
+        objective = Objective(
+            scheduled(make), {"lr": "uniform(0, 1)"}, data=Data, monitor="val_loss", max_steps=25, trainer=trainer
+        )
+        for step in cuts:
+            objective.run(Task(Job(step, trial=0), {"lr": 0.1}, tmp_path / str(len(cuts))))
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 25
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_chained_with_another_schedule_is_refused(first):
     def make(optimizer):

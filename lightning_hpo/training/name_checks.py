@@ -1,4 +1,4 @@
-"""Names of a search space that change nothing: found by building twice, and said once before training."""
+"""Checks of the names in a search space, by building twice: what changes nothing, or not while training."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution
 from lightning_hpo.building import Builder
 from lightning_hpo.failures import ParameterMismatchError
 from lightning_hpo.space import split_name
+from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.leaves import same
 from lightning_hpo.training.rebuild import Build, Rebuild, unread_names
 from lightning_hpo.training.usage import BUILDING
@@ -51,6 +52,28 @@ class UnusedNames(pl.Callback):
                 " training. Use it in the module or its optimizer, or take it out of the space.",
                 stacklevel=2,
             )
+
+
+class ChangeableNames(pl.Callback):
+    """Refuses each name that cannot change while a module trains, as a population needs it.
+
+    Args:
+        builder: of what a member trains.
+        space: name -> distribution.
+        params: hyperparameters that the Trainer's module was built with.
+    """
+
+    def __init__(self, builder: Builder, space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> None:
+        self._rebuild = Rebuild(build_of(builder), params)
+        self._space = space
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bind the names and apply their values, as a member does.
+
+        Raises:
+            MisconfigurationException: naming what cannot change.
+        """
+        Hyperparameters(self._space, trainer, pl_module, self._rebuild).apply(self._rebuild.params)
 
 
 def build_of(builder: Builder) -> Build:
