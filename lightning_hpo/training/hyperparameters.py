@@ -28,6 +28,7 @@ from lightning_hpo.training.rebuild import (
     note_base_lrs,
     of_module,
     other_values,
+    own_random_numbers,
     twin,
 )
 
@@ -76,6 +77,7 @@ class Hyperparameters:
         self._applied: Mapping[str, Any] = {} if self._rebuild is None else self._rebuild.params
         self._written: dict[Path, Any] = {}
         self._found: dict[Path, Any] = {}
+        self._data: Mapping[str, Any] = {}
         self._loaders = _Loaders(self._trainer)
 
     def apply(self, params: Mapping[str, Any], *, copied: bool = False) -> None:
@@ -90,8 +92,9 @@ class Hyperparameters:
         """
         for name, place in self._places.items():
             place.write(params[name])
+        self._change_data(params)
         self._write_built(params, copied=copied)
-        self._tell_owners(params)
+        self._tell("model", params)
         self._check_places(params)
 
     def restored(self, params: Mapping[str, Any]) -> None:
@@ -103,6 +106,7 @@ class Hyperparameters:
         for name, place in self._places.items():
             if isinstance(place, _BatchSize):
                 place.write(params[name])
+        self._change_data(params)
 
     def read_back(self, params: Mapping[str, Any]) -> None:
         """Look whether what was changed last is in effect.
@@ -202,7 +206,7 @@ class Hyperparameters:
         for one in (old, new):
             one.advance(live["schedules"])
         was, wanted = old.leaves(), new.leaves()
-        paths = differing(was, wanted)
+        paths = {path for path in differing(was, wanted) if path[0] != ("item", "data")}
         if copied:  # another member's values came along with its groups and buffers
             paths |= {path for path in self._paths if _COPIED & set(path)}
         self._written = {}
@@ -211,9 +215,6 @@ class Hyperparameters:
         for schedule in live["schedules"]:
             if hasattr(schedule, "_last_lr"):
                 schedule._last_lr = [_copied(group["lr"]) for group in schedule.optimizer.param_groups]  # noqa: SLF001
-
-        if any(path[0] == ("item", "data") for path in paths):
-            self._loaders.renew()
 
     def _write(self, live: Any, path: Path, was: Any, wanted: Any) -> None:
         if wanted is _MISSING or isinstance(wanted, Fixed):
@@ -235,18 +236,39 @@ class Hyperparameters:
             raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {effective!r} is in effect.")
         self._written[path] = _copied(value)
 
-    def _tell_owners(self, params: Mapping[str, Any]) -> None:
-        for head, owner in self._owners.items():
-            own = {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}
-            if owner is None or not own:
-                continue
-            unbuilt = {n: v for n, v in own.items() if n not in {split_name(one)[1] for one in self._built}}
-            owner.hparams.update({name: value for name, value in unbuilt.items() if name in owner.hparams})
-            hook: Callable[[dict[str, Any]], None] | None = getattr(owner, HOOK, None)
-            if hook is not None:
-                hook(own)
-                if head == "data":
-                    self._loaders.renew()
+    def _change_data(self, params: Mapping[str, Any]) -> None:
+        """Change the data module, once for each change: the loaders are made again, so workers see the new values."""
+        own = {name: value for name, value in params.items() if split_name(name)[0] == "data"}
+        if own == self._data or not own:
+            return
+        built = [name for name in own if name in self._built]
+        if built and self._rebuild is not None:
+            live = live_roots(self._trainer, self._module)
+            before = {
+                **self._rebuild.params,
+                **{name: self._applied.get(name) for name in built if name in self._applied},
+            }
+            with own_random_numbers():
+                old, new = (self._rebuild.build(one)[1] for one in (before, {**before, **{n: own[n] for n in built}}))
+            was, wanted = leaves({"data": [old]}), leaves({"data": [new]})
+            for path in sorted(differing(was, wanted), key=repr):
+                self._write(live, path, was.get(path), wanted.get(path, _MISSING))
+        self._tell("data", params)
+        self._data = own
+        if built or hasattr(self._owners["data"], HOOK):
+            self._loaders.renew()
+
+    def _tell(self, head: str, params: Mapping[str, Any]) -> None:
+        """Put into ``hparams`` what no build puts there, and call ``on_hyperparameters``."""
+        owner = self._owners[head]
+        own = {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}
+        if owner is None or not own:
+            return
+        built = {split_name(name)[1] for name in self._built if split_name(name)[0] == head}
+        owner.hparams.update({name: one for name, one in own.items() if name in owner.hparams and name not in built})
+        hook: Callable[[dict[str, Any]], None] | None = getattr(owner, HOOK, None)
+        if hook is not None:
+            hook(own)
 
     def _check_places(self, params: Mapping[str, Any]) -> None:
         for name, place in self._places.items():

@@ -137,7 +137,7 @@ def live_roots(trainer: pl.Trainer, module: pl.LightningModule) -> Roots:
 
 def twin(trainer: pl.Trainer, build: Build, params: Mapping[str, Any]) -> Twin:
     """Build module, optimizers and schedules again, attached to a copy of the Trainer; no random number is used up."""
-    with _own_random_numbers(), warnings.catch_warnings():
+    with own_random_numbers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module, data = build(params)
         other = _attached(trainer, module)
@@ -268,7 +268,8 @@ def _attached(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
+def own_random_numbers() -> Iterator[None]:
+    """Draw the same random numbers at each build, and use up none of training's."""
     before = rng_state()
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  # user code may draw from the global generator

@@ -46,16 +46,28 @@ def is_used(
 def _names_in_classes(classes: Iterable[type], building: frozenset[str]) -> Iterator[str]:
     seen: set[Any] = set()
     for kind in classes:
-        for base in kind.__mro__:
-            if base in _BASES or base in seen:
+        if kind in seen:
+            continue
+        seen.add(kind)
+        for function in _methods(kind, building):
+            yield from _names(function.__code__)
+            yield from _names_in_helpers(function, seen)
+
+
+def _methods(kind: type, building: frozenset[str]) -> Iterator[types.FunctionType]:
+    """Methods that an instance has; one that is overridden only if the other one calls it."""
+    done = set(building)
+    for base in kind.__mro__:
+        if base in _BASES:
+            continue
+        for name, member in vars(base).items():
+            function = getattr(member, "__func__", getattr(member, "fget", getattr(member, "func", member)))
+            function = getattr(function, "__wrapped__", function)
+            if name in done or not isinstance(function, types.FunctionType):
                 continue
-            seen.add(base)
-            for name, member in vars(base).items():
-                function = getattr(member, "__func__", getattr(member, "fget", getattr(member, "func", member)))
-                function = getattr(function, "__wrapped__", function)
-                if name not in building and isinstance(function, types.FunctionType):
-                    yield from _names(function.__code__)
-                    yield from _names_in_helpers(function, seen)
+            if "super" not in function.__code__.co_names:
+                done.add(name)
+            yield function
 
 
 def _names_in_helpers(function: types.FunctionType, seen: set[Any]) -> Iterator[str]:

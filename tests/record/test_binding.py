@@ -558,13 +558,40 @@ class NoisyData(pl.LightningDataModule):
         return DataLoader(Noisy(0.0), batch_size=48)
 
 
-def test_workers_that_live_on_get_the_new_value_with_the_next_epoch(tmp_path):
+class ReadByLoader(pl.LightningDataModule):
+    """Without a hook: ``train_dataloader`` reads the attribute."""
+
+    def __init__(self, noise=0.5):
+        super().__init__()
+        self.noise = noise
+
+    def train_dataloader(self):
+        return DataLoader(Noisy(self.noise), batch_size=8, num_workers=1, persistent_workers=True)
+
+    val_dataloader = NoisyData.val_dataloader
+
+
+class ReadInSetup(ReadByLoader):
+    def setup(self, stage):
+        self.train = Noisy(self.noise)
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=8)
+
+
+def test_data_that_would_not_follow_is_refused(tmp_path):
+    with pytest.raises(MisconfigurationException, match=r"'data.noise' changes nothing.*data module, or define on_hyp"):
+        test_workers_that_live_on_get_the_new_value_with_the_next_epoch(ReadInSetup, tmp_path)
+
+
+@pytest.mark.parametrize("data", [NoisyData, ReadByLoader])
+def test_workers_that_live_on_get_the_new_value_with_the_next_epoch(data, tmp_path):
     Workers.seen = {}
     tuner = PopulationTuner(
         Workers.SPACE, monitor="val_loss", root=tmp_path, name="run", verbose=False, trainer=QUIET, explore="all",
         population_size=2, interval=INTERVAL, max_steps=2 * INTERVAL, seed=3,
     )  # fmt: skip
-    segments = lineage(tuner.fit(Workers, datamodule=NoisyData))
+    segments = lineage(tuner.fit(Workers, datamodule=data))
     assert len(segments) > 2
     for (member, step), effective in Workers.seen.items():
         (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
