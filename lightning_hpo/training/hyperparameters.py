@@ -7,8 +7,7 @@ happens to hold the same value is left alone. To change values, a new build with
 with those before, both at the step of the schedules at work, and what differs is copied.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from lightning_hpo.failures import ParameterMismatchError
 from lightning_hpo.space import from_unit, split_name
 from lightning_hpo.training.leaves import Fixed, Path, get, leaves, put, same, text
+from lightning_hpo.training.places import BatchSize, Loaders, Setting, TrainerSetting
 from lightning_hpo.training.rebuild import (
     Effect,
     Rebuild,
@@ -35,8 +35,6 @@ from lightning_hpo.training.rebuild import (
 HOOK = "on_hyperparameters"
 # Settings of the Trainer that it reads at every step.
 _TRAINER = ("gradient_clip_val",)
-_LEARNING_RATES = ("lr", "learning_rate")
-_BETAS = {"beta1": 0, "beta2": 1, "momentum": 0}
 
 
 class Hyperparameters:
@@ -66,7 +64,7 @@ class Hyperparameters:
         self._owners: dict[str, Any] = {"model": module, "data": getattr(trainer, "datamodule", None)}
         note_base_lrs(trainer.optimizers)
         self._rebuild = rebuild or of_module(trainer, module)
-        self._places: dict[str, _TrainerSetting | _BatchSize | _Setting] = {}
+        self._places: dict[str, TrainerSetting | BatchSize | Setting] = {}
         self._built: list[str] = []
         self._paths: set[Path] = set()
         rest = [name for name in space if not self._bind_place(name)]
@@ -78,7 +76,7 @@ class Hyperparameters:
         self._written: dict[Path, Any] = {}
         self._found: dict[Path, Any] = {}
         self._data: Mapping[str, Any] = {}
-        self._loaders = _Loaders(self._trainer)
+        self._loaders = Loaders(self._trainer)
 
     def apply(self, params: Mapping[str, Any], *, copied: bool = False) -> None:
         """Change what the hyperparameters stand for, and call ``on_hyperparameters`` of module and data module.
@@ -104,7 +102,7 @@ class Hyperparameters:
     def prepare(self, params: Mapping[str, Any]) -> None:
         """Change only what a new epoch needs before it begins, ahead of :meth:`apply`."""
         for name, place in self._places.items():
-            if isinstance(place, _BatchSize):
+            if isinstance(place, BatchSize):
                 place.write(params[name])
         self._change_data(params)
 
@@ -132,7 +130,7 @@ class Hyperparameters:
         """Read back what takes effect with a new epoch only."""
         self._loaders.restore()
         for place in self._places.values():
-            if isinstance(place, _BatchSize):
+            if isinstance(place, BatchSize):
                 place.check_loader()
 
     def _bind_place(self, name: str) -> bool:
@@ -142,14 +140,14 @@ class Hyperparameters:
                 raise MisconfigurationException(
                     f"{name!r} cannot change while training; of the Trainer only {', '.join(_TRAINER)} can."
                 )
-            self._places[name] = _TrainerSetting(self._trainer, key)
+            self._places[name] = TrainerSetting(self._trainer, key)
         elif key == "batch_size" and head in self._owners:
             owner = self._owners[head]
             if not (hasattr(owner, key) or key in getattr(owner, "hparams", {})):
                 raise MisconfigurationException(
                     f"{name!r} needs a data module whose train_dataloader() reads self.batch_size."
                 )
-            self._places[name] = _BatchSize(self._trainer, owner, key)
+            self._places[name] = BatchSize(self._trainer, owner, key)
         return name in self._places
 
     def _bind(self, name: str, space: Mapping[str, BaseDistribution]) -> None:
@@ -170,7 +168,7 @@ class Hyperparameters:
                     f" hparams[{split_name(name)[1]!r}] is about, or take the name out of the space."
                 )
             return
-        setting = None if effect is not None else _Setting.of(name, self._trainer)
+        setting = None if effect is not None else Setting.of(name, self._trainer)
         if setting is None:
             raise MisconfigurationException(_refusal(name, effect, self._trainer))
         self._places[name] = setting
@@ -281,122 +279,6 @@ _MISSING = object()
 _COPIED = {("attribute", "param_groups"), ("attribute", "_buffers")}
 
 
-@dataclass
-class _TrainerSetting:
-    trainer: Any
-    key: str
-
-    def write(self, value: Any) -> None:
-        setattr(self.trainer, self.key, value)
-
-    def read(self) -> Iterable[Any]:
-        return [getattr(self.trainer, self.key)]
-
-
-@dataclass
-class _Setting:
-    """A setting of parameter groups, or one element of it (``betas``), where the module cannot be built again."""
-
-    groups: list[dict[str, Any]]
-    key: str
-    element: int | None = None
-
-    @classmethod
-    def of(cls, name: str, trainer: Any) -> "_Setting | None":
-        """Bind what only one value can be meant by: that of all groups, or of all but those that have none (0)."""
-        head, key = split_name(name)
-        key = key.removeprefix("init_args.")  # a command line writes optimizer.lr or optimizer.init_args.lr
-        key = "lr" if key in _LEARNING_RATES else key
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        element = None
-        if head not in ("model", "optimizer"):
-            return None
-        if not any(key in group for group in groups) and key in _BETAS:
-            key, element = "betas", _BETAS[key]
-        if key == "lr" and any(config.scheduler for config in trainer.lr_scheduler_configs):
-            return None  # the base values of a schedule are its own
-        setting = cls([group for group in groups if key in group], key, element)
-        values = list(setting.read())
-        setting.groups = [group for group, value in zip(setting.groups, values, strict=True) if value != 0]
-        return (
-            setting
-            if len({float(one) for one in setting.read() if isinstance(one, int | float | torch.Tensor)}) == 1
-            else None
-        )
-
-    def write(self, value: Any) -> None:
-        for group in self.groups:
-            if self.element is None and isinstance(group[self.key], torch.Tensor):
-                group[self.key].fill_(value)
-            elif self.element is None:
-                group[self.key] = value
-            else:
-                pair = list(group[self.key])
-                pair[self.element] = value
-                group[self.key] = tuple(pair)
-
-    def read(self) -> Iterable[Any]:
-        return [group[self.key] if self.element is None else group[self.key][self.element] for group in self.groups]
-
-
-@dataclass
-class _Loaders:
-    """Has the training loaders made again for the next epoch, with new workers."""
-
-    trainer: Any
-    reload_every: int | None = None
-
-    def renew(self) -> None:
-        if self.trainer.train_dataloader is None:
-            return  # the first is yet to be made
-        if self.reload_every is None:
-            self.reload_every = self.trainer.reload_dataloaders_every_n_epochs
-        self.trainer.reload_dataloaders_every_n_epochs = 1
-
-    def restore(self) -> None:
-        if self.reload_every is not None:
-            self.trainer.reload_dataloaders_every_n_epochs, self.reload_every = self.reload_every, None
-
-
-@dataclass
-class _BatchSize:
-    """The attribute that ``train_dataloader()`` reads; a new loader is made for the next epoch."""
-
-    trainer: Any
-    owner: Any
-    key: str
-    asked: int | None = None
-    reload_every: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.reload_every = self.trainer.reload_dataloaders_every_n_epochs
-
-    def write(self, value: int) -> None:
-        if hasattr(self.owner, self.key):
-            setattr(self.owner, self.key, value)
-        if self.key in self.owner.hparams:
-            self.owner.hparams[self.key] = value
-        self.asked = value
-        if self.trainer.train_dataloader is not None and _batch_size(self.trainer) != value:
-            self.trainer.reload_dataloaders_every_n_epochs = 1
-
-    def read(self) -> Iterable[int]:
-        """Read the attribute; the loader follows with the epoch."""
-        return [getattr(self.owner, self.key, self.owner.hparams.get(self.key))]
-
-    def check_loader(self) -> None:
-        """Compare the loader of a new epoch with what was asked for."""
-        if self.asked is None:
-            return
-        asked, self.asked = self.asked, None
-        self.trainer.reload_dataloaders_every_n_epochs = self.reload_every
-        if _batch_size(self.trainer) != asked:
-            raise ParameterMismatchError(
-                f"{self.key}={asked!r} was asked for, the loader has {_batch_size(self.trainer)!r}: "
-                f"let train_dataloader() read self.{self.key}."
-            )
-
-
 def _refusal(name: str, effect: Effect | None, trainer: Any) -> str:
     head, key = split_name(name)
     owner = "data module" if head == "data" else "module"
@@ -432,9 +314,3 @@ def _value(live: Any, path: Path) -> Any:
 
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, torch.Tensor) else value
-
-
-def _batch_size(trainer: Any) -> Any:
-    loader = trainer.train_dataloader
-    sampler = getattr(loader, "batch_sampler", None)
-    return getattr(sampler, "batch_size", getattr(loader, "batch_size", None))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.lineage import lineage
 from lightning_hpo.lr_schedules import WarmupCosineLR
 from lightning_hpo.population_tuner import PopulationTuner
@@ -596,3 +597,41 @@ def test_workers_that_live_on_get_the_new_value_with_the_next_epoch(data, tmp_pa
     for (member, step), effective in Workers.seen.items():
         (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
         assert effective == pytest.approx([segment.params["data.noise"]]), (member, step)
+
+
+# --- The callback, where the module may not be buildable again --------------------------------------------------------
+
+
+def member_of_one_folder(module, space, tmp_path):
+    pbt = PopulationBasedTraining(tmp_path / "pbt", space, member=0, population_size=2, interval=INTERVAL)
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "val_check_interval": INTERVAL}
+    trainer = pl.Trainer(
+        max_steps=4, max_epochs=-1, callbacks=[pbt], default_root_dir=tmp_path / "0", **options, **QUIET
+    )
+    trainer.fit(module)
+    (segment,) = lineage(tmp_path / "pbt")
+    return segment.params
+
+
+class NoDecayFirst(FixedGroupFirst):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(
+            [{"params": [self.net[0].bias], "weight_decay": 0.0}, {"params": [self.net[0].weight]}],
+            weight_decay=self.wd,
+        )
+
+
+def test_without_saved_hparams_only_what_is_certain_is_bound(tmp_path):
+    NoDecayFirst.seen = {}
+    params = member_of_one_folder(NoDecayFirst(), {"weight_decay": "loguniform(1e-4, 1e-2)"}, tmp_path / "a")
+    assert set(map(tuple, NoDecayFirst.seen.values())) == {(0.0, params["weight_decay"])}
+    with pytest.raises(MisconfigurationException, match=r"'lr'.*self.save_hyperparameters\(\) in its __init__"):
+        member_of_one_folder(Cyclic(), {"lr": "loguniform(1e-4, 1e-2)"}, tmp_path / "b")
+    with pytest.raises(MisconfigurationException, match=r"'dropout'.*self.save_hyperparameters\(\) in its __init__"):
+        member_of_one_folder(Attention(), {"dropout": "uniform(0, 0.5)"}, tmp_path / "c")
+
+
+def test_with_saved_hparams_a_module_is_built_again(tmp_path):
+    Adversarial.seen = {}
+    params = member_of_one_folder(Adversarial(), Adversarial.SPACE, tmp_path)
+    assert list(Adversarial.seen.values()) == [pytest.approx(Adversarial.right(0, **params))] * 4
