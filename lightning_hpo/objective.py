@@ -7,6 +7,7 @@ whoever wrote it, has the full budget as its horizon in each rung, and its check
 import contextlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from lightning_hpo.quiet import warnings_only
 from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
+from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.check import fit_one_batch
-from lightning_hpo.training.name_checks import UnusedNames
+from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 
 
 class Objective:
@@ -75,7 +77,7 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
-        self.check_names: Callable[..., pl.Callback] = UnusedNames
+        self.check_names: Callable[..., NameCheck] = UnusedNames
         """Called with builder, space and parameters; the callback looks at the names of the space in the check."""
         self.monitor = monitor
         self.max_steps = max_steps
@@ -135,11 +137,18 @@ class Objective:
             ParameterMismatchError: if the module says that it holds another value than it was given, whatever that is.
         """
         params = self.middle() if params is None else params
-        with quiet_and_seeded(self.seed, 0), _naming(params), tempfile.TemporaryDirectory() as folder:
-            names = self.check_names(self.builder, self.space, params)
-            seen = fit_one_batch(self.builder.build(params), Path(folder), self.max_steps, [names])
+
+        def fit() -> tuple[dict[str, float], list[str]]:
+            with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
+                names = self.check_names(self.builder, self.space, params)
+                return fit_one_batch(self.builder.build(params), Path(folder), self.max_steps, [names]), names.unused
+
+        with _naming(params):
+            logged, unused = call_apart(fit)
+            for message in unused:
+                warnings.warn(message, stacklevel=2)
             for name in (self.monitor, *self.also):
-                _score(name, seen.metrics)
+                _score(name, logged)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
@@ -172,6 +181,7 @@ class Objective:
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
             identity=task.identity,
+            forked=source is None and begin is not None,
         )
         trainer = make_trainer(
             built, task.folder, job, callbacks=more, source=begin, saved=saved, max_steps=self.max_steps

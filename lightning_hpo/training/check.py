@@ -13,7 +13,7 @@ from lightning_hpo.building import Built
 from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.fitting import make_trainer
 from lightning_hpo.trainer_plugins import MetricsFile
-from lightning_hpo.training.trainer import refuse_callbacks
+from lightning_hpo.training.trainer import refuse_callbacks, stop
 
 
 class OneBatch(pl.Callback):
@@ -44,7 +44,7 @@ class OneBatch(pl.Callback):
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and save a checkpoint as a job will."""
         trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
-        trainer.should_stop = True
+        stop(trainer)
         path = self._folder / "check.ckpt"
         trainer.save_checkpoint(path)
         trainer.strategy.load_checkpoint(path, weights_only=True)
@@ -55,7 +55,9 @@ class OneBatch(pl.Callback):
         self.metrics = dict(trainer.callback_metrics)
 
 
-def fit_one_batch(built: Built, folder: Path, max_steps: int, callbacks: Sequence[pl.Callback] = ()) -> OneBatch:
+def fit_one_batch(
+    built: Built, folder: Path, max_steps: int, callbacks: Sequence[pl.Callback] = ()
+) -> dict[str, float]:
     """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
 
     Args:
@@ -78,7 +80,7 @@ def fit_one_batch(built: Built, folder: Path, max_steps: int, callbacks: Sequenc
     quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
     trainer = make_trainer(quiet, folder, job, callbacks=callbacks, max_steps=max_steps)
     trainer.fit(built.module, datamodule=built.data)
-    return job
+    return {name: float(value) for name, value in job.metrics.items()}
 
 
 def _silent(logger: Any) -> Any:

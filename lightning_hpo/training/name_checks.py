@@ -1,6 +1,5 @@
 """Checks of the names in a search space, by building twice: what changes nothing, or not while training."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,8 @@ from lightning_hpo.training.rebuild import Build, Rebuild, unread_names
 from lightning_hpo.training.usage import BUILDING
 
 
-class UnusedNames(pl.Callback):
-    """Warns of each name whose values make no difference to what training reads.
+class NameCheck(pl.Callback):
+    """Looks at the names of a space when a fit starts.
 
     Args:
         builder: of what a trial trains.
@@ -29,6 +28,12 @@ class UnusedNames(pl.Callback):
         self._builder = builder
         self._space = space
         self._params = params
+        self.unused: list[str] = []
+        """What to warn of; the check may be in another process."""
+
+
+class UnusedNames(NameCheck):
+    """Finds each name whose values make no difference to what training reads."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build with other values and compare.
@@ -47,25 +52,14 @@ class UnusedNames(pl.Callback):
                     f"{name}={self._params[name]!r} was asked for, but hparams hold {hparams[key]!r}, and other values"
                     " change nothing."
                 )
-            warnings.warn(
+            self.unused.append(
                 f"{name!r} is in the space, but nothing that training reads changes with it: every value gives the same"
-                " training. Use it in the module or its optimizer, or take it out of the space.",
-                stacklevel=2,
+                " training. Use it in the module or its optimizer, or take it out of the space."
             )
 
 
-class ChangeableNames(pl.Callback):
-    """Refuses each name that cannot change while a module trains, as a population needs it.
-
-    Args:
-        builder: of what a member trains.
-        space: name -> distribution.
-        params: hyperparameters that the Trainer's module was built with.
-    """
-
-    def __init__(self, builder: Builder, space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> None:
-        self._rebuild = Rebuild(build_of(builder), params)
-        self._space = space
+class ChangeableNames(NameCheck):
+    """Refuses each name that cannot change while a module trains, as a population needs it."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bind the names and apply their values, as a member does.
@@ -73,7 +67,8 @@ class ChangeableNames(pl.Callback):
         Raises:
             MisconfigurationException: naming what cannot change.
         """
-        Hyperparameters(self._space, trainer, pl_module, self._rebuild).apply(self._rebuild.params)
+        rebuild = Rebuild(build_of(self._builder), self._params)
+        Hyperparameters(self._space, trainer, pl_module, rebuild).apply(self._params)
 
 
 def build_of(builder: Builder) -> Build:
