@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
+from lightning_hpo.callbacks.transplant import capture
 from torch import nn
 
 from lightning_hpo import (
@@ -40,7 +41,6 @@ from lightning_hpo import (
     RandomTuner,
     checkpoints,
 )
-from lightning_hpo.callbacks.transplant import capture
 from lightning_hpo.checkpoints import UnreadableStateError
 from lightning_hpo.jobs import Task
 from lightning_hpo.run_key import KEY_FILE, Key
