@@ -121,12 +121,13 @@ def disagreement(best: Row, identity: Mapping[str, Any], best_checkpoint: Path, 
     """
     if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.step)) is not None:
         return f"{best_checkpoint.name} {what}"
-    if best_params.exists():
+    config: Any = None
+    with contextlib.suppress(OSError, yaml.YAMLError):  # not there, or what somebody else has written
         config = yaml.safe_load(best_params.read_text(encoding="utf-8"))
-        for name, value in best.params.items():
-            found = _look_up(config, [*split_name(name)])
-            if found and found[0] != value:
-                return f"{best_params.name} has another {name!r} than the best trial, {best.number}"
+    for name, value in best.params.items():
+        found = _look_up(config, split_name(name))
+        if found and found[0] != value:
+            return f"{best_params.name} has another {name!r} than the best trial, {best.number}"
     return None
 
 
