@@ -77,7 +77,7 @@ def write_answer(
         best_checkpoint: where ``best.ckpt`` is.
         best_params: where ``best.yaml`` is.
     """
-    found = [path for path in (best_checkpoint, checkpoint) if path.exists()]
+    found = [path for path in (checkpoint, best_checkpoint) if path.exists()]  # an old one may carry no identity
     right = next((path for path in found if difference(path, identity, best.step) is None), None)
     if right is not None and right != best_checkpoint:
         keep_best(right, best_checkpoint)

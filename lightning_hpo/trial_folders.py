@@ -15,9 +15,9 @@ from typing import Any
 
 import optuna
 
-IDENTITY = "trial.json"
+FILE = "trial.json"
 STUDY_ID = "lightning_hpo_id"  # user attribute of a study
-_OURS = {IDENTITY, f".{IDENTITY}.tmp", "claim"}  # what may be there before a trial has trained
+_OURS = {FILE, f".{FILE}.tmp", "claim"}  # what may be there before a trial has trained
 
 
 def study_id(study: optuna.Study) -> str:
@@ -43,7 +43,7 @@ def identity_of(study: str, number: int, params: Mapping[str, Any] | None) -> di
 
 def belongs(folder: Path, identity: Mapping[str, Any]) -> bool:
     """Whether a folder says that it belongs to a trial."""
-    found = _read(folder / IDENTITY)
+    found = _read(folder / FILE)
     if None in (found.get("params"), identity["params"]):
         return all(found.get(name) == identity[name] for name in ("study", "trial"))
     return found == identity
@@ -66,13 +66,13 @@ def settle(folder: Path, identity: Mapping[str, Any]) -> None:
             "nothing in them is continued",
             stacklevel=2,
         )
-    if _read(folder / IDENTITY) != identity:
+    if _read(folder / FILE) != identity:
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = folder / f".{IDENTITY}.tmp"
+        fresh = folder / f".{FILE}.tmp"
         fresh.unlink(missing_ok=True)
         with fresh.open("x") as file:
             json.dump(identity, file)
-        fresh.replace(folder / IDENTITY)
+        fresh.replace(folder / FILE)
 
 
 def _has_files(folder: Path) -> bool:
