@@ -310,7 +310,7 @@ class _Reporting:
         assert task.job.trial is not None
         report = TrialReport(self.trial(task.job.trial), self.monitor)
         outcome = self.work(task, should_pause, callbacks=[report])
-        return replace(outcome, pruned=report.pruned)
+        return replace(outcome, pruned=outcome.score is not None and report.ends_at(outcome.step))
 
 
 @dataclass(frozen=True)

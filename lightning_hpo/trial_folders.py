@@ -44,8 +44,8 @@ def identity_of(study: str, number: int, params: Mapping[str, Any] | None) -> di
 def belongs(folder: Path, identity: Mapping[str, Any]) -> bool:
     """Whether a folder says that it belongs to a trial."""
     found = _read(folder / FILE)
-    if None in (found.get("params"), identity["params"]):
-        return all(found.get(name) == identity[name] for name in ("study", "trial"))
+    if None in (found.get("params"), identity.get("params")):
+        return bool(identity) and all(found.get(name) == identity[name] for name in ("study", "trial"))
     return found == identity
 
 
@@ -54,7 +54,7 @@ def settle(folder: Path, identity: Mapping[str, Any]) -> None:
 
     Args:
         folder: of the trial.
-        identity: of the trial, from :func:`identity_of`.
+        identity: of the trial, from :func:`identity_of`; empty for one without a study, which takes over nothing.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -66,7 +66,7 @@ def settle(folder: Path, identity: Mapping[str, Any]) -> None:
             "nothing in them is continued",
             stacklevel=2,
         )
-    if _read(folder / FILE) != identity:
+    if identity and _read(folder / FILE) != identity:
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / f".{FILE}.tmp"
         fresh.unlink(missing_ok=True)
