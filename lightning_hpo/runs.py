@@ -26,6 +26,7 @@ from lightning_hpo.run_key import Key
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.space import parse_space
 from lightning_hpo.study_file import UNUSABLE, StorageError, check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.trial_folders import study_id
 
 __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError", "open_study"]
 
@@ -218,6 +219,7 @@ def open_study(
         study.set_user_attr(FINGERPRINT, dict(fingerprint))
     if not own:
         _claim_place(study, folder.path)
+    study_id(study)  # made while nobody else opens the study
     return study, storage
 
 
