@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # public, but not listed
 
+from lightning_hpo.atomic import atomic_write
 from lightning_hpo.failures import RankLostError
 from lightning_hpo.jobs import Outcome, Task, Work, never
 from lightning_hpo.ranks import Ranks
@@ -54,9 +55,7 @@ class Leader:
         self._store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         token = uuid4().hex  # the port may have been another's
         self._store.set("token", token)
-        fresh = self._address.with_suffix(".tmp")
-        fresh.write_text(json.dumps({"port": self._store.port, "token": token}))
-        fresh.replace(self._address)
+        atomic_write(self._address, json.dumps({"port": self._store.port, "token": token}))
         return self
 
     def __exit__(

@@ -20,6 +20,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
+from lightning_hpo.atomic import atomic_write
 from lightning_hpo.best import best_row
 from lightning_hpo.console import Console, spent
 from lightning_hpo.journal import JOURNAL, read_journal
@@ -133,9 +134,7 @@ def show(run: Run) -> None:
 def write_report(run: Run, path: str | Path | None = None) -> Path:
     """Write ``report.html``, whole or not at all, and return its path."""
     path = run.path / "report.html" if path is None else Path(path)
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.write_text(to_html(run), encoding="utf-8")
-    fresh.replace(path)
+    atomic_write(path, to_html(run))
     return path
 
 

@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
+from lightning_hpo.atomic import atomic_write, open_new
 from lightning_hpo.exits import WRONG_CALL
 from lightning_hpo.locks import Lock
 from lightning_hpo.quiet import warnings_only
@@ -73,7 +74,8 @@ class RunFolder:
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             probe = self.path / f".writable.{os.getpid()}"
-            probe.touch()
+            probe.unlink(missing_ok=True)
+            os.close(open_new(probe))
             probe.unlink(missing_ok=True)  # another process that starts may have tidied it away
         except OSError as error:
             raise StorageError(
@@ -150,7 +152,7 @@ class RunFolder:
                 )
             raise StudyInUseError(f"the study in {self.path} is in use by another process")
         try:
-            owner.write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+            atomic_write(owner, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
             yield
         finally:
             if not shared:

@@ -15,10 +15,10 @@ from lightning_hpo.safe_text import hide_passwords
 _SQLITE_HEADER = b"SQLite format 3\x00"
 _CHECKED = 64 * 2**20  # bytes: a larger study is not read through before it is opened, but its size is looked at
 _MOST_PARAMS, _LONGEST_ATTRIBUTE = 10_000, 16 * 2**20  # of a trial; more would not fit into memory
-# What an operating system says of a disk that is full, read-only, somebody else's, or failing.
+# What an operating system says of a disk that is full, read-only, somebody else's, or failing, and of planted links.
 UNUSABLE = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ELOOP")
     if hasattr(errno, name)
 }
 _SQLITE_ERRNO = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EROFS, "SQLITE_CANTOPEN": errno.EACCES}

@@ -12,6 +12,7 @@ import numpy as np
 from optuna.study import Study, StudyDirection
 
 from lightning_hpo.acquisition import expected_improvement
+from lightning_hpo.atomic import replacing
 from lightning_hpo.gp import Floats
 from lightning_hpo.samplers.gaussian_process import GaussianProcessSampler
 from lightning_hpo.samplers.observations import observe
@@ -148,7 +149,8 @@ def plot_slices(study: Study, path: str | Path | None = None, points: int = 50) 
         axes.set_xlabel(part.name)
     figure.axes[0].set_ylabel("objective (mean ± 2 sd)")
     if path is not None:
-        figure.savefig(path)
+        with replacing(Path(path)) as file:
+            figure.savefig(file, format=Path(path).suffix[1:] or "png")
     return figure
 
 
