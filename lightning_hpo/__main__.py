@@ -9,6 +9,7 @@ import sys
 
 from lightning_hpo.report import read_best, read_run, show, write_report
 from lightning_hpo.runs import StorageError
+from lightning_hpo.safe_text import HIDDEN
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
             case "report":
                 print(write_report(run))
             case "best":
-                print(read_best(run), end="")
+                text = read_best(run)
+                print(text, end="")
+                if HIDDEN in text:
+                    print(f"secrets are shown as {HIDDEN}; they are in {run.path / 'best.yaml'}", file=sys.stderr)
     except BrokenPipeError:  # whoever read this has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except StorageError as error:

@@ -251,7 +251,7 @@ class OptunaTuner(Tuner):
             for name in self._constraints:
                 trial.set_constraint(name, outcome.metrics[name])
         except BaseException as error:  # noqa: BLE001  # it is kept with the trial
-            trial.set_user_attr(FAILURE, failure_text(error))
+            trial.set_user_attr(FAILURE, failure_text(error, trial.params))
             study.tell(trial, state=TrialState.FAIL)
             return TrialState.FAIL
         study.tell(trial, values)

@@ -23,6 +23,7 @@ from lightning_hpo.atomic import atomic_write, open_new
 from lightning_hpo.exits import WRONG_CALL
 from lightning_hpo.locks import Lock
 from lightning_hpo.quiet import warnings_only
+from lightning_hpo.safe_text import hide_passwords
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.space import parse_space
 from lightning_hpo.study_file import UNUSABLE, StorageError, check_study_file, readable, sqlite_url, unusable
@@ -260,7 +261,8 @@ def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *
     changed = _changed(stored, asked)
     if not changed:
         return
-    listed = "; ".join(one for name in sorted(changed) for one in _differences(name, stored.get(name), asked.get(name)))
+    different = (one for name in sorted(changed) for one in _differences(name, stored.get(name), asked.get(name)))
+    listed = hide_passwords("; ".join(different))
     # A function is often the same computation with a counter or a print around it; its change is written down.
     tolerated = _MAY_CHANGE if allow_changed else {"code"} if asked["trains"] is None else set()
     if not changed <= tolerated:

@@ -182,7 +182,7 @@ class Search:
             self.table.promise(number, None)  # paused
             return
         named = self.console.monitor
-        reason = _reason(named, future.result().score) if error is None else failure_text(error)
+        reason = _reason(named, future.result().score) if error is None else failure_text(error, task.params)
         if error is None and reason is None:
             self._failed_in_a_row = 0
             self.table.record(number, step, float(future.result().score or 0.0))

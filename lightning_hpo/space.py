@@ -24,6 +24,8 @@ from typing import Any, TypeAlias
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from lightning_hpo.safe_text import HIDDEN, is_secret
+
 Space: TypeAlias = Mapping[str, str | BaseDistribution]
 
 GRAMMAR = "uniform(low, high), loguniform(low, high), int(low, high), logint(low, high) or choice(a, b, ...)"
@@ -62,7 +64,7 @@ def parse_space(space: Space) -> dict[str, BaseDistribution]:
         if isinstance(value, BaseDistribution):
             parsed[name] = value
         elif isinstance(value, str):
-            parsed[name] = _parse_text(name, value)
+            parsed[name] = _parse_secret(name, value) if is_secret(name, value) else _parse_text(name, value)
         else:
             raise TypeError(f"space[{name!r}] = {value!r} is neither text nor an Optuna distribution; use {GRAMMAR}.")
     return parsed
@@ -203,6 +205,14 @@ def _parse_text(name: str, text: str) -> BaseDistribution:
     if kind == "choice":
         return _choice(where, arguments, keywords)
     return _range(where, kind, arguments, keywords)
+
+
+def _parse_secret(name: str, text: str) -> BaseDistribution:
+    """Parse without repeating in an error what may be a secret."""
+    try:
+        return _parse_text(name, text)
+    except ValueError:
+        raise ValueError(f"space[{name!r}] = {HIDDEN!r} is not {GRAMMAR}, with every text in quotes.") from None
 
 
 def _literal(where: str, node: ast.expr, *, bare_words: bool) -> Any:
