@@ -21,6 +21,7 @@ from lightning_hpo.cli_builder import ConfigBuilder
 from lightning_hpo.cli_errors import plain
 from lightning_hpo.exits import UNFORESEEN, exit_code, leave
 from lightning_hpo.pricing import say_price
+from lightning_hpo.printing import say
 from lightning_hpo.safe_text import masked_config
 from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.tuners import Tuner
@@ -144,7 +145,7 @@ class HPOCLI(LightningCLI):
 
 @rank_zero_only
 def _say(text: str) -> None:
-    print(text)
+    say(text)
 
 
 def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:

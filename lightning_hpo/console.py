@@ -9,6 +9,7 @@ from operator import eq
 from typing import Any
 
 from lightning_hpo.best import best_row
+from lightning_hpo.printing import say
 from lightning_hpo.safe_text import HIDDEN, hide_passwords, is_secret, masked, one_line
 from lightning_hpo.schedulers import Bracket, Coverage, Mode
 from lightning_hpo.space import format_distribution
@@ -142,7 +143,7 @@ class Console:
         if self._kept is not None:
             self._kept.append(text)
         elif self._verbose:
-            print(one_line(text), flush=True)  # this is what the class is for
+            say(one_line(text))
 
 
 def spent(rows: Sequence[Row]) -> int:

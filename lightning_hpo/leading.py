@@ -26,7 +26,9 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] 
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.failures import RankLostError
+from lightning_hpo.interrupts import PAUSING
 from lightning_hpo.jobs import Outcome, Task, Work, never
+from lightning_hpo.printing import say
 from lightning_hpo.ranks import Ranks
 from lightning_hpo.schedulers import Job
 
@@ -140,7 +142,7 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
                 try:
                     store.wait([f"done/{number}"], _GRACE)
                 except DistError:
-                    print(f"lightning_hpo: rank {ranks.rank} failed alone:", file=sys.stderr)
+                    say(f"lightning_hpo: rank {ranks.rank} failed alone:", sys.stderr)
                     traceback.print_exc()
                     raise SystemExit(1) from None
             gc.collect()  # a Trainer and its module refer to each other
@@ -180,11 +182,11 @@ def _connect(address: Path) -> tuple[TCPStore, threading.Thread]:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Leave SIGINT and SIGTERM to rank 0."""
+    """Leave the signals that mean pause to rank 0."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda *_: None) for number in PAUSING}
     try:
         yield
     finally:

@@ -27,6 +27,7 @@ from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, Work
 from lightning_hpo.keyed_sampler import KeyedSampler
 from lightning_hpo.objective import Objective, suggest
 from lightning_hpo.options import direction, refuse_unknown
+from lightning_hpo.printing import say
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
 from lightning_hpo.space import Space, parse_space
@@ -348,7 +349,7 @@ def create_optuna_study(
         load_if_exists=study_name is not None,
     )
     study.optimize(lambda trial: objective_fn(suggest(trial, distributions)), n_trials=n_trials)
-    print(f"Best parameters: {study.best_params}\nBest score: {study.best_value}")
+    say(f"Best parameters: {study.best_params}\nBest score: {study.best_value}")
     return study
 
 

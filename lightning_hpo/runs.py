@@ -66,7 +66,7 @@ class RunFolder:
                 f"`name` must be 1 to 100 of A-Z a-z 0-9 . _ - with a letter or digit first, got {name!r}."
             )
         root = Path(root).resolve()
-        if root in (Path(root.anchor), Path.home()):
+        if root in (Path(root.anchor), _home()):
             raise ValueError(
                 f"`root` must be a folder of its own for runs, e.g. {str(root / 'runs')!r}, got {str(root)!r}."
             )
@@ -130,9 +130,10 @@ class RunFolder:
         except (StorageInternalError, SQLAlchemyError) as error:
             raise unusable(self.path, error) from error
         except OSError as error:
-            if error.errno not in UNUSABLE:
-                raise
             where = str(error.filename or self.path)
+            gone = isinstance(error, FileNotFoundError) and Path(where).is_relative_to(self.path)
+            if error.errno not in UNUSABLE and not gone:
+                raise
             raise StorageError(error.errno, f"the run folder cannot be used: {error.strerror}", where) from error
 
     @contextmanager
@@ -232,6 +233,14 @@ def _claim_place(study: optuna.Study, path: Path) -> None:
         lock.free()
     if study.user_attrs.get(PLACE) != str(path):
         study.set_user_attr(PLACE, str(path))
+
+
+def _home() -> Path | None:
+    """The user's home folder; None for a user without one, such as a bare number in a container."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def _study(

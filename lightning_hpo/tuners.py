@@ -29,6 +29,7 @@ from lightning_hpo.sharing import Claims, turn
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.suggest import Asker
 from lightning_hpo.trials import Row, TrialTable, read_rows
+from lightning_hpo.worker import refuse_daemonic
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -212,7 +213,7 @@ class Tuner:
             StudyMismatchError: if the run folder holds a study with other settings.
             StorageError: if the run folder or its study cannot be used.
             SearchFailedError: if no trial succeeded, or ``max_failed`` in a row did not.
-            StudyPaused: after Ctrl-C or SIGTERM; everything is saved.
+            StudyPaused: after Ctrl-C, SIGTERM or SIGHUP; everything is saved.
         """
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
@@ -266,6 +267,8 @@ class Tuner:
         ranks = Ranks() if subject.builder is None else ranks_of(subject.builder.surroundings)
         if ranks.size > 1:
             self._refuse_ranks(ranks.size)
+        if self._workers > 1 or self._isolate:
+            refuse_daemonic(self._workers)
         default = "-".join(label(one) for one in (type(self), subject.parts[0]))
         return conduct(
             RunFolder(self._root, default if self._name is None else self._name),
