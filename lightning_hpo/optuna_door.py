@@ -22,7 +22,7 @@ from lightning_hpo.console import spent
 from lightning_hpo.executors import Executor
 from lightning_hpo.exits import explained
 from lightning_hpo.failures import ParameterMismatchError, RankLostError, failure_text
-from lightning_hpo.fingerprints import label
+from lightning_hpo.fingerprints import label, settings
 from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, Work
 from lightning_hpo.keyed_sampler import KeyedSampler
 from lightning_hpo.objective import Objective, suggest
@@ -127,11 +127,16 @@ class OptunaTuner(Tuner):
             sampler = self._given_sampler or study.sampler
             pruner = self._pruner or study.pruner
         else:
-            fingerprint = {**fingerprint, "monitor": list(self.monitors), "mode": list(self.modes)}
+            sampler, pruner = self._given_sampler or TPESampler(), self._pruner or MedianPruner()
+            fingerprint = {
+                **fingerprint,
+                "monitor": list(self.monitors),
+                "mode": list(self.modes),
+                "sampler": {**settings(sampler), "pruner": settings(pruner)},
+            }
             study, storage = open_study(
                 folder, self._storage, self.modes, fingerprint, allow_changed=self._allow_changed
             )
-            sampler, pruner = self._given_sampler or TPESampler(), self._pruner or MedianPruner()
         study.sampler = sampler if isinstance(sampler, KeyedSampler) else KeyedSampler(sampler, self.seed)
         study.pruner = pruner
         return study, storage

@@ -33,7 +33,7 @@ __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError",
 FINGERPRINT = "lightning_hpo"
 CHANGES = "lightning_hpo_changes"
 PLACE = "lightning_hpo_folder"  # of a study that is not in its run folder: the folder whose lock was held last
-_MAY_CHANGE = {"space", "code"}  # if the user says so; other settings decide what a value means
+_MAY_CHANGE = {"space", "code", "sampler"}  # if the user says so; other settings decide what a value means
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -306,6 +306,8 @@ def _changed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> set[str]:
 
 def _differences(name: str, stored: Any, asked: Any) -> list[str]:
     """What differs in one setting, in words for people."""
+    if name == "sampler" and not stored:  # of an older study
+        return []
     if name == "code":  # older studies have none; bytecode of another Python says nothing
         if not stored or not asked or stored["python"] != asked["python"]:
             return []

@@ -16,7 +16,7 @@ from lightning_hpo.conduct import Session, Subject, conduct
 from lightning_hpo.console import Console
 from lightning_hpo.executors import InProcess, WorkerProcesses
 from lightning_hpo.exits import explained
-from lightning_hpo.fingerprints import fingerprint, label
+from lightning_hpo.fingerprints import fingerprint, label, settings
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.jobs import FunctionWork, Work
 from lightning_hpo.options import Options, direction, refuse_unknown, refuse_wrong
@@ -269,13 +269,14 @@ class Tuner:
             self._refuse_ranks(ranks.size)
         if self._workers > 1 or self._isolate:
             refuse_daemonic(self._workers)
+        asked = self._fingerprint(subject)  # now: what trains may change what its code holds
         default = "-".join(label(one) for one in (type(self), subject.parts[0]))
         return conduct(
             RunFolder(self._root, default if self._name is None else self._name),
             Console(self.monitor or "score", self.mode, verbose=self._verbose),
             subject,
             mode=self.mode,
-            opened=lambda folder: self._open(folder, self._fingerprint(subject)),
+            opened=lambda folder: self._open(folder, asked),
             loop=self._loop,
             conclude=self._conclude,
             read=lambda study: read_rows(study, at=self.scheduler.max_steps),
@@ -380,7 +381,7 @@ class Tuner:
         return processes
 
     def _fingerprint(self, subject: Subject) -> dict[str, Any]:
-        asked = {"monitor": self.monitor, "mode": self.mode, "seed": self.seed}
+        asked = {"monitor": self.monitor, "mode": self.mode, "seed": self.seed, "sampler": settings(self._sampler)}
         return fingerprint(self.space, self.scheduler, subject, self._code(subject), **asked)
 
     def _code(self, subject: Subject) -> Sequence[Any]:
