@@ -11,7 +11,12 @@ warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` i
 # Optuna of a choice that is a list: it can be stored, which is all that the warning is about.
 warnings.filterwarnings("ignore", message=r"Choices for a categorical .* which is of type (list|dict)", append=True)
 
-CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+# Of both packages: whichever was imported last is the one that speaks.
+CHATTY = tuple(
+    f"{package}{inner}"
+    for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+    for inner in ("", ".utilities.rank_zero")
+)
 
 
 @contextmanager
