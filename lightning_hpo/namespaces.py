@@ -29,8 +29,9 @@ def of_lightning(given: T) -> T:
         return given
     children = given.modules() if hasattr(given, "modules") and hasattr(given, "_modules") else ()
     for one in (*children, given):
-        kind = _both(type(one))
-        if kind is not type(one):
+        before: Any = type(one)
+        kind = _both(before)
+        if kind is not before:
             one.__class__ = kind
     return given
 
@@ -56,7 +57,7 @@ class _Both(type):
     """Puts each class of ``lightning`` right before the one of ``pytorch_lightning`` that it is the same as."""
 
     def mro(cls) -> list[type]:
-        order = [cls]
+        order: list[type] = [cls]
         for base in cls.__bases__[0].__mro__:
             same = _same_of_lightning(base)
             order += [base] if same is None else [same, base]
