@@ -120,6 +120,7 @@ def conduct(
         with turn(folder.path):
             folder.remove_leftovers(alone=not shared)
             study, storage = opened(folder)
+        stack.callback(folder.note_checksum)
         if ranks.size > 1:
             if isinstance(storage, InMemoryStorage):
                 raise ValueError(f"`storage` is in the memory of one process, but {ranks.size} train: give a file's or"

@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import re
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,15 @@ from lightning_hpo.quiet import warnings_only
 from lightning_hpo.safe_text import hide_passwords
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.space import parse_space
-from lightning_hpo.study_file import UNUSABLE, StorageError, check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.study_file import (
+    UNUSABLE,
+    StorageError,
+    check_study_file,
+    note_checksum,
+    readable,
+    sqlite_url,
+    unusable,
+)
 
 __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError", "open_study"]
 
@@ -111,6 +120,12 @@ class RunFolder:
         patterns = (".*.tmp", ".writable.*", *(("trials/*/.*.tmp",) if alone else ()))
         for leftover in (file for pattern in patterns for file in self.path.glob(pattern)):
             leftover.unlink(missing_ok=True)
+
+    def note_checksum(self) -> None:
+        """Write the checksum of the study's file, if it is in the folder; on a full disk there is none."""
+        if self.study_file.exists():
+            with contextlib.suppress(OSError, sqlite3.Error):
+                note_checksum(self.study_file)
 
     def holds(self, path: Path) -> bool:
         """Whether a path is within the run folder, symbolic links followed; nothing outside is ever deleted."""
