@@ -139,11 +139,11 @@ class Console:
             )
 
     def line(self, text: str) -> None:
-        """Print one line; control characters in names and values are written out, so they cannot steer a terminal."""
+        """Print one line, without secrets; control characters are written out, so they cannot steer a terminal."""
         if self._kept is not None:
             self._kept.append(text)
         elif self._verbose:
-            say(one_line(text))
+            say(one_line(hide_passwords(text)))
 
 
 def spent(rows: Sequence[Row]) -> int:
