@@ -10,12 +10,12 @@ from typing import Any, Literal, Unpack
 import optuna
 from optuna.storages import BaseStorage
 
+from lightning_hpo import checkpoints
 from lightning_hpo.best import best_row, keep_best, write_best
-from lightning_hpo.callbacks.member import Member
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.exits import explained
 from lightning_hpo.fingerprints import label
-from lightning_hpo.fitting import make_trainer, quiet_and_seeded
+from lightning_hpo.fitting import JobCallback, make_trainer, quiet_and_seeded
 from lightning_hpo.journal import JOURNAL, open_journal
 from lightning_hpo.options import Options, refuse_unknown
 from lightning_hpo.population import Donor, Explore, Rules
@@ -25,6 +25,7 @@ from lightning_hpo.rounds import Rounds
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.space import Space
+from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
 
@@ -124,20 +125,22 @@ class PopulationTuner(Tuner):
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         builder = subject.builder
         assert builder is not None  # optimize() is refused
-        folder = session.folder.path / "members"
+        folder, key = session.folder.path / "members", session.folder.key()
         table = TrialTable(session.study, session.storage)
         self._announce(session, self.space, table.rows)
         if subject.check is not None and not table.rows:
             subject.check()
 
-        def fit_member(number: int, params: Mapping[str, Any], member: Member, source: Path | None) -> None:
+        def fit_member(number: int, params: Mapping[str, Any], member: JobCallback, source: Path | None) -> None:
             with quiet_and_seeded(self.seed, number):
                 built = builder.build(params)
+                saved = None if source is None else checkpoints.load(source, key=key)
                 trainer = make_trainer(
                     built,
                     folder / f"{number:03d}",
-                    callbacks=[member],
-                    source=source,
+                    member,
+                    SealedCheckpointIO(source, saved, key),
+                    saved=saved,
                     max_steps=self.scheduler.max_steps,
                     check_val_every_n_epoch=None,
                     val_check_interval=self.interval * built.trainer.get("accumulate_grad_batches", 1),
@@ -153,6 +156,7 @@ class PopulationTuner(Tuner):
                 interval=self.interval,
                 max_steps=self.scheduler.max_steps,
                 folder=folder,
+                key=key,
                 fit=fit_member,
                 say=session.console.line,
             )

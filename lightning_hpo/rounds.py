@@ -17,17 +17,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.member import Member
-from lightning_hpo.callbacks.resumable import Resumable
+from lightning_hpo.callbacks.resumable import BeforeOthers, Resumable
 from lightning_hpo.callbacks.transplant import State, capture
 from lightning_hpo.failures import ParameterMismatchError, failure_text
 from lightning_hpo.fiber import Cancelled, Fiber
+from lightning_hpo.fitting import JobCallback
 from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.population import Fork, Interval, Rules, Standing
+from lightning_hpo.run_key import Key
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.trials import SEGMENT, TrialTable
 
-Fit: TypeAlias = Callable[[int, Mapping[str, Any], Member, Path | None], None]
+Fit: TypeAlias = Callable[[int, Mapping[str, Any], JobCallback, Path | None], None]
 
 
 class StudyLineage:
@@ -170,7 +172,7 @@ class Seat:
 
 
 class _SeatedMember(Member):
-    """A member that lets the others see its Trainer."""
+    """A member that lets the others see its Trainer, and saves where a continued run can pick up exactly."""
 
     def __init__(self, seat: Seat, names: list[str], *, monitor: str, interval: int, checkpoint: Path) -> None:
         super().__init__(seat, names, monitor=monitor, interval=interval)
@@ -178,30 +180,66 @@ class _SeatedMember(Member):
         self._checkpoint = checkpoint
         self._saved_at = seat.step
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
+        self._resume: dict[str, Any] = {}
+        self.first: pl.Callback = BeforeOthers(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continuation needs beyond Lightning's own checkpoint."""
+        return {**super().state_dict(), "resume": self._resume}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Set Lightning's progress to where the checkpoint was taken: before the validation that ends a round."""
+        self._resumable.load(checkpoint["callbacks"][self.state_key]["resume"], checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the Trainer."""
         self._seat.live = (trainer, pl_module)
         super().on_fit_start(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save before the validation that ends a round, where a continued run can pick up exactly."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put everything back; the validation that follows a restart brings the decision."""
+        self._resumable.on_train_start(trainer, pl_module)
+        self._earlier = None
+        super().on_train_start(trainer, pl_module)
+
+    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """Save before the validation that ends a round."""
+        self._resumable.on_batch_end(trainer)
         step = trainer.global_step
         if step > self._saved_at and step % self._interval == 0:
             self._saved_at = step
-            self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self._resumable.before_validation()
+            self._resume = self._resumable.state(trainer, "validation due")
             trainer.save_checkpoint(self._checkpoint)
+
+    def after_validation(self, trainer: pl.Trainer) -> None:
+        """Do nothing: the checkpoint is the one before the validation."""
+
+    def before_epoch(self, trainer: pl.Trainer) -> None:
+        """Put back what hooks at the start of training may have reset."""
+        self._resumable.begin()
+
+    def before_batch(self) -> None:
+        """Put back what hooks at the start of training may have reset."""
+        self._resumable.begin()
+
+    def before_end(self, trainer: pl.Trainer) -> None:
+        """Do nothing: the last round has saved."""
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the random numbers of training."""
-        self._resumable.on_validation_start(trainer, pl_module)
+        self._resumable.on_validation_start(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue as if no validation had happened, and report."""
-        self._resumable.on_validation_end(trainer, pl_module)
+        self._resumable.on_validation_end(trainer)
         super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let Lightning end a restarted epoch as any."""
+        self._resumable.on_train_epoch_end(trainer)
 
 
 class Rounds:
@@ -215,6 +253,7 @@ class Rounds:
         interval: optimizer steps of a round.
         max_steps: optimizer steps of every member.
         folder: for the members' checkpoints.
+        key: of the run, which it knows them by.
         fit: trains a member: number, hyperparameters, callback, and the checkpoint to continue or None.
         say: prints a line.
     """
@@ -229,6 +268,7 @@ class Rounds:
         interval: int,
         max_steps: int,
         folder: Path,
+        key: Key,
         fit: Fit,
         say: Callable[[str], None],
     ) -> None:
@@ -240,6 +280,7 @@ class Rounds:
         self._monitor = monitor
         self._interval = interval
         self._folder = folder
+        self._key = key
         self._fit = fit
         self._say = say
         self._members: dict[int, Seat] = {}
@@ -302,7 +343,7 @@ class Rounds:
         for file in (last, checkpoints.previous_of(last)):
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    step = int(checkpoints.load(file)["global_step"])
+                    step = int(checkpoints.load(file, key=self._key)["global_step"])
                 except checkpoints.DamagedCheckpointError as error:
                     self._say(str(error))
                     continue

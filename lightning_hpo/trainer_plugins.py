@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, open_own
+from lightning_hpo.run_key import NO_KEY, Key
 from lightning_hpo.safe_text import csv_cell
 
 
@@ -23,29 +24,38 @@ class SealedCheckpointIO(CheckpointIO):
     Args:
         path: of a checkpoint that has been loaded already, or None.
         content: of it; handed over when it is loaded for the first time, and kept no longer.
+        key: of the run: what is saved is signed with it, and what it has signed may hold objects of any class.
     """
 
-    def __init__(self, path: Path | None = None, content: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path | None = None, content: dict[str, Any] | None = None, key: Key = NO_KEY) -> None:
         super().__init__()
+        self._key = key
         self._path = path
         self._content = content
+        self.closed = False
+        """Whether checkpoints are neither saved nor removed any more."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write atomically; raises OSError where Lightning's own plugin can lose the file in silence."""
         if storage_options is not None:
             raise TypeError(f"`storage_options` are not supported, got {storage_options!r}.")
-        checkpoints.save(checkpoint, path)
+        if not self.closed:
+            checkpoints.save(checkpoint, path, self._key)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Verify the hash and load tensors and plain values only, whatever ``weights_only`` says."""
+        """Verify the hash, and load more than tensors and plain values only from a file that the run has signed.
+
+        ``weights_only`` says nothing here: it would be for the caller to know who wrote the file.
+        """
         content, self._content = self._content, None
         if content is not None and path == self._path and map_location is None:
             return content
-        return checkpoints.load(path, map_location=map_location or "cpu")
+        return checkpoints.load(path, map_location=map_location or "cpu", key=self._key)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete the checkpoint and its predecessor."""
-        checkpoints.remove(path)
+        if not self.closed:
+            checkpoints.remove(path)
 
 
 class MetricsFile(Logger):
@@ -65,8 +75,8 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Folder of the trial."""
-        return self._path.parent.name
+        """Nothing: files of callbacks stand in the folder of the trial, not in one of the same name inside it."""
+        return ""
 
     @property
     def version(self) -> str:

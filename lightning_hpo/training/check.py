@@ -1,0 +1,99 @@
+"""The check before training: one batch of a real fit, so that what can only fail shows before anything is spent."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from lightning_hpo import checkpoints
+from lightning_hpo.building import Built
+from lightning_hpo.fitting import make_trainer
+from lightning_hpo.run_key import Key
+from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
+from lightning_hpo.training.trainer import refuse_callbacks, stop
+
+
+class OneBatch(pl.Callback):
+    """Ends a fit after its first training batch, with a validation there.
+
+    Args:
+        folder: where checkpoints go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.first: pl.Callback = pl.Callback()
+        self.metrics: dict[str, Any] = {}
+        self.validated = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse callbacks, those that the module brings included, and let none write outside the folder."""
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
+        refuse_callbacks(callbacks)
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback.dirpath = str(self._folder)
+
+    def after_batch(self, trainer: Any, outputs: Any) -> None:
+        """Stop, validate, and look at a checkpoint as a job will save it."""
+        trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
+        stop(trainer)
+        trainer.save_checkpoint(self._folder / "check.ckpt")
+
+    def after_validation(self, trainer: pl.Trainer) -> None:
+        """Note what is logged."""
+        self.validated = True
+        self.metrics = dict(trainer.callback_metrics)
+
+
+class NoFiles(SealedCheckpointIO):
+    """Finds out whether a checkpoint could be read back, and writes none."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key=key)
+        self._own = key
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raise UnreadableStateError, naming the place, if it could not."""
+        checkpoints.require_readable(checkpoint, self._own)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Do nothing."""
+
+
+def fit_one_batch(built: Built, folder: Path, max_steps: int, key: Key) -> dict[str, float]:
+    """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
+
+    Args:
+        built: module, data and arguments of the Trainer.
+        folder: for the time of the check.
+        max_steps: the full budget.
+        key: of the run.
+
+    Returns:
+        What was logged in validation.
+
+    Raises:
+        ValueError: if an argument of the Trainer contradicts the budget.
+        MisconfigurationException: if a callback does, or Lightning refuses the combination.
+    """
+    job = OneBatch(folder)
+    arguments = dict(built.trainer)
+    arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
+    limit = arguments.get("limit_val_batches")
+    quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
+    trainer = make_trainer(quiet, folder, job, NoFiles(key), max_steps=max_steps)
+    trainer.fit(built.module, datamodule=built.data)
+    return {name: float(value) for name, value in job.metrics.items()}
+
+
+def _silent(logger: Any) -> Any:
+    """Put a logger that drops everything in the place of each that is given."""
+    if isinstance(logger, MetricsFile):
+        return logger
+    if logger is True or isinstance(logger, Logger):
+        return DummyLogger()
+    return [DummyLogger() for _ in logger] if logger else logger
