@@ -37,6 +37,7 @@ from lightning_hpo.study_file import (
     sqlite_url,
     unusable,
 )
+from lightning_hpo.trial_folders import study_id
 
 __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError", "open_study"]
 
@@ -237,6 +238,7 @@ def open_study(
         study.set_user_attr(FINGERPRINT, dict(fingerprint))
     if not own:
         _claim_place(study, folder.path)
+    study_id(study)  # made while nobody else opens the study
     return study, storage
 
 
