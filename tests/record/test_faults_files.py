@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import pathlib
 
 import pytest
 
@@ -56,16 +57,20 @@ def test_a_link_at_a_lock_is_refused_with_the_remedy(tmp_path, other, name):
     assert len(tune(tmp_path / "runs", shared=True).trials()) == 3
 
 
-def test_a_link_at_a_file_of_a_trial_or_a_figure_is_not_followed(tmp_path, other, caplog):
-    trial = tmp_path / "r" / "trials" / "0000"
-    trial.mkdir(parents=True)
-    for name in ("metrics.csv", ".metrics.csv.tmp", "last.ckpt"):
-        (trial / name).symlink_to(other)
+def test_a_link_at_a_file_of_a_trial_is_not_followed(tmp_path, other, caplog):
+    class Planting(Net):
+        def on_train_start(self):
+            folder = pathlib.Path(self.trainer.default_root_dir)
+            for name in ("metrics.csv", ".metrics.csv.tmp", ".last.ckpt.tmp"):
+                (folder / name).unlink(missing_ok=True)
+                (folder / name).symlink_to(other)
+
     RandomTuner(
         {"lr": "loguniform(1e-3, 1)"}, max_steps=3, n_trials=1, monitor="val_loss", root=tmp_path, name="r",
         trainer={"accelerator": "cpu"}, verbose=False,
-    ).fit(Net, datamodule=Data)  # fmt: skip
+    ).fit(Planting, datamodule=Data)  # fmt: skip
     assert "metrics.csv could not be written" in caplog.text
+    assert (tmp_path / "r" / "trials" / "0000" / "metrics.csv").is_symlink()
 
 
 def test_links_in_the_folder_of_a_population(tmp_path, other):

@@ -56,7 +56,7 @@ def test_numbers_and_words_that_are_no_secrets_are_shown(tmp_path, capsys):
 
 
 def test_a_wrong_range_of_a_secret_is_not_repeated():
-    for text in ("choice(sk-S3CRET)", "S3CRET", "choice('S3CRET', [1])", "choice(S3CRET, S3CRET)"):
+    for text in ("choice(sk-S3CRET)", "S3CRET", "choice('S3CRET', {1})", "choice(S3CRET, S3CRET)"):
         with pytest.raises(ValueError, match="space\\['api_key'\\] = '\\*\\*\\*' is not") as caught:
             RandomTuner({"api_key": text}, max_steps=1, n_trials=1)
         assert "S3CRET" not in str(caught.value)
