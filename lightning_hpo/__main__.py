@@ -4,11 +4,12 @@ Nothing that the run's config names is imported.
 """
 
 import argparse
-import os
 import sys
 
+from lightning_hpo.exits import STORAGE
+from lightning_hpo.printing import lost, say
 from lightning_hpo.report import read_best, read_run, show, write_report
-from lightning_hpo.runs import StorageError
+from lightning_hpo.safe_text import HIDDEN
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,15 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
             case "show":
                 show(run)
             case "report":
-                print(write_report(run))
+                say(str(write_report(run)))
             case "best":
-                print(read_best(run), end="")
-    except BrokenPipeError:  # whoever read this has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except StorageError as error:
-        print(f"lightning_hpo: {error}", file=sys.stderr)
-        return 4
-    return 0
+                text = read_best(run)
+                say(text.rstrip("\n"))
+                if HIDDEN in text:
+                    say(f"secrets are shown as {HIDDEN}; they are in {run.path / 'best.yaml'}", sys.stderr)
+    except OSError as error:
+        say(f"lightning_hpo: {error}", sys.stderr)
+        return STORAGE
+    # Whoever has closed the pipe has seen enough.
+    return 0 if isinstance(lost(sys.stdout), BrokenPipeError | None) else STORAGE
 
 
 if __name__ == "__main__":

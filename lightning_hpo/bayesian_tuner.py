@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from lightning_hpo.conduct import Session
 from lightning_hpo.exits import explained
 from lightning_hpo.options import Options, direction, refuse_unknown
+from lightning_hpo.safe_text import listed
 from lightning_hpo.samplers import (
     GaussianProcessSampler,
     expected_improvement_share,
@@ -88,7 +89,7 @@ class BayesianTuner(Tuner):
             return
         best = predicted_best(study)
         spread = f" ± {best.sd:.2g}" if math.isfinite(best.sd) else ""
-        console.line(f"the model expects most of {best.params}: {best.mean:.5g}{spread}")
+        console.line(f"the model expects most of {listed(best.params)}: {best.mean:.5g}{spread}")
         with contextlib.suppress(ValueError):  # another surrogate has no length scales
             shares = ", ".join(f"{name} {share:.0%}" for name, share in importance(study).items())
             console.line(f"how much each parameter matters to it: {shares}")

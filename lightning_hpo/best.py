@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.origin import difference
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.space import split_name
@@ -93,19 +94,19 @@ def write_answer(
 
 def write_best(config: Mapping[str, Any], path: Path) -> None:
     """Write a config as YAML, without a moment in which the file is not whole."""
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-    fresh.replace(path)
+    atomic_write(path, yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def keep_best(checkpoint: Path, path: Path) -> None:
     """Give the best trial's checkpoint a second name, without a moment in which neither is there."""
     fresh = path.with_name(f".{path.name}.tmp")
     fresh.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a file system without hard links
+    try:
         os.link(checkpoint, fresh)
-    if not fresh.exists():
-        shutil.copyfile(checkpoint, fresh)
+    except OSError:  # a file system without hard links
+        with checkpoint.open("rb") as source, replacing(path) as copy:
+            shutil.copyfileobj(source, copy)
+        return
     fresh.replace(path)
     fresh.unlink(missing_ok=True)  # a rename leaves both names if they were one file already
 

@@ -21,6 +21,8 @@ from lightning_hpo.cli_builder import ConfigBuilder
 from lightning_hpo.cli_errors import plain
 from lightning_hpo.exits import UNFORESEEN, exit_code, leave
 from lightning_hpo.pricing import say_price
+from lightning_hpo.printing import say
+from lightning_hpo.safe_text import masked_config
 from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.tuners import Tuner
 
@@ -117,7 +119,8 @@ class HPOCLI(LightningCLI):
         builder = ConfigBuilder(self, fit)
         made = _make_tuner(tuner, parse_space(dict(_flat(space))))
         for name, value in builder.replaced.items():
-            _say(f"trainer.{name}={value!r} of the config is not used: the tuner says how long and where a trial runs.")
+            shown = masked_config(value, name)
+            _say(f"trainer.{name}={shown!r} of the config is not used: the tuner says how long and where a trial runs.")
         if dry_run:
             say_price(made, builder)
             return None
@@ -142,7 +145,7 @@ class HPOCLI(LightningCLI):
 
 @rank_zero_only
 def _say(text: str) -> None:
-    print(text)
+    say(text)
 
 
 def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:

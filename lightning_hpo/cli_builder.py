@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from lightning_hpo.building import Builder, Built
 from lightning_hpo.ranks import SURROUNDINGS
+from lightning_hpo.safe_text import masked
 from lightning_hpo.space import from_unit, nearest
 
 # What the tuner decides, and what says where and how loudly a run runs but not what it computes.
@@ -112,7 +113,8 @@ class ConfigBuilder(Builder):
                     raise ValueError(self._why(name, value, error)) from error
                 if (held := _held(config, name)) != value:
                     raise ValueError(
-                        f"`space` has {name!r} with the value {value!r}, but the config makes it {held!r}."
+                        f"`space` has {name!r} with the value {masked(name, value)!r}, but the config makes it "
+                        f"{masked(name, held)!r}."
                     )
 
     def build(self, params: Mapping[str, Any]) -> Built:
@@ -182,7 +184,9 @@ class ConfigBuilder(Builder):
     def _why(self, name: str, value: Any, error: Exception) -> str:
         paths = [path for path in _paths(self._base) if path.partition(".")[0] not in _NO_PATH]
         if name in paths:
-            return f"`space` has {name!r} with the value {value!r}, which the config refuses: {_gist(error)}"
+            return (
+                f"`space` has {name!r} with the value {masked(name, value)!r}, which the config refuses: {_gist(error)}"
+            )
         return f"`space` has the name {name!r}, which is no path of the config.{nearest(name, paths)} ({_gist(error)})"
 
 

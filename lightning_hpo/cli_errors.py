@@ -4,6 +4,7 @@ import re
 
 import lightning_hpo
 from lightning_hpo.options import arguments_of
+from lightning_hpo.safe_text import hide_passwords
 from lightning_hpo.space import nearest
 
 _KEY = re.compile(r"Parser key \"(?P<name>\w+)\":\s+(?P<why>(?!Does not validate against any of the Union subtypes\s+"
@@ -13,6 +14,7 @@ _UNKNOWN = re.compile(r"given class_path '(?P<kind>[\w.]+)':\s+Option '(?P<name>
 
 def plain(message: str) -> str:
     """Return jsonargparse's message, in short if it is about an option of the tuner."""
+    message = hide_passwords(message)
     if not message.startswith('Parser key "tuner"'):
         return message
     if unknown := _UNKNOWN.search(message):

@@ -18,6 +18,7 @@ from lightning_hpo.console import Console
 from lightning_hpo.exits import explained, last_line
 from lightning_hpo.interrupts import Interrupts, StudyPaused, pausing_signals
 from lightning_hpo.jobs import Work
+from lightning_hpo.printing import say
 from lightning_hpo.ranks import Ranks
 from lightning_hpo.report import read_run, write_report
 from lightning_hpo.results import Result
@@ -125,6 +126,7 @@ def conduct(
         with turn(folder.path):
             folder.remove_leftovers(alone=not shared)
             study, storage = opened(folder)
+        stack.callback(folder.note_checksum)
         if ranks.size > 1:
             if isinstance(storage, InMemoryStorage):
                 raise ValueError(f"`storage` is in the memory of one process, but {ranks.size} train: give a file's or"
@@ -169,4 +171,4 @@ def _answer(
 def _say_paused(signal_name: str, folder: RunFolder) -> None:
     """Print where everything is kept and how to continue."""
     line = last_line(f"paused by {signal_name}", folder.path, "run the same command to continue")
-    print(line, file=sys.stderr, flush=True)
+    say(line, sys.stderr)

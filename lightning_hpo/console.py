@@ -8,7 +8,8 @@ from operator import eq
 from typing import Any
 
 from lightning_hpo.best import best_row, ranked
-from lightning_hpo.safe_text import masked, one_line
+from lightning_hpo.printing import say
+from lightning_hpo.safe_text import HIDDEN, hide_passwords, is_secret, masked, one_line
 from lightning_hpo.schedulers import Bracket, Coverage, Mode
 from lightning_hpo.space import format_distribution
 from lightning_hpo.trials import Row
@@ -69,7 +70,7 @@ class Console:
         """
         self.line(title)
         for name, distribution in space.items():
-            self.line(f"  {name:<24} {masked(name, format_distribution(distribution))}")
+            self.line(f"  {name:<24} {_range(name, distribution)}")
         if brackets:
             self.line("  bracket    rungs: trials @ optimizer steps")
         once = _once(brackets)
@@ -130,11 +131,11 @@ class Console:
             )
 
     def line(self, text: str) -> None:
-        """Print one line; control characters in names and values are written out, so they cannot steer a terminal."""
+        """Print one line, without secrets; control characters are written out, so they cannot steer a terminal."""
         if self._kept is not None:
             self._kept.append(text)
         elif self._verbose:
-            print(one_line(text), flush=True)  # this is what the class is for
+            say(one_line(hide_passwords(text)))
 
 
 def spent(rows: Sequence[Row]) -> int:
@@ -153,6 +154,12 @@ def _once(brackets: Sequence[Bracket]) -> int:
     count = len(brackets)
     lengths = (length for length in range(1, count) if count % length == 0)
     return next((length for length in lengths if all(map(eq, brackets, brackets[length:]))), count)
+
+
+def _range(name: str, distribution: Any) -> str:
+    """A distribution in the grammar of spaces, without the values of secrets."""
+    hidden = any(is_secret(name, value) for value in getattr(distribution, "choices", (0.0,)))
+    return HIDDEN if hidden else hide_passwords(format_distribution(distribution))
 
 
 def _short(value: Any) -> str:

@@ -9,7 +9,7 @@ one that left :func:`explained` ends the whole process does the exit code follow
 2     the call is wrong, does not fit the study, or the study is in use
 3     the failure limit was reached, or no trial succeeded
 4     the run folder, a checkpoint or the storage cannot be used: full, read-only, damaged
-130   paused by Ctrl-C, 143 by SIGTERM; the same command continues
+130   paused by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (a closed terminal); the same command continues
 ====  =================================================================================================
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from lightning_hpo.printing import say
 from lightning_hpo.safe_text import hide_passwords, one_line
 
 UNFORESEEN, WRONG_CALL, FAILED, STORAGE, INTERRUPTED = 1, 2, 3, 4, 130
@@ -84,7 +85,7 @@ def leave(error: BaseException) -> NoReturn:
     """End a command line's process with an error's text, its last line and its exit code, without a traceback."""
     lines = [one_line(hide_passwords(line)) for line in str(error).splitlines()]
     last = next((note for note in getattr(error, "__notes__", ()) if note.startswith(_PREFIX)), line_for(error, None))
-    print(*(lines[1:] and lines), last, sep="\n", file=sys.stderr, flush=True)  # the last line has the first one
+    say("\n".join([*(lines[1:] and lines), last]), sys.stderr)  # the last line has the first one
     raise SystemExit(exit_code(error)) from error
 
 
@@ -96,10 +97,9 @@ def _install() -> None:
 
 def _leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if _before is sys.__excepthook__:  # the traceback quotes the script, maybe the line with a storage's URL
-        sys.stderr.write(hide_passwords("".join(traceback.format_exception(error))))
+        say(hide_passwords("".join(traceback.format_exception(error))).rstrip("\n"), sys.stderr)
     else:
         _before(kind, error, trace)
     code = getattr(error, _CODE, None)
     if code is not None and not (hasattr(sys, "ps1") or sys.flags.interactive):
-        sys.stderr.flush()
         raise SystemExit(code)

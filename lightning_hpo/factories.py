@@ -11,6 +11,7 @@ from optuna import TrialPruned
 from lightning_hpo.best import nested_config
 from lightning_hpo.building import Builder, Built
 from lightning_hpo.failures import JobError
+from lightning_hpo.namespaces import is_a, of_lightning
 from lightning_hpo.ranks import SURROUNDINGS
 from lightning_hpo.safe_text import listed
 from lightning_hpo.space import nearest, split_name
@@ -73,6 +74,8 @@ class Factories(Builder):
             else _build_one("datamodule", self._data, _part(params, "data"), pl.LightningDataModule)
         )
         arguments = {**copy.deepcopy(self._trainer), **_part(params, "trainer")}
+        for given in arguments.values():
+            of_lightning(given)
         return Built(module, data, arguments)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
@@ -89,7 +92,7 @@ _LISTED = 10  # arguments in a message
 
 
 def _factory(role: str, factory: Any, kind: type) -> Callable[..., Any]:
-    if isinstance(factory, kind):
+    if is_a(factory, kind):
         raise TypeError(
             f"`{role}` must be a class or function that builds a new {kind.__name__} for every trial, "
             f"got an instance of {type(factory).__name__}: pass `{type(factory).__name__}` itself."
@@ -116,7 +119,7 @@ def _check_argument(what: str, factory: Callable[..., Any], argument: str, head:
 
 def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
     try:
-        built = factory(**params)
+        built = of_lightning(factory(**params))
     except (JobError, TrialPruned):
         raise
     except Exception as error:

@@ -1,8 +1,11 @@
 """Why a job gave no score, as the text that is stored with its trial."""
 
 import traceback
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
-from lightning_hpo.safe_text import hide_passwords
+from lightning_hpo.safe_text import hide_passwords, hide_values
 
 LONGEST = 20_000  # letters; a study is no place for more
 
@@ -25,12 +28,18 @@ class DivergedError(JobError):
     """The training loss became NaN or infinite."""
 
 
-def failure_text(error: BaseException) -> str:
-    """Say in one line what happened, with the traceback below it; passwords in URLs are left out."""
+def failure_text(error: BaseException, params: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Say in one line what happened, with the traceback below it; without passwords in URLs, and secrets of a trial.
+
+    Args:
+        error: of a job.
+        params: of its trial.
+    """
     if isinstance(error, JobError):
-        return hide_passwords(str(error))[:LONGEST]
-    text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
-    return hide_passwords(text)[:LONGEST]
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+    return hide_passwords(hide_values(text[: 2 * LONGEST], params))[:LONGEST]
 
 
 def let_go(error: BaseException) -> None:

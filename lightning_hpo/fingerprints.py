@@ -1,13 +1,14 @@
 """What a search was called with, as JSON: stored with its study, and compared when the study is continued."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.building import Builder
-from lightning_hpo.code_identity import PYTHON, code_parts
+from lightning_hpo.code_identity import PYTHON, code_parts, first_seen
 from lightning_hpo.conduct import Subject
 from lightning_hpo.schedulers import Scheduler
 from lightning_hpo.space import format_distribution
@@ -39,6 +40,28 @@ def fingerprint(
         "trains": [one and _identity(one) for one in subject.parts] if subject.builder else None,
         "code": {"python": PYTHON, "parts": code_parts(code)},
     }
+
+
+def settings(chooser: Any) -> dict[str, Any]:
+    """Return the class of a sampler or pruner, and what it was constructed with where it still shows that.
+
+    Seeds do not count: the tuner has its own. Nor does what the object itself has changed since it was seen first.
+    """
+    while hasattr(chooser, "sampler"):  # one that wraps another
+        chooser = chooser.sampler
+    return dict(first_seen(chooser, _settings, {}))
+
+
+def _settings(chooser: Any) -> dict[str, Any]:
+    kind = type(chooser)
+    names = (name for name in inspect.signature(kind).parameters if name != "seed" and not name.startswith("warn"))
+    held = {name: getattr(chooser, name, getattr(chooser, f"_{name}", None)) for name in names}
+    plain = {
+        name: one if isinstance(one, bool | int | str) else repr(one) if isinstance(one, float) else label(one)
+        for name, one in held.items()
+        if one is not None
+    }
+    return {"type": kind.__name__, **plain}
 
 
 def _identity(subject: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM mean pause; a second Ctrl-C means now."""
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP) mean pause; a second Ctrl-C means now."""
 
 import signal
 import threading
@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+PAUSING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class StudyPaused(SystemExit):  # a way to leave, not an error
     """The search was interrupted by a signal; everything is saved and the same call continues it.
 
-    Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C) or 143 (SIGTERM).
+    Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
     """
 
 
@@ -28,9 +30,9 @@ class Interrupts:
 
 @contextmanager
 def pausing_signals() -> Iterator[Interrupts]:
-    """Turn SIGINT and SIGTERM into a wish to pause while the block runs; in other threads than the main one, nothing.
+    """Turn SIGINT, SIGTERM and SIGHUP into a wish to pause while the block runs; in other threads nothing.
 
-    A second SIGINT raises KeyboardInterrupt.
+    A second SIGINT raises KeyboardInterrupt. A SIGHUP that is ignored, as under ``nohup``, stays so.
     """
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
@@ -46,7 +48,8 @@ def pausing_signals() -> Iterator[Interrupts]:
         for listener in interrupts.listeners:
             listener()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    taken = [number for number in PAUSING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in taken}
     try:
         yield interrupts
     finally:

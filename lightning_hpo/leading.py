@@ -24,8 +24,11 @@ from uuid import uuid4
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # public, but not listed
 
+from lightning_hpo.atomic import atomic_write
 from lightning_hpo.failures import RankLostError
+from lightning_hpo.interrupts import PAUSING
 from lightning_hpo.jobs import Outcome, Task, Work, never
+from lightning_hpo.printing import say
 from lightning_hpo.ranks import Ranks
 from lightning_hpo.schedulers import Job
 
@@ -54,9 +57,7 @@ class Leader:
         self._store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         token = uuid4().hex  # the port may have been another's
         self._store.set("token", token)
-        fresh = self._address.with_suffix(".tmp")
-        fresh.write_text(json.dumps({"port": self._store.port, "token": token}))
-        fresh.replace(self._address)
+        atomic_write(self._address, json.dumps({"port": self._store.port, "token": token}))
         return self
 
     def __exit__(
@@ -141,7 +142,7 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
                 try:
                     store.wait([f"done/{number}"], _GRACE)
                 except DistError:
-                    print(f"lightning_hpo: rank {ranks.rank} failed alone:", file=sys.stderr)
+                    say(f"lightning_hpo: rank {ranks.rank} failed alone:", sys.stderr)
                     traceback.print_exc()
                     raise SystemExit(1) from None
             gc.collect()  # a Trainer and its module refer to each other
@@ -181,11 +182,11 @@ def _connect(address: Path) -> tuple[TCPStore, threading.Thread]:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Leave SIGINT and SIGTERM to rank 0."""
+    """Leave the signals that mean pause to rank 0."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda *_: None) for number in PAUSING}
     try:
         yield
     finally:

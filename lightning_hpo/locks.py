@@ -4,6 +4,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from lightning_hpo.atomic import open_own
+
 _held: set[int] = set()  # file handles of all locks of this process
 
 
@@ -29,9 +31,9 @@ class Lock:
             wait: until it is free.
 
         Raises:
-            OSError: if the file cannot be opened.
+            OSError: if the file cannot be opened, or is a symbolic link.
         """
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = open_own(self.path, os.O_RDWR | os.O_CREAT)
         _held.add(handle)
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

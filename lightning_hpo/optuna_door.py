@@ -22,11 +22,12 @@ from lightning_hpo.console import spent
 from lightning_hpo.executors import Executor
 from lightning_hpo.exits import explained
 from lightning_hpo.failures import ParameterMismatchError, RankLostError, failure_text
-from lightning_hpo.fingerprints import label
+from lightning_hpo.fingerprints import label, settings
 from lightning_hpo.jobs import CHECKPOINT, Outcome, Task, Work
 from lightning_hpo.keyed_sampler import KeyedSampler
 from lightning_hpo.objective import Objective, suggest
 from lightning_hpo.options import direction, refuse_unknown
+from lightning_hpo.printing import say
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
 from lightning_hpo.space import Space, parse_space
@@ -127,11 +128,16 @@ class OptunaTuner(Tuner):
             sampler = self._given_sampler or study.sampler
             pruner = self._pruner or study.pruner
         else:
-            fingerprint = {**fingerprint, "monitor": list(self.monitors), "mode": list(self.modes)}
+            sampler, pruner = self._given_sampler or TPESampler(), self._pruner or MedianPruner()
+            fingerprint = {
+                **fingerprint,
+                "monitor": list(self.monitors),
+                "mode": list(self.modes),
+                "sampler": {**settings(sampler), "pruner": settings(pruner)},
+            }
             study, storage = open_study(
                 folder, self._storage, self.modes, fingerprint, allow_changed=self._allow_changed
             )
-            sampler, pruner = self._given_sampler or TPESampler(), self._pruner or MedianPruner()
         study.sampler = sampler if isinstance(sampler, KeyedSampler) else KeyedSampler(sampler, self.seed)
         study.pruner = pruner
         study_id(study)  # made while nobody else opens the study
@@ -249,7 +255,7 @@ class OptunaTuner(Tuner):
                 return None
             return self._record(trial, outcome, trains=trains)
         except BaseException as error:  # noqa: BLE001  # it is kept with the trial
-            trial.set_user_attr(FAILURE, failure_text(error))
+            trial.set_user_attr(FAILURE, failure_text(error, trial.params))
             study.tell(trial, state=TrialState.FAIL)
             return TrialState.FAIL
 
@@ -370,7 +376,7 @@ def create_optuna_study(
         load_if_exists=study_name is not None,
     )
     study.optimize(lambda trial: objective_fn(suggest(trial, distributions)), n_trials=n_trials)
-    print(f"Best parameters: {study.best_params}\nBest score: {study.best_value}")
+    say(f"Best parameters: {study.best_params}\nBest score: {study.best_value}")
     return study
 
 

@@ -8,7 +8,15 @@ from contextlib import contextmanager
 # Lightning 2.6 about itself under torch 2.13; nobody who trains can do anything about it. A user's filter comes first.
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", append=True)
 
-CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+# Optuna of a choice that is a list: it can be stored, which is all that the warning is about.
+warnings.filterwarnings("ignore", message=r"Choices for a categorical .* which is of type (list|dict)", append=True)
+
+# Of both packages: whichever was imported last is the one that speaks.
+CHATTY = tuple(
+    f"{package}{inner}"
+    for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+    for inner in ("", ".utilities.rank_zero")
+)
 
 
 @contextmanager

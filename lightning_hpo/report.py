@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
+from lightning_hpo.atomic import atomic_write
 from lightning_hpo.best import best_row, disagreement, reach
 from lightning_hpo.console import Console, spent
 from lightning_hpo.journal import JOURNAL, read_journal
 from lightning_hpo.runs import FINGERPRINT
-from lightning_hpo.safe_text import HIDDEN, hide_passwords, masked, one_line
+from lightning_hpo.safe_text import HIDDEN, hide_passwords, is_secret, masked, one_line
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.study_file import StorageError, check_study_file, readable, sqlite_url, unusable
 from lightning_hpo.trial_folders import STUDY_ID, identity_of
@@ -111,7 +113,7 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
 
 
 def read_best(run: Run) -> str:
-    """Return the text of ``best.yaml``.
+    """Return the text of ``best.yaml``, without the values of secrets; a comment if it cannot be read.
 
     Raises:
         StorageError: if there is none yet.
@@ -119,7 +121,12 @@ def read_best(run: Run) -> str:
     path = run.path / "best.yaml"
     if not path.exists():
         raise StorageError(f"{run.path} holds no best.yaml yet: no trial has succeeded.")
-    return "\n".join(map(one_line, path.read_text(encoding="utf-8").splitlines())) + "\n"
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)  # nothing is constructed
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"# {path.name} is not shown: it is no YAML ({type(error).__name__})\n"
+    _hide_secrets(node)
+    return _lines(yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=True, width=1000)) + "\n"
 
 
 def show(run: Run) -> None:
@@ -149,9 +156,7 @@ def show(run: Run) -> None:
 def write_report(run: Run, path: str | Path | None = None) -> Path:
     """Write ``report.html``, whole or not at all, and return its path."""
     path = run.path / "report.html" if path is None else Path(path)
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.write_text(to_html(run), encoding="utf-8")
-    fresh.replace(path)
+    atomic_write(path, to_html(run))
     return path
 
 
@@ -165,7 +170,7 @@ def to_html(run: Run) -> str:
         )
         config = run.path / "best.yaml"
         if config.exists():
-            parts.append(f"<details><summary>best.yaml</summary><pre>{escape(_masked_config(config))}</pre></details>")
+            parts.append(f"<details><summary>best.yaml</summary><pre>{escape(read_best(run))}</pre></details>")
     parts += ["<h2>History</h2>", _history(run), "<h2>Learning curves</h2>", _curves(run)]
     parts += ["<h2>Parameters</h2>", *(_parameter(run, name) for name in run.distributions)]
     if run.failures:
@@ -273,14 +278,19 @@ def _lines(text: str) -> str:
     return "\n".join(map(one_line, text.splitlines()))
 
 
-def _masked_config(path: Path) -> str:
-    """Text of a YAML file, without the values of secrets."""
-
-    def line(text: str) -> str:
-        name, colon, _ = text.partition(":")
-        return text if masked(name.strip(), 0) == 0 else f"{name}{colon} {HIDDEN}"
-
-    return "\n".join(line(one_line(text)) for text in path.read_text(encoding="utf-8").splitlines())
+def _hide_secrets(node: Any, name: str = "") -> None:
+    """Replace the scalars of a YAML document that are secrets, by the names of the mappings they are in."""
+    match node:
+        case yaml.MappingNode():
+            for key, value in node.value:
+                inner = str(key.value)
+                _hide_secrets(value, f"{inner}.{name}" if is_secret(name) else inner)
+        case yaml.SequenceNode():
+            for value in node.value:
+                _hide_secrets(value, name)
+        case yaml.ScalarNode(tag=tag, value=text):
+            is_number = tag.endswith((":int", ":float"))
+            node.value = HIDDEN if is_secret(name, 0 if is_number else text) else hide_passwords(text)
 
 
 def _plot(

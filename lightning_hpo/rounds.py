@@ -376,7 +376,7 @@ class Rounds:
             raise error
         trial = self.lineage.at(seat.number, seat.step + 1)
         assert trial is not None
-        reason = failure_text(error)
+        reason = failure_text(error, self.table.rows[trial].params)
         self.table.fail(trial, reason)
         self._say(f"member {seat.number} failed after step {seat.step}: {reason.splitlines()[0]}")
 

@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import re
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,23 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
+from lightning_hpo.atomic import atomic_write, open_new
 from lightning_hpo.exits import WRONG_CALL
 from lightning_hpo.locks import Lock
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.run_key import Key
+from lightning_hpo.safe_text import hide_passwords
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.space import parse_space
-from lightning_hpo.study_file import UNUSABLE, StorageError, check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.study_file import (
+    UNUSABLE,
+    StorageError,
+    check_study_file,
+    note_checksum,
+    readable,
+    sqlite_url,
+    unusable,
+)
 from lightning_hpo.trial_folders import study_id
 
 __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError", "open_study"]
@@ -33,7 +44,7 @@ __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError",
 FINGERPRINT = "lightning_hpo"
 CHANGES = "lightning_hpo_changes"
 PLACE = "lightning_hpo_folder"  # of a study that is not in its run folder: the folder whose lock was held last
-_MAY_CHANGE = {"space", "code"}  # if the user says so; other settings decide what a value means
+_MAY_CHANGE = {"space", "code", "sampler"}  # if the user says so; other settings decide what a value means
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -66,7 +77,7 @@ class RunFolder:
                 f"`name` must be 1 to 100 of A-Z a-z 0-9 . _ - with a letter or digit first, got {name!r}."
             )
         root = Path(root).resolve()
-        if root in (Path(root.anchor), Path.home()):
+        if root in (Path(root.anchor), _home()):
             raise ValueError(
                 f"`root` must be a folder of its own for runs, e.g. {str(root / 'runs')!r}, got {str(root)!r}."
             )
@@ -75,7 +86,8 @@ class RunFolder:
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             probe = self.path / f".writable.{os.getpid()}"
-            probe.touch()
+            probe.unlink(missing_ok=True)
+            os.close(open_new(probe))
             probe.unlink(missing_ok=True)  # another process that starts may have tidied it away
         except OSError as error:
             raise StorageError(
@@ -115,6 +127,12 @@ class RunFolder:
         for leftover in (file for pattern in patterns for file in self.path.glob(pattern)):
             leftover.unlink(missing_ok=True)
 
+    def note_checksum(self) -> None:
+        """Write the checksum of the study's file, if it is in the folder; on a full disk there is none."""
+        if self.study_file.exists():
+            with contextlib.suppress(OSError, sqlite3.Error):
+                note_checksum(self.study_file)
+
     def holds(self, path: Path) -> bool:
         """Whether a path is within the run folder, symbolic links followed; nothing outside is ever deleted."""
         return path.resolve().is_relative_to(self.path.resolve())
@@ -133,9 +151,10 @@ class RunFolder:
         except (StorageInternalError, SQLAlchemyError) as error:
             raise unusable(self.path, error) from error
         except OSError as error:
-            if error.errno not in UNUSABLE:
-                raise
             where = str(error.filename or self.path)
+            gone = isinstance(error, FileNotFoundError) and Path(where).is_relative_to(self.path)
+            if error.errno not in UNUSABLE and not gone:
+                raise
             raise StorageError(error.errno, f"the run folder cannot be used: {error.strerror}", where) from error
 
     @contextmanager
@@ -156,7 +175,7 @@ class RunFolder:
                 )
             raise StudyInUseError(f"the study in {self.path} is in use by another process")
         try:
-            owner.write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+            atomic_write(owner, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
             yield
         finally:
             if not shared:
@@ -238,6 +257,14 @@ def _claim_place(study: optuna.Study, path: Path) -> None:
         study.set_user_attr(PLACE, str(path))
 
 
+def _home() -> Path | None:
+    """The user's home folder; None for a user without one, such as a bare number in a container."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
 def _study(
     storage: BaseStorage, name: str, mode: Mode | Sequence[Mode], sampler: BaseSampler | None = None
 ) -> optuna.Study:
@@ -265,7 +292,8 @@ def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *
     changed = _changed(stored, asked)
     if not changed:
         return
-    listed = "; ".join(one for name in sorted(changed) for one in _differences(name, stored.get(name), asked.get(name)))
+    different = (one for name in sorted(changed) for one in _differences(name, stored.get(name), asked.get(name)))
+    listed = hide_passwords("; ".join(different))
     # A function is often the same computation with a counter or a print around it; its change is written down.
     tolerated = _MAY_CHANGE if allow_changed else {"code"} if asked["trains"] is None else set()
     if not changed <= tolerated:
@@ -300,6 +328,8 @@ def _changed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> set[str]:
 
 def _differences(name: str, stored: Any, asked: Any) -> list[str]:
     """What differs in one setting, in words for people."""
+    if name == "sampler" and not stored:  # of an older study
+        return []
     if name == "code":  # older studies have none; bytecode of another Python says nothing
         if not stored or not asked or stored["python"] != asked["python"]:
             return []

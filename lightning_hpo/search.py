@@ -205,7 +205,7 @@ class Search:
         if error is None and future.result().score is None:
             self.table.promise(number, None)  # paused
             return
-        reason = failure_text(error) if error is not None else self._record(number, task, future.result())
+        reason = failure_text(error, task.params) if error is not None else self._record(number, task, future.result())
         if reason is None:
             self._failed_in_a_row = 0
         else:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hpo import checkpoints
+from lightning_hpo.atomic import atomic_write, open_own
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.locks import Lock
 from lightning_hpo.population import Interval, Rules, Standing, truncate
@@ -144,6 +145,8 @@ class SharedFolder:
         if not lock.take():
             raise RuntimeError(f"member {self._member} of {self._path} is at work in another process.")
         self._lock = lock
+        for leftover in _folder(self._path, self._member).glob(".*.tmp"):  # of a process that was killed
+            leftover.unlink(missing_ok=True)
         before = read_record(self._path, self._member)
         if earlier is not None:
             self.record = Record.from_json(earlier)
@@ -220,7 +223,9 @@ class SharedFolder:
         now = time.monotonic()
         if now - self._last_beat >= self._timeout / _BEATS:
             self._last_beat = now
-            (_folder(self._path, self._member) / "alive").touch()
+            sign = _folder(self._path, self._member) / "alive"
+            os.close(open_own(sign, os.O_WRONLY | os.O_CREAT))
+            os.utime(sign)
 
     def leave(self, status: str, reason: str) -> None:
         """End the member's part: "finished", or "failed" for good."""
@@ -338,7 +343,7 @@ class SharedFolder:
         file = self._path / "population.json"
         text = json.dumps(self._agreed, indent=1)
         if not file.exists():
-            _replace(file, text)
+            atomic_write(file, text)
         stored = json.loads(file.read_text())
         different = [key for key in {**stored, **self._agreed} if stored.get(key) != json.loads(text).get(key)]
         if different:
@@ -354,7 +359,7 @@ class SharedFolder:
 
     def _write(self) -> None:
         content = self.record.as_json()
-        _replace(
+        atomic_write(
             _folder(self._path, self._member) / "record.json",
             json.dumps({"sha256": _digest(content), "content": content}),
         )
@@ -377,12 +382,3 @@ def _folder(path: Path, member: int) -> Path:
 
 def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _replace(file: Path, text: str) -> None:
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with fresh.open("w") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    fresh.replace(file)

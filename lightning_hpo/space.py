@@ -11,7 +11,8 @@ text                          meaning
 ``loguniform(1e-5, 1e-1)``    a float whose logarithm is uniform
 ``int(1, 8)``                 an integer, both ends included; ``int(16, 128, step=16)`` on a grid
 ``logint(16, 512)``           an integer whose logarithm is about uniform
-``choice(relu, "gelu", 3)``   one of the values: text (quotes optional), numbers, ``True``, ``False``, ``None``
+``choice(relu, "gelu", 3)``   one of the values: text (quotes optional), numbers, ``True``, ``False``, ``None``, and
+                              lists of these; a tuple becomes a list
 ============================  =====================================================================
 """
 
@@ -19,10 +20,13 @@ import ast
 import difflib
 import math
 from ast import literal_eval as read_literal  # literals only, whatever its name suggests
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Any, TypeAlias
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lightning_hpo.safe_text import HIDDEN, is_secret, masked
 
 Space: TypeAlias = Mapping[str, str | BaseDistribution]
 
@@ -59,10 +63,12 @@ def parse_space(space: Space) -> dict[str, BaseDistribution]:
         if place in owners:
             raise ValueError(f"`space` names {'.'.join(place)!r} twice: as {owners[place]!r} and as {name!r}.")
         owners[place] = name
-        if isinstance(value, BaseDistribution):
+        if isinstance(value, CategoricalDistribution):
+            parsed[name] = _categorical(f"space[{name!r}]", value.choices, name)
+        elif isinstance(value, BaseDistribution):
             parsed[name] = value
         elif isinstance(value, str):
-            parsed[name] = _parse_text(name, value)
+            parsed[name] = _parse_secret(name, value) if is_secret(name, value) else _parse_text(name, value)
         else:
             raise TypeError(f"space[{name!r}] = {value!r} is neither text nor an Optuna distribution; use {GRAMMAR}.")
     return parsed
@@ -205,6 +211,14 @@ def _parse_text(name: str, text: str) -> BaseDistribution:
     return _range(where, kind, arguments, keywords)
 
 
+def _parse_secret(name: str, text: str) -> BaseDistribution:
+    """Parse without repeating in an error what may be a secret."""
+    try:
+        return _parse_text(name, text)
+    except ValueError:
+        raise ValueError(f"space[{name!r}] = {HIDDEN!r} is not {GRAMMAR}, with every text in quotes.") from None
+
+
 def _literal(where: str, node: ast.expr, *, bare_words: bool) -> Any:
     if bare_words and isinstance(node, ast.Name):
         return node.id
@@ -217,12 +231,43 @@ def _literal(where: str, node: ast.expr, *, bare_words: bool) -> Any:
 def _choice(where: str, choices: list[Any], keywords: Mapping[str | None, Any]) -> BaseDistribution:
     if keywords or not choices:
         raise ValueError(f"{where}: choice takes one or more values and no keywords, e.g. choice(16, 32, 64).")
-    for choice in choices:
-        if not isinstance(choice, str | int | float | None) or choice != choice:  # noqa: PLR0124
-            raise ValueError(f"{where}: the choice {choice!r} is not text, a number, True, False or None.")
-    if len({(type(choice), choice) for choice in choices}) < len(choices):
-        raise ValueError(f"{where}: a choice is given twice.")
-    return CategoricalDistribution(choices)
+    return _categorical(where, choices)
+
+
+def _categorical(where: str, choices: Sequence[Any], name: str = "") -> CategoricalDistribution:
+    """Make a distribution of choices that a study can store and tell apart; tuples become lists, as JSON has no tuples.
+
+    Args:
+        where: for messages.
+        choices: as given.
+        name: of the parameter, if its values are not in ``where``; it may be one of a secret.
+    """
+    plain = [_storable(where, choice, masked(name, choice)) for choice in choices]
+    for index, choice in enumerate(plain):
+        for other in plain[:index]:
+            if choice == other:
+                one, two = masked(name, other), masked(name, choice)
+                same = "" if type(one) is type(two) else f": {one!r} == {two!r}, and only the first would ever be drawn"
+                raise ValueError(
+                    f"{where}: the choice {one!r} is given twice{same}. Leave one out, or write it as text."
+                )
+    return CategoricalDistribution(plain)
+
+
+def _storable(where: str, choice: Any, shown: Any) -> Any:
+    """Return a choice as plain JSON."""
+    if isinstance(choice, list | tuple):
+        return [_storable(where, one, shown) for one in choice]
+    if isinstance(choice, Mapping) and all(isinstance(key, str) for key in choice):
+        return {key: _storable(where, one, shown) for key, one in choice.items()}
+    if hasattr(choice, "item") and getattr(choice, "shape", None) == ():  # a number of numpy or torch
+        choice = choice.item()
+    if isinstance(choice, Enum) or not isinstance(choice, str | int | float | None) or choice != choice:  # noqa: PLR0124
+        raise ValueError(
+            f"{where}: the choice {shown!r} is not text, a number, True, False, None or a list of these, so a study "
+            "cannot store it. Write its name, e.g. choice('ReLU', 'GELU'), and look it up in the model."
+        )
+    return choice
 
 
 def _range(where: str, kind: str, arguments: list[Any], keywords: Mapping[str | None, Any]) -> BaseDistribution:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +10,18 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
+from lightning_hpo.atomic import atomic_write
 from lightning_hpo.exits import STORAGE
 from lightning_hpo.safe_text import hide_passwords
 
 _SQLITE_HEADER = b"SQLite format 3\x00"
+_HEADER_LENGTH, _COUNTER, _COUNTER_AGAIN = 100, slice(24, 28), slice(92, 96)  # SQLite's file format, section 1.3
 _CHECKED = 64 * 2**20  # bytes: a larger study is not read through before it is opened, but its size is looked at
 _MOST_PARAMS, _LONGEST_ATTRIBUTE = 10_000, 16 * 2**20  # of a trial; more would not fit into memory
-# What an operating system says of a disk that is full, read-only, somebody else's, or failing.
+# What an operating system says of a disk that is full, read-only, somebody else's, or failing, and of planted links.
 UNUSABLE = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ELOOP")
     if hasattr(errno, name)
 }
 _SQLITE_ERRNO = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EROFS, "SQLITE_CANTOPEN": errno.EACCES}
@@ -39,8 +42,9 @@ def check_study_file(file: Path) -> None:
     """Look at a study's SQLite file before it is trusted.
 
     Raises:
-        StorageError: if it is empty, no database, damaged (``PRAGMA integrity_check``, up to 64 MiB), or so large that
-            reading it would take more memory than there should be (beyond).
+        StorageError: if it is empty, no database, damaged (its content differs from what :func:`note_checksum` noted,
+            or ``PRAGMA integrity_check``, up to 64 MiB), or so large that reading it would take more memory than there
+            should be (beyond).
     """
     size = file.stat().st_size
     with file.open("rb") as opened:
@@ -54,10 +58,53 @@ def check_study_file(file: Path) -> None:
                 problem = None if found == "ok" else f"it is damaged: {found}"
             else:
                 problem = _too_large(database)
+            problem = problem or _other_content(file, database)
+    except UnicodeDecodeError as error:  # of what SQLite says of a damaged name
+        raise StorageError(f"the study in {file.parent} cannot be used: it is damaged.") from error
     except sqlite3.Error as error:
         raise unusable(file.parent, error) from error
     if problem:
         raise StorageError(f"the study in {file.parent} cannot be used: {problem.splitlines()[0]}")
+
+
+def note_checksum(file: Path) -> None:
+    """Write the checksum of a study's SQLite file beside it, to find a wrong bit that SQLite itself does not see.
+
+    SQLite counts its changes in the file, so the checksum is not compared with a file that was changed since, by a
+    process that was killed or by a dashboard.
+    """
+    with contextlib.closing(sqlite3.connect(file, timeout=60)) as database:
+        header, found = _header_and_hash(file, database)
+    atomic_write(_checksum_file(file), f"{header[_COUNTER].hex()} {found}\n")
+
+
+def _other_content(file: Path, database: sqlite3.Connection) -> str | None:
+    beside = _checksum_file(file)
+    try:
+        counted, noted = beside.read_text().split()
+    except (FileNotFoundError, ValueError, UnicodeDecodeError):
+        return None  # a study of before the checksums, or one whose first run was killed
+    header, found = _header_and_hash(file, database)
+    changed_since = header[_COUNTER] == header[_COUNTER_AGAIN] and header[_COUNTER].hex() != counted
+    if changed_since or found == noted:
+        return None
+    return (
+        f"it is damaged: the content of {file.name} is not what the last run left, by the checksum in {beside.name}. "
+        f"Put back a copy of both files; to go on with the study as it is, remove {beside.name}."
+    )
+
+
+def _header_and_hash(file: Path, database: sqlite3.Connection) -> tuple[bytes, str]:
+    database.execute("BEGIN")
+    database.execute("SELECT count(*) FROM sqlite_master").fetchone()  # from here on nobody writes, until we close
+    with file.open("rb") as opened:
+        header = opened.read(_HEADER_LENGTH)
+        opened.seek(0)
+        return header, hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _checksum_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sum")
 
 
 def _too_large(database: sqlite3.Connection) -> str | None:

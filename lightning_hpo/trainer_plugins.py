@@ -1,7 +1,9 @@
 """What we plug into a Trainer: checkpoints that are whole or absent, and a metrics file that only grows."""
 
 import csv
+import io
 import logging
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo import checkpoints
+from lightning_hpo.atomic import atomic_write, open_own
 from lightning_hpo.run_key import NO_KEY, Key
 from lightning_hpo.safe_text import csv_cell
 
@@ -96,7 +99,8 @@ class MetricsFile(Logger):
             return
         try:
             is_new = not self._path.exists()
-            with self._path.open("a", newline="") as file:
+            handle = open_own(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with open(handle, "a", newline="") as file:  # noqa: PTH123  # of a handle
                 writer = csv.writer(file)
                 if is_new:
                     writer.writerow(("step", "metric", "value"))
@@ -111,13 +115,11 @@ class MetricsFile(Logger):
 
 @rank_zero_only
 def _drop_after(path: Path, start: int) -> None:
-    fresh = path.with_name(f".{path.name}.tmp")
-    fresh.unlink(missing_ok=True)  # of a process that was killed while it did this
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     kept = [row for row in rows if len(row) == 3 and row[0].isdigit() and int(row[0]) < start]
     if len(kept) == len(rows):
         return
-    with fresh.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
-    fresh.replace(path)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *kept])
+    atomic_write(path, text.getvalue())

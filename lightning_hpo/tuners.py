@@ -16,7 +16,7 @@ from lightning_hpo.conduct import Session, Subject, conduct
 from lightning_hpo.console import Console
 from lightning_hpo.executors import InProcess, WorkerProcesses
 from lightning_hpo.exits import explained
-from lightning_hpo.fingerprints import fingerprint, label
+from lightning_hpo.fingerprints import fingerprint, label, settings
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.jobs import FunctionWork, Work
 from lightning_hpo.options import Options, direction, refuse_unknown, refuse_wrong
@@ -30,6 +30,7 @@ from lightning_hpo.space import Space, parse_space
 from lightning_hpo.suggest import Asker
 from lightning_hpo.trial_folders import settle, study_id
 from lightning_hpo.trials import Row, TrialTable, read_rows
+from lightning_hpo.worker import refuse_daemonic
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -213,7 +214,7 @@ class Tuner:
             StudyMismatchError: if the run folder holds a study with other settings.
             StorageError: if the run folder or its study cannot be used.
             SearchFailedError: if no trial succeeded, or ``max_failed`` in a row did not.
-            StudyPaused: after Ctrl-C or SIGTERM; everything is saved.
+            StudyPaused: after Ctrl-C, SIGTERM or SIGHUP; everything is saved.
         """
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
@@ -267,13 +268,16 @@ class Tuner:
         ranks = Ranks() if subject.builder is None else ranks_of(subject.builder.surroundings)
         if ranks.size > 1:
             self._refuse_ranks(ranks.size)
+        if self._workers > 1 or self._isolate:
+            refuse_daemonic(self._workers)
+        asked = self._fingerprint(subject)  # now: what trains may change what its code holds
         default = "-".join(label(one) for one in (type(self), subject.parts[0]))
         return conduct(
             RunFolder(self._root, default if self._name is None else self._name),
             Console(self.monitor or "score", self.mode, verbose=self._verbose),
             subject,
             mode=self.mode,
-            opened=lambda folder: self._open(folder, self._fingerprint(subject)),
+            opened=lambda folder: self._open(folder, asked),
             loop=self._loop,
             conclude=self._conclude,
             read=lambda study: read_rows(study, at=self.scheduler.max_steps),
@@ -381,7 +385,7 @@ class Tuner:
         return processes
 
     def _fingerprint(self, subject: Subject) -> dict[str, Any]:
-        asked = {"monitor": self.monitor, "mode": self.mode, "seed": self.seed}
+        asked = {"monitor": self.monitor, "mode": self.mode, "seed": self.seed, "sampler": settings(self._sampler)}
         return fingerprint(self.space, self.scheduler, subject, self._code(subject), **asked)
 
     def _code(self, subject: Subject) -> Sequence[Any]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from lightning_hpo import exits
 from lightning_hpo.jobs import Task
+from lightning_hpo.printing import say
 
 
 class Silence:
@@ -63,5 +64,5 @@ class Watchdog:
                     task.folder.parent.parent,
                     "run the same command to continue",
                 )
-                print(line, file=sys.__stderr__, flush=True)
+                say(line, sys.__stderr__)
                 os._exit(exits.UNFORESEEN)

@@ -20,6 +20,7 @@ from typing import Any
 
 from lightning_hpo.exits import WRONG_CALL
 from lightning_hpo.failures import JobError, ParameterMismatchError, failure_text, let_go
+from lightning_hpo.interrupts import PAUSING
 from lightning_hpo.jobs import Outcome, Task, Work
 from lightning_hpo.watchdog import Silence
 
@@ -30,7 +31,6 @@ _GUARD = (
     "`workers` > 1 starts processes that import the main script again, so what the script does must be under "
     '`if __name__ == "__main__":`, and model, data and function must be importable by name'
 )
-_PAUSING = (signal.SIGINT, signal.SIGTERM)
 _one_starts = threading.Lock()  # the environment belongs to all threads
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
@@ -45,6 +45,16 @@ def refuse_in_starting_worker() -> None:
     """Raise WorkerStartError if a worker process that is importing the main script has come here."""
     if _STARTING in os.environ:
         raise WorkerStartError(f"{_GUARD}.")
+
+
+def refuse_daemonic(workers: int) -> None:
+    """Raise ValueError in a process that may not start worker processes."""
+    if multiprocessing.current_process().daemon:
+        raise ValueError(
+            f"`workers` is {workers}, but this process is daemonic, as in a multiprocessing.Pool, and may not start "
+            "others: give workers=1 and isolate=False, or start it with daemon=False, as "
+            "concurrent.futures.ProcessPoolExecutor does."
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class Slot:
         ours, theirs = SPAWN.Pipe()
         process = SPAWN.Process(target=_serve, args=(theirs, self._progress, *self._arguments), daemon=False)
         # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PAUSING)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, PAUSING)
         try:
             with _one_starts:
                 os.environ[_STARTING] = "1"
@@ -225,8 +235,9 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
         terminated.set()
 
     signal.signal(signal.SIGTERM, note)  # a whole group may be told to end: then save first
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to decide
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PAUSING)
+    for number in (signal.SIGINT, signal.SIGHUP):  # they are for the parent to decide
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PAUSING)
 
     def should_pause() -> bool:
         progress.value += 1

@@ -40,3 +40,8 @@ def pruning(job, params):
     if job.trial == 1:
         raise optuna.TrialPruned("no use")
     return loss(job, params)
+
+
+def slow(job, params):
+    time.sleep(0.2)
+    return params["x"]

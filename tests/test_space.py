@@ -66,7 +66,7 @@ class TestGrammar:
             ("uniform(0, __import__('os').getpid())", ["not a plain number"]),
             ("choice()", ["one or more"]),
             ("choice(1, 1)", ["twice"]),
-            ("choice([1], [2])", ["[1]"]),
+            ("choice({1}, {2})", ["{1}"]),
             ("0.1", ["is not uniform(low, high)"]),
             ("uniform(0, 1", ["is not uniform(low, high)"]),
         ],

@@ -12,7 +12,9 @@ import numpy as np
 from optuna.study import Study, StudyDirection
 
 from lightning_hpo.acquisition import expected_improvement
+from lightning_hpo.atomic import replacing
 from lightning_hpo.gp import Floats
+from lightning_hpo.safe_text import masked
 from lightning_hpo.samplers.gaussian_process import GaussianProcessSampler
 from lightning_hpo.samplers.observations import observe
 from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorModel
@@ -144,11 +146,14 @@ def plot_slices(study: Study, path: str | Path | None = None, points: int = 50) 
             axes.fill_between(part.values, part.mean - 2 * part.sd, part.mean + 2 * part.sd, alpha=0.25)
             axes.set_xscale("log" if part.log else "linear")
         else:
-            axes.errorbar([str(value) for value in part.values], part.mean, yerr=2 * part.sd, fmt="o")
+            axes.errorbar(
+                [str(masked(part.name, value)) for value in part.values], part.mean, yerr=2 * part.sd, fmt="o"
+            )
         axes.set_xlabel(part.name)
     figure.axes[0].set_ylabel("objective (mean ± 2 sd)")
     if path is not None:
-        figure.savefig(path)
+        with replacing(Path(path)) as file:
+            figure.savefig(file, format=Path(path).suffix[1:] or "png")
     return figure
 
 
