@@ -11,7 +11,9 @@ import optuna
 from optuna.storages import BaseStorage
 
 from lightning_hpo.best import best_row, keep_best, write_best
+from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.member import Member
+from lightning_hpo.callbacks.round_member import NEVER, train_to_the_end
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.exits import explained
 from lightning_hpo.fingerprints import label
@@ -22,8 +24,9 @@ from lightning_hpo.population import Donor, Explore, Rules
 from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.results import Result
 from lightning_hpo.rounds import Rounds
-from lightning_hpo.runs import RunFolder, open_study
+from lightning_hpo.runs import RunFolder, StorageError, open_study
 from lightning_hpo.schedulers import FullBudget, Job
+from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import Space
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
@@ -31,6 +34,11 @@ from lightning_hpo.tuners import Tuner
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed")
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
+# Arguments of a Trainer that say when a fit ends, with the values that say nothing.
+_ENDS: Mapping[str, tuple[Any, ...]] = {
+    "max_steps": (None, -1), "min_steps": (None, 0), "max_epochs": (None, -1), "min_epochs": (None, 0),
+    "max_time": (None,), "fast_dev_run": (False, 0),
+}  # fmt: skip
 
 
 class PopulationTuner(Tuner):
@@ -90,10 +98,15 @@ class PopulationTuner(Tuner):
             for argument, value in options.items():  # a command line gives every option, most of them at its default
                 if argument not in _TAKEN and (argument not in defaults or value != defaults[argument].default):
                     raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
-            for argument in _RHYTHM:
-                if argument in (options.get("trainer") or {}):
+            for argument, value in (options.get("trainer") or {}).items():
+                if argument in _RHYTHM:
                     raise ValueError(
                         f"`trainer` has the argument {argument!r}, but members validate at every `interval`."
+                    )
+                if value not in _ENDS.get(argument, (value,)):
+                    raise ValueError(
+                        f"`trainer` has the argument {argument!r} ({value!r}), but all members of a population train "
+                        f"to `max_steps`={max_steps}: leave it out."
                     )
             super().__init__(space, FullBudget(max_steps, population_size), **options)
             self.rules = Rules(self.space, self.mode, quantile, donor, explore, resample, factor, self.seed)
@@ -126,6 +139,8 @@ class PopulationTuner(Tuner):
         assert builder is not None  # optimize() is refused
         folder = session.folder.path / "members"
         table = TrialTable(session.study, session.storage)
+        for leftover in folder.glob("*/.*.tmp"):
+            leftover.unlink(missing_ok=True)
         self._announce(session, self.space, table.rows)
         if subject.check is not None and not table.rows:
             subject.check()
@@ -140,8 +155,9 @@ class PopulationTuner(Tuner):
                     source=source,
                     max_steps=self.scheduler.max_steps,
                     check_val_every_n_epoch=None,
-                    val_check_interval=self.interval * built.trainer.get("accumulate_grad_batches", 1),
+                    val_check_interval=NEVER,
                 )
+                train_to_the_end(trainer)
                 trainer.fit(built.module, datamodule=built.data, ckpt_path=source, weights_only=True)
 
         with warnings_only(*CHATTY):  # around all members: each restores what it found
@@ -158,11 +174,31 @@ class PopulationTuner(Tuner):
             )
             with closing(rounds):
                 rounds.run(session.interrupts.pause_wanted)
-        best = best_row(table.rows, self.mode)
-        if best is not None and not session.interrupts.pause_wanted():
-            keep_best(rounds.checkpoint(rounds.lineage.member_of(best.number)), session.folder.best_checkpoint)
-            write_best(builder.config(best.params, self.scheduler.max_steps), session.folder.best_params)
+        if not session.interrupts.pause_wanted():
+            self._keep_best(rounds, session.folder, builder)
         return table.rows
+
+    def _keep_best(self, rounds: Rounds, folder: RunFolder, builder: Builder) -> None:
+        """Write the files of the best trial: its member's checkpoint at the step of its score.
+
+        Raises:
+            SearchFailedError: if no member came to the end.
+        """
+        best = best_row(rounds.table.rows, self.mode)
+        step = 0 if best is None else max(best.values, default=0)
+        if best is None or step < self.scheduler.max_steps:
+            raise SearchFailedError(
+                f"no member of the population came to step {self.scheduler.max_steps}; the reasons are with the failed "
+                f"trials in {folder.path}."
+            )
+        checkpoint = rounds.checkpoint_at(rounds.lineage.member_of(best.number), step)
+        if checkpoint is not None:
+            keep_best(checkpoint, folder.best_checkpoint)
+        elif not folder.best_checkpoint.exists():
+            raise StorageError(
+                f"the checkpoint of the best trial {best.number} at step {step} is gone from {folder.path / 'members'}."
+            )
+        write_best(builder.config(best.params, self.scheduler.max_steps), folder.best_params)
 
     def _fingerprint(self, subject: Subject) -> dict[str, Any]:
         rules = {name: value for name, value in vars(self.rules).items() if name not in ("space", "mode", "seed")}

@@ -5,29 +5,36 @@ reported and saved. Decisions are made from what the study holds, so a killed ru
 goes on first: the donor's weights are then still in memory as they were judged, and a copy is one pass over them.
 """
 
-import contextlib
+import errno
 import math
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.member import Member
-from lightning_hpo.callbacks.resumable import Resumable
-from lightning_hpo.callbacks.transplant import State, capture
-from lightning_hpo.failures import ParameterMismatchError, failure_text
+from lightning_hpo.callbacks.round_member import RoundMember
+from lightning_hpo.callbacks.transplant import State
+from lightning_hpo.failures import JobError, ParameterMismatchError, failure_text
 from lightning_hpo.fiber import Cancelled, Fiber
 from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.population import Fork, Interval, Rules, Standing
 from lightning_hpo.shared_folder import Graft
+from lightning_hpo.study_file import StorageError
 from lightning_hpo.trials import SEGMENT, TrialTable
 
 Fit: TypeAlias = Callable[[int, Mapping[str, Any], Member, Path | None], None]
+STOPS = "stops"
+"""Study note: member -> steps at which it was asked to stop."""
+_STORAGE = (StorageError, StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # nothing that a member did
 
 
 class StudyLineage:
@@ -36,11 +43,13 @@ class StudyLineage:
     Args:
         table: of the study.
         rules: of the population.
+        interval: optimizer steps of a round. Round n ends at the first step at or after n intervals.
     """
 
-    def __init__(self, table: TrialTable, rules: Rules) -> None:
+    def __init__(self, table: TrialTable, rules: Rules, interval: int) -> None:
         self._table = table
         self._rules = rules
+        self._interval = interval
 
     def found(self, member: int, max_steps: int) -> None:
         """Write a member's first segment unless it is there."""
@@ -69,23 +78,35 @@ class StudyLineage:
             if notes["member"] == member
         )
 
-    def standings(self, members: Iterable[int], step: int) -> dict[int, Standing]:
-        """Scores and hyperparameters of the living members at ``step``."""
-        standings = {}
-        for member in members:
-            number = self.at(member, step)
-            if number is not None and step in self._table.rows[number].values and not self.has_failed(member):
-                row = self._table.rows[number]
-                standings[member] = Standing(row.values[step], row.params)
-        return standings
+    def has_ended(self, member: int) -> bool:
+        """Whether a member has no more to train."""
+        last = self.at(member, sys.maxsize)
+        return last is not None and self._table.rows[last].state in ("complete", "failed")
 
-    def history(self, step: int) -> list[Interval]:
-        """All intervals that ended at ``step`` or before."""
+    def standings(self, members: Iterable[int], ended: int) -> dict[int, Standing]:
+        """Scores and hyperparameters of the living members at the end of a round."""
+        living = [member for member in members if not self.has_failed(member)]
+        standings = {}
+        for row, notes in zip(self._table.rows, self._notes(), strict=True):
+            for step in row.values:
+                if step // self._interval == ended and notes["member"] in living:
+                    stopped = step in self._stops().get(str(notes["member"]), ())
+                    standings[notes["member"]] = Standing(row.values[step], row.params, stopped=stopped)
+        return {member: standings[member] for member in living if member in standings}
+
+    def note_stop(self, member: int, step: int) -> None:
+        """Write down that a member was asked to stop at ``step``, unless a killed run has."""
+        stops = self._stops()
+        if step not in stops.get(str(member), ()):
+            self._table.note({STOPS: {**stops, str(member): [*stops.get(str(member), ()), step]}})
+
+    def history(self, ended: int) -> list[Interval]:
+        """All intervals up to the end of a round."""
         segments = [
             Segment(number=row.number, params=row.params, values=dict(row.values), parent=row.parent, **notes)
             for row, notes in zip(self._table.rows, self._notes(), strict=True)
         ]
-        return intervals(segments, step)
+        return intervals(segments, (ended + 1) * self._interval - 1)
 
     def fork(self, member: int, step: int, graft: Graft, max_steps: int) -> None:
         """Begin a segment at ``step`` unless a killed run has begun it, and end the one before."""
@@ -98,6 +119,10 @@ class StudyLineage:
 
     def _notes(self) -> list[Mapping[str, Any]]:
         return [notes[SEGMENT] for notes in self._table.notes]
+
+    def _stops(self) -> Mapping[str, Sequence[int]]:
+        stops: Mapping[str, Sequence[int]] = self._table.study_notes.get(STOPS, {})
+        return stops
 
     def _add(self, segment: Segment, max_steps: int) -> None:
         self._table.add(
@@ -114,18 +139,21 @@ class Seat:
     step: int = 0
     source: Path | None = None
     graft: Graft | None = None
-    live: tuple[Any, pl.LightningModule] | None = None
+    state: Callable[[], State] | None = None  # refers to what it holds while it is suspended
     fiber: Fiber = field(init=False)
 
     def join(self, step: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:  # the study knows
         """Return the hyperparameters of the segment that the checkpoint belongs to."""
         return self.rounds.params_at(self.number, self.step)
 
-    def report(self, step: int, score: float, capture: Callable[[], State]) -> Graft | None:
+    def report(self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False) -> Graft | None:
         """Record a score, and wait until the others have done so; the last one ends the trial."""
         trial = self.rounds.lineage.at(self.number, step)
         assert trial is not None
-        if self.rounds.table.rows[trial].state == "running":  # a damaged checkpoint repeats steps of ended trials
+        if stopped:  # before the score: decisions are made again from what the study holds
+            self.rounds.lineage.note_stop(self.number, step)
+        row = self.rounds.table.rows[trial]
+        if row.state == "running" and step not in row.values:  # a damaged checkpoint repeats steps
             self.rounds.table.record(trial, step, score)
         if step >= self.rounds.max_steps:
             self.step = step
@@ -135,7 +163,7 @@ class Seat:
 
     def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:  # states stay in memory
         """Wait for the round to end."""
-        self.step = step
+        self.step, self.state = step, capture
         self.fiber.suspend()
         return self.graft
 
@@ -169,41 +197,6 @@ class Seat:
         return {}
 
 
-class _SeatedMember(Member):
-    """A member that lets the others see its Trainer."""
-
-    def __init__(self, seat: Seat, names: list[str], *, monitor: str, interval: int, checkpoint: Path) -> None:
-        super().__init__(seat, names, monitor=monitor, interval=interval)
-        self._seat = seat
-        self._checkpoint = checkpoint
-        self._saved_at = seat.step
-        self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the Trainer."""
-        self._seat.live = (trainer, pl_module)
-        super().on_fit_start(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save before the validation that ends a round, where a continued run can pick up exactly."""
-        step = trainer.global_step
-        if step > self._saved_at and step % self._interval == 0:
-            self._saved_at = step
-            self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            trainer.save_checkpoint(self._checkpoint)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember the random numbers of training."""
-        self._resumable.on_validation_start(trainer, pl_module)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Continue as if no validation had happened, and report."""
-        self._resumable.on_validation_end(trainer, pl_module)
-        super().on_validation_end(trainer, pl_module)
-
-
 class Rounds:
     """All members of a population, and the order in which they train.
 
@@ -233,7 +226,7 @@ class Rounds:
         say: Callable[[str], None],
     ) -> None:
         self.table = table
-        self.lineage = StudyLineage(table, rules)
+        self.lineage = StudyLineage(table, rules, interval)
         self.max_steps = max_steps
         self.pause_wanted: Callable[[], bool] = lambda: False
         self._rules = rules
@@ -252,28 +245,43 @@ class Rounds:
         """Where a member saves."""
         return self._folder / f"{member:03d}" / CHECKPOINT
 
+    def checkpoint_at(self, member: int, step: int) -> Path | None:
+        """Find a member's checkpoint of exactly this step."""
+        return next((file for file, saved_at in self._intact(member) if saved_at == step), None)
+
     def run(self, pause_wanted: Callable[[], bool]) -> None:
         """Train all members to the end, or until a pause is wanted."""
         self.pause_wanted = pause_wanted
+        if all(self.lineage.has_ended(number) for number in self._members):
+            return
         for seat in self._members.values():
             if not self.lineage.has_failed(seat.number):
                 self._restore(seat)
         while (members := self._training()) and not pause_wanted():
-            step = min(seat.step for seat in members)
-            standings = self.lineage.standings(self._members, step) if step else {}
-            history = self.lineage.history(step)
-            forks = {
-                seat.number: self._rules.decide(seat.number, step, standings, history)
-                for seat in members
-                if seat.step == step and seat.number in standings
-            }
-            movers = [seat for seat in members if seat.step == step]
+            ended = min(self._rounds_of(seat) for seat in members)
+            movers = [seat for seat in members if self._rounds_of(seat) == ended]
+            forks = self._decide(movers, ended) if ended else {}
             for seat in sorted(movers, key=lambda one: not _copies(one.number, forks.get(one.number))):
-                seat.graft = self._graft(seat.number, step, forks.get(seat.number))
+                seat.graft = self._graft(seat, forks.get(seat.number))
                 self._resume(seat)
                 if pause_wanted():
                     return
-            self._say(self._summary(step + self._interval))
+            if scores := self.lineage.standings(self._members, ended + 1):
+                self._say(self._summary(max(seat.step for seat in movers), scores.values()))
+
+    def _decide(self, movers: Sequence[Seat], ended: int) -> dict[int, Fork | None]:
+        """Decide for all at the end of a round, from what the study holds."""
+        standings = self.lineage.standings(self._members, ended)
+        history = self.lineage.history(ended)
+        step = ended * self._interval
+        return {
+            seat.number: self._rules.decide(seat.number, step, standings, history)
+            for seat in movers
+            if seat.number in standings
+        }
+
+    def _rounds_of(self, seat: Seat) -> int:
+        return seat.step // self._interval
 
     def close(self) -> None:
         """End the Trainers that are suspended."""
@@ -289,7 +297,9 @@ class Rounds:
     def _restore(self, seat: Seat) -> None:
         """Bring a member of an earlier run to where it was saved, so that others can copy from it."""
         seat.source, seat.step = self._saved(seat.number)
-        if seat.step >= self.max_steps:
+        if self.lineage.has_ended(seat.number):
+            seat.fiber.done = True
+        elif seat.step >= self.max_steps:
             seat.fiber.done = True
             seat.finish()  # a kill may fall between the last value and the end of the trial
         elif seat.step:
@@ -297,31 +307,39 @@ class Rounds:
 
     def _saved(self, member: int) -> tuple[Path | None, int]:
         """Find the newest checkpoint that is intact and was judged; a kill may fall between the two."""
+        for file, step in self._intact(member):
+            trial = self.lineage.at(member, step)
+            if trial is not None and step in self.table.rows[trial].values:
+                return file, step
+        return None, 0
+
+    def _intact(self, member: int) -> Iterator[tuple[Path, int]]:
+        """A member's checkpoints with their steps, the newest first."""
         last = self.checkpoint(member)
         checkpoints.remove_leftovers(last)
         for file in (last, checkpoints.previous_of(last)):
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    step = int(checkpoints.load(file)["global_step"])
-                except checkpoints.DamagedCheckpointError as error:
-                    self._say(str(error))
-                    continue
-                trial = self.lineage.at(member, step)
-                if trial is not None and step in self.table.rows[trial].values:
-                    return file, step
-        return None, 0
+            try:
+                yield file, int(checkpoints.load(file)["global_step"])
+            except FileNotFoundError:
+                continue
+            except checkpoints.DamagedCheckpointError as error:
+                self._say(str(error))
 
     def _resume(self, seat: Seat) -> None:
         seat.fiber.resume()
         error = seat.fiber.error
+        if error is None and seat.fiber.done and seat.step < self.max_steps:
+            error = JobError(f"its fit ended before the decision after step {seat.step}, though `max_steps` is more")
         if error is None or isinstance(error, Cancelled):
             return
-        seat.live = None
+        seat.state = None
         if isinstance(
             error.__context__, KeyboardInterrupt
         ):  # Lightning sets a signal handler then, which a thread may not
             raise KeyboardInterrupt
         if isinstance(error, MisconfigurationException | ParameterMismatchError | KeyboardInterrupt | SystemExit):
+            raise error
+        if _is_of_storage(error):  # all stays as it is, and the same command continues
             raise error
         trial = self.lineage.at(seat.number, seat.step + 1)
         assert trial is not None
@@ -334,7 +352,7 @@ class Rounds:
             checkpoint = self.checkpoint(seat.number)
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
             names = list(self._rules.space)
-            member = _SeatedMember(seat, names, monitor=self._monitor, interval=self._interval, checkpoint=checkpoint)
+            member = RoundMember(seat, names, monitor=self._monitor, interval=self._interval, checkpoint=checkpoint)
             self._fit(seat.number, self.params_at(seat.number, seat.step), member, seat.source)
 
         return life
@@ -342,23 +360,32 @@ class Rounds:
     def _training(self) -> list[Seat]:
         return [one for one in self._members.values() if not one.fiber.done and not self.lineage.has_failed(one.number)]
 
-    def _graft(self, member: int, step: int, fork: Fork | None) -> Graft | None:
+    def _graft(self, seat: Seat, fork: Fork | None) -> Graft | None:
         if fork is None:
             return None
         donor = self._members[fork.donor]
         parent = self.lineage.at(fork.donor, donor.step)
         assert parent is not None
-        if fork.donor == member:
-            return Graft(member, parent, step, fork.params, None)
-        if donor.live is None:  # it failed, or ended in an earlier run
+        if donor is seat:
+            return Graft(seat.number, parent, seat.step, fork.params, None)
+        if donor.state is None:  # it failed, or ended in an earlier run
             return None
-        return Graft(fork.donor, parent, donor.step, fork.params, capture(*donor.live))
+        return Graft(fork.donor, parent, donor.step, fork.params, donor.state())
 
-    def _summary(self, step: int) -> str:
-        standings = self.lineage.standings(self._members, step)
-        scores = sorted((one.score for one in standings.values()), reverse=self._rules.mode == "max")
+    def _summary(self, step: int, standings: Collection[Standing]) -> str:
+        scores = sorted((one.score for one in standings), reverse=self._rules.mode == "max")
         listed = " ".join(f"{score:.4g}" for score in scores[:8])
         return f"step {step}: {self._monitor} of {len(scores)} members, best first: {listed}"
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    """Whether an error is the disk's or the database's, not the member's."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, _STORAGE) or (isinstance(one, OSError) and one.errno in _FULL):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
 
 
 def _copies(member: int, fork: Fork | None) -> bool:

@@ -2,6 +2,8 @@
 
 When it happens matters. A decision falls in ``on_validation_end``, where the score is fresh, and is applied at the next
 ``on_train_batch_start``: earlier, ModelCheckpoint and EarlyStopping would file the donor's weights under the own score.
+
+EarlyStopping says that a member has nothing to gain from training on as it is. In a population such a member copies.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,10 +11,13 @@ from typing import Any, Protocol, TypeVar
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_hpo.callbacks.effects import Effects
-from lightning_hpo.callbacks.transplant import State, capture, transplant
+from lightning_hpo.callbacks.transplant import State, capture, restart_early_stopping, transplant
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.space import nearest
 
@@ -25,8 +30,8 @@ class Population(Protocol):
     def join(self, step: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
         """Take the member's place and return its hyperparameters."""
 
-    def report(self, step: int, score: float, capture: Callable[[], State]) -> Graft | None:
-        """Write down a score, and say how to go on."""
+    def report(self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False) -> Graft | None:
+        """Write down a score, and whether the member was asked to stop there; say how to go on."""
 
     def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
         """Say again how to go on after a step that was reported before; None if it was not."""
@@ -51,7 +56,8 @@ class Member(pl.Callback):
         population: of the member; only the first process of the Trainer talks to it.
         names: of the hyperparameters.
         monitor: metric that the module logs in validation.
-        interval: optimizer steps between decisions; a decision falls at the first validation after so many.
+        interval: optimizer steps between decisions: a decision falls at each validation that comes at least so many
+            optimizer steps (``trainer.global_step``) after the one before, and is recorded at the step where it falls.
     """
 
     def __init__(self, population: Population, names: list[str], *, monitor: str, interval: int) -> None:
@@ -73,11 +79,20 @@ class Member(pl.Callback):
         """Continue as the member that wrote the checkpoint."""
         self._earlier = state_dict
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let EarlyStopping judge a validation before the population does, wherever it was given."""
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
+        own = callbacks.index(self)
+        later = [one for one in callbacks[own:] if isinstance(one, EarlyStopping)]
+        # A new list: Lightning is going through the old one.
+        trainer.callbacks = [*callbacks[:own], *later, *(one for one in callbacks[own:] if one not in later)]  # type: ignore[attr-defined]  # as above
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find where each hyperparameter takes effect, and join the population."""
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             kind = type(trainer.strategy).__name__
             raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
+        _keep_base_rates(trainer)
         self._effects = Effects(self._names, trainer, pl_module)
         earlier = self._earlier
         self._decided_at = 0 if earlier is None else earlier["decided_at"]
@@ -116,11 +131,7 @@ class Member(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the score and decide."""
-        if (
-            trainer.sanity_checking
-            or trainer.state.fn != "fit"
-            or trainer.global_step - self._decided_at < self._interval
-        ):
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not self._is_due(trainer):
             return
         if self._monitor not in trainer.callback_metrics:
             logged = sorted(trainer.callback_metrics)
@@ -132,11 +143,14 @@ class Member(pl.Callback):
         value = trainer.callback_metrics[self._monitor].detach().float().to(trainer.strategy.root_device)
         score = float(trainer.strategy.reduce(value, reduce_op="mean"))  # ranks may have logged their own share
         self._decided_at = trainer.global_step
+        stopped = self._was_asked_to_stop(trainer)
 
         def report(step: int, collect: Callable[[], State]) -> Graft | None:
-            return self._population.report(step, score, collect)
+            return self._population.report(step, score, collect, stopped=stopped)
 
         self._decide(trainer, pl_module, report)
+        if stopped:
+            self._answer_stop(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the population."""
@@ -147,6 +161,21 @@ class Member(pl.Callback):
         """Tell the others, so that nobody waits."""
         if trainer.is_global_zero:
             self._population.leave("failed", f"step {trainer.global_step}: {type(exception).__name__}: {exception}")
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether this validation is one of a decision."""
+        return trainer.global_step - self._decided_at >= self._interval
+
+    def _was_asked_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether EarlyStopping has asked; the Trainer is the user's, and what else stops it has other reasons."""
+        reasons = {one.stopping_reason for one in trainer.early_stopping_callbacks}
+        return trainer.should_stop and bool(reasons - {EarlyStoppingReason.NOT_STOPPED})
+
+    def _answer_stop(self, trainer: pl.Trainer) -> None:
+        """Train on if there is somebody to copy from; else the Trainer stops, as it was asked to."""
+        if self._pending is not None and self._pending.state is not None:
+            restart_early_stopping(trainer)
+            trainer.should_stop = False
 
     def _decide(
         self,
@@ -176,3 +205,14 @@ class Member(pl.Callback):
     def _bound(self) -> Effects:
         assert self._effects is not None
         return self._effects
+
+
+def _keep_base_rates(trainer: pl.Trainer) -> None:
+    """Write the base learning rate beside the one that ReduceLROnPlateau lowers, as torch's other schedules do.
+
+    A reduction is then no other hyperparameter, and a new ``lr`` is as much reduced as the one before.
+    """
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, ReduceLROnPlateau):
+            for group in config.scheduler.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
