@@ -70,6 +70,8 @@ class Member(pl.Callback):
         self._params: dict[str, Any] = {}
         self._decided_at = 0
         self._pending: Graft | None = None
+        self._metrics_before: set[str] = set()
+        self._validated: set[str] = set()  # metrics that validation logs
 
     def state_dict(self) -> dict[str, Any]:
         """Hyperparameters, lineage, and the step of the last decision."""
@@ -129,9 +131,17 @@ class Member(pl.Callback):
             self._population.applied(trainer.global_step, graft)
         self._log(trainer, parent=graft.parent)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember what training has logged."""
+        self._metrics_before = set(trainer.callback_metrics)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the score and decide."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not self._is_due(trainer):
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._validated |= set(trainer.callback_metrics) - self._metrics_before
+        self._stop_here(trainer, pl_module)
+        if not self._is_due(trainer):
             return
         if self._monitor not in trainer.callback_metrics:
             logged = sorted(trainer.callback_metrics)
@@ -161,6 +171,14 @@ class Member(pl.Callback):
         """Tell the others, so that nobody waits."""
         if trainer.is_global_zero:
             self._population.leave("failed", f"step {trainer.global_step}: {type(exception).__name__}: {exception}")
+
+    def _stop_here(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let EarlyStopping judge a validation of an epoch's end now, not after the decision that follows from it."""
+        if trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1:
+            for one in trainer.early_stopping_callbacks:
+                if one._check_on_train_epoch_end and one.monitor in self._validated:  # noqa: SLF001  # no public name
+                    one._check_on_train_epoch_end = False  # noqa: SLF001  # as above
+                    one.on_validation_end(trainer, pl_module)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Whether this validation is one of a decision."""

@@ -68,8 +68,6 @@ class RoundMember(Member):
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
         self._step = 0
         self._ended_at: int | None = None
-        self._metrics_before: set[str] = set()
-        self._validated: set[str] = set()  # metrics that validation logs
 
     def state_dict(self) -> dict[str, Any]:
         """Add what validation logs."""
@@ -110,13 +108,12 @@ class RoundMember(Member):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the random numbers of training."""
-        self._metrics_before = set(trainer.callback_metrics)
+        super().on_validation_start(trainer, pl_module)
         self._resumable.on_validation_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue as if no validation had happened, and report."""
         self._resumable.on_validation_end(trainer, pl_module)
-        self._validated |= set(trainer.callback_metrics) - self._metrics_before
         if trainer.global_step == self._decided_at:  # a continued fit repeats the validation of a decision
             self._answer_stop(trainer)
         super().on_validation_end(trainer, pl_module)
