@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from lightning_hpo.callbacks.resumable import rng_state, set_rng_state
+from lightning_hpo.training.random_state import rng_state, set_rng_state
 
 
 class Cancelled(BaseException):

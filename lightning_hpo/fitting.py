@@ -2,10 +2,10 @@
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch.utils.data import DataLoader
 
-from lightning_hpo import checkpoints
 from lightning_hpo.building import Built
-from lightning_hpo.callbacks.resumable import Resumable, rng_state, set_rng_state
 from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
+from lightning_hpo.training.loaders import follow
+from lightning_hpo.training.random_state import rng_state, set_rng_state
+from lightning_hpo.training.trainer import DataIsThere, TrialTrainer, refuse_arguments, refuse_callbacks
 
 METRICS = "metrics.csv"
 
@@ -30,36 +31,78 @@ TRAINER_DEFAULTS = {
 }
 
 
+class JobCallback(Protocol):
+    """What decides over a fit: a callback that comes last, with parts that come first or after the module's hooks."""
+
+    first: pl.Callback
+
+    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """Do what comes after all hooks of a training batch."""
+
+    def after_validation(self, trainer: pl.Trainer) -> None:
+        """Do what comes after all hooks of a validation."""
+
+
 def make_trainer(
-    built: Built, folder: Path, *, callbacks: Sequence[pl.Callback], source: Path | None, **arguments: Any
-) -> pl.Trainer:
+    built: Built,
+    folder: Path,
+    job: JobCallback,
+    *,
+    callbacks: Sequence[pl.Callback] = (),
+    source: Path | None = None,
+    saved: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> TrialTrainer:
     """Make a Trainer that keeps everything in one folder, and let the training loaders tell their position.
 
     Args:
-        built: what will be trained; its ``train_dataloader`` is wrapped.
+        built: what will be trained; its ``train_dataloader`` and the last hooks of a batch and a validation are
+            wrapped.
         folder: for checkpoints and metrics.
-        callbacks: added to those of ``built``.
+        job: comes after all other callbacks.
+        callbacks: more, after those of ``built``.
         source: checkpoint that the fit will continue, or None; later rows of the metrics file are dropped.
+        saved: its content.
         **arguments: of the Trainer, that ``built`` must not have.
+
+    Raises:
+        ValueError: for an argument of the Trainer that contradicts the budget.
     """
     given = {**TRAINER_DEFAULTS, **built.trainer}
+    refuse_arguments(given)
+    positions = [] if saved is None else saved["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     owner: Any = built.module if built.data is None else built.data
     loaders = owner.train_dataloader
 
     def followed() -> Any:
-        made = Resumable.follow(loaders())
+        made = follow(loaders(), list(positions))
+        positions.clear()  # loaders that are made anew for a later epoch start at its beginning
         if "log_every_n_steps" not in given:
             _log_each_epoch(trainer, made)
         return made
 
     owner.train_dataloader = followed
-    all_callbacks = [*_listed(given.pop("callbacks", None)), *callbacks]
+    _call_after(built.module, "on_train_batch_end", lambda outputs, *_: job.after_batch(trainer, outputs))
+    _call_after(built.module, "on_validation_end", lambda *_: job.after_validation(trainer))
+    all_callbacks = [job.first, DataIsThere(), *listed(given.pop("callbacks", None)), *callbacks, job]
+    refuse_callbacks(all_callbacks)
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
-    saved = None if source is None else checkpoints.load(source)
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
-    plugins = [*_listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved)]
-    trainer = pl.Trainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    plugins = [*listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved)]
+    trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
     return trainer
+
+
+def _call_after(module: Any, hook: str, then: Callable[..., None]) -> None:
+    """Let a hook of the module be followed by a call: callbacks come before the module's own hooks."""
+    own = getattr(module, hook)
+
+    def both(*args: Any, **kwargs: Any) -> Any:
+        result = own(*args, **kwargs)
+        then(*args, **kwargs)
+        return result
+
+    object.__setattr__(module, hook, both)
 
 
 def _log_each_epoch(trainer: Any, loader: Any) -> None:
@@ -87,6 +130,6 @@ def quiet_and_seeded(seed: int, trial: int) -> Iterator[None]:
         set_rng_state(before)
 
 
-def _listed(given: Any) -> list[Any]:
+def listed(given: Any) -> list[Any]:
     """What Trainer accepts for callbacks and plugins, as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]

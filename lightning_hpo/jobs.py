@@ -29,12 +29,14 @@ class Task:
         params: of the trial.
         folder: of the trial, for its checkpoint and metrics.
         source: checkpoint of the parent to start from, or None.
+        identity: of the trial, for its checkpoints: ``study`` (its id), ``trial`` (its number) and ``params``.
     """
 
     job: Job
     params: Mapping[str, Any]
     folder: Path
     source: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

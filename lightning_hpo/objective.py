@@ -13,20 +13,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import optuna
-from lightning.pytorch.utilities import CombinedLoader
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 
 from lightning_hpo import checkpoints
-from lightning_hpo.building import Builder, Built
-from lightning_hpo.callbacks.leg import Leg
+from lightning_hpo.building import Builder
+from lightning_hpo.callbacks.leg import Leg, finished_outcome
 from lightning_hpo.factories import Factories
-from lightning_hpo.fitting import TRAINER_DEFAULTS, make_trainer, quiet_and_seeded
+from lightning_hpo.fitting import make_trainer, quiet_and_seeded
 from lightning_hpo.jobs import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
+from lightning_hpo.training.check import fit_one_batch
 
 
 class Objective:
@@ -120,25 +120,21 @@ class Objective:
         return self.builder.build_model(params)
 
     def check(self, params: Mapping[str, Any] | None = None) -> None:
-        """Build everything once, validate a batch and load one to train on: mistakes show before the first step.
+        """Fit one batch and validate one, as a trial does: mistakes show before the first step.
 
         Args:
             params: to build with; the middle of the space by default.
 
         Raises:
-            ValueError: if the model or the data cannot be built with parameters of the space, or the monitored metric
-                is not logged in validation.
+            ValueError: if the model or the data cannot be built with parameters of the space, an argument of the
+                Trainer contradicts the budget, or the monitored metric is not logged in validation.
+            MisconfigurationException: if Lightning, or a callback, refuses the combination.
         """
         params = self.middle() if params is None else params
-        quiet = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 1}
         with quiet_and_seeded(self.seed, 0), _naming(params), tempfile.TemporaryDirectory() as folder:
-            built = self.builder.build(params)
-            arguments = {**TRAINER_DEFAULTS, **built.trainer, **quiet, "callbacks": []}
-            trainer = pl.Trainer(**arguments, max_steps=self.max_steps, default_root_dir=folder)
-            trainer.validate(built.module, datamodule=built.data, verbose=False)
+            seen = fit_one_batch(self.builder.build(params), Path(folder), self.max_steps)
             for name in (self.monitor, *self.also):
-                _score(name, trainer.callback_metrics)
-            _ask_for_a_batch(built)
+                _score(name, seen.metrics)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
@@ -155,42 +151,39 @@ class Objective:
         for file in damaged:
             aside = checkpoints.set_aside(file)  # the next save must not take it for the good one before
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-        source = source or task.source
+        begin = source or task.source
+        saved = None if begin is None else checkpoints.load(begin)
+        if source is not None and saved is not None:
+            outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
+            if outcome is not None:  # a kill fell between the end of the job and its record
+                return outcome
 
         built = self.builder.build(task.params)
-        leg = Leg(
+        job = Leg(
             task.job.max_steps,
             checkpoint,
             every=self._every,
+            monitor=self.monitor,
             hparams=built.hparams,
             optimizer=built.optimizer,
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
+            identity=task.identity,
         )
-        trainer = make_trainer(built, task.folder, callbacks=[*more, leg], source=source, max_steps=self.max_steps)
+        trainer = make_trainer(
+            built, task.folder, job, callbacks=more, source=begin, saved=saved, max_steps=self.max_steps
+        )
         try:
-            trainer.fit(built.module, datamodule=built.data, ckpt_path=source, weights_only=True)
+            trainer.fit(built.module, datamodule=built.data, ckpt_path=begin, weights_only=True)
         except SystemExit:
-            if not leg.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
+            if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                 raise
-        if leg.paused:
-            return Outcome(None, trainer.global_step, ended=PAUSED)
-        if leg.validated_at != trainer.global_step:  # restored at the very step where the job ends
-            trainer.validate(built.module, datamodule=built.data, verbose=False)
-        if trainer.global_step < task.job.max_steps:  # another callback has stopped it
-            trainer.save_checkpoint(checkpoint)
+        if job.paused:
+            return Outcome(None, trainer.global_step, values=job.values, ended=PAUSED)
         for name in self.also:
-            _score(name, leg.metrics)
-        return Outcome(_score(self.monitor, leg.metrics), trainer.global_step, leg.metrics)
-
-
-def _ask_for_a_batch(built: Built) -> None:
-    """Load a batch to train on. A fit up to there would run hooks that want a logger or a callback of the user's."""
-    owner: Any = built.module if built.data is None else built.data
-    owner.setup("fit")
-    loaders = owner.train_dataloader()
-    next(iter(loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)), None)
-    owner.teardown("fit")
+            _score(name, job.metrics)
+        score = _score(self.monitor, job.metrics)
+        return Outcome(score, trainer.global_step, job.metrics, values=job.values, ended=job.ended)
 
 
 @contextlib.contextmanager

@@ -46,9 +46,15 @@ def unusable(folder: Path, error: OSError) -> StorageError:
     if not folder.exists():
         text = "the folder of the population is gone: it was deleted or moved while members were at work"
         return StorageError(errno.ENOENT, text, str(folder))
-    name = errno.errorcode.get(error.errno or 0)
-    reason = f"{error.strerror} ({name})" if name else str(error)
-    return StorageError(error.errno or errno.EIO, f"the folder of the population cannot be used: {reason}", str(folder))
+    return storage_error("the folder of the population cannot be used", folder, error)
+
+
+def storage_error(what: str, path: Path, error: OSError) -> StorageError:
+    """Say in one line what could not be done, and why."""
+    if error.errno is None:
+        return StorageError(f"{what}: {error}")
+    name = errno.errorcode.get(error.errno, error.errno)
+    return StorageError(error.errno, f"{what}: {error.strerror} ({name})", str(path))
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from typing import Any, Literal, Unpack
 import optuna
 from optuna.storages import BaseStorage
 
+from lightning_hpo import checkpoints
 from lightning_hpo.best import best_row, keep_best, write_best
 from lightning_hpo.building import Builder
-from lightning_hpo.callbacks.member import Member
 from lightning_hpo.callbacks.round_member import NEVER, train_to_the_end
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.exits import explained
 from lightning_hpo.fingerprints import label
-from lightning_hpo.fitting import make_trainer, quiet_and_seeded
+from lightning_hpo.fitting import JobCallback, make_trainer, quiet_and_seeded
 from lightning_hpo.journal import JOURNAL, open_journal
 from lightning_hpo.options import Options, refuse_unknown
 from lightning_hpo.population import Donor, Explore, Rules
@@ -145,14 +145,15 @@ class PopulationTuner(Tuner):
         if subject.check is not None and not table.rows:
             subject.check()
 
-        def fit_member(number: int, params: Mapping[str, Any], member: Member, source: Path | None) -> None:
+        def fit_member(number: int, params: Mapping[str, Any], member: JobCallback, source: Path | None) -> None:
             with quiet_and_seeded(self.seed, number):
                 built = builder.build(params)
                 trainer = make_trainer(
                     built,
                     folder / f"{number:03d}",
-                    callbacks=[member],
+                    member,
                     source=source,
+                    saved=None if source is None else checkpoints.load(source),
                     max_steps=self.scheduler.max_steps,
                     check_val_every_n_epoch=None,
                     val_check_interval=NEVER,

@@ -18,11 +18,11 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo import checkpoints
-from lightning_hpo.callbacks.member import Member
 from lightning_hpo.callbacks.round_member import RoundMember
 from lightning_hpo.callbacks.transplant import State
 from lightning_hpo.failures import JobError, ParameterMismatchError, failure_text
 from lightning_hpo.fiber import Cancelled, Fiber
+from lightning_hpo.fitting import JobCallback
 from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.population import Fork, Interval, Rules, Standing
@@ -30,7 +30,7 @@ from lightning_hpo.shared_folder import Graft
 from lightning_hpo.study_file import StorageError
 from lightning_hpo.trials import SEGMENT, TrialTable
 
-Fit: TypeAlias = Callable[[int, Mapping[str, Any], Member, Path | None], None]
+Fit: TypeAlias = Callable[[int, Mapping[str, Any], JobCallback, Path | None], None]
 STOPS = "stops"
 """Study note: member -> steps at which it was asked to stop."""
 _STORAGE = (StorageError, StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError)

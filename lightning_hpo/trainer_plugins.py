@@ -26,12 +26,15 @@ class SealedCheckpointIO(CheckpointIO):
         super().__init__()
         self._path = path
         self._content = content
+        self.closed = False
+        """Whether checkpoints are neither saved nor removed any more."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write atomically; raises OSError where Lightning's own plugin can lose the file in silence."""
         if storage_options is not None:
             raise TypeError(f"`storage_options` are not supported, got {storage_options!r}.")
-        checkpoints.save(checkpoint, path)
+        if not self.closed:
+            checkpoints.save(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Verify the hash and load tensors and plain values only, whatever ``weights_only`` says."""
@@ -42,7 +45,8 @@ class SealedCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete the checkpoint and its predecessor."""
-        checkpoints.remove(path)
+        if not self.closed:
+            checkpoints.remove(path)
 
 
 class MetricsFile(Logger):
@@ -62,8 +66,8 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Folder of the trial."""
-        return self._path.parent.name
+        """Nothing: files of callbacks stand in the folder of the trial, not in one of the same name inside it."""
+        return ""
 
     @property
     def version(self) -> str:

@@ -1,7 +1,6 @@
-"""One leg of a trial: train to a step, save on the way, validate at exactly that step."""
+"""One job of a trial: train to a step, save on the way, validate at exactly that step."""
 
 import logging
-import math
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,21 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lightning_hpo import live
-from lightning_hpo.callbacks.resumable import Resumable
-from lightning_hpo.failures import DivergedError, ParameterMismatchError
+from lightning_hpo.callbacks.resumable import BeforeOthers, Point, Resumable
+from lightning_hpo.failures import ParameterMismatchError
+from lightning_hpo.jobs import BUDGET, Outcome
 from lightning_hpo.lr_schedules import ClosedFormLR
+from lightning_hpo.trainer_plugins import SealedCheckpointIO
+from lightning_hpo.training.losses import LossWatch
+from lightning_hpo.training.trainer import validate_now, validation_is_due
+
+IDENTITY = "lightning_hpo"
+"""Key of a checkpoint for the trial that it belongs to."""
 
 
 class Leg(pl.Callback):
     """Stops the Trainer after ``target`` optimizer steps, with a validation there and a checkpoint.
 
+    It is saved only where training can be continued exactly (see :mod:`lightning_hpo.callbacks.resumable`). A
+    validation that the module's own rhythm does not ask for leaves no trace in the checkpoint of a trial that goes on.
+
     Args:
         target: optimizer step to stop at.
         checkpoint: where to save.
         every: save each time so many optimizer steps are done, so that a kill costs no more than that.
+        monitor: metric to note at each validation.
         hparams: argument -> value the module was built with; read back from its ``hparams``.
         optimizer: setting -> value an optimizer was built with; read back from its ``defaults``.
         should_pause: asked after every step; True saves and stops without a validation. Asked after every validation
@@ -31,6 +42,7 @@ class Leg(pl.Callback):
         stop_on_nan: raise DivergedError at the first training loss that is not finite. The loss is what
             ``training_step`` returns. On a CPU it is looked at after every step; elsewhere the losses are kept on the
             device and looked at together before each checkpoint and validation, so no step waits for the device.
+        identity: of the trial; put into every checkpoint.
     """
 
     def __init__(
@@ -39,35 +51,62 @@ class Leg(pl.Callback):
         checkpoint: Path,
         *,
         every: int,
+        monitor: str,
         hparams: Mapping[str, Any],
         optimizer: Mapping[str, Any],
         should_pause: Callable[[], bool],
         stop_on_nan: bool = False,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self._target = target
         self._checkpoint = checkpoint
         self._every = every
+        self._monitor = monitor
         self._hparams = hparams
         self._optimizer = optimizer
         self._should_pause = should_pause
-        self._stop_on_nan = stop_on_nan
-        self._losses: list[tuple[int, torch.Tensor]] = []  # not looked at yet, with their steps
+        self._identity = dict(identity or {})
+        self._losses = LossWatch() if stop_on_nan else None
         self._asked: list[list[dict[str, Any]]] = []
         self._before: list[list[dict[str, Any]]] = []
-        self._step = 0
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
         self._handler: Any = None
+        self._step = 0
+        self._resume: dict[str, Any] = {}
+        self._saved_at = 0
+        self._save_wanted = False
+        self._pause_wanted = False
+        self._epoch_ends = False
+        self._due = False  # whether the module's own rhythm asks for a validation after this batch
+        self.first: pl.Callback = BeforeOthers(self)
         self.paused = False
+        self.ended = BUDGET
         self.validated_at: int | None = None
         self.metrics: dict[str, float] = {}
+        self.values: dict[int, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the optimizers were built with; a checkpoint's continuation compares its own with it."""
-        return {"settings": self._asked}
+        """What a continuation needs beyond Lightning's own checkpoint."""
+        validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended}
+        return {"settings": self._asked, "resume": self._resume, "validated": validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the restored optimizers were built with."""
         self._before = state_dict["settings"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say whose checkpoint it is."""
+        checkpoint[IDENTITY] = self._identity
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Set Lightning's progress to where the checkpoint was taken."""
+        self._resumable.load(checkpoint["callbacks"][self.state_key]["resume"], checkpoint["loops"]["fit_loop"])
+
+    # Hooks, after those of the user's callbacks
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note what the optimizers are built with; restored ones overwrite it after this hook."""
@@ -81,6 +120,7 @@ class Leg(pl.Callback):
             # Lightning's own handler, which is now before ours, ends a fit after a step or in a validation without
             # asking us, and talks to the other ranks in the middle of anything.
             signal.signal(signal.SIGTERM, self._handler)
+        self._resumable.on_train_start(trainer, pl_module)
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         for optimizer, before, asked in zip(trainer.optimizers, self._before or self._asked, self._asked, strict=True):
             changes = live.changed(before, asked)
@@ -93,70 +133,123 @@ class Leg(pl.Callback):
                 config.interval = "step"
                 if config.scheduler.needs_max_steps:
                     config.scheduler.bind(trainer.max_steps)  # the full budget, in every rung
-        self._step = trainer.global_step
-        if trainer.global_step >= self._target:
+        self._step = self._saved_at = trainer.global_step
+        if self._reached:  # a validation is owed, see before_end
             trainer.should_stop = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save where the leg ends and at every multiple of ``every``; stopping here makes Lightning validate now."""
-        self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._stop_on_nan:
-            self._note_loss(trainer, trainer.global_step, outputs)
+    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """Save or stop, when all hooks of a batch, the module's included, have run."""
+        self._resumable.on_batch_end(trainer)
+        if self._losses is not None:
+            self._losses.note(trainer, outputs)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        self._epoch_ends = progress.is_last_batch or progress.current.ready == trainer.num_training_batches
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         before, self._step = self._step, trainer.global_step
-        reached = self._step >= self._target
         # Of several ranks the one that may pause decides for all.
-        self.paused = not reached and trainer.strategy.reduce_boolean_decision(self._should_pause(), all=False)
-        if reached or self.paused or self._step // self._every > before // self._every:
-            self._look_at_losses(trainer)
-            self._save(trainer)
-        if reached or self.paused:
-            trainer.should_stop = True
-        if self.paused:
-            trainer.limit_val_batches = 0  # a pause must not wait for a validation
+        self._pause_wanted |= trainer.strategy.reduce_boolean_decision(self._should_pause(), all=False)
+        self._save_wanted |= self._step // self._every > before // self._every
+        if self._reached or self._pause_wanted or self._save_wanted:
+            self._come_to_a_point(trainer)
+
+    def _come_to_a_point(self, trainer: pl.Trainer) -> None:
+        """Save here if training can be continued exactly from here; else it is done after a validation or epoch."""
+        if self._losses is not None:
+            self._losses.look(trainer)
+        self._due = validation_is_due(trainer)
+        if self._due:
+            self._resumable.before_validation()
+        if self._reached:
+            if not (self._due or self._epoch_ends or self._is_final(trainer)):
+                self._save(trainer, "batch")
+            # At the end of an epoch, a stop would bring a validation that is not due ahead of the end hooks.
+            trainer.should_stop = self._due or not self._epoch_ends
+        elif not self._epoch_ends:
+            if not self._due:
+                self._save(trainer, "batch")
+            elif self._pause_wanted:  # a pause must not wait for a validation
+                self._save(trainer, "validation due")
+            self._pause_if_wanted(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the validation from changing the random numbers of training."""
+        if self._losses is not None:
+            self._losses.look(trainer)
+        self._resumable.on_validation_start(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Give a sign that the job goes on."""
         self._should_pause()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the validation from changing the random numbers of training."""
-        self._look_at_losses(trainer)
-        self._resumable.on_validation_start(trainer, pl_module)
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the metrics and the step they belong to."""
-        self._resumable.on_validation_end(trainer, pl_module)
-        if not trainer.sanity_checking:
-            self.validated_at = trainer.global_step
-            self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-    def _note_loss(self, trainer: pl.Trainer, step: int, outputs: Any) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, torch.Tensor):  # manual optimization may return none
+        self._resumable.on_validation_end(trainer)
+        if trainer.sanity_checking:
             return
-        here = loss.device.type == "cpu"
-        if here and trainer.world_size == 1 and loss.numel() == 1 and math.isfinite(loss.item()):
-            return  # the common case, in every step: no tensor is made, nobody to agree with
-        self._losses.append((step, loss.detach()))
-        if here:
-            self._look_at_losses(trainer)
+        self.validated_at = trainer.global_step
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self._monitor in self.metrics:
+            self.values[trainer.global_step] = self.metrics[self._monitor]
 
-    def _look_at_losses(self, trainer: pl.Trainer) -> None:
-        """Raise DivergedError for the first one that is not finite, on all ranks at the same step."""
-        losses, self._losses = self._losses, []
-        if not losses:
+    def after_validation(self, trainer: pl.Trainer) -> None:
+        """Save when all hooks of a validation, the module's included, have run."""
+        if trainer.sanity_checking or self.paused:
             return
-        finite = [math.isfinite(one) for one in torch.stack([loss.float().sum() for _, loss in losses]).tolist()]
-        if trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
-            step, loss = losses[finite.index(False) if False in finite else -1]
-            raise DivergedError(f"diverged at step {step}: the training loss is {float(loss.float().sum())}")
+        is_point = self._due and not self._epoch_ends and (self._save_wanted or self._reached)
+        if is_point or self._is_final(trainer):
+            self._save(trainer, "validated")
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop a job that ends with an epoch."""
+        self._resumable.on_train_epoch_end(trainer)
+        if self._reached:
+            trainer.should_stop = True
+
+    # Called before the hooks of the user's callbacks
+
+    def before_epoch(self, trainer: pl.Trainer) -> None:
+        """Save between two epochs."""
+        self._resumable.begin()
+        if self._save_wanted or self._pause_wanted:
+            self._save(trainer, "epoch")
+            self._pause_if_wanted(trainer)
+
+    def before_batch(self) -> None:
+        """Put back what hooks at the start of training may have reset."""
+        self._resumable.begin()
+
+    def before_end(self, trainer: pl.Trainer) -> None:
+        """Save and validate where training has ended, unless both is done."""
+        step = trainer.global_step
+        if self.paused:
+            return
+        if step < self._target:
+            self.ended = _why_ended(trainer)
+        elif self._saved_at != step and not self._is_final(trainer):
+            self._save(trainer, "epoch")
+        if self.validated_at != step:
+            validate_now(trainer)
+        if self._saved_at != step:
+            self._save(trainer, "epoch")
+
+    @property
+    def _reached(self) -> bool:
+        return self._step >= self._target
+
+    def _is_final(self, trainer: pl.Trainer) -> bool:
+        """Whether the full budget is spent; its checkpoint is not continued, so it may hold the last validation."""
+        return trainer.global_step >= trainer.max_steps
+
+    def _pause_if_wanted(self, trainer: pl.Trainer) -> None:
+        if self._pause_wanted:
+            self.paused = trainer.should_stop = True
+            trainer.limit_val_batches = 0
+
+    def _save(self, trainer: pl.Trainer, point: Point) -> None:
         """Save a checkpoint; a trial can do without one, so a full disk is a warning: the one before stays."""
+        self._saved_at, self._save_wanted = trainer.global_step, False
+        self._resume = self._resumable.state(trainer, point)
         try:
             trainer.save_checkpoint(self._checkpoint)
         except OSError as error:
@@ -164,6 +257,42 @@ class Leg(pl.Callback):
                 "step %d: no checkpoint was saved, the trial goes on without: %s", trainer.global_step, error
             )
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where other processes of the trial are waiting
+        ends = self._pause_wanted or (self._reached and not self._is_final(trainer))
+        if ends and isinstance(trainer.strategy.checkpoint_io, SealedCheckpointIO):
+            # What follows is no part of the trial's own course: a validation at the rung, the end of the Trainer.
+            trainer.strategy.checkpoint_io.closed = True
+
+
+def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Outcome | None:
+    """Return the outcome that a checkpoint of the trial's own holds, if its job has come to its end.
+
+    Args:
+        saved: content of the checkpoint.
+        target: optimizer step of the job.
+        monitor: metric that is the score.
+    """
+    step = int(saved["global_step"])
+    validated = saved["callbacks"].get(Leg.__qualname__, {}).get("validated", {})
+    if validated.get("step") != step or monitor not in validated["metrics"]:
+        return None
+    if step < target and validated["ended"] == BUDGET:
+        return None
+    score = validated["metrics"][monitor]
+    return Outcome(score, step, validated["metrics"], values={step: score}, ended=validated["ended"])
+
+
+def _why_ended(trainer: Any) -> str:
+    """Say what has ended a fit below its budget."""
+    step = trainer.global_step
+    for callback in trainer.callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            return f"{type(callback).__name__} at step {step}"
+        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            return f"max_time reached at step {step}"
+    epochs = trainer.fit_loop.max_epochs
+    if epochs not in (None, -1) and trainer.fit_loop.epoch_progress.current.processed >= epochs:
+        return f"max_epochs={epochs} reached at step {step}"
+    return f"stopped by a callback or the module at step {step}"
 
 
 def _read_back_hparams(asked: Mapping[str, Any], module: pl.LightningModule) -> None:

@@ -1,165 +1,174 @@
-"""Two legs equal one leg: what Lightning leaves out of a checkpoint, so that training can be cut at any step.
+"""Training that can be cut after any batch: what Lightning's checkpoint leaves out, and what its restart skips.
 
-Lightning stores weights, optimizers, LR schedules and counters. Missing are the state of the random number generators
-and the position in the data: after a cut inside an epoch it starts the loader at its first sample again. A
-:class:`Resumable` callback adds both through public hooks: Lightning asks a loader that has ``state_dict`` for its
-state, and calls a callback around training and validation.
+Where a checkpoint is taken decides what a restart has to make up for. There are four points:
 
-Exact for sized loaders (``torch.utils.data.DataLoader`` over a dataset with a length), shuffled or not, with the global
-generator or one of their own, with and without workers. Limits: persistent workers whose dataset draws random numbers,
-several training loaders at once, ``ReduceLROnPlateau`` cut at the end of an epoch, and a LightningModule that changes
-its own state in its ``on_train_batch_end``. An unsized loader starts again at its first sample, as in plain Lightning.
+``batch``
+    after a batch behind which no validation is due, inside an epoch. Lightning continues with the next batch.
+``validation due``
+    after a batch behind which a validation is due, before it. Lightning would skip the validation.
+``validated``
+    after that validation, inside an epoch.
+``epoch``
+    between two epochs, when all hooks of the one before have run. Lightning would skip the start of the next one.
+
+In each case the restart sets Lightning's progress so that it goes on exactly there, and everything that
+:class:`~lightning_hpo.training.live_state.LiveState` holds is put back.
 """
 
-import random
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch.utils.data import DataLoader
 
-_NUMPY_WORDS = 624  # of the Mersenne twister
+from lightning_hpo.training.live_state import LiveState, add_epoch_sums
+from lightning_hpo.training.loaders import rewind
+from lightning_hpo.training.random_state import rng_state, set_rng_state
 
-
-def rng_state() -> dict[str, Any]:
-    """Copy the global random number generators of torch, CUDA, numpy and Python, as values a checkpoint can hold.
-
-    The words of numpy and Python go into one tensor: every value on its own costs time in a checkpoint.
-    """
-    version, internal, gauss_next = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # user code may draw from the global generator
-    words = np.concatenate([numpy_state["state"]["key"], np.asarray(internal, np.uint32)])
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if _uses_cuda() else [],
-        "words": torch.from_numpy(words.view(np.int32)),
-        "numpy": (int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])),
-        "python": (version, gauss_next),
-    }
+Point = Literal["batch", "validation due", "validated", "epoch"]
 
 
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`rng_state` returned."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    words = state["words"].numpy().view(np.uint32)
-    key, internal = words[:_NUMPY_WORDS], words[_NUMPY_WORDS:]
-    np.random.set_state(("MT19937", key, *state["numpy"]))  # noqa: NPY002  # the global generator
-    version, gauss_next = state["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss_next))
-
-
-def _uses_cuda() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-
-class Resumable(pl.Callback):
+class Resumable:
     """Makes training independent of where it is cut, and of validations in between.
 
-    Give it to the Trainer, and pass what ``train_dataloader()`` returns through :meth:`follow`.
+    A callback owns it, passes its hooks on, and puts :meth:`state` into its own state. Its ``on_train_start`` should
+    come after those of other callbacks, and :meth:`begin` in the first hook after it before those of others.
     """
 
     def __init__(self) -> None:
         self._after_step: torch.Tensor | None = None
         self._before_validation: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
+        self._sums: Mapping[str, Any] = {}
+        self._live: LiveState | None = None
+        self._modes: dict[str, bool] | None = None
+        self._restarted = False
 
-    @staticmethod
-    def follow(loaders: Any) -> Any:
-        """Let every sized DataLoader in a collection tell and take back its position; others pass unchanged."""
-        return apply_to_collection(loaders, DataLoader, _follow_one)
+    # What a checkpoint keeps
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def state(self, trainer: pl.Trainer, point: Point) -> dict[str, Any]:
+        """Return what a checkpoint taken now has to hold.
+
+        Args:
+            trainer: inside ``fit``.
+            point: where in the run it is taken; see the module's text.
+        """
+        assert self._live is not None
+        if point == "epoch":
+            rewind(trainer.train_dataloader)
+        live = self._live.state(self._modes if point == "validated" else None)
+        return {"point": point, "random": rng_state(), "live": live}
+
+    def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds, before Lightning restores its loops from it.
+
+        Args:
+            state: as from :meth:`state`.
+            loops: the progress of the fit loop in the checkpoint; changed in place.
+        """
+        self._restored = state
+        if state["point"] == "epoch":
+            for progress in loops["epoch_progress"].values():  # as if the next one had not been asked for
+                progress["ready"] = progress["started"] = progress["processed"] = progress["completed"]
+        if state["point"] == "validation due":
+            for progress in (loops["epoch_loop.batch_progress"][part] for part in ("total", "current")):
+                progress["completed"] = progress["processed"]
+            for progress in (loops["epoch_loop.val_loop.batch_progress"][part] for part in ("total", "current")):
+                # Lightning finishes a validation of which a batch was begun; in on_validation_start it begins anew.
+                progress["started"] = progress["ready"] = progress["completed"] + 1
+                progress["processed"] = progress["completed"]
+
+    # Hooks
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Put everything back and set Lightning to where the checkpoint was taken."""
+        self._live = LiveState(trainer, module)
+        self._restarted = self._restored is not None
+        if self._restored is None:
+            return
+        set_rng_state(self._restored["random"])
+        self._live.restore(self._restored["live"])
+        loop = trainer.fit_loop.epoch_loop
+        if self._restored["point"] == "epoch":
+            loop.restarting = False
+        elif self._restored["point"] == "batch":
+            loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+        if self._restored["point"] != "epoch":
+            self._sums = self._restored["live"]["epoch"]
+
+    def begin(self) -> None:
+        """Put back what hooks after :meth:`on_train_start` may have reset."""
+        if self._restored is not None:
+            assert self._live is not None
+            self._live.restore(self._restored["live"])
+            if self._restored["point"] == "epoch":  # otherwise the loader does so before it is asked for a batch
+                set_rng_state(self._restored["random"])
+            self._restored = None
+
+    def on_batch_end(self, trainer: pl.Trainer) -> None:
         """Remember torch's generator: a validation loader draws from it before any validation hook is called."""
+        if self._sums:
+            add_epoch_sums(trainer, self._sums)
+            self._sums = {}
         self._after_step = torch.get_rng_state()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def before_validation(self) -> None:
+        """Remember which submodules train, for a checkpoint after the validation."""
+        assert self._live is not None
+        self._modes = self._live.modes()
+
+    def on_validation_start(self, trainer: pl.Trainer) -> None:
         """Remember the other generators."""
-        if self._after_step is not None:
+        restored = self._restored
+        if restored is not None and restored["point"] == "validation due":  # the restart makes up for it
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
+            self._modes = dict(restored["live"]["training"])
+            self._before_validation, self._restored = restored["random"], None
+        elif self._after_step is not None:
             self._before_validation = {**rng_state(), "torch": self._after_step}
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer) -> None:
         """Continue training as if no validation had happened."""
         if self._before_validation is not None:
             set_rng_state(self._before_validation)
             self._before_validation = None
 
-
-def _follow_one(loader: DataLoader[Any]) -> DataLoader[Any]:
-    try:
-        len(loader)
-    except TypeError:
-        return loader
-    if hasattr(loader, "state_dict"):
-        return loader
-    # The loader stays an instance of the user's class, so that Lightning treats it as before.
-    kind = type(loader)
-    loader.__class__ = type(kind.__name__, (_Positioned, kind), {"__module__": kind.__module__})
-    return loader
+    def on_train_epoch_end(self, trainer: pl.Trainer) -> None:
+        """Let Lightning do at the end of a restarted epoch what it does at the end of any."""
+        if self._restarted:
+            trainer.fit_loop.on_iteration_done()
+            self._restarted = False
 
 
-class _Positioned(DataLoader[Any]):
-    """Mixed into a user's DataLoader: counts its batches, and replays them after a restore."""
+class Job(Protocol):
+    """What a job does before the hooks of the user's callbacks."""
 
-    _batches = 0
-    _start: Mapping[str, Any] = MappingProxyType({})
-    _restored: Mapping[str, Any] | None = None
+    def before_epoch(self, trainer: pl.Trainer) -> None:
+        """Act between two epochs."""
 
-    def __iter__(self) -> Any:
-        restored, self._restored = self._restored, None
-        if restored is None:
-            return self._begin()
-        if restored["batches"] < len(self):  # start the epoch as it was started, and pass over what was seen
-            self._set_random(restored["start"])
-            iterator = self._begin()
-            for _ in range(restored["batches"]):
-                next(iterator)
-            self._set_random(restored["now"])
-        else:
-            iterator = self._begin()
-        return _with_random_numbers(rng_state(), iterator)
+    def before_batch(self) -> None:
+        """Act before a training batch."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Position and random numbers of now; Lightning stores it with the training loop."""
-        return {"batches": self._batches, "start": dict(self._start), "now": self._random()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue there at the next iteration."""
-        self._restored = state
-        self._set_random(state["now"])
-
-    def _begin(self) -> Iterator[Any]:
-        self._batches = 0
-        self._start = self._random()
-        return self._counted(super().__iter__())
-
-    def _counted(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        for batch in iterator:
-            self._batches += 1
-            yield batch
-
-    def _random(self) -> dict[str, Any]:
-        return {"global": rng_state(), "own": [generator.get_state() for generator in self._generators()]}
-
-    def _set_random(self, state: Mapping[str, Any]) -> None:
-        set_rng_state(state["global"])
-        for generator, own in zip(self._generators(), state["own"], strict=True):
-            generator.set_state(own)
-
-    def _generators(self) -> list[torch.Generator]:
-        """Generators of the loader's own: its ``generator``, and those of its samplers where they differ."""
-        owners = (self, self.sampler, self.batch_sampler, getattr(self.batch_sampler, "sampler", None))
-        found = [getattr(owner, "generator", None) for owner in owners]
-        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+    def before_end(self, trainer: pl.Trainer) -> None:
+        """Act when training has ended."""
 
 
-def _with_random_numbers(state: dict[str, Any], iterator: Iterator[Any]) -> Iterator[Any]:
-    """Undo what was drawn between a restore and the first batch: Lightning sets up validation in between."""
-    set_rng_state(state)
-    yield from iterator
+class BeforeOthers(pl.Callback):
+    """Calls a job's callback where it must come before those of the user."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before anything of the epoch has begun."""
+        self._job.before_epoch(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Put back what the first batch after a restart needs."""
+        self._job.before_batch()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before others change the weights, as weight averaging does."""
+        self._job.before_end(trainer)

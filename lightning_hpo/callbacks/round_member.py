@@ -18,9 +18,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 
 from lightning_hpo.callbacks.member import Member, Population
-from lightning_hpo.callbacks.resumable import Resumable
+from lightning_hpo.callbacks.resumable import BeforeOthers, Resumable
 from lightning_hpo.callbacks.transplant import restart_early_stopping
-from lightning_hpo.study_file import StorageError
+from lightning_hpo.population_folder import storage_error
 
 NEVER = sys.maxsize
 """Batches between validations, as an argument of the Trainer: it validates when the member says so."""
@@ -66,17 +66,27 @@ class RoundMember(Member):
         super().__init__(population, names, monitor=monitor, interval=interval)
         self._checkpoint = checkpoint
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
+        self._resume: dict[str, Any] = {}
+        self._stop_restored = False
         self._step = 0
         self._ended_at: int | None = None
+        self.first: pl.Callback = BeforeOthers(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Add what validation logs."""
-        return {**super().state_dict(), "validated": sorted(self._validated)}
+        """Add what a continuation needs beyond Lightning's own checkpoint."""
+        return {**super().state_dict(), "validated": sorted(self._validated), "resume": self._resume}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what validation logs."""
+        """Take over what validation logs, and whether somebody asks to stop."""
         super().load_state_dict(state_dict)
         self._validated = set(state_dict["validated"])
+        self._stop_restored = state_dict["resume"]["stop_wanted"]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Set Lightning's progress to where the checkpoint was taken: before the validation that ends an interval."""
+        self._resumable.load(checkpoint["callbacks"][self.state_key]["resume"], checkpoint["loops"]["fit_loop"])
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse what would end the members at different steps."""
@@ -88,34 +98,55 @@ class RoundMember(Member):
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count; a checkpoint that is continued was saved at a decision, which is made again here."""
+        """Put everything back; a continued fit begins with the validation that ends an interval, and its decision."""
+        self._resumable.on_train_start(trainer, pl_module)
         self._step = trainer.global_step
+        if self._earlier is not None:
+            self._ended_at, self._earlier = self._step, None
+            trainer.val_check_batch = 1
+            trainer.stop_wanted = self._stop_restored  # type: ignore[attr-defined]  # see train_to_the_end
         super().on_train_start(trainer, pl_module)
-        self._decided_at = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
         """Save at the end of an interval, before its validation: a continued run can pick up exactly there."""
-        self._resumable.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._resumable.on_batch_end(trainer)
         before, self._step = self._step, trainer.global_step
         ended = self._step // self._interval > before // self._interval
-        validate = ended or self._is_followed(trainer, batch_idx, stepped=self._step > before)
+        validate = ended or self._is_followed(trainer, stepped=self._step > before)
         trainer.val_check_batch = 1 if validate else NEVER
         if ended:
             self._ended_at = self._step
+            self._resumable.before_validation()
+            stop_wanted = self._was_asked_to_stop(trainer)
+            self._resume = {**self._resumable.state(trainer, "validation due"), "stop_wanted": stop_wanted}
             self._save(trainer)
+
+    def after_validation(self, trainer: pl.Trainer) -> None:
+        """Do nothing: the checkpoint is the one before the validation."""
+
+    def before_epoch(self, trainer: pl.Trainer) -> None:
+        """Put back what hooks at the start of training may have reset."""
+        self._resumable.begin()
+
+    def before_batch(self) -> None:
+        """Put back what hooks at the start of training may have reset."""
+        self._resumable.begin()
+
+    def before_end(self, trainer: pl.Trainer) -> None:
+        """Do nothing: the last interval has been judged."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let Lightning end a restarted epoch as any."""
+        self._resumable.on_train_epoch_end(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the random numbers of training."""
         super().on_validation_start(trainer, pl_module)
-        self._resumable.on_validation_start(trainer, pl_module)
+        self._resumable.on_validation_start(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Continue as if no validation had happened, and report."""
-        self._resumable.on_validation_end(trainer, pl_module)
-        if trainer.global_step == self._decided_at:  # a continued fit repeats the validation of a decision
-            self._answer_stop(trainer)
+        self._resumable.on_validation_end(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
@@ -136,23 +167,21 @@ class RoundMember(Member):
                 raise FileNotFoundError(errno.ENOENT, "the folder of the member is gone: it was deleted or moved")
             trainer.save_checkpoint(self._checkpoint)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise StorageError(
-                error.errno or errno.ENOSPC, f"no checkpoint could be saved: {reason}", str(self._checkpoint)
-            ) from error
+            raise storage_error("no checkpoint could be saved", self._checkpoint, error) from error
 
-    def _is_followed(self, trainer: pl.Trainer, batch_idx: int, *, stepped: bool) -> bool:
+    def _is_followed(self, trainer: pl.Trainer, *, stepped: bool) -> bool:
         """Whether something that comes after this batch reads a metric that only a validation gives."""
-        last = trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches
-        followed = (*_followed_by_schedules(trainer, batch_idx, stepped=stepped, last=last), *_followed(trainer, last))
+        last = trainer.is_last_batch or trainer.fit_loop.batch_idx + 1 == trainer.num_training_batches
+        followed = (*_followed_by_schedules(trainer, stepped=stepped, last=last), *_followed(trainer, last))
         return any(name in self._validated or name not in trainer.callback_metrics for name in followed)
 
 
-def _followed_by_schedules(trainer: pl.Trainer, batch_idx: int, *, stepped: bool, last: bool) -> Iterator[str]:
+def _followed_by_schedules(trainer: pl.Trainer, *, stepped: bool, last: bool) -> Iterator[str]:
     """Metrics of the plateau schedules that Lightning steps after this batch."""
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau and config.monitor and trainer.lightning_module.automatic_optimization:
-            count, due = (trainer.current_epoch, last) if config.interval == "epoch" else (batch_idx, stepped)
+            by_epoch = config.interval == "epoch"
+            count, due = (trainer.current_epoch, last) if by_epoch else (trainer.fit_loop.batch_idx, stepped)
             if due and (count + 1) % config.frequency == 0:
                 yield config.monitor
 

@@ -81,7 +81,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.usefixtures("small_disk")
-@pytest.mark.parametrize(("size", "own"), [(60_000, False), (75_000, False), (161_000, False), (70_000, True)])
+@pytest.mark.parametrize(("size", "own"), [(60_000, False), (75_000, False), (161_000, False), (104_000, True)])
 def test_a_population_goes_on_where_its_disk_was_full(tmp_path, size, own):
     """The disk is full for our checkpoints, for the study, or for a checkpoint of the user's."""
     script = TUNE.replace("WITH", str(own))

@@ -1,0 +1,1 @@
+"""One job as ``Trainer.fit``: build, restore, train to a step, validate there, save."""

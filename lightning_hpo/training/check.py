@@ -1,0 +1,83 @@
+"""The check before training: one batch of a real fit, so that what can only fail shows before anything is spent."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from lightning_hpo.building import Built
+from lightning_hpo.fitting import make_trainer
+from lightning_hpo.trainer_plugins import MetricsFile
+from lightning_hpo.training.trainer import refuse_callbacks
+
+
+class OneBatch(pl.Callback):
+    """Ends a fit after its first training batch, with a validation there.
+
+    Args:
+        folder: where checkpoints go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.first: pl.Callback = pl.Callback()
+        self.metrics: dict[str, Any] = {}
+        self.validated = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse callbacks, those that the module brings included, and let none write outside the folder."""
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
+        refuse_callbacks(callbacks)
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                callback.dirpath = str(self._folder)
+
+    def after_batch(self, trainer: Any, outputs: Any) -> None:
+        """Stop, validate, and save a checkpoint as a job will."""
+        trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
+        trainer.should_stop = True
+        path = self._folder / "check.ckpt"
+        trainer.save_checkpoint(path)
+        trainer.strategy.load_checkpoint(path, weights_only=True)
+
+    def after_validation(self, trainer: pl.Trainer) -> None:
+        """Note what is logged."""
+        self.validated = True
+        self.metrics = dict(trainer.callback_metrics)
+
+
+def fit_one_batch(built: Built, folder: Path, max_steps: int) -> OneBatch:
+    """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
+
+    Args:
+        built: module, data and arguments of the Trainer.
+        folder: for the time of the check.
+        max_steps: the full budget.
+
+    Returns:
+        What was logged in validation.
+
+    Raises:
+        ValueError: if an argument of the Trainer contradicts the budget.
+        MisconfigurationException: if a callback does, or Lightning refuses the combination.
+    """
+    job = OneBatch(folder)
+    arguments = dict(built.trainer)
+    arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
+    limit = arguments.get("limit_val_batches")
+    quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
+    trainer = make_trainer(quiet, folder, job, max_steps=max_steps)
+    trainer.fit(built.module, datamodule=built.data)
+    return job
+
+
+def _silent(logger: Any) -> Any:
+    """Put a logger that drops everything in the place of each that is given."""
+    if isinstance(logger, MetricsFile):
+        return logger
+    if logger is True or isinstance(logger, Logger):
+        return DummyLogger()
+    return [DummyLogger() for _ in logger] if logger else logger

@@ -1,0 +1,43 @@
+"""The global random number generators as values that a checkpoint can hold."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+_NUMPY_WORDS = 624  # of the Mersenne twister
+
+
+def rng_state() -> dict[str, Any]:
+    """Copy the global random number generators of torch, CUDA, numpy and Python.
+
+    The words of numpy and Python go into one tensor: every value on its own costs time in a checkpoint.
+    """
+    version, internal, gauss_next = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # user code may draw from the global generator
+    words = np.concatenate([numpy_state["state"]["key"], np.asarray(internal, np.uint32)])
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if _uses_cuda() else [],
+        "words": torch.from_numpy(words.view(np.int32)),
+        "numpy": (int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])),
+        "python": (version, gauss_next),
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Put back what :func:`rng_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    words = state["words"].numpy().view(np.uint32)
+    key, internal = words[:_NUMPY_WORDS], words[_NUMPY_WORDS:]
+    np.random.set_state(("MT19937", key, *state["numpy"]))  # noqa: NPY002  # the global generator
+    version, gauss_next = state["python"]
+    random.setstate((version, tuple(internal.tolist()), gauss_next))
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -1,0 +1,158 @@
+"""The Trainer of a trial: its length in epochs is that of the full budget, and it validates when it is told to."""
+
+import math
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.trainer.states import TrainerFn
+
+_LIGHTNING = ("lightning.", "pytorch_lightning.")
+
+# Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; what to write instead.
+_BUDGET = "a trial stops at the budget that the tuner gives: leave it out"
+_REFUSED_ON = {
+    "min_steps": _BUDGET,
+    "min_epochs": _BUDGET,
+    "fast_dev_run": "it ends each trial after a few batches: give the tuner a small `max_steps` instead",
+    "barebones": "without logging there is no score: leave it out",
+}
+_REFUSED_ZERO = {
+    "limit_train_batches": "a trial without training has no score: give at least 1",
+    "limit_val_batches": "a trial without validation has no score: give at least 1",
+}
+
+# Callbacks that no trial can have, and what to use instead.
+_NO_TRIAL_HAS: dict[type[Callback], str] = {
+    BatchSizeFinder: "changes the batch size behind the study's back: put 'data.batch_size' into the space",
+    LearningRateFinder: "chooses the learning rate itself: put 'lr' into the space",
+    ModelPruning: "keeps its masks in no checkpoint, so no trial could be continued: prune the best model",
+    StochasticWeightAveraging: "puts the averaged weights in place after the last validation, so no score is theirs: "
+    "use EMAWeightAveraging or WeightAveraging, which validate with the averaged weights",
+}
+
+
+def refuse_arguments(arguments: dict[str, Any]) -> None:
+    """Raise ValueError for an argument of the Trainer that contradicts the budget of a trial."""
+    for name, value in arguments.items():
+        remedy = _REFUSED_ON.get(name) if value else _REFUSED_ZERO.get(name) if value is not None else None
+        if remedy is not None:
+            raise ValueError(f"`trainer` has {name}={value!r}, but {remedy}.")
+
+
+def refuse_callbacks(callbacks: list[Callback]) -> None:
+    """Raise MisconfigurationException for a callback with which a trial cannot be judged or continued."""
+    for callback in callbacks:
+        for kind, why in _NO_TRIAL_HAS.items():
+            if isinstance(callback, kind):
+                raise MisconfigurationException(f"{type(callback).__name__} {why}.")
+
+
+class TrialTrainer(pl.Trainer):
+    """A Trainer with ``max_steps`` whose ``max_epochs`` is what that makes of epochs.
+
+    LR schedules and annealing that are written in epochs so end where training ends, in every rung. Training itself
+    ends by ``max_steps``, or by a smaller ``max_epochs`` that the user has given.
+    """
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs that the budget makes, the last one included if it is not whole; the user's limit if it is smaller.
+
+        Raises:
+            MisconfigurationException: if the training data have no length, so that it is not known.
+        """
+        given = super().max_epochs
+        if self.state.fn != TrainerFn.FITTING or not self.data_is_there:
+            return given
+        known = self._epochs_of_budget()
+        if known is None:
+            if given in (None, -1) and not _lightning_asks():
+                raise MisconfigurationException(
+                    "`trainer.max_epochs` is not known: the training data have no length, and the budget is in "
+                    "optimizer steps. Use `trainer.max_steps` or `trainer.estimated_stepping_batches`, or give an int "
+                    "`limit_train_batches` in `trainer`."
+                )
+            return given
+        return known if given in (None, -1) else min(known, int(given or 0))
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps of the whole training: the budget, or fewer if ``max_epochs`` or ``max_time`` ends it."""
+        return self.max_steps if super().max_epochs in (None, -1) else super().estimated_stepping_batches
+
+    data_is_there = False
+    """Whether the data are set up, so that the length of an epoch can be known."""
+
+    def _epochs_of_budget(self) -> int | None:
+        if self.train_dataloader is None:
+            self.fit_loop.setup_data()
+        batches = self.num_training_batches
+        if math.isinf(batches) or batches == 0:
+            return None
+        return epochs_of(self.max_steps, int(batches), self)
+
+
+class DataIsThere(pl.Callback):
+    """Tells the Trainer when a data module is set up; a module that brings its own loaders is so a moment later."""
+
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
+        """Note it."""
+        trainer.data_is_there = True
+
+
+def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
+    """Return how many epochs a number of optimizer steps makes; the last one may be a part of one.
+
+    Args:
+        max_steps: optimizer steps; under manual optimization of all optimizers together.
+        batches: in an epoch.
+        trainer: for its gradient accumulation; Lightning always steps on the last batch of an epoch.
+    """
+    optimizers = 1 if trainer.lightning_module.automatic_optimization else max(len(trainer.optimizers), 1)
+    schedule = next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+    steps = epochs = 0
+    while steps < max_steps:
+        factor = trainer.accumulate_grad_batches if schedule is None else schedule.get_accumulate_grad_batches(epochs)
+        per_epoch = math.ceil(batches / factor) * optimizers
+        if schedule is None or epochs >= max(schedule.scheduling):
+            return epochs + math.ceil((max_steps - steps) / per_epoch)
+        steps += per_epoch
+        epochs += 1
+    return epochs
+
+
+def validation_is_due(trainer: Any) -> bool:
+    """Whether the Trainer validates after this batch by its own rhythm, without being stopped."""
+    stop, trainer.should_stop = trainer.should_stop, False
+    try:
+        loop = trainer.fit_loop
+        return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))  # noqa: SLF001  # no public name
+    finally:
+        trainer.should_stop = stop
+
+
+def validate_now(trainer: Any) -> None:
+    """Validate inside ``fit``, with its loaders, outside its own rhythm."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    try:
+        loop.run()
+    finally:
+        trainer.training = True
+
+
+def _lightning_asks() -> bool:
+    """Whether the property is read by Lightning itself, which can do without."""
+    caller: str = sys._getframe(2).f_globals.get("__name__", "")  # noqa: SLF001  # the documented way to a frame
+    return caller.startswith(_LIGHTNING)
