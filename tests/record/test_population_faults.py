@@ -21,15 +21,23 @@ from lightning_hpo.lineage import lineage
 from lightning_hpo.shared_folder import read_record
 from lightning_hpo.study_file import StorageError
 from tests.faults.scripts import mount_works, run
-from tests.record.test_population import ACTIONS, SPACE, Data, Net, Two, history, tune
+from tests.record.test_population import ACTIONS, SPACE, Data, Net, Plateau, Two, history, tune
 from tests.test_kill import in_a_child
 
-STOPPING = [EarlyStopping("val_loss", patience=1, min_delta=0.02)]
+
+class Falls(Plateau):
+    config = {"monitor": "val_loss"}
+
+
 KINDS = {
-    "accumulation": (Net, {"accumulate_grad_batches": 4}),
-    "two optimizers": (Two, {}),
-    "early stopping": (Net, {"callbacks": STOPPING}),
-}
+    "accumulation": (Net, {"accumulate_grad_batches": 4}, 6),
+    "two optimizers": (Two, {}, 6),
+    "early stopping": (Net, {"callbacks": [EarlyStopping("val_loss", patience=2, min_delta=0.02)]}, 3),
+    "plateau": (Falls, {}, 8),
+    "both": (Falls, {"callbacks": [EarlyStopping("val_loss", patience=3, min_delta=0.02)]}, 6),
+    "a training loss": (Falls, {"callbacks": [EarlyStopping("train_loss", patience=1, min_delta=0.05,
+                                                            check_on_train_epoch_end=True)]}, 6),
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -52,18 +60,19 @@ def die_after(batches, delay):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_any_moment_and_continued_equals_uninterrupted(tmp_path, kind):
-    model, trainer = KINDS[kind]
-    whole = tune(tmp_path / "whole", model, trainer=trainer)
+    model, trainer, interval = KINDS[kind]
+    options = {"model": model, "trainer": trainer, "interval": interval}
+    whole = tune(tmp_path / "whole", **options)
     chance = random.Random(kind)
     for _ in range(6):
         batches, delay = chance.randint(3, 40), chance.uniform(0, 0.01)
 
         def search(batches=batches, delay=delay):
             die_after(batches, delay)
-            tune(tmp_path / "killed", model, trainer=trainer)
+            tune(tmp_path / "killed", **options)
 
         assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(search), 0)[1]) in (-signal.SIGKILL, 0)
-    assert history(tune(tmp_path / "killed", model, trainer=trainer)) == history(whole)
+    assert history(tune(tmp_path / "killed", **options)) == history(whole)
 
 
 TUNE = """
