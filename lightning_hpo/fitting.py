@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch.utils.data import DataLoader
 
 from lightning_hpo.building import Built
@@ -68,7 +68,13 @@ def make_trainer(
     Raises:
         ValueError: for an argument of the Trainer that contradicts the budget.
     """
-    given = {**TRAINER_DEFAULTS, **built.trainer}
+    own = listed(built.trainer.get("callbacks"))
+    defaults = dict(TRAINER_DEFAULTS)
+    if any(isinstance(one, ProgressBar) for one in own):
+        del defaults["enable_progress_bar"]
+    if any(isinstance(one, ModelSummary) for one in own):
+        del defaults["enable_model_summary"]
+    given = {**defaults, **built.trainer}
     refuse_arguments(given)
     positions = [] if saved is None else saved["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     owner: Any = built.module if built.data is None else built.data
@@ -84,8 +90,9 @@ def make_trainer(
     owner.train_dataloader = followed
     _call_after(built.module, "on_train_batch_end", lambda outputs, *_: job.after_batch(trainer, outputs))
     _call_after(built.module, "on_validation_end", lambda *_: job.after_validation(trainer))
-    all_callbacks = [job.first, DataIsThere(), *listed(given.pop("callbacks", None)), *callbacks, job]
+    all_callbacks = [job.first, DataIsThere(), *own, *callbacks, job]
     refuse_callbacks(all_callbacks)
+    given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved)]

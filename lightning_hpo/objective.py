@@ -26,6 +26,7 @@ from lightning_hpo.quiet import warnings_only
 from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
+from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.check import fit_one_batch
 
 
@@ -131,10 +132,15 @@ class Objective:
             MisconfigurationException: if Lightning, or a callback, refuses the combination.
         """
         params = self.middle() if params is None else params
-        with quiet_and_seeded(self.seed, 0), _naming(params), tempfile.TemporaryDirectory() as folder:
-            seen = fit_one_batch(self.builder.build(params), Path(folder), self.max_steps)
+
+        def fit() -> dict[str, float]:
+            with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
+                return fit_one_batch(self.builder.build(params), Path(folder), self.max_steps)
+
+        with _naming(params):
+            logged = call_apart(fit)
             for name in (self.monitor, *self.also):
-                _score(name, seen.metrics)
+                _score(name, logged)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
@@ -169,6 +175,7 @@ class Objective:
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
             identity=task.identity,
+            forked=source is None and begin is not None,
         )
         trainer = make_trainer(
             built, task.folder, job, callbacks=more, source=begin, saved=saved, max_steps=self.max_steps

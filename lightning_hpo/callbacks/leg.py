@@ -18,7 +18,7 @@ from lightning_hpo.jobs import BUDGET, Outcome
 from lightning_hpo.lr_schedules import ClosedFormLR
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
-from lightning_hpo.training.trainer import validate_now, validation_is_due
+from lightning_hpo.training.trainer import stop, validate_now, validation_is_due
 
 IDENTITY = "lightning_hpo"
 """Key of a checkpoint for the trial that it belongs to."""
@@ -43,6 +43,7 @@ class Leg(pl.Callback):
             ``training_step`` returns. On a CPU it is looked at after every step; elsewhere the losses are kept on the
             device and looked at together before each checkpoint and validation, so no step waits for the device.
         identity: of the trial; put into every checkpoint.
+        forked: whether training begins from another trial's checkpoint, whose hyperparameters are not its own.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Leg(pl.Callback):
         should_pause: Callable[[], bool],
         stop_on_nan: bool = False,
         identity: Mapping[str, Any] | None = None,
+        forked: bool = False,
     ) -> None:
         self._target = target
         self._checkpoint = checkpoint
@@ -66,6 +68,7 @@ class Leg(pl.Callback):
         self._optimizer = optimizer
         self._should_pause = should_pause
         self._identity = dict(identity or {})
+        self._forked = forked
         self._losses = LossWatch() if stop_on_nan else None
         self._asked: list[list[dict[str, Any]]] = []
         self._before: list[list[dict[str, Any]]] = []
@@ -91,8 +94,8 @@ class Leg(pl.Callback):
         return {"settings": self._asked, "resume": self._resume, "validated": validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what the restored optimizers were built with."""
-        self._before = state_dict["settings"]
+        """Take over what the optimizers of a parent were built with."""
+        self._before = state_dict["settings"] if self._forked else []
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -135,9 +138,9 @@ class Leg(pl.Callback):
                     config.scheduler.bind(trainer.max_steps)  # the full budget, in every rung
         self._step = self._saved_at = trainer.global_step
         if self._reached:  # a validation is owed, see before_end
-            trainer.should_stop = True
+            stop(trainer)
 
-    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
+    def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Save or stop, when all hooks of a batch, the module's included, have run."""
         self._resumable.on_batch_end(trainer)
         if self._losses is not None:
@@ -153,7 +156,7 @@ class Leg(pl.Callback):
         if self._reached or self._pause_wanted or self._save_wanted:
             self._come_to_a_point(trainer)
 
-    def _come_to_a_point(self, trainer: pl.Trainer) -> None:
+    def _come_to_a_point(self, trainer: Any) -> None:
         """Save here if training can be continued exactly from here; else it is done after a validation or epoch."""
         if self._losses is not None:
             self._losses.look(trainer)
@@ -164,7 +167,8 @@ class Leg(pl.Callback):
             if not (self._due or self._epoch_ends or self._is_final(trainer)):
                 self._save(trainer, "batch")
             # At the end of an epoch, a stop would bring a validation that is not due ahead of the end hooks.
-            trainer.should_stop = self._due or not self._epoch_ends
+            if self._due or not self._epoch_ends:
+                stop(trainer)
         elif not self._epoch_ends:
             if not self._due:
                 self._save(trainer, "batch")
@@ -204,7 +208,7 @@ class Leg(pl.Callback):
         """Stop a job that ends with an epoch."""
         self._resumable.on_train_epoch_end(trainer)
         if self._reached:
-            trainer.should_stop = True
+            stop(trainer)
 
     # Called before the hooks of the user's callbacks
 
@@ -241,9 +245,10 @@ class Leg(pl.Callback):
         """Whether the full budget is spent; its checkpoint is not continued, so it may hold the last validation."""
         return trainer.global_step >= trainer.max_steps
 
-    def _pause_if_wanted(self, trainer: pl.Trainer) -> None:
+    def _pause_if_wanted(self, trainer: Any) -> None:
         if self._pause_wanted:
-            self.paused = trainer.should_stop = True
+            self.paused = True
+            stop(trainer)
             trainer.limit_val_batches = 0
 
     def _save(self, trainer: pl.Trainer, point: Point) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_hpo.building import Built
 from lightning_hpo.fitting import make_trainer
 from lightning_hpo.trainer_plugins import MetricsFile
-from lightning_hpo.training.trainer import refuse_callbacks
+from lightning_hpo.training.trainer import refuse_callbacks, stop
 
 
 class OneBatch(pl.Callback):
@@ -38,7 +38,7 @@ class OneBatch(pl.Callback):
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and save a checkpoint as a job will."""
         trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
-        trainer.should_stop = True
+        stop(trainer)
         path = self._folder / "check.ckpt"
         trainer.save_checkpoint(path)
         trainer.strategy.load_checkpoint(path, weights_only=True)
@@ -49,7 +49,7 @@ class OneBatch(pl.Callback):
         self.metrics = dict(trainer.callback_metrics)
 
 
-def fit_one_batch(built: Built, folder: Path, max_steps: int) -> OneBatch:
+def fit_one_batch(built: Built, folder: Path, max_steps: int) -> dict[str, float]:
     """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
 
     Args:
@@ -71,7 +71,7 @@ def fit_one_batch(built: Built, folder: Path, max_steps: int) -> OneBatch:
     quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
     trainer = make_trainer(quiet, folder, job, max_steps=max_steps)
     trainer.fit(built.module, datamodule=built.data)
-    return job
+    return {name: float(value) for name, value in job.metrics.items()}
 
 
 def _silent(logger: Any) -> Any:

@@ -6,7 +6,8 @@ their sums in such attributes too. :class:`LiveState` notes what has changed sin
 
 Kept are plain values (numbers, texts, None, tensors, and lists, tuples and dictionaries of them), whether a parameter
 requires a gradient, whether a submodule trains or evaluates, non-persistent buffers, what Lightning has accumulated of
-an epoch's metrics, and its ``accumulate_grad_batches``. Limit: other objects (a queue, a dataset's own attributes).
+an epoch's metrics, its ``accumulate_grad_batches`` and ``should_stop``. Limit: other objects (a queue, a dataset's own
+attributes).
 """
 
 import copy
@@ -60,6 +61,7 @@ class LiveState:
             "buffers": {name: one for name, one in self._other_buffers() if self._buffers.get(name) != _mark(one)},
             "metrics": {name: float(value) for name, value in self._trainer.callback_metrics.items()},
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
+            "should_stop": self._trainer.should_stop and not self._trainer.stopped_by_job,
             "epoch": _epoch_sums(self._trainer),
         }
 
@@ -78,16 +80,22 @@ class LiveState:
                 buffer.copy_(state["buffers"][name])
         self._trainer.callback_metrics.update({name: torch.tensor(value) for name, value in state["metrics"].items()})
         self._trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
+        self._trainer.should_stop = state["should_stop"]  # wanted by a callback, but held back by min_epochs
 
     def _put_back(self, attributes: dict[str, Any], name: str, value: Any) -> None:
         now = attributes.get(name)
         device = now.device if isinstance(now, torch.Tensor) else self._module.device
         value = apply_to_collection(copy.deepcopy(value), torch.Tensor, _moved, device)
-        if not isinstance(value, list | dict) or type(now) is not type(value):
+        # A list that others hold too stays the same object; one that has grown elsewhere is not the trial's own.
+        if isinstance(value, list) and isinstance(now, list):
+            if len(now) in (0, len(value)):
+                now[:] = value
+        elif isinstance(value, dict) and isinstance(now, dict):
+            if len(now) in (0, len(value)):
+                now.clear()
+                now.update(value)
+        else:
             attributes[name] = value
-        elif not now or len(now) == len(value):  # others may hold it too: one that has grown elsewhere is not ours
-            now.clear()
-            now.extend(value) if isinstance(now, list) else now.update(value)
 
     def _owners(self) -> Iterator[tuple[str, Any]]:
         for name, submodule in self._module.named_modules():

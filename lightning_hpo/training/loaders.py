@@ -70,11 +70,12 @@ class FollowedLoader(DataLoader[Any]):
     fetched_ahead = False  # whether Lightning holds a batch that it has not trained on
     _exhausted = False
     _starts_workers = False
-    _iterations = 0
+    _epochs = 0  # that were begun
     _restored: State | None = None
     _created: State | None = None  # random numbers before the first iterator was made
     _started: State | None = None  # random numbers before this epoch's
     _before_last: State | None = None  # random numbers before the last fetch
+    _after_last: State  # and after it
 
     def __iter__(self) -> Any:
         """Begin an epoch, at its first fetch: hooks before it may draw random numbers."""
@@ -87,7 +88,7 @@ class FollowedLoader(DataLoader[Any]):
         return {
             "fetched": self.fetched,
             "exhausted": self._exhausted,
-            "again": self._iterations > (1 if started else 0),
+            "epochs": self._epochs - started,
             "created": self._created,
             "started": self._started if started else None,
             "before_last": self._before_last if started and self.fetched_ahead else None,
@@ -98,7 +99,8 @@ class FollowedLoader(DataLoader[Any]):
         """Continue there at the next iteration."""
         self._restored = state
         self._created = state["created"]
-        self._starts_workers = state["again"] and getattr(self, "persistent_workers", False)
+        self._epochs = state["epochs"]
+        self._starts_workers = self._epochs > 0 and getattr(self, "persistent_workers", False)
         self._set_own(state["now"])
 
     def _batches(self, state: State | None) -> Iterator[Any]:
@@ -110,8 +112,15 @@ class FollowedLoader(DataLoader[Any]):
             self._set_random(self._created)
             super().__iter__()
             self._set_random(now)
-        if state is None or not state["fetched"]:
+        if state is None or not (state["fetched"] or self.fetched_ahead):
             yield from self._begin()
+            return
+        if not state["fetched"]:  # Lightning asks for the first batch before it calls any hook
+            self._set_random(state["now"])
+            iterator = self._begin()
+            yield next(iterator)
+            self._set_random(self._after_last)
+            yield from iterator
             return
         self._set_random(state["started"])
         iterator = self._begin()
@@ -128,7 +137,7 @@ class FollowedLoader(DataLoader[Any]):
         self._started = self._random()
         if self._created is None:
             self._created = self._started
-        self._iterations += 1
+        self._epochs += 1
         self.fetched, self._exhausted = 0, False
         iterator = super().__iter__()
         while True:
@@ -140,6 +149,8 @@ class FollowedLoader(DataLoader[Any]):
                 self._exhausted = True
                 return
             self.fetched += 1
+            if self.fetched_ahead:
+                self._after_last = self._random()
             yield batch
 
     def _random(self) -> State:

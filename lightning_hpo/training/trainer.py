@@ -16,13 +16,12 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_hpo.failures import ParameterMismatchError
+
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
 
 # Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; what to write instead.
-_BUDGET = "a trial stops at the budget that the tuner gives: leave it out"
 _REFUSED_ON = {
-    "min_steps": _BUDGET,
-    "min_epochs": _BUDGET,
     "fast_dev_run": "it ends each trial after a few batches: give the tuner a small `max_steps` instead",
     "barebones": "without logging there is no score: leave it out",
 }
@@ -32,9 +31,11 @@ _REFUSED_ZERO = {
 }
 
 # Callbacks that no trial can have, and what to use instead.
-_NO_TRIAL_HAS: dict[type[Callback], str] = {
-    BatchSizeFinder: "changes the batch size behind the study's back: put 'data.batch_size' into the space",
-    LearningRateFinder: "chooses the learning rate itself: put 'lr' into the space",
+_CHANGES_PARAMETERS: dict[type[Callback], str] = {
+    BatchSizeFinder: "changes the batch size, so the recorded one would be wrong: put 'data.batch_size' into the space",
+    LearningRateFinder: "changes the learning rate, so the recorded one would be wrong: put 'lr' into the space",
+}
+_CANNOT_BE_JUDGED: dict[type[Callback], str] = {
     ModelPruning: "keeps its masks in no checkpoint, so no trial could be continued: prune the best model",
     StochasticWeightAveraging: "puts the averaged weights in place after the last validation, so no score is theirs: "
     "use EMAWeightAveraging or WeightAveraging, which validate with the averaged weights",
@@ -50,11 +51,20 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
 
 
 def refuse_callbacks(callbacks: list[Callback]) -> None:
-    """Raise MisconfigurationException for a callback with which a trial cannot be judged or continued."""
+    """Refuse callbacks with which a trial cannot be recorded, judged or continued.
+
+    Raises:
+        ParameterMismatchError: if one changes what the study records.
+        MisconfigurationException: if one is at odds with validation or checkpoints.
+    """
     for callback in callbacks:
-        for kind, why in _NO_TRIAL_HAS.items():
+        name = type(callback).__name__
+        for kind, why in _CHANGES_PARAMETERS.items():
             if isinstance(callback, kind):
-                raise MisconfigurationException(f"{type(callback).__name__} {why}.")
+                raise ParameterMismatchError(f"{name} {why}.")
+        for kind, why in _CANNOT_BE_JUDGED.items():
+            if isinstance(callback, kind):
+                raise MisconfigurationException(f"{name} {why}.")
 
 
 class TrialTrainer(pl.Trainer):
@@ -90,6 +100,8 @@ class TrialTrainer(pl.Trainer):
         """Optimizer steps of the whole training: the budget, or fewer if ``max_epochs`` or ``max_time`` ends it."""
         return self.max_steps if super().max_epochs in (None, -1) else super().estimated_stepping_batches
 
+    stopped_by_job = False
+    """Whether :func:`stop` has stopped it, not a callback."""
     data_is_there = False
     """Whether the data are set up, so that the length of an epoch can be known."""
 
@@ -133,12 +145,12 @@ def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
 
 def validation_is_due(trainer: Any) -> bool:
     """Whether the Trainer validates after this batch by its own rhythm, without being stopped."""
-    stop, trainer.should_stop = trainer.should_stop, False
+    before, trainer.should_stop = trainer.should_stop, False
     try:
         loop = trainer.fit_loop
         return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))  # noqa: SLF001  # no public name
     finally:
-        trainer.should_stop = stop
+        trainer.should_stop = before
 
 
 def validate_now(trainer: Any) -> None:
@@ -150,6 +162,14 @@ def validate_now(trainer: Any) -> None:
         loop.run()
     finally:
         trainer.training = True
+
+
+def stop(trainer: Any) -> None:
+    """Stop the Trainer after this batch, as ``max_steps`` does: ``min_epochs`` and ``min_steps`` hold back others."""
+    trainer.fit_loop.min_epochs = None
+    trainer.fit_loop.epoch_loop.min_steps = None  # as min_epochs
+    trainer.stopped_by_job = trainer.stopped_by_job or not trainer.should_stop
+    trainer.should_stop = True
 
 
 def _lightning_asks() -> bool:

@@ -1,0 +1,90 @@
+"""Call a function in a copy of this process, so that nothing it does is left behind."""
+
+import gc
+import multiprocessing
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
+
+Answer = TypeVar("Answer")
+
+
+class _There(Exception):  # noqa: N818  # shown as the cause of an error, with its place in the other process
+    pass
+
+
+def call_apart(function: Callable[[], Answer]) -> Answer:
+    """Call a function in a forked process; here, where a fork is not safe.
+
+    A fork shares what is in memory and keeps what changes there: counters and lists of a user's module stay as they
+    are. It is not safe with CUDA or a process group at work, and not offered by every system.
+
+    Args:
+        function: returns something that can be pickled.
+
+    Raises:
+        Exception: what the function raises; as a RuntimeError with its text if it cannot be pickled.
+        RuntimeError: if the process is killed.
+    """
+    if not _can_fork():
+        return function()
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = context.Process(target=_answer, args=(function, theirs), daemon=False)
+    process.start()
+    theirs.close()
+    try:
+        kind, content = ours.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"ended its process with code {code}"
+        raise RuntimeError(f"the check before training {how}") from None
+    finally:
+        ours.close()
+    process.join()
+    if kind == "answer":
+        answer: Answer = content
+        return answer
+    text, pickled, name = content
+    error = RuntimeError(f"{name}") if pickled is None else pickle.loads(pickled)  # noqa: S301  # of our own process
+    raise error from _There(f"\n{text}")
+
+
+def _can_fork() -> bool:
+    return (
+        sys.platform.startswith("linux")
+        and not torch.cuda.is_available()
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        and "LOCAL_RANK" not in os.environ
+        and not multiprocessing.current_process().daemon
+    )
+
+
+def _answer(function: Callable[[], Any], connection: Connection) -> None:
+    torch.set_num_threads(1)  # pools of threads do not survive a fork
+    with threadpool_limits(1):
+        try:
+            answer = ("answer", function())
+        except BaseException as error:  # noqa: BLE001  # raised again in the process that asked
+            answer = ("error", (traceback.format_exc(), _pickled(error), f"{type(error).__name__}: {error}"))
+    gc.collect()  # ends the workers of loaders
+    connection.send(answer)
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)  # noqa: S301  # what was just made
+    except Exception:  # noqa: BLE001  # whatever a class of the user's raises
+        return None
+    return content
