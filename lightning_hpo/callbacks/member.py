@@ -106,7 +106,7 @@ class Member(pl.Callback):
         """Apply the hyperparameters over restored ones; decide again what a killed run had decided but not done."""
         self._bound().apply(self._params)
         if self._earlier is not None and trainer.global_step > 0:
-            self._decide(trainer, pl_module, self._population.decide)
+            self._continue(trainer, pl_module)
         self._earlier = None
         self._log(trainer, parent=None)
 
@@ -171,6 +171,10 @@ class Member(pl.Callback):
         """Tell the others, so that nobody waits."""
         if trainer.is_global_zero:
             self._population.leave("failed", f"step {trainer.global_step}: {type(exception).__name__}: {exception}")
+
+    def _continue(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do what is due where a continued fit begins."""
+        self._decide(trainer, pl_module, self._population.decide)
 
     def _stop_here(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let EarlyStopping judge a validation of an epoch's end now, not after the decision that follows from it."""

@@ -101,10 +101,6 @@ class RoundMember(Member):
         """Put everything back; a continued fit begins with the validation that ends an interval, and its decision."""
         self._resumable.on_train_start(trainer, pl_module)
         self._step = trainer.global_step
-        if self._earlier is not None:
-            self._ended_at, self._earlier = self._step, None
-            trainer.val_check_batch = 1
-            trainer.stop_wanted = self._stop_restored  # type: ignore[attr-defined]  # see train_to_the_end
         super().on_train_start(trainer, pl_module)
 
     def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
@@ -148,6 +144,11 @@ class RoundMember(Member):
         """Continue as if no validation had happened, and report."""
         self._resumable.on_validation_end(trainer)
         super().on_validation_end(trainer, pl_module)
+
+    def _continue(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._ended_at = self._step
+        trainer.val_check_batch = 1
+        trainer.stop_wanted = self._stop_restored  # type: ignore[attr-defined]  # see train_to_the_end
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         return trainer.global_step == self._ended_at != self._decided_at
