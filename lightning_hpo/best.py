@@ -4,29 +4,45 @@ import contextlib
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lightning_hpo.origin import difference
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.space import split_name
 from lightning_hpo.trials import Row
 
 
 def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
-    """Best trial: among those that got furthest, the best finite value; ties go to the lower number.
+    """Return the best trial, or None without any score; :func:`ranked` says what is better."""
+    sign = 1 if mode == "min" else -1
+    return min((row for row in rows if row.score is not None), key=lambda row: _rank(row, sign), default=None)
 
-    A value after few steps does not compete with a value after many. Failed trials never count.
+
+def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:
+    """Return the trials that have a score, best first.
+
+    A feasible trial comes before an infeasible one. A finished trial, at the full budget or ended by itself, comes
+    before an unfinished one, and of unfinished trials the one that got further comes first: a value after few steps
+    does not compete with a value after many. Then the score decides, and then the lower number. A trial that failed on
+    its way to another rung keeps the score that it had.
     """
     sign = 1 if mode == "min" else -1
-    candidates = [
-        (-step, sign * row.values[step], row.number)
-        for row in rows
-        if row.state != "failed" and row.values and math.isfinite(row.values[step := max(row.values)])
-    ]
-    return rows[min(candidates)[2]] if candidates else None
+    return sorted((row for row in rows if row.score is not None), key=lambda row: _rank(row, sign))
+
+
+def reach(row: Row) -> float:
+    """How far a trial has got: its last step, or infinity if it is finished."""
+    return math.inf if row.state == "complete" else row.step
+
+
+def _rank(row: Row, sign: int) -> tuple[bool, float, float, int]:
+    assert row.score is not None
+    return not row.feasible, -reach(row), sign * row.score, row.number
 
 
 def nested_config(params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
@@ -37,6 +53,42 @@ def nested_config(params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
         config.setdefault(head, {})[rest] = value
     config.setdefault("trainer", {})["max_steps"] = max_steps
     return config
+
+
+def write_answer(
+    best: Row,
+    identity: Mapping[str, Any],
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    *,
+    best_checkpoint: Path,
+    best_params: Path,
+) -> None:
+    """Make ``best.ckpt`` and ``best.yaml`` name one trial at one step.
+
+    A checkpoint of another trial or step is never kept as the best one: without the right one (a disk was full when it
+    was to be saved) there is none, and a warning says so.
+
+    Args:
+        best: the best trial.
+        identity: of the trial, as its checkpoints carry it.
+        checkpoint: the trial's last one; need not exist, and may be of another step than the score.
+        config: for ``best.yaml``.
+        best_checkpoint: where ``best.ckpt`` is.
+        best_params: where ``best.yaml`` is.
+    """
+    found = [path for path in (checkpoint, best_checkpoint) if path.exists()]  # an old one may carry no identity
+    right = next((path for path in found if difference(path, identity, best.step) is None), None)
+    if right is not None and right != best_checkpoint:
+        keep_best(right, best_checkpoint)
+    elif right is None and found:
+        best_checkpoint.unlink(missing_ok=True)
+        warnings.warn(
+            f"trial {best.number} is best at step {best.step}, but its checkpoint of that step is not there "
+            f"({checkpoint}), so there is no {best_checkpoint.name}",
+            stacklevel=2,
+        )
+    write_best(config, best_params)
 
 
 def write_best(config: Mapping[str, Any], path: Path) -> None:
@@ -56,3 +108,37 @@ def keep_best(checkpoint: Path, path: Path) -> None:
         shutil.copyfile(checkpoint, fresh)
     fresh.replace(path)
     fresh.unlink(missing_ok=True)  # a rename leaves both names if they were one file already
+
+
+def disagreement(best: Row, identity: Mapping[str, Any], best_checkpoint: Path, best_params: Path) -> str | None:
+    """Say how the files of the best trial differ from the study; None if they agree or are not there.
+
+    Args:
+        best: the best trial by the study.
+        identity: of the trial, as its checkpoints carry it.
+        best_checkpoint: where ``best.ckpt`` is.
+        best_params: where ``best.yaml`` is.
+    """
+    if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.step)) is not None:
+        return f"{best_checkpoint.name} {what}"
+    config: Any = None
+    with contextlib.suppress(OSError, yaml.YAMLError):  # not there, or what somebody else has written
+        config = yaml.safe_load(best_params.read_text(encoding="utf-8"))
+    for name, value in best.params.items():
+        found = _look_up(config, split_name(name))
+        if found and found[0] != value:
+            return f"{best_params.name} has another {name!r} than the best trial, {best.number}"
+    return None
+
+
+def _look_up(config: Any, path: Sequence[str]) -> list[Any]:
+    """The value at a path of a config, in a list; an empty list if the config is of another form."""
+    if not path:
+        return [config]
+    if not isinstance(config, Mapping):
+        return []
+    head, *rest = path
+    for key, left in ((head, rest), (head.partition(".")[0], [head.partition(".")[2], *rest])):
+        if key in config and all(left):
+            return _look_up(config[key], left)
+    return _look_up(config["init_args"], path) if "init_args" in config else []

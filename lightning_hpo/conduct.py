@@ -146,11 +146,11 @@ def _answer(
     rows: Sequence[Row], study: optuna.Study, folder: RunFolder, subject: Subject, *, mode: Mode, study_in_folder: bool
 ) -> Result:
     best = best_row(rows, mode)
-    if best is None:
+    if best is None or best.score is None:
         raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
     return Result(
         best_params=dict(best.params),
-        best_score=best.values[max(best.values)],
+        best_score=best.score,
         best_checkpoint=folder.best_checkpoint if folder.best_checkpoint.exists() else None,
         best_trial=best.number,
         study=study,

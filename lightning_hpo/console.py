@@ -1,6 +1,5 @@
 """What a search prints: the plan before the first step, a line per finished job, a table at the end."""
 
-import math
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from operator import eq
 from typing import Any
 
-from lightning_hpo.best import best_row
+from lightning_hpo.best import best_row, ranked
 from lightning_hpo.safe_text import masked, one_line
 from lightning_hpo.schedulers import Bracket, Coverage, Mode
 from lightning_hpo.space import format_distribution
@@ -101,33 +100,26 @@ class Console:
         pace = (time.monotonic() - self._started) / max(self._steps, 1)
         left = f", about {_duration(pace * (planned - done))} left" if planned > done else ""
         gave_none = row.state == "failed" or not row.values
-        outcome = row.state if gave_none else f"{self.monitor} {row.values[max(row.values)]:.5g}"
+        outcome = row.state if gave_none else f"{self.monitor} {row.values[row.step]:.5g}"
+        reason = reason or row.ended or ""
         if reason:
             outcome += f": {textwrap.shorten(reason.splitlines()[0], _REASON)}"
         best = best_row(rows, self._mode)
-        so_far = "" if best is None else f"  best {best.values[max(best.values)]:.5g} (trial {best.number})"
-        at = f"@ {max(row.values)}" if row.values else ""
+        so_far = "" if best is None else f"  best {best.score:.5g} (trial {best.number})"
+        at = f"@ {row.step}" if row.values else ""
         self.line(f"trial {row.number:>4} {at:<8} {outcome:<22}{so_far}  [{done:,} steps{left}]")
 
     def table(self, rows: Sequence[Row], count: int = 10) -> None:
-        """The best trials, the ones that got furthest first."""
-        sign = 1 if self._mode == "min" else -1
-        ranked = [row for row in rows if row.values and math.isfinite(row.values[max(row.values)])]
-        ranked = [row for row in ranked if row.state != "failed"]
-        ranked.sort(key=lambda row: (-max(row.values), sign * row.values[max(row.values)], row.number))
-        names = list(ranked[0].params) if ranked else []
-        header = ["trial", "steps", self.monitor, *names]
+        """The best trials, best first, with why one ended by itself or that it failed later."""
+        shown = ranked(rows, self._mode)
+        names = list(shown[0].params) if shown else []
+        notes = [_note(row) for row in shown[:count]]
+        header = ["trial", "steps", self.monitor, *names, *(["ended"] if any(notes) else [])]
         lines = [header]
-        for row in ranked[:count]:
-            step = max(row.values)
-            lines.append(
-                [
-                    str(row.number),
-                    str(step),
-                    f"{row.values[step]:.5g}",
-                    *(_short(masked(n, row.params.get(n))) for n in names),
-                ]
-            )
+        for row, note in zip(shown, notes, strict=False):
+            values = [_short(masked(name, row.params.get(name))) for name in names]
+            line = [str(row.number), str(row.step), f"{row.score:.5g}", *values, note]
+            lines.append(line[: len(header)])
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
         for line in lines:
             self.line("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
@@ -146,8 +138,14 @@ class Console:
 
 
 def spent(rows: Sequence[Row]) -> int:
-    """Optimizer steps that have led to a recorded value."""
-    return sum(max(row.values) - row.start for row in rows if row.values)
+    """Optimizer steps that have led to a recorded value; those of a parent count once."""
+    return sum(row.step - row.start for row in rows)
+
+
+def _note(row: Row) -> str:
+    """What a table says of a trial beside its values."""
+    later = "failed later" if row.state == "failed" else ""
+    return "; ".join(text for text in (row.ended or "", "" if row.feasible else "infeasible", later) if text)
 
 
 def _once(brackets: Sequence[Bracket]) -> int:

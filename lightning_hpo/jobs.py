@@ -29,7 +29,8 @@ class Task:
         params: of the trial.
         folder: of the trial, for its checkpoint and metrics.
         source: checkpoint of the parent to start from, or None.
-        identity: of the trial, for its checkpoints: ``study`` (its id), ``trial`` (its number) and ``params``.
+        identity: ``{"study": id, "trial": number, "params": {...}}`` in plain values, which every checkpoint of the
+            trial carries; empty where there is no study.
     """
 
     job: Job
@@ -64,6 +65,16 @@ class Outcome:
     def finished_early(self) -> bool:
         """Whether the trial has ended by itself below the job's budget, and so needs no further job."""
         return self.ended not in (BUDGET, PAUSED)
+
+    def early_end(self, asked: int) -> str | None:
+        """Why the trial is finished before its full budget; None if it may go on.
+
+        Args:
+            asked: ``max_steps`` of the job. A Trainer that stands below it, for whatever reason, goes no further.
+        """
+        if self.finished_early:
+            return self.ended
+        return f"training ended at step {self.step}" if self.step < asked else None
 
 
 Work: TypeAlias = Callable[[Task, Callable[[], bool]], Outcome]

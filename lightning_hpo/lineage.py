@@ -6,6 +6,7 @@ The winner's way up its parents is a schedule of hyperparameters. :func:`replay`
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_hpo.best import best_row
 from lightning_hpo.population import Interval
-from lightning_hpo.trials import PARENT, SEGMENT
+from lightning_hpo.trials import PARENT, SEGMENT, read_rows
 
 Mode: TypeAlias = Literal["min", "max"]
 
@@ -114,16 +116,23 @@ def intervals(segments: Sequence[Segment], until: float = math.inf) -> list[Inte
 
 
 def winner(segments: Sequence[Segment], mode: Mode = "min") -> Segment:
-    """Return the segment whose last value is best; NaN never wins.
+    """Return the segment that got furthest, of several the one whose last value is best; NaN never wins.
 
     Raises:
         ValueError: if no segment has a number as its last value.
     """
-    sign = 1.0 if mode == "min" else -1.0
-    judged = [one for one in segments if one.values and abs(one.values[one.stop]) < float("inf")]
+    judged = _judged(segments)
     if not judged:
         raise ValueError("no segment of the population has a finite value.")
-    return min(judged, key=lambda one: (sign * one.values[one.stop], one.number))
+    return min(judged, key=lambda one: (-one.stop, _sign(mode) * one.values[one.stop], one.number))
+
+
+def _judged(segments: Sequence[Segment]) -> list[Segment]:
+    return [one for one in segments if one.values and math.isfinite(one.values[one.stop])]
+
+
+def _sign(mode: Mode) -> float:
+    return 1.0 if mode == "min" else -1.0
 
 
 def schedule_of(segment: Segment, segments: Sequence[Segment]) -> list[Stretch]:
@@ -176,19 +185,41 @@ def replay(source: Any, mode: Mode | None = None) -> Replay:
     """Turn the winner's history into an ordinary configuration.
 
     Args:
-        source: as for :func:`lineage`, or its segments.
+        source: as for :func:`lineage`, or its segments. Of a result its own best trial is replayed; of others the trial
+            that is best by the same rule: the one that got furthest, of several the one with the best last value. A
+            warning says so if an earlier segment had ended with a better value.
         mode: whether a small or a large score wins; default: as the population was run, ``"min"`` for bare segments.
 
     Example:
         ``ReplayLR(optimizer, replay("runs/pbt").schedule("lr"))`` in ``configure_optimizers``, with
         ``"interval": "step"``, and ``Trainer(max_steps=replay("runs/pbt").max_steps)``.
     """
+    number: int | None = getattr(source, "best_trial", None) if hasattr(source, "study") else None
     source = getattr(source, "study", source)
     if mode is None:
         mode = _mode_of(source)
+    if number is None and isinstance(source, optuna.Study):
+        best = best_row(read_rows(source), mode)
+        number = None if best is None else best.number
     segments = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else lineage(source)
-    stretches = schedule_of(winner(segments, mode), segments)
+    chosen = winner(segments, mode) if number is None else next(one for one in segments if one.number == number)
+    _warn_of_better(chosen, segments, mode)
+    stretches = schedule_of(chosen, segments)
     return Replay(stretches, sum(one.steps for one in stretches), stretches[-1].params)
+
+
+def _warn_of_better(chosen: Segment, segments: Sequence[Segment], mode: Mode) -> None:
+    """Say that a segment before the end of the population had a better value than the one that is replayed."""
+    sign = _sign(mode)
+    better = min(_judged(segments), key=lambda one: sign * one.values[one.stop], default=chosen)
+    score = chosen.values.get(chosen.stop, math.inf * sign)
+    if sign * better.values.get(better.stop, score) < sign * score:
+        warnings.warn(
+            f"trial {better.number} had ended with a better value, {better.values[better.stop]:.6g} at step "
+            f"{better.stop}, than the one that is replayed, trial {chosen.number} with {score:.6g} at step "
+            f"{chosen.stop}",
+            stacklevel=3,
+        )
 
 
 class ReplayLR(LRScheduler):

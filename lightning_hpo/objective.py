@@ -19,6 +19,7 @@ from optuna.samplers import RandomSampler
 from lightning_hpo import checkpoints
 from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.leg import Leg, finished_outcome
+from lightning_hpo.callbacks.trial_report import TrialReport
 from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import make_trainer, quiet_and_seeded
 from lightning_hpo.jobs import CHECKPOINT, PAUSED, Outcome, Task, never
@@ -28,6 +29,8 @@ from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.check import fit_one_batch
+from lightning_hpo.trial_folders import identity_of, settle, study_id
+from lightning_hpo.trials import ENDED
 
 
 class Objective:
@@ -84,18 +87,31 @@ class Objective:
         self._stop_on_nan = stop_on_nan
         self.builder.check_space(self.space)
 
-    def __call__(self, trial: optuna.Trial) -> float:
+    def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         """Train an Optuna trial to the full budget, so that ``study.optimize(objective)`` works.
 
+        Every validation is reported, and the trial ends where the study's pruner says so. In a study with several
+        objectives, which Optuna does not prune, :attr:`also` names the metrics after the first.
+
         Raises:
-            ValueError: if the metric is not a finite number.
+            optuna.TrialPruned: if the pruner ended the trial.
         """
         params = suggest(trial, self._suggest_from)
+        study = trial.study if isinstance(trial, optuna.Trial) else None  # a FixedTrial has none
+        single = study is None or len(study.directions) == 1
+        report = TrialReport(trial, self.monitor) if study is not None and single else None
+        identity = {} if study is None else identity_of(study_id(study), trial.number, trial.params)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
-            outcome = self.run(Task(Job(self.max_steps, trial=trial.number), params, folder))
+            settle(folder, identity)
+            task = Task(Job(self.max_steps, trial=trial.number), params, folder, identity=identity)
+            outcome = self.run(task, callbacks=[] if report is None else [report])
+        if report is not None and report.ends_at(outcome.step) and outcome.step < self.max_steps:
+            raise optuna.TrialPruned
+        if (ended := outcome.early_end(self.max_steps)) is not None:
+            trial.set_user_attr(ENDED, ended)
         assert outcome.score is not None
-        return outcome.score
+        return outcome.score if single else tuple(outcome.metrics[name] for name in (self.monitor, *self.also))
 
     def run(
         self, task: Task, should_pause: Callable[[], bool] = never, callbacks: Sequence[pl.Callback] = ()

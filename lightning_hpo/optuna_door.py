@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hpo.best import best_row, keep_best, nested_config, write_best
+from lightning_hpo.best import best_row, nested_config, write_answer
 from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.trial_report import TrialReport
 from lightning_hpo.conduct import Session, Subject
@@ -30,7 +30,8 @@ from lightning_hpo.options import direction, refuse_unknown
 from lightning_hpo.runs import RunFolder, StudyMismatchError, open_study
 from lightning_hpo.schedulers import FullBudget, Job, Mode
 from lightning_hpo.space import Space, parse_space
-from lightning_hpo.trials import FAILURE, Row, attach, read_rows
+from lightning_hpo.trial_folders import belongs, identity_of, settle, study_id
+from lightning_hpo.trials import ENDED, FAILURE, STEP, Row, attach, read_rows
 from lightning_hpo.tuners import Tuner
 
 Define: TypeAlias = Callable[[optuna.Trial], Mapping[str, Any]]
@@ -133,6 +134,7 @@ class OptunaTuner(Tuner):
             sampler, pruner = self._given_sampler or TPESampler(), self._pruner or MedianPruner()
         study.sampler = sampler if isinstance(sampler, KeyedSampler) else KeyedSampler(sampler, self.seed)
         study.pruner = pruner
+        study_id(study)  # made while nobody else opens the study
         return study, storage
 
     def _code(self, subject: Subject) -> Sequence[Any]:
@@ -143,6 +145,7 @@ class OptunaTuner(Tuner):
         self._announce(session, {} if self._define else self.space, self._rows(study))
         running: dict[Future[Outcome], optuna.Trial] = {}
         work = subject.work if not self._reports(subject) else self._reporting(subject.work, session, running.values())
+        self._show_best(session, self._rows(study), subject.builder)  # a process may have died before it could
         if subject.check is not None and self._left(study, ()):
             subject.check()
         deadline = math.inf if self._limits.timeout is None else time.monotonic() + self._limits.timeout
@@ -168,10 +171,10 @@ class OptunaTuner(Tuner):
                     if state is None:  # paused
                         continue
                     rows = self._rows(study)
-                    self._show_best(rows, folder, subject.builder)
+                    self._show_best(session, rows, subject.builder)
                     row = rows[trial.number]
                     reason = str(_frozen(trial).user_attrs.get(FAILURE, "")).partition("\n")[0]
-                    session.console.job(row, max(row.values, default=0), rows, self.planned_steps(), reason)
+                    session.console.job(row, row.step, rows, self.planned_steps(), reason)
                     failed = failed + 1 if state is TrialState.FAIL else 0
                     self._limits.refuse_failures(failed, rows, reason)
         return self._rows(study)
@@ -204,13 +207,14 @@ class OptunaTuner(Tuner):
 
     def _next(self, study: optuna.Study, folder: RunFolder, at_work: Container[int]) -> optuna.Trial:
         """A trial that a kill left behind, or a new one."""
+        own = study_id(study)
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # Others may be at work on a study that was given to us: ours have a folder here, which we hold the lock of.
-            ours = self._study is None or folder.trial(trial.number).exists()
+            ours = self._study is None or belongs(folder.trial(trial.number), identity_of(own, trial.number, None))
             if ours and trial.number not in at_work:
                 return attach(study, trial)
         new = study.ask()
-        folder.trial(new.number).mkdir(parents=True, exist_ok=True)
+        settle(folder.trial(new.number), identity_of(own, new.number, None))
         return new
 
     def _start(
@@ -223,14 +227,16 @@ class OptunaTuner(Tuner):
         except Exception as error:  # noqa: BLE001  # of the user's function; it fails the trial
             waiting.set_exception(error)
             return
-        task = Task(Job(self.scheduler.max_steps, trial.number), params, folder.trial(trial.number))
-        future = executor.submit(task)
+        identity = identity_of(study_id(trial.study), trial.number, trial.params)
+        settle(folder.trial(trial.number), identity)
+        job = Job(self.scheduler.max_steps, trial.number)
+        future = executor.submit(Task(job, params, folder.trial(trial.number), identity=identity))
         del running[waiting]
         running[future] = trial
 
     def _end(self, trial: optuna.Trial, future: Future[Outcome], *, trains: bool) -> TrialState | None:
         """Tell the study what came of a trial; None if it was paused."""
-        study, single = trial.study, len(self.modes) == 1
+        study = trial.study
         error = future.exception()
         if isinstance(error, ParameterMismatchError | RankLostError):
             raise error
@@ -241,33 +247,49 @@ class OptunaTuner(Tuner):
             outcome = future.result()
             if outcome.score is None:
                 return None
-            if outcome.pruned and outcome.step < self.scheduler.max_steps:
-                study.tell(trial, state=TrialState.PRUNED)
-                return TrialState.PRUNED
-            values = [outcome.score] if single else _several(outcome, self.monitors, trains=trains)
-            _refuse_unusable(values)
-            if single and self.scheduler.max_steps not in _frozen(trial).intermediate_values:
-                trial.report(values[0], self.scheduler.max_steps)
-            for name in self._constraints:
-                trial.set_constraint(name, outcome.metrics[name])
+            return self._record(trial, outcome, trains=trains)
         except BaseException as error:  # noqa: BLE001  # it is kept with the trial
             trial.set_user_attr(FAILURE, failure_text(error))
             study.tell(trial, state=TrialState.FAIL)
             return TrialState.FAIL
+
+    def _record(self, trial: optuna.Trial, outcome: Outcome, *, trains: bool) -> TrialState:
+        """Tell the study the score, at the step where the Trainer stood, and why the trial ended."""
+        study, single, full = trial.study, len(self.modes) == 1, self.scheduler.max_steps
+        known = _frozen(trial)
+        for name in self._constraints:
+            if name not in known.constraints:  # a kill can fall between a constraint and the end of the trial
+                trial.set_constraint(name, outcome.metrics[name])
+        if outcome.pruned and outcome.step < full:
+            study.tell(trial, state=TrialState.PRUNED)
+            return TrialState.PRUNED
+        values: list[Any] = [outcome.score] if single else _several(outcome, self.monitors, trains=trains)
+        _refuse_unusable(values)
+        if single and outcome.step not in known.intermediate_values:
+            trial.report(values[0], outcome.step)
+        if not single and outcome.step != full:
+            trial.set_user_attr(STEP, outcome.step)
+        if (ended := outcome.early_end(full)) is not None:
+            trial.set_user_attr(ENDED, ended)
         study.tell(trial, values)
         return TrialState.COMPLETE
 
     def _rows(self, study: optuna.Study) -> list[Row]:
         return read_rows(study, at=self.scheduler.max_steps)
 
-    def _show_best(self, rows: Sequence[Row], folder: RunFolder, builder: Builder | None) -> None:
+    def _show_best(self, session: Session, rows: Sequence[Row], builder: Builder | None) -> None:
         best = best_row(rows, self.mode)
         if best is None:
             return
-        if (checkpoint := folder.trial(best.number) / CHECKPOINT).exists():
-            keep_best(checkpoint, folder.best_checkpoint)
-        config = nested_config if builder is None else builder.config
-        write_best(config(best.params, self.scheduler.max_steps), folder.best_params)
+        folder, config = session.folder, nested_config if builder is None else builder.config
+        write_answer(
+            best,
+            identity_of(study_id(session.study), best.number, best.params),
+            folder.trial(best.number) / CHECKPOINT,
+            config(best.params, self.scheduler.max_steps),
+            best_checkpoint=folder.best_checkpoint,
+            best_params=folder.best_params,
+        )
 
 
 @dataclass(frozen=True)
@@ -288,7 +310,7 @@ class _Reporting:
         assert task.job.trial is not None
         report = TrialReport(self.trial(task.job.trial), self.monitor)
         outcome = self.work(task, should_pause, callbacks=[report])
-        return replace(outcome, pruned=report.pruned)
+        return replace(outcome, pruned=outcome.score is not None and report.ends_at(outcome.step))
 
 
 @dataclass(frozen=True)

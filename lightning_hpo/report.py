@@ -20,13 +20,14 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
-from lightning_hpo.best import best_row
+from lightning_hpo.best import best_row, disagreement, reach
 from lightning_hpo.console import Console, spent
 from lightning_hpo.journal import JOURNAL, read_journal
 from lightning_hpo.runs import FINGERPRINT
 from lightning_hpo.safe_text import HIDDEN, hide_passwords, masked, one_line
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.study_file import StorageError, check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.trial_folders import STUDY_ID, identity_of
 from lightning_hpo.trials import FAILURE, Row, read_rows
 
 _COLOURS = {"complete": "#1a7f37", "pruned": "#9a6700", "running": "#0969da", "failed": "#cf222e"}
@@ -50,6 +51,7 @@ class Run:
         failures: trial number -> reason.
         distributions: of every parameter, as the study has them.
         owner: process id at work on it, or None.
+        study_id: of the study; empty if it was made by an older version.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Run:
     failures: Mapping[int, str]
     distributions: Mapping[str, BaseDistribution]
     owner: int | None
+    study_id: str = ""
 
 
 def read_run(path: str | Path, storage: str | None = None) -> Run:
@@ -86,11 +89,12 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
         with readable(path):
             study = optuna.load_study(study_name=path.name, storage=opened)
             trials = study.get_trials(deepcopy=False)
-            noted = study.user_attrs.get(FINGERPRINT, {})
+            attributes = study.user_attrs
     except KeyError:
         raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
     except (StorageInternalError, SQLAlchemyError) as error:
         raise unusable(path, error) from error
+    noted = attributes.get(FINGERPRINT, {})
     monitor = noted.get("monitor") or "score"
     max_steps = noted.get("scheduler", {}).get("max_steps", 1)
     distributions = {name: one for trial in trials for name, one in trial.distributions.items()}
@@ -102,6 +106,7 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
         {trial.number: str(trial.user_attrs.get(FAILURE, "")) for trial in trials if trial.state.name == "FAIL"},
         distributions,
         _owner(path),
+        attributes.get(STUDY_ID, ""),
     )
 
 
@@ -118,7 +123,12 @@ def read_best(run: Run) -> str:
 
 
 def show(run: Run) -> None:
-    """Print a summary."""
+    """Print a summary, and compare the files of the best trial with the study.
+
+    Raises:
+        StorageError: if ``best.ckpt`` or ``best.yaml`` is of another trial or step than the study's best, and no
+            process is at work that may be about to write it.
+    """
     console = Console(run.monitor, run.mode, verbose=True)
     console.line(f"{run.path}  ({f'process {run.owner} is at work' if run.owner else 'nobody is at work'})")
     console.line(f"{_counts(run)}; {spent(run.rows):,} optimizer steps")
@@ -128,6 +138,12 @@ def show(run: Run) -> None:
     for name in ("best.yaml", "best.ckpt"):
         if (run.path / name).exists():
             console.line(f"{name}: {run.path / name}")
+    best = best_row(run.rows, run.mode)
+    if best is not None and run.owner is None:
+        identity = identity_of(run.study_id, best.number, best.params) if run.study_id else {}
+        what = disagreement(best, identity, run.path / "best.ckpt", run.path / "best.yaml")
+        if what is not None:
+            raise StorageError(f"{run.path}: {what}, so it is not the study's best: run the search again to mend it")
 
 
 def write_report(run: Run, path: str | Path | None = None) -> Path:
@@ -144,9 +160,8 @@ def to_html(run: Run) -> str:
     best = best_row(run.rows, run.mode)
     parts = [f"<h1>{_safe(run.path.name)}</h1><p>{_safe(_counts(run))}; {spent(run.rows):,} optimizer steps</p>"]
     if best is not None:
-        score = best.values[max(best.values)]
         parts.append(
-            f"<p>Best: trial {best.number}, {_safe(run.monitor)} = {score:.6g} after {max(best.values)} steps</p>"
+            f"<p>Best: trial {best.number}, {_safe(run.monitor)} = {best.score:.6g} after {best.step} steps</p>"
         )
         config = run.path / "best.yaml"
         if config.exists():
@@ -192,11 +207,12 @@ def _history(run: Run) -> str:
     scored = [(row, score) for row in run.rows if (score := _last(row)) is not None]
     points = [(row.number, score, row.state, f"trial {row.number}: {score:.6g}") for row, score in scored]
     line: list[tuple[float, float]] = []
-    furthest = max((max(row.values) for row, _ in scored), default=0)
+    competing = [row for row in run.rows if row.score is not None and row.feasible]
+    furthest = max(map(reach, competing), default=0)
     better = min if run.mode == "min" else max
-    for row, score in scored:
-        if max(row.values) == furthest:
-            line.append((row.number, better(score, line[-1][1]) if line else score))
+    for row in competing:
+        if reach(row) == furthest and row.score is not None:
+            line.append((row.number, better(row.score, line[-1][1]) if line else row.score))
     return _plot([line], points, "trial", run.monitor, size=(640, 260))
 
 
@@ -232,11 +248,12 @@ def _parameter(run: Run, name: str) -> str:
 
 def _table(run: Run) -> str:
     names = list(run.distributions)
-    head = "".join(f"<th>{_safe(name)}</th>" for name in ("trial", "state", "parent", "steps", run.monitor, *names))
+    columns = ("trial", "state", "ended", "parent", "steps", run.monitor, *names)
+    head = "".join(f"<th>{_safe(name)}</th>" for name in columns)
     body = []
     for row in run.rows:
-        score = row.values[max(row.values)] if row.values else None
-        cells = [row.number, row.state, row.parent, max(row.values, default=0), score]
+        score = row.values[row.step] if row.values else None
+        cells = [row.number, row.state, row.ended, row.parent, row.step, score]
         cells += [masked(name, row.params.get(name)) for name in names]
         body.append(f"<tr>{''.join(f'<td>{escape(_cell(cell))}</td>' for cell in cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(body)}</table>"

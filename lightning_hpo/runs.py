@@ -25,6 +25,7 @@ from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.space import parse_space
 from lightning_hpo.study_file import UNUSABLE, StorageError, check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.trial_folders import study_id
 
 __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError", "open_study"]
 
@@ -213,6 +214,7 @@ def open_study(
         study.set_user_attr(FINGERPRINT, dict(fingerprint))
     if not own:
         _claim_place(study, folder.path)
+    study_id(study)  # made while nobody else opens the study
     return study, storage
 
 

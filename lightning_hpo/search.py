@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo import checkpoints
-from lightning_hpo.best import best_row, keep_best, nested_config, write_best
+from lightning_hpo.best import best_row, nested_config, reach, write_answer
 from lightning_hpo.console import Console, spent
 from lightning_hpo.executors import Executor
 from lightning_hpo.exits import FAILED
@@ -20,7 +21,8 @@ from lightning_hpo.jobs import CHECKPOINT, Outcome, Task
 from lightning_hpo.runs import RunFolder
 from lightning_hpo.schedulers import Job, Mode, Scheduler
 from lightning_hpo.suggest import Asker
-from lightning_hpo.trials import Row, TrialTable
+from lightning_hpo.trial_folders import identity_of
+from lightning_hpo.trials import SEGMENT, Row, TrialTable
 
 
 class SearchFailedError(RuntimeError):
@@ -79,6 +81,7 @@ class Search:
     table: TrialTable
     asker: Asker
     space: Mapping[str, BaseDistribution]
+    study_id: str
     folder: RunFolder
     executor: Executor
     limits: Limits
@@ -87,12 +90,13 @@ class Search:
     planned: int
     keep_checkpoints: bool
     converged: Callable[[], bool]  # asked before a new trial is started
+    settle: Callable[[Path, Mapping[str, Any]], None]  # makes sure that a trial's folder is its own
     config: Callable[[Mapping[str, Any], int], dict[str, Any]] = nested_config
     turn: Callable[[], AbstractContextManager[None]] = nullcontext  # around all that is decided and recorded
     poll: float | None = None  # seconds between looks at what other processes have done; None if there are none
     _running: dict[Future[Outcome], Task] = field(default_factory=dict)
     _failed_in_a_row: int = 0
-    _shown: tuple[int, int] | None = None  # best trial and its step, as the files have it
+    _shown: tuple[int, float, int] | None = None  # best trial, how far it got and its step, as the files have it
 
     def run(self, stop_wanted: Callable[[], bool]) -> None:
         """Start jobs while the scheduler has any and no limit is reached, and record what comes back.
@@ -105,12 +109,13 @@ class Search:
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
         with self.console.later(), self.turn():
             for row in self.table.rows:  # a process died between the last value of a trial and its end
-                if row.state == "running" and self.scheduler.max_steps in row.values:
-                    self.table.complete(row.number, row.values[self.scheduler.max_steps])
+                if row.state == "running" and row.values and (row.ended or row.step >= self.scheduler.max_steps):
+                    self.table.complete(row.number, row.values[row.step])
         done: set[Future[Outcome]] = set()
         while True:
             with self.console.later(), self.turn():
                 self._end_all(done)
+                self._show_best()  # of a process that died before it could, too, and before its checkpoint is continued
                 tasks = self._decide(deadline, stop_wanted)
                 elsewhere = any(row.state == "running" and not row.idle for row in self.table.rows)
             for task in tasks:
@@ -156,24 +161,43 @@ class Search:
 
     def _begin(self, job: Job) -> Task:
         """Write down a new trial, or take up an old one, and say what is to be done."""
-        number = job.trial
-        if number is None:
+        if job.trial is None:
+            number = len(self.table.rows)
             self.asker.recall(self.table.study_notes)
             params, notes = self.asker.ask(self.table.rows, self.table.notes, job.max_steps)
             params |= job.params or {}
             self.table.note(self.asker.study_notes)
-            number = self.table.add(params, self.space, target=job.max_steps, parent=job.parent, notes=notes)
+            self.settle(self.folder.trial(number), identity_of(self.study_id, number, params))
+            notes |= self._origin(job.parent)
+            self.table.add(params, self.space, target=job.max_steps, parent=job.parent, notes=notes)
         else:
+            number = job.trial
+            self.settle(self.folder.trial(number), self._identity(self.table.rows[number]))
             self.table.promise(number, job.max_steps)
         row = self.table.rows[number]
-        source = None if row.parent is None else self.folder.trial(row.parent) / CHECKPOINT
-        return Task(Job(job.max_steps, number, row.parent, row.params), row.params, self.folder.trial(number), source)
+        return Task(
+            Job(job.max_steps, number, row.parent, row.params),
+            row.params,
+            self.folder.trial(number),
+            source=None if row.parent is None else self.folder.trial(row.parent) / CHECKPOINT,
+            identity=self._identity(row),
+        )
+
+    def _identity(self, row: Row) -> Mapping[str, Any]:
+        return identity_of(self.study_id, row.number, row.params)
+
+    def _origin(self, parent: int | None) -> dict[str, Any]:
+        """Notes on where the training of a new trial begins: at its parent's last step."""
+        if parent is None or not self.table.rows[parent].values:
+            return {}
+        step = self.table.rows[parent].step
+        return {SEGMENT: {"start": step, "forked_at": step}}
 
     def _end(self, task: Task, future: Future[Outcome]) -> None:
         """Record the outcome of a job before anything is decided from it."""
-        number, step = task.job.trial, task.job.max_steps
+        number = task.job.trial
         assert number is not None
-        before = max(self.table.rows[number].values, default=0)
+        before = self.table.rows[number].step
         error = future.exception()
         if isinstance(error, ParameterMismatchError | RankLostError):
             self.table.promise(number, None)
@@ -181,23 +205,30 @@ class Search:
         if error is None and future.result().score is None:
             self.table.promise(number, None)  # paused
             return
-        named = self.console.monitor
-        reason = _reason(named, future.result().score) if error is None else failure_text(error)
-        if error is None and reason is None:
+        reason = failure_text(error) if error is not None else self._record(number, task, future.result())
+        if reason is None:
             self._failed_in_a_row = 0
-            self.table.record(number, step, float(future.result().score or 0.0))
-            if step >= self.scheduler.max_steps:
-                self.table.complete(number, float(future.result().score or 0.0))
         else:
             self._failed_in_a_row += 1
-            self.table.fail(number, reason or "")
+            self.table.fail(number, reason)
         retired = getattr(self.scheduler, "retired", None)
         self._retire([] if retired is None else retired(self.table.rows))
         self._show_best()
         if self.table.rows[number].state != "running":
             self._drop_checkpoints([number])
-        self.console.job(self.table.rows[number], step - before, self.table.rows, self.planned, reason or "")
+        row = self.table.rows[number]
+        self.console.job(row, row.step - before, self.table.rows, self.planned, reason or "")
         self.limits.refuse_failures(self._failed_in_a_row, self.table.rows, reason or "")
+
+    def _record(self, number: int, task: Task, outcome: Outcome) -> str | None:
+        """Write a score at the step where the Trainer stood; say why if it is no score."""
+        reason = _reason(self.console.monitor, outcome.score)
+        if reason is None:
+            score, ended = float(outcome.score or 0.0), outcome.early_end(task.job.max_steps)
+            self.table.record(number, outcome.step, score)
+            if ended is not None or outcome.step >= self.scheduler.max_steps:
+                self.table.complete(number, score, ended)
+        return reason
 
     def _retire(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -209,13 +240,17 @@ class Search:
         best = best_row(self.table.rows, self.mode)
         if best is None:
             return
-        shown = (best.number, max(best.values))
+        shown = (best.number, reach(best), best.step)
         if shown == self._shown:
             return
-        checkpoint = self.folder.trial(best.number) / CHECKPOINT
-        if checkpoint.exists():
-            keep_best(checkpoint, self.folder.best_checkpoint)
-        write_best(self.config(best.params, self.scheduler.max_steps), self.folder.best_params)
+        write_answer(
+            best,
+            self._identity(best),
+            self.folder.trial(best.number) / CHECKPOINT,
+            self.config(best.params, self.scheduler.max_steps),
+            best_checkpoint=self.folder.best_checkpoint,
+            best_params=self.folder.best_params,
+        )
         before, self._shown = self._shown, shown
         # The first time in a process, the best trial of an earlier one may have been kept for nothing.
         ended = range(len(self.table.rows)) if before is None else (before[0],)

@@ -13,8 +13,9 @@ every trial with all its values, paused and stopped ones as PRUNED.
 """
 
 import copy
+import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -48,6 +49,8 @@ class Asker:
         random_share: of the steps at which a trial will be judged first, the probability that it is drawn at random
             all the same. Under early stopping a model of short runs can mislead; these trials keep the search going
             everywhere (BOHB takes 1/3 at every budget). Default: 0.
+        rungs: steps at which trials are judged, rising; what a trial has between two of them counts at the lower one.
+            Default: each step counts by itself.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Asker:
         seed: int,
         study_notes: Mapping[str, Any] | None = None,
         random_share: Callable[[int], float] = lambda steps: 0.0,  # noqa: ARG005  # a name for the reader
+        rungs: Sequence[int] = (),
     ) -> None:
         self._sampler = copy.deepcopy(sampler)
         self._space = dict(space)
@@ -66,7 +70,8 @@ class Asker:
         self._storage = _View()
         self._random_share = random_share
         self._random = RandomSampler()
-        self._counts: Counter[int] = Counter()  # step -> trials with a value there
+        self._following = dict(zip(rungs, [*rungs[1:], math.inf], strict=False))  # rung -> the next one
+        self._counts: Counter[int] = Counter()  # rung -> trials with a value there
         self._rows: list[Row] = []  # as they are shown in the view
         self._rung: int | None = None  # whose values are shown in the view; None for all
         direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
@@ -132,10 +137,11 @@ class Asker:
         """Bring the view up to date; of many trials few have changed since the last question."""
         shown = min(len(self._rows), len(rows))
         changed = [index for index, old, new in zip(range(shown), self._rows, rows, strict=False) if old is not new]
-        self._counts.subtract(
-            step for row in [*(self._rows[i] for i in changed), *self._rows[shown:]] for step in row.values
+        before = [*(self._rows[index] for index in changed), *self._rows[shown:]]
+        self._counts.subtract(rung for row in before for rung in self._judged_at(row))
+        self._counts.update(
+            rung for row in [*(rows[index] for index in changed), *rows[shown:]] for rung in self._judged_at(row)
         )
-        self._counts.update(step for row in [*(rows[i] for i in changed), *rows[shown:]] for step in row.values)
         for index in changed:
             self._rows[index] = rows[index]
         self._rows[shown:] = rows[shown:]
@@ -148,9 +154,16 @@ class Asker:
             self._storage.trials[index] = self._frozen(rows[index], notes[index])
         self._storage.trials += [self._frozen(rows[index], notes[index]) for index in range(shown, len(rows))]
 
+    def _judged_at(self, row: Row) -> Iterable[int]:
+        """Rungs at which a trial has a value."""
+        if not self._following:
+            return row.values
+        return [rung for rung, following in self._following.items() if row.at(rung, following) is not None]
+
     def _frozen(self, row: Row, notes: Mapping[str, Any]) -> FrozenTrial:
         """Show a row to the sampler."""
-        state, value = _seen(row) if self._rung is None else _seen_at(row, self._rung)
+        rung = self._rung
+        state, value = _seen(row) if rung is None else _seen_at(row, rung, self._following.get(rung, rung))
         params = {name: value for name, value in row.params.items() if name in self._space}
         if row.params and not _fits(params, self._space):  # the space has changed since
             state, value, params = TrialState.FAIL, None, {}
@@ -263,10 +276,11 @@ def _seen(row: Row) -> tuple[TrialState, float | None]:
     return state, last if state in (TrialState.COMPLETE, TrialState.PRUNED) else None
 
 
-def _seen_at(row: Row, rung: int) -> tuple[TrialState, float | None]:
+def _seen_at(row: Row, rung: int, following: float) -> tuple[TrialState, float | None]:
     """State and value for a model of one rung; trials without a value to compare look failed, which no model reads."""
-    if row.state != "failed" and rung in row.values:
-        return TrialState.COMPLETE, row.values[rung]
+    value = None if row.state == "failed" else row.at(rung, following)
+    if value is not None:
+        return TrialState.COMPLETE, value
     at_work = row.state == "running" and not row.idle
     return (TrialState.RUNNING if at_work else TrialState.FAIL), None
 

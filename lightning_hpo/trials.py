@@ -21,6 +21,11 @@ State: TypeAlias = Literal["running", "complete", "pruned", "failed"]
 # User attributes, so that a dashboard shows them.
 PARENT = "parent"
 FAILURE = "failure"
+ENDED = "ended"  # why a trial finished by itself
+STEP = "step"  # where a trial stood whose study takes no intermediate values, if that is not the full budget
+# System attribute of a trial whose values are scores of jobs, each with a checkpoint. A trial without it reports its
+# validations while it trains, and has a score when it has ended.
+BY_JOB = "lightning_hpo:by_job"
 # System attribute of a population's trial: its member, its first step, and where its parent was when it was forked.
 SEGMENT = "segment"
 
@@ -44,7 +49,10 @@ class Row:
         target: step that a job now at work has promised; None when no job works on the trial.
         parent: number of the trial whose weights it started from, or None.
         state: ``"running"`` covers a trial at work and a paused one; the other states are final.
-        start: step at which its own training began; above 0 in a population, where it goes on from its parent.
+        start: step at which its own training began; above 0 where it goes on from its parent.
+        ended: why training finished by itself below the full budget, e.g. ``"EarlyStopping at step 48"``; else None.
+        scored: whether its last value is a score that it competes with, and not a report from a fit under way.
+        feasible: whether it keeps all constraints of the search.
     """
 
     number: int
@@ -54,11 +62,43 @@ class Row:
     parent: int | None = None
     state: State = "running"
     start: int = 0
+    ended: str | None = None
+    scored: bool = True
+    feasible: bool = True
 
     @property
     def idle(self) -> bool:
         """Whether the trial may be given a job: not finished, and no job has promised a value that is missing."""
-        return self.state == "running" and (self.target is None or self.target in self.values)
+        reached = self.target is None or (bool(self.values) and self.step >= self.target)
+        return self.state == "running" and reached
+
+    @property
+    def step(self) -> int:
+        """Step of its last value, or where its training began."""
+        return max(self.values, default=self.start)
+
+    @property
+    def score(self) -> float | None:
+        """Value that it competes with: its last one, if that is a finite number."""
+        value = self.values[self.step] if self.values and self.scored else math.nan
+        return value if math.isfinite(value) else None
+
+    def at(self, rung: int, following: float = math.inf) -> float | None:
+        """Return what counts as the trial's value at a rung, or None if it has none there.
+
+        Args:
+            rung: in optimizer steps. A Trainer can stand beyond it, so the first value at or after it counts.
+            following: values from this step on belong to the next rung. By default they count here too.
+
+        Returns:
+            The value there. A trial that finished by itself counts with its last value at every higher rung.
+        """
+        if rung in self.values:
+            return self.values[rung]
+        first = min((step for step in self.values if rung < step < following), default=None)
+        if first is not None:
+            return self.values[first]
+        return self.values[self.step] if self.ended is not None and self.values and self.step < rung else None
 
 
 class TrialTable:
@@ -118,7 +158,7 @@ class TrialTable:
             params=dict(params),
             distributions=dict(distributions),
             user_attrs={} if parent is None else {PARENT: parent},
-            system_attrs=dict(notes or {}),
+            system_attrs={**(notes or {}), BY_JOB: True},
         )
         self._ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
         start = _start(notes or {})
@@ -159,12 +199,21 @@ class TrialTable:
         """Write the value of the monitored metric at ``step`` (any float, NaN included); a promise of it is kept."""
         self._storage.set_trial_intermediate_value(self._ids[number], step, value)
         row = self._rows[number]
-        if self._claims is not None and row.target == step:
+        if self._claims is not None and row.target is not None and step >= row.target:
             self._claims.free(number)
         self._rows[number] = replace(row, values={**row.values, step: value})
 
-    def complete(self, number: int, value: float) -> None:
-        """End a trial that reached the full budget with ``value``."""
+    def complete(self, number: int, value: float, ended: str | None = None) -> None:
+        """End a trial that reached the full budget with ``value``, or finished by itself before.
+
+        Args:
+            number: of the trial.
+            value: its last one.
+            ended: why it finished by itself.
+        """
+        if ended is not None:
+            self._storage.set_trial_user_attr(self._ids[number], ENDED, ended)
+            self._rows[number] = replace(self._rows[number], ended=ended)
         self._finish(number, TrialState.COMPLETE, value)
 
     def prune(self, number: int) -> None:
@@ -193,13 +242,15 @@ def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:
         at: step of the values of a trial that has no intermediate ones, as in a study with several objectives; of
             those the first counts. None leaves such a trial without values.
     """
-    rows = [_row(trial) for trial in study.get_trials(deepcopy=False)]
+    trials = study.get_trials(deepcopy=False)
+    rows = [_row(trial) for trial in trials]
     if at is None:
         return rows
-    values = [trial.values for trial in study.get_trials(deepcopy=False)]
     return [
-        replace(row, values={at: value[0]}) if value and not row.values else row
-        for row, value in zip(rows, values, strict=True)
+        replace(row, values={trial.user_attrs.get(STEP, at): trial.values[0]})
+        if trial.values and not row.values
+        else row
+        for row, trial in zip(rows, trials, strict=True)
     ]
 
 
@@ -216,6 +267,9 @@ def _row(trial: FrozenTrial) -> Row:
         parent=trial.user_attrs.get(PARENT),
         state=_STATES[trial.state],
         start=_start(trial.system_attrs),
+        ended=trial.user_attrs.get(ENDED),
+        scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
+        feasible=all(value <= 0 for value in trial.constraints.values()),
     )
 
 

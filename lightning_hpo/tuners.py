@@ -28,6 +28,7 @@ from lightning_hpo.search import Limits, Search
 from lightning_hpo.sharing import Claims, turn
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.suggest import Asker
+from lightning_hpo.trial_folders import settle, study_id
 from lightning_hpo.trials import Row, TrialTable, read_rows
 
 if TYPE_CHECKING:
@@ -327,8 +328,10 @@ class Tuner:
                     seed=self.seed,
                     study_notes=table.study_notes,
                     random_share=self._random_share,
+                    rungs=sorted({rung.max_steps for bracket in self.plan() for rung in bracket.rungs}),
                 ),
                 space=self.space,
+                study_id=study_id(session.study),
                 folder=session.folder,
                 executor=executor,
                 limits=self._limits,
@@ -337,6 +340,7 @@ class Tuner:
                 planned=self.planned_steps(),
                 keep_checkpoints=self._keep_checkpoints,
                 converged=lambda: self._converged(session.study),
+                settle=settle if subject.builder else lambda *_: None,  # a function keeps nothing in a folder
                 config=nested_config if subject.builder is None else subject.builder.config,
                 turn=own_turn if self._shared else nullcontext,
                 poll=_POLL if self._shared else None,

@@ -8,6 +8,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_hpo.space import nearest
 
+PRUNED_AT = "pruned_at"  # user attribute of a trial: step at which it was decided to end it
+
 
 class TrialReport(pl.Callback):
     """Reports every validation to a trial, at its optimizer step, and asks the Trainer to stop if it is to be pruned.
@@ -15,6 +17,9 @@ class TrialReport(pl.Callback):
     A pruned fit ends as a finished one does: end hooks run, loggers finish, ``ModelCheckpoint`` saves. Afterwards
     :meth:`raise_if_pruned` tells Optuna. Under DDP one process asks Optuna and decides for all: give the trial to rank
     0 and None to the others.
+
+    A trial that is continued from a checkpoint repeats validations. They are not reported again, and the pruner is not
+    asked again about those after which the trial went on; so it ends where an uninterrupted one would.
 
     Args:
         trial: to report to; None on every rank but 0.
@@ -67,13 +72,31 @@ class TrialReport(pl.Callback):
     def _report(self, step: int, value: float) -> bool:
         if self._trial is None:
             raise MisconfigurationException("TrialReport needs the trial on rank 0.")
-        if self._reported is None:  # a continued trial repeats steps that the study has already
+        known = self._known_steps()
+        if step not in known:
+            self._trial.report(value, step)
+            known.add(step)
+        elif step < max(known):
+            return False  # it went on from there
+        if not self._is_marked and self._trial.should_prune():
+            self._trial.set_user_attr(PRUNED_AT, step)  # what ended the fit, should a kill come before the end of it
+        return self._is_marked
+
+    def ends_at(self, step: int) -> bool:
+        """Whether the trial was to be pruned at ``step``: also when that was decided by a process that died since."""
+        return self.pruned or (self._trial is not None and self._trial.user_attrs.get(PRUNED_AT) == step)
+
+    @property
+    def _is_marked(self) -> bool:
+        return self._trial is not None and PRUNED_AT in self._trial.user_attrs
+
+    def _known_steps(self) -> set[int]:
+        """Steps that the study has a value at, those of an earlier process included."""
+        if self._reported is None:
+            assert self._trial is not None
             trials = self._trial.study.get_trials(deepcopy=False)
             self._reported = set(trials[self._trial.number].intermediate_values)
-        if step not in self._reported:
-            self._trial.report(value, step)
-            self._reported.add(step)
-        return self._trial.should_prune()
+        return self._reported
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the study has it all."""

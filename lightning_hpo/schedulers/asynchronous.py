@@ -2,7 +2,8 @@
 
 A rung holds every trial that was judged at its steps so far, and a trial goes on as soon as it is among the best 1/eta
 of its rung; if none is, a new trial starts. So no worker is ever idle while a trial may still start. A trial that
-failed on its way to a rung counts there as judged, and worse than any other.
+failed on its way to a rung counts there as judged, and worse than any other. A trial that finished by itself counts
+with its last value at every higher rung.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from lightning_hpo.schedulers.base import (
@@ -182,7 +184,7 @@ class _Ladder:
         judged, ranking = self._judge(rows)
         for level in range(len(self.steps) - 2, -1, -1):
             for number in ranking[level][: judged[level] // self.eta]:
-                if rows[number].idle and max(rows[number].values) == self.steps[level]:
+                if rows[number].idle and self._place(rows[number]) == level:
                     return Job(self.steps[level + 1], trial=number)
         if self.n_trials is None or len(rows) < self.n_trials:
             return Job(self.steps[self._entry(len(rows))])
@@ -213,24 +215,28 @@ class _Ladder:
     def _entry(self, number: int) -> int:
         return self.entries[number % len(self.entries)]
 
+    def _values(self, row: "Row") -> "list[float]":
+        """What a trial was judged by, at each level from the one at which it entered."""
+        values = (row.at(step) for step in self.steps[self._entry(row.number) :])
+        return list(takewhile(lambda value: value is not None, values))  # type: ignore[arg-type]  # None is left out
+
     def _place(self, row: "Row") -> int:
         """Highest level at which a trial was judged, -1 if at none; a failed one was judged where it was heading."""
-        place = self.steps.index(max(row.values)) if row.values else self._entry(row.number) - 1
         if not row.values and row.state != "failed":
             return -1
+        place = self._entry(row.number) + len(self._values(row)) - 1
         return min(place + (row.state == "failed"), len(self.steps) - 1)
 
     def _judge(self, rows: "Sequence[Row]") -> tuple[list[int], list[list[int]]]:
         """Of each level: how many trials were judged there, and those with a finite value, best first."""
-        level_of = {step: level for level, step in enumerate(self.steps)}
         sign = 1 if self.mode == "min" else -1
         judged = [0] * len(self.steps)
         finite: list[list[tuple[float, int]]] = [[] for _ in self.steps]
         for row in rows:
-            for step, value in row.values.items():
-                judged[level_of[step]] += 1
+            for level, value in enumerate(self._values(row), start=self._entry(row.number)):
+                judged[level] += 1
                 if math.isfinite(value):
-                    finite[level_of[step]].append((sign * value, row.number))
+                    finite[level].append((sign * value, row.number))
             if row.state == "failed":
                 judged[self._place(row)] += 1
         return judged, [[number for _, number in sorted(one)] for one in finite]

@@ -145,7 +145,7 @@ def _walk(bracket: Bracket, rows: "Sequence[Row]", mode: Mode) -> tuple[Job | No
     entrants: Sequence[Row] = rows[: bracket.trials]
     above = [rung.trials for rung in bracket.rungs[1:]]
     for rung, promoted in zip(bracket.rungs, [*above, 0], strict=True):
-        waiting = [row for row in entrants if row.state == "running" and rung.max_steps not in row.values]
+        waiting = [row for row in entrants if row.state == "running" and row.at(rung.max_steps) is None]
         for row in waiting:
             if row.idle:
                 return Job(rung.max_steps, trial=row.number), left
@@ -162,9 +162,11 @@ def _walk(bracket: Bracket, rows: "Sequence[Row]", mode: Mode) -> tuple[Job | No
 
 
 def _best(rows: "Sequence[Row]", step: int, count: int, mode: Mode) -> "list[Row]":
-    """Return the ``count`` best rows by their finite value at ``step``; ties go to the lower number."""
+    """Return the ``count`` best rows by their finite value at ``step``; ties go to the lower number.
+
+    A trial that finished by itself below ``step`` is among them with its last value, and needs no job to get there.
+    """
     sign = 1 if mode == "min" else -1
-    ranked = [
-        (sign * row.values[step], row.number, row) for row in rows if math.isfinite(row.values.get(step, math.nan))
-    ]
-    return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])[:count]]
+    values = [(row.at(step), row) for row in rows]
+    judged = [(sign * value, row.number, row) for value, row in values if value is not None and math.isfinite(value)]
+    return [row for _, _, row in sorted(judged, key=lambda entry: entry[:2])[:count]]

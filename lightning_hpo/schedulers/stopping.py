@@ -57,16 +57,33 @@ class MedianStopping:
         behind = set(self._behind(rows))
         for row in rows:
             if row.idle and row.number not in behind:
-                return Job(self._look_after(max(row.values, default=0)), trial=row.number)
+                return Job(self._look_after(row.step if row.values else 0), trial=row.number)
         return Job(self._look_after(0)) if self.n_trials is None or len(rows) < self.n_trials else None
 
     def retired(self, rows: "Sequence[Row]") -> list[int]:
         """Trials that have fallen behind."""
         return self._behind(rows)
 
+    @property
+    def _interval(self) -> int:
+        return self.interval or max(self.max_steps // 10, 1)
+
     def _look_after(self, step: int) -> int:
-        interval = self.interval or max(self.max_steps // 10, 1)
-        return min((step // interval + 1) * interval, self.max_steps)
+        return min((step // self._interval + 1) * self._interval, self.max_steps)
+
+    def _looks(self, row: "Row") -> list[tuple[int, float]]:
+        """Step and value of each look at a trial.
+
+        A Trainer can stand beyond a look; what it has by the next one counts. A trial that finished by itself is looked
+        at up to the full budget.
+        """
+        full, interval = self.max_steps, self._interval
+        steps = {full if step >= full else step // interval * interval for step in row.values}
+        if row.ended is not None and row.values:
+            steps |= {*range(self._look_after(row.step), full, interval), full}
+        following = {step: math.inf if step == full else self._look_after(step) for step in steps}
+        values = [(step, row.at(step, following[step])) for step in sorted(steps) if step > 0]
+        return [(step, value) for step, value in values if value is not None]
 
     def _behind(self, rows: "Sequence[Row]") -> list[int]:
         """Idle trials that are stopped. One pass in order of number: what is known at each step is kept sorted."""
@@ -74,7 +91,7 @@ class MedianStopping:
         averages: dict[int, list[float]] = {}  # step -> running averages of the trials so far, sorted
         behind: list[int] = []
         for row in rows:
-            values = [(step, sign * value) for step, value in sorted(row.values.items())]
+            values = [(step, sign * value) for step, value in self._looks(row)]
             if row.idle and values:
                 best = min((value for _, value in values if math.isfinite(value)), default=math.inf)
                 known = averages.get(values[-1][0], [])

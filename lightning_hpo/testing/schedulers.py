@@ -8,9 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_hpo.schedulers import Job, Scheduler
-from lightning_hpo.trials import Row
+from lightning_hpo.trials import Row, State
 
 Evaluate = Callable[[int, int], float]  # (trial number, step) -> value; NaN counts as a failed trial
+Stand = Callable[[int, int], tuple[int, bool]]  # (trial number, step asked for) -> step reached, ended by itself or not
+
+
+def as_asked(_: int, asked: int) -> tuple[int, bool]:
+    """Stand at exactly the step that was asked for, and be ready to go on."""
+    return asked, False
 
 
 @dataclass
@@ -34,20 +40,35 @@ class Simulation:
         self.jobs.append(replace(job, trial=number))
         return number
 
-    def finish(self, number: int, value: float, limit: int) -> None:
-        """End the job at work on a trial."""
+    def finish(self, number: int, evaluate: Evaluate, limit: int, stand: Stand = as_asked) -> None:
+        """End the job at work on a trial.
+
+        Args:
+            number: of the trial.
+            evaluate: gives the value where the trial stands.
+            limit: full budget.
+            stand: says where that is.
+        """
         row = self.rows[number]
-        step = row.target
-        assert step is not None
+        assert row.target is not None
+        step, over = stand(number, row.target)
+        value = evaluate(number, step)
         if math.isnan(value):
             self.rows[number] = replace(row, target=None, state="failed")
             return
-        state = "complete" if step >= limit else "running"
-        self.rows[number] = replace(row, values={**row.values, step: value}, target=None, state=state)  # type: ignore[arg-type]  # both texts are states
+        state: State = "complete" if step >= limit or over else "running"
+        ended = f"ended at step {step}" if over else None
+        self.rows[number] = replace(row, values={**row.values, step: value}, target=None, state=state, ended=ended)
 
 
 def simulate(
-    scheduler: Scheduler, evaluate: Evaluate, *, workers: int = 1, seed: int = 0, rows: Sequence[Row] = ()
+    scheduler: Scheduler,
+    evaluate: Evaluate,
+    *,
+    workers: int = 1,
+    seed: int = 0,
+    rows: Sequence[Row] = (),
+    stand: Stand = as_asked,
 ) -> Simulation:
     """Run a scheduler to its end without training.
 
@@ -57,6 +78,7 @@ def simulate(
         workers: jobs at work at a time; a random one of them ends next.
         seed: of the order in which jobs end.
         rows: where to start, e.g. the rows of an interrupted run.
+        stand: (trial number, step asked for) -> where the trial then stands, and whether it has ended by itself.
 
     Returns:
         Rows and jobs.
@@ -70,9 +92,7 @@ def simulate(
         if not working:
             return run
         number = working.pop(chance.randrange(len(working)))
-        step = run.rows[number].target
-        assert step is not None
-        run.finish(number, evaluate(number, step), scheduler.max_steps)
+        run.finish(number, evaluate, scheduler.max_steps, stand)
 
 
 class SchedulerTestCase:
@@ -125,15 +145,40 @@ class SchedulerTestCase:
 
     def test_interrupted_is_uninterrupted(self, scheduler: Any) -> None:
         """Killed after any number of jobs and continued, one worker makes the same decisions."""
-        whole = simulate(scheduler, self.value)
-        for kill_at in range(0, len(whole.jobs), max(len(whole.jobs) // 25, 1)):
-            run = Simulation()
-            for _ in range(kill_at):
+        for stand in (as_asked, self.stand):
+            whole = simulate(scheduler, self.value, stand=stand)
+            for kill_at in range(0, len(whole.jobs), max(len(whole.jobs) // 25, 1)):
+                run = Simulation()
+                for _ in range(kill_at):
+                    job = scheduler.next(run.rows)
+                    run.finish(run.start(job), self.value, scheduler.max_steps, stand)
                 job = scheduler.next(run.rows)
-                number = run.start(job)
-                run.finish(number, self.value(number, job.max_steps), scheduler.max_steps)
-            job = scheduler.next(run.rows)
-            if job is not None:
-                run.start(job)  # and dies
-            again = simulate(scheduler, self.value, rows=run.rows)
-            assert again.rows == whole.rows
+                if job is not None:
+                    run.start(job)  # and dies
+                again = simulate(scheduler, self.value, rows=run.rows, stand=stand)
+                assert again.rows == whole.rows
+
+    def stand(self, number: int, asked: int) -> tuple[int, bool]:
+        """Every third trial ends by itself at a step of its own; others may stand up to two steps beyond the asked."""
+        end = 1 + random.Random(f"end {number}").randrange(6)
+        if number % 3 == 0 and asked >= end:
+            return end, True
+        return asked + (0 if number % 2 else random.Random(f"{number} {asked}").randrange(3)), False
+
+    def test_a_trial_that_ends_by_itself_or_stands_beyond_its_budget(self, scheduler: Any) -> None:
+        """The search ends; a finished trial gets no job, any other only for more steps than it has."""
+        for workers in (1, 4):
+            run = simulate(scheduler, self.value, workers=workers, stand=self.stand)
+            assert scheduler.next(run.rows) is None
+            reached: dict[int | None, tuple[int, bool]] = {}
+            for job in run.jobs:
+                step, over = reached.get(job.trial, (0, False))
+                assert not over
+                assert step < job.max_steps <= scheduler.max_steps
+                reached[job.trial] = self.stand(int(job.trial or 0), job.max_steps)
+
+    def test_a_finished_trial_needs_no_job_to_be_compared(self, scheduler: Any) -> None:
+        """Trials that all end at their first step get one job each."""
+        run = simulate(scheduler, self.value, stand=lambda *_: (1, True))
+        assert len(run.jobs) == len(run.rows)
+        assert run.steps == sum(row.state == "complete" for row in run.rows)
