@@ -11,7 +11,7 @@ import optuna
 from optuna.storages import BaseStorage
 
 from lightning_hpo import checkpoints
-from lightning_hpo.best import best_row, keep_best, write_best
+from lightning_hpo.best import best_row, write_answer
 from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.round_member import NEVER, train_to_the_end
 from lightning_hpo.conduct import Session, Subject
@@ -24,10 +24,11 @@ from lightning_hpo.population import Donor, Explore, Rules
 from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.results import Result
 from lightning_hpo.rounds import Rounds
-from lightning_hpo.runs import RunFolder, StorageError, open_study
+from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import Space
+from lightning_hpo.trial_folders import study_id
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
 
@@ -165,6 +166,7 @@ class PopulationTuner(Tuner):
             rounds = Rounds(
                 table,
                 self.rules,
+                study=study_id(session.study),
                 population_size=self.population_size,
                 monitor=str(self.monitor),
                 interval=self.interval,
@@ -185,21 +187,21 @@ class PopulationTuner(Tuner):
         Raises:
             SearchFailedError: if no member came to the end.
         """
-        best = best_row(rounds.table.rows, self.mode)
-        step = 0 if best is None else max(best.values, default=0)
-        if best is None or step < self.scheduler.max_steps:
+        if not any(row.state == "complete" for row in rounds.table.rows):
             raise SearchFailedError(
                 f"no member of the population came to step {self.scheduler.max_steps}; the reasons are with the failed "
                 f"trials in {folder.path}."
             )
-        checkpoint = rounds.checkpoint_at(rounds.lineage.member_of(best.number), step)
-        if checkpoint is not None:
-            keep_best(checkpoint, folder.best_checkpoint)
-        elif not folder.best_checkpoint.exists():
-            raise StorageError(
-                f"the checkpoint of the best trial {best.number} at step {step} is gone from {folder.path / 'members'}."
-            )
-        write_best(builder.config(best.params, self.scheduler.max_steps), folder.best_params)
+        best = best_row(rounds.table.rows, self.mode)
+        assert best is not None  # that one, or a better one
+        write_answer(
+            best,
+            rounds.lineage.identity(best.number),
+            rounds.checkpoint_at(rounds.lineage.member_of(best.number), best.step),
+            builder.config(best.params, self.scheduler.max_steps),
+            best_checkpoint=folder.best_checkpoint,
+            best_params=folder.best_params,
+        )
 
     def _fingerprint(self, subject: Subject) -> dict[str, Any]:
         rules = {name: value for name, value in vars(self.rules).items() if name not in ("space", "mode", "seed")}

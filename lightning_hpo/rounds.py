@@ -7,8 +7,7 @@ goes on first: the donor's weights are then still in memory as they were judged,
 
 import errno
 import math
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,110 +23,16 @@ from lightning_hpo.failures import JobError, ParameterMismatchError, failure_tex
 from lightning_hpo.fiber import Cancelled, Fiber
 from lightning_hpo.fitting import JobCallback
 from lightning_hpo.jobs import CHECKPOINT
-from lightning_hpo.lineage import Segment, intervals
-from lightning_hpo.population import Fork, Interval, Rules, Standing
+from lightning_hpo.population import Fork, Rules, Standing
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.study_file import StorageError
-from lightning_hpo.trials import SEGMENT, TrialTable
+from lightning_hpo.study_lineage import StudyLineage
+from lightning_hpo.trial_folders import identity_of, settle
+from lightning_hpo.trials import TrialTable
 
 Fit: TypeAlias = Callable[[int, Mapping[str, Any], JobCallback, Path | None], None]
-STOPS = "stops"
-"""Study note: member -> steps at which it was asked to stop."""
 _STORAGE = (StorageError, StorageInternalError, SQLAlchemyError, UpdateFinishedTrialError)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # nothing that a member did
-
-
-class StudyLineage:
-    """The segments of all members, kept in the study.
-
-    Args:
-        table: of the study.
-        rules: of the population.
-        interval: optimizer steps of a round. Round n ends at the first step at or after n intervals.
-    """
-
-    def __init__(self, table: TrialTable, rules: Rules, interval: int) -> None:
-        self._table = table
-        self._rules = rules
-        self._interval = interval
-
-    def found(self, member: int, max_steps: int) -> None:
-        """Write a member's first segment unless it is there."""
-        if self.at(member, 0) is None:
-            self._add(Segment(-1, member, 0, self._rules.initial(member)), max_steps)
-
-    def at(self, member: int, step: int) -> int | None:
-        """Number of the trial that a member had just trained when it reached ``step``."""
-        own = [
-            (notes["start"], number)
-            for number, notes in enumerate(self._notes())
-            if notes["member"] == member and (notes["start"] < step or notes["start"] == 0)
-        ]
-        return max(own)[1] if own else None
-
-    def member_of(self, number: int) -> int:
-        """Member that trained a trial."""
-        member: int = self._notes()[number]["member"]
-        return member
-
-    def has_failed(self, member: int) -> bool:
-        """Whether a member is out."""
-        return any(
-            row.state == "failed"
-            for row, notes in zip(self._table.rows, self._notes(), strict=True)
-            if notes["member"] == member
-        )
-
-    def has_ended(self, member: int) -> bool:
-        """Whether a member has no more to train."""
-        last = self.at(member, sys.maxsize)
-        return last is not None and self._table.rows[last].state in ("complete", "failed")
-
-    def standings(self, members: Iterable[int], ended: int) -> dict[int, Standing]:
-        """Scores and hyperparameters of the living members at the end of a round."""
-        living = [member for member in members if not self.has_failed(member)]
-        standings = {}
-        for row, notes in zip(self._table.rows, self._notes(), strict=True):
-            for step in row.values:
-                if step // self._interval == ended and notes["member"] in living:
-                    stopped = step in self._stops().get(str(notes["member"]), ())
-                    standings[notes["member"]] = Standing(row.values[step], row.params, stopped=stopped)
-        return {member: standings[member] for member in living if member in standings}
-
-    def note_stop(self, member: int, step: int) -> None:
-        """Write down that a member was asked to stop at ``step``, unless a killed run has."""
-        stops = self._stops()
-        if step not in stops.get(str(member), ()):
-            self._table.note({STOPS: {**stops, str(member): [*stops.get(str(member), ()), step]}})
-
-    def history(self, ended: int) -> list[Interval]:
-        """All intervals up to the end of a round."""
-        segments = [
-            Segment(number=row.number, params=row.params, values=dict(row.values), parent=row.parent, **notes)
-            for row, notes in zip(self._table.rows, self._notes(), strict=True)
-        ]
-        return intervals(segments, (ended + 1) * self._interval - 1)
-
-    def fork(self, member: int, step: int, graft: Graft, max_steps: int) -> None:
-        """Begin a segment at ``step`` unless a killed run has begun it, and end the one before."""
-        begun = any(notes["member"] == member and notes["start"] == step for notes in self._notes())
-        if not begun:
-            self._add(Segment(-1, member, step, graft.params, {}, graft.parent, graft.forked_at), max_steps)
-        before = self.at(member, step)
-        if before is not None and self._table.rows[before].state == "running":
-            self._table.prune(before)
-
-    def _notes(self) -> list[Mapping[str, Any]]:
-        return [notes[SEGMENT] for notes in self._table.notes]
-
-    def _stops(self) -> Mapping[str, Sequence[int]]:
-        stops: Mapping[str, Sequence[int]] = self._table.study_notes.get(STOPS, {})
-        return stops
-
-    def _add(self, segment: Segment, max_steps: int) -> None:
-        self._table.add(
-            segment.params, self._rules.space, target=max_steps, parent=segment.parent, notes=segment.notes()
-        )
 
 
 @dataclass
@@ -192,6 +97,12 @@ class Seat:
     def leave(self, status: str, reason: str) -> None:
         """Do nothing: the rounds see how the fiber ends."""
 
+    def identity(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of this step carries."""
+        trial = self.rounds.lineage.at(self.number, step)
+        assert trial is not None
+        return self.rounds.lineage.identity(trial)
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the study has it."""
         return {}
@@ -203,6 +114,7 @@ class Rounds:
     Args:
         table: of the study.
         rules: of the population.
+        study: id of the study.
         population_size: members in all.
         monitor: metric that is judged.
         interval: optimizer steps of a round.
@@ -217,6 +129,7 @@ class Rounds:
         table: TrialTable,
         rules: Rules,
         *,
+        study: str,
         population_size: int,
         monitor: str,
         interval: int,
@@ -226,7 +139,7 @@ class Rounds:
         say: Callable[[str], None],
     ) -> None:
         self.table = table
-        self.lineage = StudyLineage(table, rules, interval)
+        self.lineage = StudyLineage(table, rules, interval, study)
         self.max_steps = max_steps
         self.pause_wanted: Callable[[], bool] = lambda: False
         self._rules = rules
@@ -245,9 +158,10 @@ class Rounds:
         """Where a member saves."""
         return self._folder / f"{member:03d}" / CHECKPOINT
 
-    def checkpoint_at(self, member: int, step: int) -> Path | None:
-        """Find a member's checkpoint of exactly this step."""
-        return next((file for file, saved_at in self._intact(member) if saved_at == step), None)
+    def checkpoint_at(self, member: int, step: int) -> Path:
+        """Find a member's checkpoint of a step; its newest one if there is none."""
+        last = self.checkpoint(member)
+        return next((file for file, saved_at in self._intact(member) if saved_at == step), last)
 
     def run(self, pause_wanted: Callable[[], bool]) -> None:
         """Train all members to the end, or until a pause is wanted."""
@@ -255,6 +169,7 @@ class Rounds:
         if all(self.lineage.has_ended(number) for number in self._members):
             return
         for seat in self._members.values():
+            settle(self.checkpoint(seat.number).parent, identity_of(self.lineage.study, seat.number, None))
             if not self.lineage.has_failed(seat.number):
                 self._restore(seat)
         while (members := self._training()) and not pause_wanted():
@@ -306,15 +221,20 @@ class Rounds:
             self._resume(seat)
 
     def _saved(self, member: int) -> tuple[Path | None, int]:
-        """Find the newest checkpoint that is intact and was judged; a kill may fall between the two."""
+        """Find the newest checkpoint that is intact and was judged.
+
+        A kill may fall between the two. What was not judged goes: the next save would keep it in place of the judged
+        one, and a kill at the same moment would leave none.
+        """
         for file, step in self._intact(member):
             trial = self.lineage.at(member, step)
             if trial is not None and step in self.table.rows[trial].values:
                 return file, step
+            file.unlink()
         return None, 0
 
     def _intact(self, member: int) -> Iterator[tuple[Path, int]]:
-        """A member's checkpoints with their steps, the newest first."""
+        """A member's checkpoints with their steps, the newest first; damaged ones are set aside."""
         last = self.checkpoint(member)
         checkpoints.remove_leftovers(last)
         for file in (last, checkpoints.previous_of(last)):
@@ -323,7 +243,7 @@ class Rounds:
             except FileNotFoundError:
                 continue
             except checkpoints.DamagedCheckpointError as error:
-                self._say(str(error))
+                self._say(f"{error} It was moved to {checkpoints.set_aside(file).name}.")
 
     def _resume(self, seat: Seat) -> None:
         seat.fiber.resume()
@@ -349,10 +269,14 @@ class Rounds:
 
     def _life(self, seat: Seat) -> Callable[[], None]:
         def life() -> None:
-            checkpoint = self.checkpoint(seat.number)
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            names = list(self._rules.space)
-            member = RoundMember(seat, names, monitor=self._monitor, interval=self._interval, checkpoint=checkpoint)
+            member = RoundMember(
+                seat,
+                list(self._rules.space),
+                monitor=self._monitor,
+                interval=self._interval,
+                checkpoint=self.checkpoint(seat.number),
+                identity=seat.identity,
+            )
             self._fit(seat.number, self.params_at(seat.number, seat.step), member, seat.source)
 
         return life

@@ -9,7 +9,7 @@ A member trains to the end of the run. Whoever asks it to stop before is answere
 
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning_hpo.callbacks.member import Member, Population
 from lightning_hpo.callbacks.resumable import BeforeOthers, Resumable
 from lightning_hpo.callbacks.transplant import restart_early_stopping
+from lightning_hpo.origin import STAMP
 from lightning_hpo.population_folder import storage_error
 
 NEVER = sys.maxsize
@@ -58,13 +59,22 @@ class RoundMember(Member):
         monitor: metric that the module logs in validation.
         interval: optimizer steps between decisions.
         checkpoint: where to save.
+        identity: of the trial that the member trains up to a step; put into every checkpoint.
     """
 
     def __init__(
-        self, population: Population, names: list[str], *, monitor: str, interval: int, checkpoint: Path
+        self,
+        population: Population,
+        names: list[str],
+        *,
+        monitor: str,
+        interval: int,
+        checkpoint: Path,
+        identity: Callable[[int], Mapping[str, Any]],
     ) -> None:
         super().__init__(population, names, monitor=monitor, interval=interval)
         self._checkpoint = checkpoint
+        self._identity = identity
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
         self._resume: dict[str, Any] = {}
         self._stop_restored = False
@@ -81,6 +91,12 @@ class RoundMember(Member):
         super().load_state_dict(state_dict)
         self._validated = set(state_dict["validated"])
         self._stop_restored = state_dict["resume"]["stop_wanted"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say whose checkpoint it is."""
+        checkpoint[STAMP] = dict(self._identity(trainer.global_step))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

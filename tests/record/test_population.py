@@ -161,7 +161,9 @@ def test_a_member_is_judged_at_the_last_step_of_each_interval_and_nowhere_else(t
     assert sorted(Judged.seen) == [(f"{member:03d}", step) for member in range(SIZE) for step in asked]
     assert any(one.parent is not None for one in lineage(result))
     assert all(row.state in ("complete", "pruned") for row in result.rows)
-    assert checkpoints.load(result.best_checkpoint)["global_step"] == STEPS
+    saved = checkpoints.load(result.best_checkpoint)
+    assert (saved["global_step"], saved["lightning_hpo"]["trial"]) == (STEPS, result.best_trial)
+    assert saved["lightning_hpo"]["params"] == result.best_params
     assert validated(result, data) == pytest.approx(result.best_score, abs=1e-6)
     Judged.seen = []
     again = tune(tmp_path, model, data, space, {**trainer, "callbacks": callbacks})

@@ -143,6 +143,60 @@ def test_a_finished_run_needs_none_of_its_checkpoints(tmp_path):
     assert not trained
 
 
+def test_checkpoints_of_a_study_that_was_moved_away_are_not_taken_over(tmp_path):
+    tune(tmp_path / "whole", seed=2)
+    tune(tmp_path)
+    (tmp_path / "run" / "study.journal").unlink()
+    with pytest.warns(UserWarning, match="files of other trials are moved aside"):
+        result = tune(tmp_path, seed=2)
+    assert history(result) == history(tune(tmp_path / "whole", seed=2))
+    assert len(list((tmp_path / "run" / "members").glob("00?.other-*"))) == 3
+
+
+class Killed(pl.Callback):
+    """Kills its process where a member has saved and not yet reported, in one of its rounds."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_validation_start(self, trainer, pl_module):
+        if trainer.default_root_dir.endswith("001") and trainer.global_step == self.step and os.getpid() != MAIN:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+MAIN = os.getpid()
+
+
+@pytest.mark.parametrize("step", [6, 12, 24])
+def test_kills_between_a_checkpoint_and_its_score_leave_one_to_go_on_from(tmp_path, step):
+    """Each kill comes at the same place."""
+    options = {"trainer": {"callbacks": [Killed(step)]}}
+    whole = tune(tmp_path / "whole", **options)
+    for _ in range(3):
+        child = in_a_child(lambda: tune(tmp_path / "killed", **options))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert history(tune(tmp_path / "killed", **options)) == history(whole)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_stays(tmp_path, number):
+    def stop(module):
+        if module.global_step == 15:
+            raise KeyboardInterrupt
+
+    ACTIONS.append(stop)
+    for _ in range(2):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            tune(tmp_path)
+        file = tmp_path / "run" / "members" / f"{number:03d}" / "last.ckpt"
+        if file.exists():
+            file.write_bytes(file.read_bytes()[:-100])
+    ACTIONS.clear()
+    result = tune(tmp_path)
+    assert {one.member for one in lineage(result) if 24 in one.values} == {0, 1, 2}
+    assert list(file.parent.glob("last.ckpt.corrupt-*"))
+
+
 def member(root, number=0, size=2, **options):
     return PopulationBasedTraining(root / "pbt", SPACE, member=number, population_size=size, interval=8, **options)
 
