@@ -21,8 +21,7 @@ Params: TypeAlias = Mapping[str, Any]
 Donor: TypeAlias = Literal["random-top", "best"]
 Mode: TypeAlias = Literal["min", "max"]
 
-_DONORS = ("random-top", "best")
-_EXPLORES = ("losers", "all", "pb2")
+_DONORS, _EXPLORES = ("random-top", "best"), ("losers", "all", "pb2")
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,8 @@ class Rules:
         if not 0 < self.quantile <= 0.5:
             raise ValueError(f"`quantile` must be in (0, 0.5], got {self.quantile!r}.")
         if self.donor not in _DONORS:
-            raise ValueError(
-                f"`donor` must be one of {_DONORS}, got {self.donor!r}.{nearest(str(self.donor), _DONORS)}"
-            )
+            hint = nearest(str(self.donor), _DONORS)
+            raise ValueError(f"`donor` must be one of {_DONORS}, got {self.donor!r}.{hint}")
         if not (callable(self.explore) or isinstance(self.explore, Adviser) or self.explore in _EXPLORES):
             hint = nearest(str(self.explore), _EXPLORES)
             raise ValueError(f"`explore` must be one of {_EXPLORES} or a function, got {self.explore!r}.{hint}")
@@ -288,22 +286,18 @@ def _pick(top: Sequence[int], generator: np.random.Generator, donor: Donor) -> i
 
 
 def truncate(
-    scores: Mapping[int, float],
-    *,
-    mode: Literal["min", "max"] = "min",
-    quantile: float = 0.2,
-    stopped: Collection[int] = (),
+    scores: Mapping[int, float], *, mode: Mode = "min", quantile: float = 0.2, stopped: Collection[int] = ()
 ) -> tuple[list[int], list[int]]:
     """Name the members that copy, and those that may be copied, best first. None is both.
 
-    A member that was asked to stop ranks last and copies, also beyond the share. Exceptions: the one with the best
-    score, as nobody has more to give, and a population in which all were asked.
+    A member that was asked to stop ranks last and copies, also beyond the share; not so the one with the best score, as
+    nobody has more to give, and not if all were asked.
     """
     sign = 1.0 if mode == "min" else -1.0
     finite = [member for member in scores if math.isfinite(scores[member])]
     by_score = sorted(finite, key=lambda member: (sign * scores[member], member))
     late = set(stopped) & set(by_score[1:]) if set(finite) - set(stopped) else set()
-    ranked = sorted(by_score, key=lambda member: member in late)
+    ranked = sorted(by_score, key=late.__contains__)
     broken = [member for member in scores if member not in finite]
     count = min(max(math.ceil(round(quantile * len(scores), 9)), 1), len(scores) // 2)
     top = [member for member in ranked[: max(count, 1)] if member not in late]

@@ -48,6 +48,13 @@ class PopulationTuner(Tuner):
     Everything is kept in ``root/name``; the same call continues where it stopped, and a continued run equals the
     uninterrupted one. Every stretch of training with constant hyperparameters is a trial of the study, with its parent.
 
+    Members are validated at exactly the last optimizer step of each interval, whatever the epochs, batches and gradient
+    accumulation; with several manual optimizers, each of which counts, at the first step at or after it. Where a
+    ReduceLROnPlateau (or EarlyStopping, ModelCheckpoint) follows a metric of validation at the end of an epoch, they
+    are validated there too, as in a plain Trainer. All members train to ``max_steps``: one that EarlyStopping or
+    another callback asks to stop copies a better one at the next decision, as one whose score is NaN does, and goes on.
+    An error in a member ends that member; a disk that is full ends the run, and the same call continues it.
+
     Args:
         space: as for :class:`Tuner`, but only of what can change while training (see
             :class:`~lightning_hpo.callbacks.population.PopulationBasedTraining`).
@@ -59,7 +66,7 @@ class PopulationTuner(Tuner):
             :class:`Tuner`.
 
     Raises:
-        ValueError: naming an argument outside its range.
+        ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.
 
     Source: Jaderberg et al. 2017, *Population Based Training of Neural Networks*.
     """

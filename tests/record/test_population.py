@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_hpo import checkpoints
 from lightning_hpo.lineage import lineage
+from lightning_hpo.population import truncate
 from lightning_hpo.population_tuner import PopulationTuner
 from lightning_hpo.search import SearchFailedError
 
@@ -367,3 +368,19 @@ def test_a_reduced_rate_is_no_mismatch_and_a_copy_takes_the_reduction_along(tmp_
         for step in range(one.start, one.stop):
             rate, epochs = Plateau.rates[f"{one.member:03d}", step]
             assert rate == pytest.approx(one.params["lr"] * 0.5 ** max(epochs - 1, 0), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scores", "stopped", "losers", "top"),
+    [
+        ({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}, [], [4], [0]),
+        ({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}, [1], [1], [0]),  # the share is one
+        ({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}, [1, 2, 3], [1, 2, 3], [0]),
+        ({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}, [0], [4], [0]),  # nobody has more to give
+        ({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}, [0, 1, 2, 3, 4], [4], [0]),
+        ({0: math.nan, 1: 2.0, 2: 3.0}, [0, 1, 2], [0], [1]),
+        ({0: math.nan, 1: 2.0, 2: 3.0}, [2], [2, 0], [1]),
+    ],
+)
+def test_who_was_asked_to_stop_ranks_last(scores, stopped, losers, top):
+    assert truncate(scores, quantile=0.2, stopped=stopped) == (losers, top)
