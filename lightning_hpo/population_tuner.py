@@ -28,6 +28,7 @@ from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import Space
+from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.trial_folders import study_id
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
@@ -145,7 +146,7 @@ class PopulationTuner(Tuner):
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         builder = subject.builder
         assert builder is not None  # optimize() is refused
-        folder = session.folder.path / "members"
+        folder, key = session.folder.path / "members", session.folder.key()
         table = TrialTable(session.study, session.storage)
         for leftover in folder.glob("*/.*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -156,12 +157,13 @@ class PopulationTuner(Tuner):
         def fit_member(number: int, params: Mapping[str, Any], member: JobCallback, source: Path | None) -> None:
             with quiet_and_seeded(self.seed, number):
                 built = builder.build(params)
+                saved = None if source is None else checkpoints.load(source, key=key)
                 trainer = make_trainer(
                     built,
                     folder / f"{number:03d}",
                     member,
-                    source=source,
-                    saved=None if source is None else checkpoints.load(source),
+                    SealedCheckpointIO(source, saved, key),
+                    saved=saved,
                     max_steps=self.scheduler.max_steps,
                     check_val_every_n_epoch=None,
                     val_check_interval=NEVER,
@@ -179,6 +181,7 @@ class PopulationTuner(Tuner):
                 interval=self.interval,
                 max_steps=self.scheduler.max_steps,
                 folder=folder,
+                key=key,
                 fit=fit_member,
                 say=session.console.line,
             )

@@ -24,6 +24,7 @@ from lightning_hpo.fiber import Cancelled, Fiber
 from lightning_hpo.fitting import JobCallback
 from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.population import Fork, Rules, Standing
+from lightning_hpo.run_key import Key
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.study_file import StorageError
 from lightning_hpo.study_lineage import StudyLineage
@@ -120,6 +121,7 @@ class Rounds:
         interval: optimizer steps of a round.
         max_steps: optimizer steps of every member.
         folder: for the members' checkpoints.
+        key: of the run, which it knows them by.
         fit: trains a member: number, hyperparameters, callback, and the checkpoint to continue or None.
         say: prints a line.
     """
@@ -135,6 +137,7 @@ class Rounds:
         interval: int,
         max_steps: int,
         folder: Path,
+        key: Key,
         fit: Fit,
         say: Callable[[str], None],
     ) -> None:
@@ -146,6 +149,7 @@ class Rounds:
         self._monitor = monitor
         self._interval = interval
         self._folder = folder
+        self._key = key
         self._fit = fit
         self._say = say
         self._members: dict[int, Seat] = {}
@@ -239,7 +243,7 @@ class Rounds:
         checkpoints.remove_leftovers(last)
         for file in (last, checkpoints.previous_of(last)):
             try:
-                yield file, int(checkpoints.load(file)["global_step"])
+                yield file, int(checkpoints.load(file, key=self._key)["global_step"])
             except FileNotFoundError:
                 continue
             except checkpoints.DamagedCheckpointError as error:

@@ -18,7 +18,7 @@ from lightning_hpo.jobs import BUDGET, Outcome
 from lightning_hpo.lr_schedules import ClosedFormLR
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
-from lightning_hpo.training.trainer import stop, validate_now, validation_is_due
+from lightning_hpo.training.trainer import leave_fit, stop, validate_now, validation_is_due
 
 IDENTITY = "lightning_hpo"
 """Key of a checkpoint for the trial that it belongs to."""
@@ -76,10 +76,11 @@ class Leg(pl.Callback):
         self._handler: Any = None
         self._step = 0
         self._resume: dict[str, Any] = {}
-        self._saved_at = 0
+        self._saved_at = -1
         self._save_wanted = False
         self._pause_wanted = False
         self._epoch_ends = False
+        self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
         self.first: pl.Callback = BeforeOthers(self)
         self.paused = False
@@ -107,6 +108,7 @@ class Leg(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Set Lightning's progress to where the checkpoint was taken."""
+        self._saved_at = -1 if self._forked else checkpoint["global_step"]
         self._resumable.load(checkpoint["callbacks"][self.state_key]["resume"], checkpoint["loops"]["fit_loop"])
 
     # Hooks, after those of the user's callbacks
@@ -115,6 +117,8 @@ class Leg(pl.Callback):
         """Note what the optimizers are built with; restored ones overwrite it after this hook."""
         self._asked = [live.settings(optimizer) for optimizer in trainer.optimizers]
         self._handler = signal.getsignal(signal.SIGTERM)
+        # A timer that has run out stops the Trainer here; a loop that never begins could not validate.
+        self._stops_at_start, trainer.should_stop = trainer.should_stop, False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply the trial's own hyperparameters over restored ones, read them back, and stop if nothing is left."""
@@ -136,9 +140,10 @@ class Leg(pl.Callback):
                 config.interval = "step"
                 if config.scheduler.needs_max_steps:
                     config.scheduler.bind(trainer.max_steps)  # the full budget, in every rung
-        self._step = self._saved_at = trainer.global_step
+        self._step = trainer.global_step
         if self._reached:  # a validation is owed, see before_end
             stop(trainer)
+        trainer.should_stop |= self._stops_at_start
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Save or stop, when all hooks of a batch, the module's included, have run."""
@@ -245,11 +250,11 @@ class Leg(pl.Callback):
         """Whether the full budget is spent; its checkpoint is not continued, so it may hold the last validation."""
         return trainer.global_step >= trainer.max_steps
 
-    def _pause_if_wanted(self, trainer: Any) -> None:
+    def _pause_if_wanted(self, trainer: pl.Trainer) -> None:
+        """Leave the fit where it is; a stop would bring a validation and the end hooks of an unfinished epoch."""
         if self._pause_wanted:
             self.paused = True
-            stop(trainer)
-            trainer.limit_val_batches = 0
+            leave_fit()
 
     def _save(self, trainer: pl.Trainer, point: Point) -> None:
         """Save a checkpoint; a trial can do without one, so a full disk is a warning: the one before stays."""

@@ -8,9 +8,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from lightning_hpo import checkpoints
 from lightning_hpo.building import Built
 from lightning_hpo.fitting import make_trainer
-from lightning_hpo.trainer_plugins import MetricsFile
+from lightning_hpo.run_key import Key
+from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.trainer import refuse_callbacks, stop
 
 
@@ -36,12 +38,10 @@ class OneBatch(pl.Callback):
                 callback.dirpath = str(self._folder)
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
-        """Stop, validate, and save a checkpoint as a job will."""
+        """Stop, validate, and look at a checkpoint as a job will save it."""
         trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
         stop(trainer)
-        path = self._folder / "check.ckpt"
-        trainer.save_checkpoint(path)
-        trainer.strategy.load_checkpoint(path, weights_only=True)
+        trainer.save_checkpoint(self._folder / "check.ckpt")
 
     def after_validation(self, trainer: pl.Trainer) -> None:
         """Note what is logged."""
@@ -49,13 +49,29 @@ class OneBatch(pl.Callback):
         self.metrics = dict(trainer.callback_metrics)
 
 
-def fit_one_batch(built: Built, folder: Path, max_steps: int) -> dict[str, float]:
+class NoFiles(SealedCheckpointIO):
+    """Finds out whether a checkpoint could be read back, and writes none."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key=key)
+        self._own = key
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raise UnreadableStateError, naming the place, if it could not."""
+        checkpoints.require_readable(checkpoint, self._own)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Do nothing."""
+
+
+def fit_one_batch(built: Built, folder: Path, max_steps: int, key: Key) -> dict[str, float]:
     """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
 
     Args:
         built: module, data and arguments of the Trainer.
         folder: for the time of the check.
         max_steps: the full budget.
+        key: of the run.
 
     Returns:
         What was logged in validation.
@@ -69,7 +85,7 @@ def fit_one_batch(built: Built, folder: Path, max_steps: int) -> dict[str, float
     arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
     limit = arguments.get("limit_val_batches")
     quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
-    trainer = make_trainer(quiet, folder, job, max_steps=max_steps)
+    trainer = make_trainer(quiet, folder, job, NoFiles(key), max_steps=max_steps)
     trainer.fit(built.module, datamodule=built.data)
     return {name: float(value) for name, value in job.metrics.items()}
 
