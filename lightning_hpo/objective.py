@@ -7,6 +7,7 @@ whoever wrote it, has the full budget as its horizon in each rung, and its check
 import contextlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lightning_hpo.space import Space, from_unit, nearest, parse_space
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.check import fit_one_batch
+from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.trial_folders import identity_of, settle, study_id
 from lightning_hpo.trials import ENDED
 
@@ -81,6 +83,8 @@ class Objective:
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
         self.key = Key.new()
+        self.check_names: Callable[..., NameCheck] = UnusedNames
+        """Called with builder, space and parameters; the callback looks at the names of the space in the check."""
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
@@ -154,15 +158,20 @@ class Objective:
                 Trainer contradicts the budget, or the monitored metric is not logged in validation.
             MisconfigurationException: if Lightning, or a callback, refuses the combination.
             UnreadableStateError: if a checkpoint could not be read back.
+            ParameterMismatchError: if the module says that it holds another value than it was given, whatever that is.
         """
         params = self.middle() if params is None else params
 
-        def fit() -> dict[str, float]:
+        def fit() -> tuple[dict[str, float], list[str]]:
             with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
-                return fit_one_batch(self.builder.build(params), Path(folder), self.max_steps, self.key)
+                names = self.check_names(self.builder, self.space, params)
+                built = self.builder.build(params)
+                return fit_one_batch(built, Path(folder), self.max_steps, self.key, [names]), names.unused
 
         with _naming(params):
-            logged = call_apart(fit)
+            logged, unused = call_apart(fit)
+            for message in unused:
+                warnings.warn(message, stacklevel=2)
             for name in (self.monitor, *self.also):
                 _score(name, logged)
 
@@ -194,8 +203,6 @@ class Objective:
             checkpoint,
             every=self._every,
             monitor=self.monitor,
-            hparams=built.hparams,
-            optimizer=built.optimizer,
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
             identity=task.identity,

@@ -19,6 +19,7 @@ from lightning_hpo.exits import explained
 from lightning_hpo.fingerprints import label
 from lightning_hpo.fitting import JobCallback, make_trainer, quiet_and_seeded
 from lightning_hpo.journal import JOURNAL, open_journal
+from lightning_hpo.objective import Objective
 from lightning_hpo.options import Options, refuse_unknown
 from lightning_hpo.population import Donor, Explore, Rules
 from lightning_hpo.quiet import CHATTY, warnings_only
@@ -29,6 +30,7 @@ from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import Space
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
+from lightning_hpo.training.name_checks import ChangeableNames, build_of
 from lightning_hpo.trial_folders import study_id
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
@@ -122,6 +124,12 @@ class PopulationTuner(Tuner):
         self.interval = interval
         self.population_size = population_size
 
+    def objective(self, *arguments: Any, **options: Any) -> Objective:
+        """Return what checks that members can be trained, and that their hyperparameters can change meanwhile."""
+        objective = super().objective(*arguments, **options)
+        objective.check_names = ChangeableNames
+        return objective
+
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
         """Refuse: a plain function has no weights to copy.
 
@@ -183,6 +191,7 @@ class PopulationTuner(Tuner):
                 folder=folder,
                 key=key,
                 fit=fit_member,
+                build=build_of(builder),
                 say=session.console.line,
             )
             with closing(rounds):

@@ -18,7 +18,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.round_member import RoundMember
-from lightning_hpo.callbacks.transplant import State
 from lightning_hpo.failures import JobError, ParameterMismatchError, failure_text
 from lightning_hpo.fiber import Cancelled, Fiber
 from lightning_hpo.fitting import JobCallback
@@ -28,6 +27,8 @@ from lightning_hpo.run_key import Key
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.study_file import StorageError
 from lightning_hpo.study_lineage import StudyLineage
+from lightning_hpo.training.rebuild import Build, Effect, Rebuild
+from lightning_hpo.training.state_transfer import State
 from lightning_hpo.trial_folders import identity_of, settle
 from lightning_hpo.trials import TrialTable
 
@@ -123,6 +124,7 @@ class Rounds:
         folder: for the members' checkpoints.
         key: of the run, which it knows them by.
         fit: trains a member: number, hyperparameters, callback, and the checkpoint to continue or None.
+        build: builds module and data module of hyperparameters.
         say: prints a line.
     """
 
@@ -139,6 +141,7 @@ class Rounds:
         folder: Path,
         key: Key,
         fit: Fit,
+        build: Build,
         say: Callable[[str], None],
     ) -> None:
         self.table = table
@@ -151,6 +154,8 @@ class Rounds:
         self._folder = folder
         self._key = key
         self._fit = fit
+        self._build = build
+        self._effects: dict[str, Effect] = {}  # found once for all members
         self._say = say
         self._members: dict[int, Seat] = {}
         for number in range(population_size):
@@ -275,13 +280,15 @@ class Rounds:
         def life() -> None:
             member = RoundMember(
                 seat,
-                list(self._rules.space),
+                self._rules.space,
                 monitor=self._monitor,
                 interval=self._interval,
                 checkpoint=self.checkpoint(seat.number),
                 identity=seat.identity,
             )
-            self._fit(seat.number, self.params_at(seat.number, seat.step), member, seat.source)
+            params = self.params_at(seat.number, seat.step)
+            member.rebuild = Rebuild(self._build, params, effects=self._effects)
+            self._fit(seat.number, params, member, seat.source)
 
         return life
 

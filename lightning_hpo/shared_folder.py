@@ -83,7 +83,7 @@ class Graft:
         parent: number of the donor's segment.
         forked_at: the donor's step.
         params: hyperparameters from now on.
-        state: of the donor, see :mod:`lightning_hpo.callbacks.transplant`.
+        state: of the donor, see :mod:`lightning_hpo.training.state_transfer`.
     """
 
     donor: int

@@ -14,12 +14,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from optuna.distributions import BaseDistribution
 
-from lightning_hpo.callbacks.effects import Effects
-from lightning_hpo.callbacks.transplant import State, capture, restart_early_stopping, transplant
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.space import nearest
+from lightning_hpo.training.hyperparameters import Hyperparameters
+from lightning_hpo.training.rebuild import Rebuild
+from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
 
 Answer = TypeVar("Answer")
 
@@ -54,19 +55,23 @@ class Member(pl.Callback):
 
     Args:
         population: of the member; only the first process of the Trainer talks to it.
-        names: of the hyperparameters.
+        space: name -> distribution of the hyperparameters.
         monitor: metric that the module logs in validation.
         interval: optimizer steps between decisions: a decision falls at each validation that comes at least so many
             optimizer steps (``trainer.global_step``) after the one before, and is recorded at the step where it falls.
     """
 
-    def __init__(self, population: Population, names: list[str], *, monitor: str, interval: int) -> None:
+    def __init__(
+        self, population: Population, space: Mapping[str, BaseDistribution], *, monitor: str, interval: int
+    ) -> None:
         self._population = population
-        self._names = names
+        self._space = space
         self._monitor = monitor
         self._interval = interval
         self._earlier: dict[str, Any] | None = None
-        self._effects: Effects | None = None
+        self._effects: Hyperparameters | None = None
+        self.rebuild: Rebuild | None = None
+        """How to build the module again; None builds it from its saved hparams."""
         self._params: dict[str, Any] = {}
         self._decided_at = 0
         self._pending: Graft | None = None
@@ -94,8 +99,7 @@ class Member(pl.Callback):
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             kind = type(trainer.strategy).__name__
             raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
-        _keep_base_rates(trainer)
-        self._effects = Effects(self._names, trainer, pl_module)
+        self._effects = Hyperparameters(self._space, trainer, pl_module, self.rebuild)
         earlier = self._earlier
         self._decided_at = 0 if earlier is None else earlier["decided_at"]
         population = None if earlier is None else earlier["population"]
@@ -104,6 +108,8 @@ class Member(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply the hyperparameters over restored ones; decide again what a killed run had decided but not done."""
+        if self._earlier is not None:
+            self._bound().restored(self._earlier["params"])
         self._bound().apply(self._params)
         if self._earlier is not None and trainer.global_step > 0:
             self._continue(trainer, pl_module)
@@ -126,7 +132,7 @@ class Member(pl.Callback):
         if graft.state is not None:
             transplant(graft.state, trainer, pl_module)
         self._params = dict(graft.params)
-        self._bound().apply(self._params)
+        self._bound().apply(self._params, copied=graft.state is not None)
         if trainer.is_global_zero:
             self._population.applied(trainer.global_step, graft)
         self._log(trainer, parent=graft.parent)
@@ -224,17 +230,6 @@ class Member(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
 
-    def _bound(self) -> Effects:
+    def _bound(self) -> Hyperparameters:
         assert self._effects is not None
         return self._effects
-
-
-def _keep_base_rates(trainer: pl.Trainer) -> None:
-    """Write the base learning rate beside the one that ReduceLROnPlateau lowers, as torch's other schedules do.
-
-    A reduction is then no other hyperparameter, and a new ``lr`` is as much reduced as the one before.
-    """
-    for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, ReduceLROnPlateau):
-            for group in config.scheduler.optimizer.param_groups:
-                group.setdefault("initial_lr", group["lr"])

@@ -16,12 +16,14 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from optuna.distributions import BaseDistribution
 
+from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.callbacks.member import Member, Population
 from lightning_hpo.callbacks.resumable import BeforeOthers, Resumable
-from lightning_hpo.callbacks.transplant import restart_early_stopping
 from lightning_hpo.origin import STAMP
 from lightning_hpo.population_folder import storage_error
+from lightning_hpo.training.state_transfer import restart_early_stopping
 
 NEVER = sys.maxsize
 """Batches between validations, as an argument of the Trainer: it validates when the member says so."""
@@ -55,7 +57,7 @@ class RoundMember(Member):
 
     Args:
         population: of the member.
-        names: of the hyperparameters.
+        space: name -> distribution of the hyperparameters.
         monitor: metric that the module logs in validation.
         interval: optimizer steps between decisions.
         checkpoint: where to save.
@@ -65,14 +67,14 @@ class RoundMember(Member):
     def __init__(
         self,
         population: Population,
-        names: list[str],
+        space: Mapping[str, BaseDistribution],
         *,
         monitor: str,
         interval: int,
         checkpoint: Path,
         identity: Callable[[int], Mapping[str, Any]],
     ) -> None:
-        super().__init__(population, names, monitor=monitor, interval=interval)
+        super().__init__(population, space, monitor=monitor, interval=interval)
         self._checkpoint = checkpoint
         self._identity = identity
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
@@ -116,6 +118,7 @@ class RoundMember(Member):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put everything back; a continued fit begins with the validation that ends an interval, and its decision."""
         self._resumable.on_train_start(trainer, pl_module)
+        bind_to_steps(trainer, trainer.max_steps)
         self._step = trainer.global_step
         super().on_train_start(trainer, pl_module)
 

@@ -1,5 +1,6 @@
 """The check before training: one batch of a real fit, so that what can only fail shows before anything is spent."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_hpo import checkpoints
 from lightning_hpo.building import Built
+from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.fitting import make_trainer
 from lightning_hpo.run_key import Key
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
@@ -27,7 +29,7 @@ class OneBatch(pl.Callback):
         self._folder = folder
         self.first: pl.Callback = pl.Callback()
         self.metrics: dict[str, Any] = {}
-        self.validated = False
+        self._before: dict[str, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse callbacks, those that the module brings included, and let none write outside the folder."""
@@ -37,16 +39,24 @@ class OneBatch(pl.Callback):
             if isinstance(callback, ModelCheckpoint):
                 callback.dirpath = str(self._folder)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bind LR schedules as a job does."""
+        bind_to_steps(trainer, trainer.max_steps)
+
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and look at a checkpoint as a job will save it."""
         trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
         stop(trainer)
         trainer.save_checkpoint(self._folder / "check.ckpt")
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what was logged in training."""
+        self._before = dict(trainer.callback_metrics)
+
     def after_validation(self, trainer: pl.Trainer) -> None:
-        """Note what is logged."""
-        self.validated = True
-        self.metrics = dict(trainer.callback_metrics)
+        """Note what is logged in validation: what was logged before keeps its tensor."""
+        now = trainer.callback_metrics
+        self.metrics = {name: value for name, value in now.items() if value is not self._before.get(name)}
 
 
 class NoFiles(SealedCheckpointIO):
@@ -64,7 +74,9 @@ class NoFiles(SealedCheckpointIO):
         """Do nothing."""
 
 
-def fit_one_batch(built: Built, folder: Path, max_steps: int, key: Key) -> dict[str, float]:
+def fit_one_batch(
+    built: Built, folder: Path, max_steps: int, key: Key, callbacks: Sequence[pl.Callback] = ()
+) -> dict[str, float]:
     """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
 
     Args:
@@ -72,6 +84,7 @@ def fit_one_batch(built: Built, folder: Path, max_steps: int, key: Key) -> dict[
         folder: for the time of the check.
         max_steps: the full budget.
         key: of the run.
+        callbacks: more checks.
 
     Returns:
         What was logged in validation.
@@ -85,7 +98,7 @@ def fit_one_batch(built: Built, folder: Path, max_steps: int, key: Key) -> dict[
     arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
     limit = arguments.get("limit_val_batches")
     quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
-    trainer = make_trainer(quiet, folder, job, NoFiles(key), max_steps=max_steps)
+    trainer = make_trainer(quiet, folder, job, NoFiles(key), callbacks=callbacks, max_steps=max_steps)
     trainer.fit(built.module, datamodule=built.data)
     return {name: float(value) for name, value in job.metrics.items()}
 

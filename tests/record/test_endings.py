@@ -184,7 +184,7 @@ class Marks(Net):
 
     def setup(self, stage):
         with self.file.open("a") as file:
-            file.write(f"{stage.value}\n")
+            file.write(f"{getattr(stage, 'value', stage)}\n")
 
 
 def test_the_check_and_the_jobs_set_up_for_fit_only(tmp_path):
