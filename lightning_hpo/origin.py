@@ -14,12 +14,6 @@ STAMP = "lightning_hpo"
 """Key in a checkpoint under which the identity of its trial stands."""
 
 
-def step_of(path: Path) -> int | None:
-    """Return the optimizer step that a checkpoint was saved at; None if the file is no readable checkpoint."""
-    step = _outline(path).get("global_step")
-    return step if isinstance(step, int) else None
-
-
 def difference(path: Path, identity: Mapping[str, Any], step: int) -> str | None:
     """Say how a checkpoint differs from what it should be.
 
@@ -29,10 +23,12 @@ def difference(path: Path, identity: Mapping[str, Any], step: int) -> str | None
         step: that it should have been saved at.
 
     Returns:
-        For example ``"is of trial 3, not of trial 5"``; None if it agrees. A checkpoint that carries no identity is
-        compared by its step.
+        For example ``"is of trial 3, not of trial 5"``; None if it agrees. What a checkpoint does not say, as one of a
+        user's own function, is not compared.
     """
     content = _outline(path)
+    if content is None:
+        return "is no readable checkpoint"
     found = content.get(STAMP)
     stamp = found if isinstance(found, Mapping) else {}
     for name in ("study", "trial", "params"):
@@ -40,20 +36,20 @@ def difference(path: Path, identity: Mapping[str, Any], step: int) -> str | None
             if name == "params":  # some may be secrets
                 return "is of other parameters"
             return f"is of {name} {stamp[name]}, not of {name} {identity[name]}"
-    at = content.get("global_step")
+    at = content.get("global_step", step)
     return None if at == step else f"is of step {at}, not of step {step}"
 
 
-def _outline(path: Path) -> Mapping[str, Any]:
-    """The plain values of a checkpoint; empty if the file cannot be read as one."""
+def _outline(path: Path) -> Mapping[str, Any] | None:
+    """The plain values of a checkpoint; None if the file cannot be read as one."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(name) as file:
                 content = _Inert(file).load()
     except Exception:  # noqa: BLE001  # whatever a damaged file makes of a pickle
-        return {}
-    return content if isinstance(content, Mapping) else {}
+        return None
+    return content if isinstance(content, Mapping) else None
 
 
 class _Inert(pickle.Unpickler):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning_hpo.building import Builder
 from lightning_hpo.console import Console
-from lightning_hpo.jobs import CHECKPOINT, Task
+from lightning_hpo.jobs import CHECKPOINT, Outcome, Task
 from lightning_hpo.ranks import ranks_of
 from lightning_hpo.schedulers import Job
 from lightning_hpo.tuners import Tuner
@@ -33,15 +33,16 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     params = objective.middle()
     with tempfile.TemporaryDirectory() as folder:
 
-        def seconds(name: str, steps: int) -> float:
+        def timed(name: str, steps: int) -> tuple[float, Outcome]:
             start = time.perf_counter()
-            objective.run(Task(Job(min(steps, objective.max_steps), trial=0), params, Path(folder) / name))
-            return time.perf_counter() - start
+            task = Task(Job(min(steps, objective.max_steps), trial=0), params, Path(folder) / name)
+            outcome = objective.run(task)
+            return time.perf_counter() - start, outcome
 
-        seconds("warm-up", 1)
-        short, long = seconds("short", 1), seconds("long", 1 + _TIMED_STEPS)
+        timed("warm-up", 1)
+        (short, first), (long, last) = timed("short", 1), timed("long", 1 + _TIMED_STEPS)
         size = (Path(folder) / "long" / CHECKPOINT).stat().st_size
-    step = max(long - short, 0.0) / _TIMED_STEPS
+    step = max(long - short, 0.0) / max(last.step - first.step, 1)
     plan = tuner.plan()
     jobs, steps = (sum(getattr(bracket, what) for bracket in plan) for what in ("jobs", "steps"))
     share = tuner.planned_steps() / max(steps, 1)  # a limit can end the search before its plan does
@@ -49,6 +50,8 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     console.line(
         f"  a step takes {1e3 * step:.1f} ms, a job {1e3 * job:.0f} ms besides, a checkpoint {size / 1e6:.1f} MB"
     )
+    if last.finished_early:
+        console.line(f"  a trial ends by itself ({last.ended}), so the plan is more than will be spent")
     if plan and share:
         console.line(f"  expected: {_clock(share * (jobs * job + steps * step))}")
 

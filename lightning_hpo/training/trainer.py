@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.trainer.states import TrainerFn
@@ -38,6 +39,8 @@ _CHANGES_PARAMETERS: dict[type[Callback], str] = {
 }
 _CANNOT_BE_JUDGED: dict[type[Callback], str] = {
     ModelPruning: "keeps its masks in no checkpoint, so no trial could be continued: prune the best model",
+    SpikeDetection: "cannot be restored from a checkpoint by Lightning 2.6, so no trial could be continued: give the "
+    "tuner `stop_on_nan=True`",
     StochasticWeightAveraging: "puts the averaged weights in place after the last validation, so no score is theirs: "
     "use EMAWeightAveraging or WeightAveraging, which validate with the averaged weights",
 }

@@ -79,12 +79,12 @@ def options(tmp_path, **more):
 
 
 TUNERS = {
-    "random": lambda **o: RandomTuner(SPACE, max_steps=27, n_trials=3, **o),
-    "bayesian": lambda **o: BayesianTuner(SPACE, max_steps=27, n_trials=3, **o),
-    "median": lambda **o: BayesianTuner(SPACE, max_steps=30, n_trials=4, median_stopping=True, **o),
-    "hyperband": lambda **o: HyperbandTuner(SPACE, max_steps=27, min_steps=3, **o),
-    "asha": lambda **o: ASHATuner(SPACE, max_steps=27, min_steps=3, **o),
-    "optuna": lambda **o: OptunaTuner(SPACE, max_steps=27, n_trials=3, pruner=NopPruner(), **o),
+    "random": lambda **o: RandomTuner(SPACE, max_steps=27, n_trials=2, **o),
+    "bayesian": lambda **o: BayesianTuner(SPACE, max_steps=27, n_trials=2, **o),
+    "median": lambda **o: BayesianTuner(SPACE, max_steps=30, n_trials=2, median_stopping=True, **o),
+    "hyperband": lambda **o: HyperbandTuner(SPACE, max_steps=27, min_steps=9, **o),
+    "asha": lambda **o: ASHATuner(SPACE, max_steps=27, min_steps=9, **o),
+    "optuna": lambda **o: OptunaTuner(SPACE, max_steps=27, n_trials=2, pruner=NopPruner(), **o),
 }
 EVERY = pytest.mark.parametrize("make", TUNERS.values(), ids=TUNERS)
 
@@ -152,22 +152,27 @@ class TestRecordedStep:
 
     def test_the_epochs_of_a_trial_may_be_in_the_space(self, tmp_path):
         space = {**SPACE, "trainer.max_epochs": "int(1, 3)"}
-        tuner = HyperbandTuner(space, max_steps=27, min_steps=3, **options(tmp_path))
+        tuner = HyperbandTuner(space, max_steps=27, min_steps=9, **options(tmp_path))
         result = tuner.fit(Net, datamodule=Data)
         for row in result.rows:
             assert max(row.values) <= 8 * row.params["trainer.max_epochs"]
             assert (row.ended is not None) == (max(row.values) == 8 * row.params["trainer.max_epochs"])
         assert main(["show", str(tmp_path / "s")]) == 0
 
-    @pytest.mark.xfail(reason="Objective.run says 'budget' where the trial's own end falls on the job's last step")
     @pytest.mark.parametrize(
         ("trainer", "end"),
-        [({"max_epochs": 1}, 8), ({"callbacks": [EarlyStopping("val_loss", min_delta=9.0, patience=1)]}, 16)],
+        [
+            ({"max_epochs": 1}, 8),
+            pytest.param(
+                {"callbacks": [EarlyStopping("val_loss", min_delta=9.0, patience=1)]},
+                16,
+                marks=pytest.mark.xfail(reason="Objective.run calls it 'budget' where both fall on one step"),
+            ),
+        ],
+        ids=["max_epochs", "EarlyStopping"],
     )
     def test_of_a_trial_that_ends_by_itself_at_exactly_a_rung(self, tmp_path, trainer, end):
-        tuner = ASHATuner(
-            SPACE, max_steps=8 * 16, min_steps=8, eta=2, n_trials=20, **options(tmp_path, trainer=trainer)
-        )
+        tuner = ASHATuner(SPACE, max_steps=32, min_steps=8, eta=2, n_trials=5, **options(tmp_path, trainer=trainer))
         assert max(max(row.values) for row in tuner.fit(Net, datamodule=Data).rows) == end
 
     def test_total_steps_counts_trained_steps(self, tmp_path, steps):
@@ -236,11 +241,11 @@ def failing(error, above, from_step):
 
 class TestOneAnswer:
     @pytest.mark.parametrize("error", [True, False], ids=["raises", "NaN"])
-    @pytest.mark.parametrize("above", [0.2, 2.0], ids=["leaders", "all"])
-    @pytest.mark.parametrize("make", [TUNERS["asha"], TUNERS["hyperband"]], ids=["asha", "hyperband"])
+    @pytest.mark.parametrize("above", [0.5, 2.0], ids=["some", "all"])
+    @pytest.mark.parametrize("make", [ASHATuner, HyperbandTuner])
     def test_a_trial_that_fails_at_a_later_rung_keeps_its_score(self, tmp_path, make, error, above):
-        module = failing(error, above, 3)
-        result = make(**options(tmp_path, max_failed=1000)).fit(module, datamodule=Data)
+        tuner = make(SPACE, max_steps=9, min_steps=1, **options(tmp_path, max_failed=1000))
+        result = tuner.fit(failing(error, above, 1), datamodule=Data)
         failed = [row for row in result.rows if row.state == "failed" and row.values]
         assert failed
         if above > 1:
@@ -416,18 +421,18 @@ class TestPlainOptuna:
 
 
 class TestContinuedTrial:
-    @pytest.mark.parametrize("at", [3, 9, 12, 17, 23, 27, 31])
+    @pytest.mark.parametrize("at", [3, 12, 17, 27])
     def test_is_reported_and_pruned_like_an_uninterrupted_one(self, tmp_path, at):
         def search(name, module, pruner):
             tuner = OptunaTuner(
-                SPACE, max_steps=32, n_trials=5, pruner=pruner, sampler=optuna.samplers.RandomSampler(),
+                SPACE, max_steps=32, n_trials=3, pruner=pruner, sampler=optuna.samplers.RandomSampler(),
                 checkpoint_every=5, **options(tmp_path, name=name),
             )  # fmt: skip
             return tuner.fit(module, datamodule=Data)
 
         whole = search("whole", Net, Watching())
         assert {row.state for row in whole.rows} == {"complete", "pruned"}
-        left = [at, at, at]
+        left = [at]
 
         class Net2(Net):
             def on_train_batch_start(self, batch, batch_idx):
@@ -439,9 +444,8 @@ class TestContinuedTrial:
         pruner = Watching()
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*already reported.*")
-            for _ in range(3):
-                with pytest.raises((KeyboardInterrupt, SystemExit)):
-                    search("parts", Net2, pruner)
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                search("parts", Net2, pruner)
             parts = search("parts", Net2, pruner)
         recorded = [
             [(t.params, t.intermediate_values, t.state, t.value) for t in result.study.trials]
@@ -454,7 +458,7 @@ class TestContinuedTrial:
     def test_killed_between_the_decision_and_its_record(self, tmp_path, monkeypatch):
         """The job has ended and is saved, the study does not know yet that the trial is pruned."""
         make = lambda name: OptunaTuner(  # noqa: E731
-            SPACE, max_steps=32, n_trials=5, pruner=Watching(), sampler=optuna.samplers.RandomSampler(),
+            SPACE, max_steps=32, n_trials=3, pruner=Watching(), sampler=optuna.samplers.RandomSampler(),
             **options(tmp_path, name=name),
         )  # fmt: skip
         whole = make("whole").fit(Net, datamodule=Data)
@@ -462,13 +466,13 @@ class TestContinuedTrial:
         kills = []
 
         def dies(self, trial, future, **more):
-            if len(kills) < 5 and trial.number == len(kills):
+            if len(kills) < 3 and trial.number == len(kills):
                 kills.append(trial.number)
                 raise KeyboardInterrupt
             return tell(self, trial, future, **more)
 
         monkeypatch.setattr(OptunaTuner, "_end", dies)
-        for _ in range(5):
+        for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 make("parts").fit(Net, datamodule=Data)
         parts = make("parts").fit(Net, datamodule=Data)
