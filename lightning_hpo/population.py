@@ -8,7 +8,7 @@ order of exploit and explore, section 4.1.1 for truncation selection.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -21,8 +21,7 @@ Params: TypeAlias = Mapping[str, Any]
 Donor: TypeAlias = Literal["random-top", "best"]
 Mode: TypeAlias = Literal["min", "max"]
 
-_DONORS = ("random-top", "best")
-_EXPLORES = ("losers", "all", "pb2")
+_DONORS, _EXPLORES = ("random-top", "best"), ("losers", "all", "pb2")
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,12 @@ class Standing:
     Args:
         score: last value of the monitored metric; NaN and infinities lose against every number.
         params: hyperparameters it trains with.
+        stopped: whether a callback (EarlyStopping, say) has asked to stop it there.
     """
 
     score: float
     params: Params
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,11 +141,9 @@ class Rules:
         if not 0 < self.quantile <= 0.5:
             raise ValueError(f"`quantile` must be in (0, 0.5], got {self.quantile!r}.")
         if self.donor not in _DONORS:
-            raise ValueError(
-                f"`donor` must be one of {_DONORS}, got {self.donor!r}.{nearest(str(self.donor), _DONORS)}"
-            )
-        known = callable(self.explore) or isinstance(self.explore, Adviser)
-        if not known and self.explore not in _EXPLORES:
+            hint = nearest(str(self.donor), _DONORS)
+            raise ValueError(f"`donor` must be one of {_DONORS}, got {self.donor!r}.{hint}")
+        if not (callable(self.explore) or isinstance(self.explore, Adviser) or self.explore in _EXPLORES):
             hint = nearest(str(self.explore), _EXPLORES)
             raise ValueError(f"`explore` must be one of {_EXPLORES} or a function, got {self.explore!r}.{hint}")
         if not 0 <= self.resample <= 1:
@@ -190,12 +189,15 @@ class Rules:
     def _generator(self, member: int, step: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, member, step])
 
-    def _scores(self, standings: Mapping[int, Standing]) -> dict[int, float]:
-        return {member: standing.score for member, standing in standings.items()}
+    def truncate(self, standings: Mapping[int, Standing]) -> tuple[list[int], list[int]]:
+        """Name the members that copy, and those that may be copied (see :func:`truncate`)."""
+        scores = {member: standing.score for member, standing in standings.items()}
+        stopped = [member for member, standing in standings.items() if standing.stopped]
+        return truncate(scores, mode=self.mode, quantile=self.quantile, stopped=stopped)
 
     def _donor(self, member: int, standings: Mapping[int, Standing], generator: np.random.Generator) -> int | None:
-        scores = self._scores(standings)
-        return exploit(scores, member, generator, mode=self.mode, quantile=self.quantile, donor=self.donor)
+        losers, top = self.truncate(standings)
+        return _pick(top, generator, self.donor) if member in losers else None
 
     def _taken_before(
         self, member: int, step: int, standings: Mapping[int, Standing], history: Sequence[Interval]
@@ -203,7 +205,7 @@ class Rules:
         """Repeat the decisions of the losers before this one, for an adviser that spreads them."""
         if self._adviser is None:
             return []
-        losers, _ = truncate(self._scores(standings), mode=self.mode, quantile=self.quantile)
+        losers, _ = self.truncate(standings)
         taken: list[Params] = []
         for other in losers[: losers.index(member)]:
             generator = self._generator(other, step)
@@ -255,8 +257,8 @@ def exploit(
     """Truncation selection: say from whom a member copies.
 
     The worst ``ceil(quantile * n)`` members (at most half of them) copy from the best as many. Ties are broken by the
-    number of the member, so that two equal members still have a loser. A score that is not finite always loses, also
-    beyond the share, and is never copied.
+    member's number, so two equal members still have a loser. A score that is not finite always loses, also beyond the
+    share, and is never copied.
 
     Args:
         scores: member -> score of every living member; leave dead ones out.
@@ -274,23 +276,33 @@ def exploit(
         3
     """
     losers, top = truncate(scores, mode=mode, quantile=quantile)
-    if member not in losers or not top:
+    return _pick(top, generator, donor) if member in losers else None
+
+
+def _pick(top: Sequence[int], generator: np.random.Generator, donor: Donor) -> int | None:
+    if not top:
         return None
     return top[0] if donor == "best" else top[int(generator.integers(len(top)))]
 
 
 def truncate(
-    scores: Mapping[int, float], *, mode: Literal["min", "max"] = "min", quantile: float = 0.2
+    scores: Mapping[int, float], *, mode: Mode = "min", quantile: float = 0.2, stopped: Collection[int] = ()
 ) -> tuple[list[int], list[int]]:
-    """Name the members that copy, and those that may be copied, best first. None is both."""
+    """Name the members that copy, and those that may be copied, best first. None is both.
+
+    A member that was asked to stop ranks last and copies, also beyond the share; not so the one with the best score, as
+    nobody has more to give, and not if all were asked.
+    """
     sign = 1.0 if mode == "min" else -1.0
     finite = [member for member in scores if math.isfinite(scores[member])]
-    ranked = sorted(finite, key=lambda member: (sign * scores[member], member))
+    by_score = sorted(finite, key=lambda member: (sign * scores[member], member))
+    late = set(stopped) & set(by_score[1:]) if set(finite) - set(stopped) else set()
+    ranked = sorted(by_score, key=late.__contains__)
     broken = [member for member in scores if member not in finite]
     count = min(max(math.ceil(round(quantile * len(scores), 9)), 1), len(scores) // 2)
-    top = ranked[: max(count, 1)]
-    worst = ranked[len(ranked) - max(count - len(broken), 0) :]
-    return [*(member for member in worst if member not in top), *broken], top
+    top = [member for member in ranked[: max(count, 1)] if member not in late]
+    worst = max(count - len(broken), len(late))
+    return [*(member for member in ranked[len(ranked) - worst :] if member not in top), *broken], top
 
 
 def explore(

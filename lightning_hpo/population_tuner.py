@@ -11,7 +11,9 @@ import optuna
 from optuna.storages import BaseStorage
 
 from lightning_hpo import checkpoints
-from lightning_hpo.best import best_row, keep_best, write_best
+from lightning_hpo.best import best_row, write_answer
+from lightning_hpo.building import Builder
+from lightning_hpo.callbacks.round_member import NEVER, train_to_the_end
 from lightning_hpo.conduct import Session, Subject
 from lightning_hpo.exits import explained
 from lightning_hpo.fingerprints import label
@@ -25,15 +27,22 @@ from lightning_hpo.results import Result
 from lightning_hpo.rounds import Rounds
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
+from lightning_hpo.search import SearchFailedError
 from lightning_hpo.space import Space
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.name_checks import ChangeableNames, build_of
+from lightning_hpo.trial_folders import study_id
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed")
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
+# Arguments of a Trainer that say when a fit ends, with the values that say nothing.
+_ENDS: Mapping[str, tuple[Any, ...]] = {
+    "max_steps": (None, -1), "min_steps": (None, 0), "max_epochs": (None, -1), "min_epochs": (None, 0),
+    "max_time": (None,), "fast_dev_run": (False, 0),
+}  # fmt: skip
 
 
 class PopulationTuner(Tuner):
@@ -41,6 +50,13 @@ class PopulationTuner(Tuner):
 
     Everything is kept in ``root/name``; the same call continues where it stopped, and a continued run equals the
     uninterrupted one. Every stretch of training with constant hyperparameters is a trial of the study, with its parent.
+
+    Members are validated at exactly the last optimizer step of each interval, whatever the epochs, batches and gradient
+    accumulation; with several manual optimizers, each of which counts, at the first step at or after it. Where a
+    ReduceLROnPlateau (or EarlyStopping, ModelCheckpoint) follows a metric of validation at the end of an epoch, they
+    are validated there too, as in a plain Trainer. All members train to ``max_steps``: one that EarlyStopping or
+    another callback asks to stop copies a better one at the next decision, as one whose score is NaN does, and goes on.
+    An error in a member ends that member; a disk that is full ends the run, and the same call continues it.
 
     Args:
         space: as for :class:`Tuner`, but only of what can change while training (see
@@ -53,7 +69,7 @@ class PopulationTuner(Tuner):
             :class:`Tuner`.
 
     Raises:
-        ValueError: naming an argument outside its range.
+        ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.
 
     Source: Jaderberg et al. 2017, *Population Based Training of Neural Networks*.
     """
@@ -93,10 +109,15 @@ class PopulationTuner(Tuner):
             for argument, value in options.items():  # a command line gives every option, most of them at its default
                 if argument not in _TAKEN and (argument not in defaults or value != defaults[argument].default):
                     raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
-            for argument in _RHYTHM:
-                if argument in (options.get("trainer") or {}):
+            for argument, value in (options.get("trainer") or {}).items():
+                if argument in _RHYTHM:
                     raise ValueError(
                         f"`trainer` has the argument {argument!r}, but members validate at every `interval`."
+                    )
+                if value not in _ENDS.get(argument, (value,)):
+                    raise ValueError(
+                        f"`trainer` has the argument {argument!r} ({value!r}), but all members of a population train "
+                        f"to `max_steps`={max_steps}: leave it out."
                     )
             super().__init__(space, FullBudget(max_steps, population_size), **options)
             self.rules = Rules(self.space, self.mode, quantile, donor, explore, resample, factor, self.seed)
@@ -135,6 +156,8 @@ class PopulationTuner(Tuner):
         assert builder is not None  # optimize() is refused
         folder, key = session.folder.path / "members", session.folder.key()
         table = TrialTable(session.study, session.storage)
+        for leftover in folder.glob("*/.*.tmp"):
+            leftover.unlink(missing_ok=True)
         self._announce(session, self.space, table.rows)
         if subject.check is not None and not table.rows:
             subject.check()
@@ -151,14 +174,16 @@ class PopulationTuner(Tuner):
                     saved=saved,
                     max_steps=self.scheduler.max_steps,
                     check_val_every_n_epoch=None,
-                    val_check_interval=self.interval * built.trainer.get("accumulate_grad_batches", 1),
+                    val_check_interval=NEVER,
                 )
+                train_to_the_end(trainer)
                 trainer.fit(built.module, datamodule=built.data, ckpt_path=source, weights_only=True)
 
         with warnings_only(*CHATTY):  # around all members: each restores what it found
             rounds = Rounds(
                 table,
                 self.rules,
+                study=study_id(session.study),
                 population_size=self.population_size,
                 monitor=str(self.monitor),
                 interval=self.interval,
@@ -171,11 +196,31 @@ class PopulationTuner(Tuner):
             )
             with closing(rounds):
                 rounds.run(session.interrupts.pause_wanted)
-        best = best_row(table.rows, self.mode)
-        if best is not None and not session.interrupts.pause_wanted():
-            keep_best(rounds.checkpoint(rounds.lineage.member_of(best.number)), session.folder.best_checkpoint)
-            write_best(builder.config(best.params, self.scheduler.max_steps), session.folder.best_params)
+        if not session.interrupts.pause_wanted():
+            self._keep_best(rounds, session.folder, builder)
         return table.rows
+
+    def _keep_best(self, rounds: Rounds, folder: RunFolder, builder: Builder) -> None:
+        """Write the files of the best trial: its member's checkpoint at the step of its score.
+
+        Raises:
+            SearchFailedError: if no member came to the end.
+        """
+        if not any(row.state == "complete" for row in rounds.table.rows):
+            raise SearchFailedError(
+                f"no member of the population came to step {self.scheduler.max_steps}; the reasons are with the failed "
+                f"trials in {folder.path}."
+            )
+        best = best_row(rounds.table.rows, self.mode)
+        assert best is not None  # that one, or a better one
+        write_answer(
+            best,
+            rounds.lineage.identity(best.number),
+            rounds.checkpoint_at(rounds.lineage.member_of(best.number), best.step),
+            builder.config(best.params, self.scheduler.max_steps),
+            best_checkpoint=folder.best_checkpoint,
+            best_params=folder.best_params,
+        )
 
     def _fingerprint(self, subject: Subject) -> dict[str, Any]:
         rules = {name: value for name, value in vars(self.rules).items() if name not in ("space", "mode", "seed")}

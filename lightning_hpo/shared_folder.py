@@ -14,10 +14,11 @@ A reader takes a damaged file for a missing one and writes down what it saw.
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, open_own
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.locks import Lock
-from lightning_hpo.population import Interval, Rules, Standing, truncate
+from lightning_hpo.population import Interval, Rules, Standing
+from lightning_hpo.population_folder import alone_in, remove_leftovers, with_storage_errors
 from lightning_hpo.run_key import Key
 
 State = dict[str, Any]
@@ -44,6 +46,7 @@ class Record:
         decided: step at which it last knew whether others may copy it.
         published: step of its state on disk, or None.
         events: what happened, for people to read.
+        stopped: last step at which it was asked to stop, or None.
     """
 
     member: int
@@ -53,12 +56,14 @@ class Record:
     decided: int = 0
     published: int | None = None
     events: list[str] = field(default_factory=list)
+    stopped: int | None = None
 
     @property
-    def score(self) -> float | None:
-        """Last value of the monitored metric."""
+    def standing(self) -> Standing | None:
+        """Last value of the monitored metric, and what goes with it; None before the first one."""
         values = {step: value for one in self.segments for step, value in one.values.items()}
-        return values.get(self.step)
+        params, stopped = self.segments[-1].params, self.stopped == self.step
+        return Standing(values[self.step], params, stopped) if self.step in values else None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -129,6 +134,12 @@ class SharedFolder:
         self._carried_out = 0  # step of the last decision that the member went on from
         self.record = Record(member, [])
 
+    @property
+    def path(self) -> Path:
+        """Of the folder."""
+        return self._path
+
+    @with_storage_errors
     def join(self, step: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
         """Take the member's place and return its hyperparameters.
 
@@ -139,14 +150,16 @@ class SharedFolder:
         Raises:
             RuntimeError: if another process on this machine is the same member.
         """
-        _folder(self._path, self._member).mkdir(parents=True, exist_ok=True)
-        self._agree()
-        lock = Lock(_folder(self._path, self._member) / "lock")
+        own = _folder(self._path, self._member)
+        own.mkdir(parents=True, exist_ok=True)
+        with alone_in(self._path):
+            remove_leftovers(self._path)
+            self._agree()
+        lock = Lock(own / "lock")
         if not lock.take():
             raise RuntimeError(f"member {self._member} of {self._path} is at work in another process.")
         self._lock = lock
-        for leftover in _folder(self._path, self._member).glob(".*.tmp"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(own)
         before = read_record(self._path, self._member)
         if earlier is not None:
             self.record = Record.from_json(earlier)
@@ -169,29 +182,26 @@ class SharedFolder:
         self.beat()
         return dict(self.record.segments[-1].params)
 
-    def report(self, step: int, score: float, capture: Callable[[], State]) -> Graft | None:
+    @with_storage_errors
+    def report(self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False) -> Graft | None:
         """Write down a score, publish the state if others may copy it, and say how to go on."""
         self.record.segments[-1].values[step] = float(score)
         self.record.step = step
+        if stopped:
+            self.record.stopped = step
+            self._note(f"step {step}: asked to stop")
         self._write()
         self.beat()
         return self.decide(step, capture)
 
+    @with_storage_errors
     def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
         """Say how to go on after a reported step; None after another, or if the decision was carried out already."""
         if step != self.record.step or step == self._carried_out:
             return None
         records = self._gather(step)
-        standings = {
-            member: Standing(one.score, one.segments[-1].params)
-            for member, one in records.items()
-            if one.score is not None
-        }
-        _, top = truncate(
-            {member: one.score for member, one in standings.items()},
-            mode=self._rules.mode,
-            quantile=self._rules.quantile,
-        )
+        standings = {member: known for member, one in records.items() if (known := one.standing) is not None}
+        _, top = self._rules.truncate(standings)
         self._publish(step, capture, is_donor=self._member in top)
         history = self._history(step)
         while (
@@ -205,11 +215,12 @@ class SharedFolder:
                 del standings[fork.donor]
                 continue
             if dict(taken["params"]) != dict(standings[fork.donor].params):  # the donor went on in the meantime
-                standings[fork.donor] = Standing(standings[fork.donor].score, taken["params"])
+                standings[fork.donor] = replace(standings[fork.donor], params=taken["params"])
                 fork = self._rules.explore_from(self._member, step, fork.donor, standings[fork.donor], history)
             return Graft(fork.donor, taken["number"], taken["step"], fork.params, taken["state"])
         return None
 
+    @with_storage_errors
     def applied(self, step: int, graft: Graft) -> None:
         """Write down that the member goes on as the graft says."""
         self._begin_segment(step, graft.params, graft.parent, graft.forked_at)
@@ -218,6 +229,7 @@ class SharedFolder:
             self._note(f"step {step}: copied member {graft.donor} at its step {graft.forked_at}")
         self._write()
 
+    @with_storage_errors
     def beat(self) -> None:
         """Give a sign of life; cheap enough for every step."""
         now = time.monotonic()
@@ -227,6 +239,7 @@ class SharedFolder:
             os.close(open_own(sign, os.O_WRONLY | os.O_CREAT))
             os.utime(sign)
 
+    @with_storage_errors
     def leave(self, status: str, reason: str) -> None:
         """End the member's part: "finished", or "failed" for good."""
         if self._lock is None:
@@ -235,7 +248,11 @@ class SharedFolder:
         self._note(reason)
         try:
             self._write()
-        finally:  # also where the disk is full
+        except OSError as error:
+            if status == "finished":
+                raise
+            logging.getLogger(__name__).warning("%s: how member %d ended is lost: %s", self._path, self._member, error)
+        finally:
             self._lock.free()
             self._lock = None
 

@@ -2,6 +2,8 @@
 
 When it happens matters. A decision falls in ``on_validation_end``, where the score is fresh, and is applied at the next
 ``on_train_batch_start``: earlier, ModelCheckpoint and EarlyStopping would file the donor's weights under the own score.
+
+EarlyStopping says that a member has nothing to gain from training on as it is. In a population such a member copies.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from optuna.distributions import BaseDistribution
 
@@ -16,7 +20,7 @@ from lightning_hpo.shared_folder import Graft
 from lightning_hpo.space import nearest
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.rebuild import Rebuild
-from lightning_hpo.training.state_transfer import State, capture, transplant
+from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
 
 Answer = TypeVar("Answer")
 
@@ -27,8 +31,8 @@ class Population(Protocol):
     def join(self, step: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
         """Take the member's place and return its hyperparameters."""
 
-    def report(self, step: int, score: float, capture: Callable[[], State]) -> Graft | None:
-        """Write down a score, and say how to go on."""
+    def report(self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False) -> Graft | None:
+        """Write down a score, and whether the member was asked to stop there; say how to go on."""
 
     def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
         """Say again how to go on after a step that was reported before; None if it was not."""
@@ -53,7 +57,8 @@ class Member(pl.Callback):
         population: of the member; only the first process of the Trainer talks to it.
         space: name -> distribution of the hyperparameters.
         monitor: metric that the module logs in validation.
-        interval: optimizer steps between decisions; a decision falls at the first validation after so many.
+        interval: optimizer steps between decisions: a decision falls at each validation that comes at least so many
+            optimizer steps (``trainer.global_step``) after the one before, and is recorded at the step where it falls.
     """
 
     def __init__(
@@ -70,6 +75,8 @@ class Member(pl.Callback):
         self._params: dict[str, Any] = {}
         self._decided_at = 0
         self._pending: Graft | None = None
+        self._metrics_before: set[str] = set()
+        self._validated: set[str] = set()  # metrics that validation logs
 
     def state_dict(self) -> dict[str, Any]:
         """Hyperparameters, lineage, and the step of the last decision."""
@@ -78,6 +85,14 @@ class Member(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as the member that wrote the checkpoint."""
         self._earlier = state_dict
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let EarlyStopping judge a validation before the population does, wherever it was given."""
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
+        own = callbacks.index(self)
+        later = [one for one in callbacks[own:] if isinstance(one, EarlyStopping)]
+        # A new list: Lightning is going through the old one.
+        trainer.callbacks = [*callbacks[:own], *later, *(one for one in callbacks[own:] if one not in later)]  # type: ignore[attr-defined]  # as above
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find where each hyperparameter takes effect, and join the population."""
@@ -97,7 +112,7 @@ class Member(pl.Callback):
             self._bound().restored(self._earlier["params"])
         self._bound().apply(self._params)
         if self._earlier is not None and trainer.global_step > 0:
-            self._decide(trainer, pl_module, self._population.decide)
+            self._continue(trainer, pl_module)
         self._earlier = None
         self._log(trainer, parent=None)
 
@@ -122,13 +137,17 @@ class Member(pl.Callback):
             self._population.applied(trainer.global_step, graft)
         self._log(trainer, parent=graft.parent)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember what training has logged."""
+        self._metrics_before = set(trainer.callback_metrics)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report the score and decide."""
-        if (
-            trainer.sanity_checking
-            or trainer.state.fn != "fit"
-            or trainer.global_step - self._decided_at < self._interval
-        ):
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._validated |= set(trainer.callback_metrics) - self._metrics_before
+        self._stop_here(trainer, pl_module)
+        if not self._is_due(trainer):
             return
         if self._monitor not in trainer.callback_metrics:
             logged = sorted(trainer.callback_metrics)
@@ -140,11 +159,14 @@ class Member(pl.Callback):
         value = trainer.callback_metrics[self._monitor].detach().float().to(trainer.strategy.root_device)
         score = float(trainer.strategy.reduce(value, reduce_op="mean"))  # ranks may have logged their own share
         self._decided_at = trainer.global_step
+        stopped = self._was_asked_to_stop(trainer)
 
         def report(step: int, collect: Callable[[], State]) -> Graft | None:
-            return self._population.report(step, score, collect)
+            return self._population.report(step, score, collect, stopped=stopped)
 
         self._decide(trainer, pl_module, report)
+        if stopped:
+            self._answer_stop(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the population."""
@@ -155,6 +177,33 @@ class Member(pl.Callback):
         """Tell the others, so that nobody waits."""
         if trainer.is_global_zero:
             self._population.leave("failed", f"step {trainer.global_step}: {type(exception).__name__}: {exception}")
+
+    def _continue(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do what is due where a continued fit begins."""
+        self._decide(trainer, pl_module, self._population.decide)
+
+    def _stop_here(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let EarlyStopping judge a validation of an epoch's end now, not after the decision that follows from it."""
+        if trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1:
+            for one in trainer.early_stopping_callbacks:
+                if one._check_on_train_epoch_end and one.monitor in self._validated:  # noqa: SLF001  # no public name
+                    one._check_on_train_epoch_end = False  # noqa: SLF001  # as above
+                    one.on_validation_end(trainer, pl_module)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether this validation is one of a decision."""
+        return trainer.global_step - self._decided_at >= self._interval
+
+    def _was_asked_to_stop(self, trainer: pl.Trainer) -> bool:
+        """Whether EarlyStopping has asked; the Trainer is the user's, and what else stops it has other reasons."""
+        reasons = {one.stopping_reason for one in trainer.early_stopping_callbacks}
+        return trainer.should_stop and bool(reasons - {EarlyStoppingReason.NOT_STOPPED})
+
+    def _answer_stop(self, trainer: pl.Trainer) -> None:
+        """Train on if there is somebody to copy from; else the Trainer stops, as it was asked to."""
+        if self._pending is not None and self._pending.state is not None:
+            restart_early_stopping(trainer)
+            trainer.should_stop = False
 
     def _decide(
         self,

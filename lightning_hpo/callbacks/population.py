@@ -21,6 +21,12 @@ class PopulationBasedTraining(Member):
     interval the worst members copy weights, optimizer state and hyperparameters of a good one, and change the
     hyperparameters. The Trainer goes on in place: step, epoch, data and loggers are its own.
 
+    The Trainer stays yours, its validations too. A decision falls at the first validation that comes at least
+    ``interval`` optimizer steps after the decision before, and is recorded at the step where the Trainer stands then;
+    to have it at exactly each ``interval``, validate there (``val_check_interval`` in batches, and
+    ``check_val_every_n_epoch=None``). If EarlyStopping asks to stop at a decision, the member copies a good one and
+    goes on, unless nobody is better; at another validation, or asked by another callback, the Trainer stops.
+
     Args:
         folder: that all members see; made if missing.
         space: dotted name -> distribution (see :mod:`lightning_hpo.space`): optimizer settings (``lr``,
@@ -31,7 +37,7 @@ class PopulationBasedTraining(Member):
         monitor: metric that the module logs in validation.
         mode: whether a small (``"min"``) or a large (``"max"``) score is good. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
-        interval: optimizer steps between decisions. A decision falls at the first validation after so many.
+        interval: optimizer steps between decisions, at least; see above.
         quantile: share that copies, and share that is copied; in (0, 0.5].
         donor: ``"random-top"`` or ``"best"``.
         explore: ``"losers"``, ``"all"``, ``"pb2"``, or a function (see :class:`lightning_hpo.population.Rules`).
@@ -43,6 +49,7 @@ class PopulationBasedTraining(Member):
 
     Raises:
         ValueError: naming an argument outside its range.
+        StorageError: while training, if the folder is gone or its disk is full. The same command continues.
 
     Example:
         >>> pbt = PopulationBasedTraining("runs/pbt", {"lr": "loguniform(1e-4, 1e-1)"}, member=0, population_size=4)

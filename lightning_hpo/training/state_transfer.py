@@ -13,7 +13,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -71,8 +72,17 @@ def transplant(state: State, trainer: pl.Trainer, module: pl.LightningModule) ->
     trainer.precision_plugin.load_state_dict(state["precision"])
     for average, values in zip(_averages(trainer), state["averages"], strict=True):
         average.load_state_dict(values)
+    restart_early_stopping(trainer)
+
+
+def restart_early_stopping(trainer: pl.Trainer) -> None:
+    """Let EarlyStopping count anew from the next validation."""
     for callback in trainer.early_stopping_callbacks:
-        _restart(callback)
+        callback.wait_count = 0
+        callback.best_score = torch.tensor(math.inf if callback.mode == "min" else -math.inf)
+        callback.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        callback.stopping_reason_message = None
+        callback.stopped_epoch = 0
 
 
 def _take_module(module: pl.LightningModule, state: State) -> None:
@@ -157,8 +167,3 @@ def _averages(trainer: pl.Trainer) -> list[torch.nn.Module]:
     callbacks = [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]  # set by Trainer
     models = [one._average_model for one in callbacks]  # noqa: SLF001  # WeightAveraging has no public name for it
     return [model for model in models if model is not None]
-
-
-def _restart(callback: EarlyStopping) -> None:
-    callback.wait_count = 0
-    callback.best_score = torch.tensor(math.inf if callback.mode == "min" else -math.inf)

@@ -29,7 +29,6 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
-from lightning_hpo.callbacks.transplant import capture
 from torch import nn
 
 from lightning_hpo import (
@@ -46,6 +45,7 @@ from lightning_hpo.jobs import Task
 from lightning_hpo.run_key import KEY_FILE, Key
 from lightning_hpo.schedulers import Job
 from lightning_hpo.shared_folder import read_record
+from lightning_hpo.training.state_transfer import capture
 from tests.small import Data, Net
 
 
