@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,15 +17,11 @@ class Built:
         module: untrained.
         data: or None if the module brings its own loaders.
         trainer: arguments of the Trainer, without those that are the tuner's own.
-        hparams: what the module's ``hparams`` must hold, where they have such a name.
-        optimizer: what an optimizer must be constructed with, where it has such a setting.
     """
 
     module: "pl.LightningModule"
     data: "pl.LightningDataModule | None"
     trainer: dict[str, Any]
-    hparams: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Builder(ABC):

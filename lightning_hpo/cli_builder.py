@@ -123,8 +123,6 @@ class ConfigBuilder(Builder):
             cli.model,
             cli.datamodule,
             {name: value for name, value in given.items() if name not in _BUDGET},
-            hparams={path.removeprefix("init_args."): value for path, value in _under(params, "model")},
-            optimizer={path.removeprefix("init_args."): value for path, value in _under(params, "optimizer")},
         )
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
@@ -228,10 +226,6 @@ def _full_path(config: Namespace, name: str) -> list[str]:
 
 def _held(config: Namespace, name: str) -> Any:
     return config[".".join(_full_path(config, name))]
-
-
-def _under(params: Mapping[str, Any], head: str) -> Iterator[tuple[str, Any]]:
-    return ((name.partition(".")[2], value) for name, value in params.items() if name.partition(".")[0] == head)
 
 
 def _paths(config: Namespace) -> Iterator[str]:

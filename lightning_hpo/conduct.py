@@ -21,6 +21,7 @@ from lightning_hpo.jobs import Work
 from lightning_hpo.ranks import Ranks
 from lightning_hpo.report import read_run, write_report
 from lightning_hpo.results import Result
+from lightning_hpo.run_key import Key
 from lightning_hpo.runs import RunFolder
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.search import SearchFailedError
@@ -38,12 +39,14 @@ class Subject:
         parts: model and data module, or the function, as the user gave them.
         check: finds mistakes before the first training step; None if there is nothing to check.
         builder: of what a trial trains; None for a function.
+        use_key: takes the run's key, which its checkpoints are signed with.
     """
 
     work: Work
     parts: Sequence[Any]
     check: Callable[[], None] | None = None
     builder: Builder | None = None
+    use_key: Callable[[Key], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ def conduct(
         WorkerStartError: in a worker process that imports a script without ``if __name__ == "__main__":``.
     """
     refuse_in_starting_worker()
+    if subject.use_key is not None:
+        with explained(folder.path), folder.readable_errors():
+            subject.use_key(folder.key())
     if ranks.rank > 0:
         from lightning_hpo.leading import follow  # noqa: PLC0415  # loads torch, and few searches need it
 

@@ -73,7 +73,7 @@ class Factories(Builder):
             else _build_one("datamodule", self._data, _part(params, "data"), pl.LightningDataModule)
         )
         arguments = {**copy.deepcopy(self._trainer), **_part(params, "trainer")}
-        return Built(module, data, arguments, hparams=_part(params, "model"))
+        return Built(module, data, arguments)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Call the model's factory."""

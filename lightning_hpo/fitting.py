@@ -47,9 +47,9 @@ def make_trainer(
     built: Built,
     folder: Path,
     job: JobCallback,
+    io: SealedCheckpointIO,
     *,
     callbacks: Sequence[pl.Callback] = (),
-    source: Path | None = None,
     saved: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> TrialTrainer:
@@ -60,9 +60,9 @@ def make_trainer(
             wrapped.
         folder: for checkpoints and metrics.
         job: comes after all other callbacks.
+        io: saves and loads its checkpoints.
         callbacks: more, after those of ``built``.
-        source: checkpoint that the fit will continue, or None; later rows of the metrics file are dropped.
-        saved: its content.
+        saved: content of the checkpoint to continue, or None; later rows of the metrics file are dropped.
         **arguments: of the Trainer, that ``built`` must not have.
 
     Raises:
@@ -95,8 +95,11 @@ def make_trainer(
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
-    plugins = [*listed(given.pop("plugins", None)), SealedCheckpointIO(source, saved)]
+    plugins = [*listed(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    # Lightning appends callbacks of its own, such as the timer of `max_time`.
+    made: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
+    made.sort(key=lambda one: 2 if isinstance(one, Checkpoint) else 1 if one is job else 0)
     return trainer
 
 

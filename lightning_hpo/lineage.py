@@ -15,11 +15,9 @@ from typing import Any, Literal, TypeAlias
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_hpo.best import best_row
+from lightning_hpo.lr_schedules.replay import ReplayLR as ReplayLR  # noqa: PLC0414  # a public name of this module too
 from lightning_hpo.population import Interval
 from lightning_hpo.trials import PARENT, SEGMENT, read_rows
 
@@ -220,47 +218,6 @@ def _warn_of_better(chosen: Segment, segments: Sequence[Segment], mode: Mode) ->
             f"{chosen.stop}",
             stacklevel=3,
         )
-
-
-class ReplayLR(LRScheduler):
-    """Sets the learning rate that a population found, step by step.
-
-    Parameter groups keep their proportions: each is scaled by what it was built with, relative to the first group.
-
-    Args:
-        optimizer: to schedule.
-        schedule: (first step, learning rate) of each stretch, as from :meth:`Replay.schedule`.
-        shape: multiplies the rate at each step: the LR schedule that the population's members trained with, as a
-            function of the step; None is constant.
-        last_epoch: as for every torch schedule.
-
-    Raises:
-        ValueError: if the schedule is empty, does not begin at step 0, or is not in order.
-    """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        schedule: Sequence[tuple[int, float]],
-        shape: Any = None,
-        last_epoch: int = -1,
-    ) -> None:
-        starts = [start for start, _ in schedule]
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-            raise ValueError(f"`schedule` must begin at step 0 and be in order of the step, got {list(schedule)!r}.")
-        self.schedule = [(int(start), float(rate)) for start, rate in schedule]
-        self._shape = shape
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Learning rate of each group at this step."""
-        rate = next(value for start, value in reversed(self.schedule) if start <= self.last_epoch)
-        shape = 1.0 if self._shape is None else self._shape(self.last_epoch)
-        return [rate * shape * float(base) / float(self.base_lrs[0]) for base in self.base_lrs]
-
-    def state_dict(self) -> dict[str, Any]:
-        """All but the optimizer and the shape, which is code."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("optimizer", "_shape")}
 
 
 def to_study(segments: Sequence[Segment], space: Mapping[str, BaseDistribution], mode: Mode = "min") -> optuna.Study:

@@ -7,6 +7,7 @@ whoever wrote it, has the full budget as its horizon in each rung, and its check
 import contextlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import make_trainer, quiet_and_seeded
 from lightning_hpo.jobs import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.quiet import warnings_only
+from lightning_hpo.run_key import Key
 from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, nearest, parse_space
+from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.check import fit_one_batch
+from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.trial_folders import identity_of, settle, study_id
 from lightning_hpo.trials import ENDED
 
@@ -78,6 +82,9 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
+        self.key = Key.new()
+        self.check_names: Callable[..., NameCheck] = UnusedNames
+        """Called with builder, space and parameters; the callback looks at the names of the space in the check."""
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
@@ -132,6 +139,10 @@ class Objective:
         with quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
             return self._run(task, should_pause, callbacks)
 
+    def use_key(self, key: Key) -> None:
+        """Sign checkpoints with the key of a run, and know by it what the run has written."""
+        self.key = key
+
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Build an untrained module with the ``model.`` parameters."""
         return self.builder.build_model(params)
@@ -146,15 +157,21 @@ class Objective:
             ValueError: if the model or the data cannot be built with parameters of the space, an argument of the
                 Trainer contradicts the budget, or the monitored metric is not logged in validation.
             MisconfigurationException: if Lightning, or a callback, refuses the combination.
+            UnreadableStateError: if a checkpoint could not be read back.
+            ParameterMismatchError: if the module says that it holds another value than it was given, whatever that is.
         """
         params = self.middle() if params is None else params
 
-        def fit() -> dict[str, float]:
+        def fit() -> tuple[dict[str, float], list[str]]:
             with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
-                return fit_one_batch(self.builder.build(params), Path(folder), self.max_steps)
+                names = self.check_names(self.builder, self.space, params)
+                built = self.builder.build(params)
+                return fit_one_batch(built, Path(folder), self.max_steps, self.key, [names]), names.unused
 
         with _naming(params):
-            logged = call_apart(fit)
+            logged, unused = call_apart(fit)
+            for message in unused:
+                warnings.warn(message, stacklevel=2)
             for name in (self.monitor, *self.also):
                 _score(name, logged)
 
@@ -169,12 +186,12 @@ class Objective:
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = task.folder / CHECKPOINT
         checkpoints.remove_leftovers(checkpoint)
-        source, damaged = checkpoints.newest_intact(checkpoint)
+        source, damaged = checkpoints.newest_intact(checkpoint, self.key)
         for file in damaged:
             aside = checkpoints.set_aside(file)  # the next save must not take it for the good one before
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
         begin = source or task.source
-        saved = None if begin is None else checkpoints.load(begin)
+        saved = None if begin is None else checkpoints.load(begin, key=self.key)
         if source is not None and saved is not None:
             outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
             if outcome is not None:  # a kill fell between the end of the job and its record
@@ -186,15 +203,19 @@ class Objective:
             checkpoint,
             every=self._every,
             monitor=self.monitor,
-            hparams=built.hparams,
-            optimizer=built.optimizer,
             should_pause=should_pause,
             stop_on_nan=self._stop_on_nan,
             identity=task.identity,
             forked=source is None and begin is not None,
         )
         trainer = make_trainer(
-            built, task.folder, job, callbacks=more, source=begin, saved=saved, max_steps=self.max_steps
+            built,
+            task.folder,
+            job,
+            SealedCheckpointIO(begin, saved, self.key),
+            callbacks=more,
+            saved=saved,
+            max_steps=self.max_steps,
         )
         try:
             trainer.fit(built.module, datamodule=built.data, ckpt_path=begin, weights_only=True)

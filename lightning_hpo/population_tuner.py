@@ -17,6 +17,7 @@ from lightning_hpo.exits import explained
 from lightning_hpo.fingerprints import label
 from lightning_hpo.fitting import JobCallback, make_trainer, quiet_and_seeded
 from lightning_hpo.journal import JOURNAL, open_journal
+from lightning_hpo.objective import Objective
 from lightning_hpo.options import Options, refuse_unknown
 from lightning_hpo.population import Donor, Explore, Rules
 from lightning_hpo.quiet import CHATTY, warnings_only
@@ -25,6 +26,8 @@ from lightning_hpo.rounds import Rounds
 from lightning_hpo.runs import RunFolder, open_study
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.space import Space
+from lightning_hpo.trainer_plugins import SealedCheckpointIO
+from lightning_hpo.training.name_checks import ChangeableNames, build_of
 from lightning_hpo.trials import Row, TrialTable
 from lightning_hpo.tuners import Tuner
 
@@ -100,6 +103,12 @@ class PopulationTuner(Tuner):
         self.interval = interval
         self.population_size = population_size
 
+    def objective(self, *arguments: Any, **options: Any) -> Objective:
+        """Return what checks that members can be trained, and that their hyperparameters can change meanwhile."""
+        objective = super().objective(*arguments, **options)
+        objective.check_names = ChangeableNames
+        return objective
+
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
         """Refuse: a plain function has no weights to copy.
 
@@ -124,7 +133,7 @@ class PopulationTuner(Tuner):
     def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
         builder = subject.builder
         assert builder is not None  # optimize() is refused
-        folder = session.folder.path / "members"
+        folder, key = session.folder.path / "members", session.folder.key()
         table = TrialTable(session.study, session.storage)
         self._announce(session, self.space, table.rows)
         if subject.check is not None and not table.rows:
@@ -133,12 +142,13 @@ class PopulationTuner(Tuner):
         def fit_member(number: int, params: Mapping[str, Any], member: JobCallback, source: Path | None) -> None:
             with quiet_and_seeded(self.seed, number):
                 built = builder.build(params)
+                saved = None if source is None else checkpoints.load(source, key=key)
                 trainer = make_trainer(
                     built,
                     folder / f"{number:03d}",
                     member,
-                    source=source,
-                    saved=None if source is None else checkpoints.load(source),
+                    SealedCheckpointIO(source, saved, key),
+                    saved=saved,
                     max_steps=self.scheduler.max_steps,
                     check_val_every_n_epoch=None,
                     val_check_interval=self.interval * built.trainer.get("accumulate_grad_batches", 1),
@@ -154,7 +164,9 @@ class PopulationTuner(Tuner):
                 interval=self.interval,
                 max_steps=self.scheduler.max_steps,
                 folder=folder,
+                key=key,
                 fit=fit_member,
+                build=build_of(builder),
                 say=session.console.line,
             )
             with closing(rounds):

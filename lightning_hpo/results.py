@@ -9,6 +9,7 @@ import optuna
 
 from lightning_hpo import checkpoints
 from lightning_hpo.report import read_run, write_report
+from lightning_hpo.run_key import Key
 from lightning_hpo.trials import Row
 
 if TYPE_CHECKING:
@@ -57,13 +58,19 @@ class Result:
         return write_report(read_run(self.folder), path)
 
     def best_model(self) -> "pl.LightningModule":
-        """Build the module with the best parameters and load the best checkpoint's weights into it.
+        """Build the module with the best parameters and load the best checkpoint into it, as Lightning would.
+
+        Its ``configure_model`` and ``on_load_checkpoint`` are called, and its ``strict_loading`` holds.
 
         Raises:
             RuntimeError: if the search had no model, or kept no checkpoint.
+            DamagedCheckpointError: if the checkpoint is damaged, or holds objects and was written by another run.
         """
         if self.build is None or self.best_checkpoint is None:
             raise RuntimeError("there is no best model: the search was over a plain function.")
         module = self.build(self.best_params)
-        module.load_state_dict(checkpoints.load(self.best_checkpoint)["state_dict"])
+        saved = checkpoints.load(self.best_checkpoint, key=Key.of(self.best_checkpoint.parent))
+        module.configure_model()
+        module.on_load_checkpoint(saved)
+        module.load_state_dict(saved["state_dict"], strict=module.strict_loading)
         return module.train(mode=False)

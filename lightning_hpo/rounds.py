@@ -14,18 +14,22 @@ from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from optuna.distributions import BaseDistribution
 
 from lightning_hpo import checkpoints
+from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.callbacks.resumable import BeforeOthers, Resumable
-from lightning_hpo.callbacks.transplant import State, capture
 from lightning_hpo.failures import ParameterMismatchError, failure_text
 from lightning_hpo.fiber import Cancelled, Fiber
 from lightning_hpo.fitting import JobCallback
 from lightning_hpo.jobs import CHECKPOINT
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.population import Fork, Interval, Rules, Standing
+from lightning_hpo.run_key import Key
 from lightning_hpo.shared_folder import Graft
+from lightning_hpo.training.rebuild import Build, Effect, Rebuild
+from lightning_hpo.training.state_transfer import State, capture
 from lightning_hpo.trials import SEGMENT, TrialTable
 
 Fit: TypeAlias = Callable[[int, Mapping[str, Any], JobCallback, Path | None], None]
@@ -173,8 +177,10 @@ class Seat:
 class _SeatedMember(Member):
     """A member that lets the others see its Trainer, and saves where a continued run can pick up exactly."""
 
-    def __init__(self, seat: Seat, names: list[str], *, monitor: str, interval: int, checkpoint: Path) -> None:
-        super().__init__(seat, names, monitor=monitor, interval=interval)
+    def __init__(
+        self, seat: Seat, space: Mapping[str, BaseDistribution], *, monitor: str, interval: int, checkpoint: Path
+    ) -> None:
+        super().__init__(seat, space, monitor=monitor, interval=interval)
         self._seat = seat
         self._checkpoint = checkpoint
         self._saved_at = seat.step
@@ -200,6 +206,7 @@ class _SeatedMember(Member):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put everything back; the validation that follows a restart brings the decision."""
         self._resumable.on_train_start(trainer, pl_module)
+        bind_to_steps(trainer, trainer.max_steps)
         self._earlier = None
         super().on_train_start(trainer, pl_module)
 
@@ -252,7 +259,9 @@ class Rounds:
         interval: optimizer steps of a round.
         max_steps: optimizer steps of every member.
         folder: for the members' checkpoints.
+        key: of the run, which it knows them by.
         fit: trains a member: number, hyperparameters, callback, and the checkpoint to continue or None.
+        build: builds module and data module of hyperparameters.
         say: prints a line.
     """
 
@@ -266,7 +275,9 @@ class Rounds:
         interval: int,
         max_steps: int,
         folder: Path,
+        key: Key,
         fit: Fit,
+        build: Build,
         say: Callable[[str], None],
     ) -> None:
         self.table = table
@@ -277,7 +288,10 @@ class Rounds:
         self._monitor = monitor
         self._interval = interval
         self._folder = folder
+        self._key = key
         self._fit = fit
+        self._build = build
+        self._effects: dict[str, Effect] = {}  # found once for all members
         self._say = say
         self._members: dict[int, Seat] = {}
         for number in range(population_size):
@@ -339,7 +353,7 @@ class Rounds:
         for file in (last, checkpoints.previous_of(last)):
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    step = int(checkpoints.load(file)["global_step"])
+                    step = int(checkpoints.load(file, key=self._key)["global_step"])
                 except checkpoints.DamagedCheckpointError as error:
                     self._say(str(error))
                     continue
@@ -370,9 +384,11 @@ class Rounds:
         def life() -> None:
             checkpoint = self.checkpoint(seat.number)
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            names = list(self._rules.space)
-            member = _SeatedMember(seat, names, monitor=self._monitor, interval=self._interval, checkpoint=checkpoint)
-            self._fit(seat.number, self.params_at(seat.number, seat.step), member, seat.source)
+            space = self._rules.space
+            member = _SeatedMember(seat, space, monitor=self._monitor, interval=self._interval, checkpoint=checkpoint)
+            params = self.params_at(seat.number, seat.step)
+            member.rebuild = Rebuild(self._build, params, effects=self._effects)
+            self._fit(seat.number, params, member, seat.source)
 
         return life
 

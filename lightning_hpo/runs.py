@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lightning_hpo.exits import WRONG_CALL
 from lightning_hpo.locks import Lock
 from lightning_hpo.quiet import warnings_only
+from lightning_hpo.run_key import Key
 from lightning_hpo.schedulers import Mode
 from lightning_hpo.space import parse_space
 from lightning_hpo.study_file import UNUSABLE, StorageError, check_study_file, readable, sqlite_url, unusable
@@ -95,6 +96,10 @@ class RunFolder:
     def best_params(self) -> Path:
         """The best trial's parameters as YAML."""
         return self.path / "best.yaml"
+
+    def key(self) -> Key:
+        """Key that the run's checkpoints are signed with; made if missing."""
+        return Key.made_in(self.path)
 
     def trial(self, number: int) -> Path:
         """Folder of a trial."""

@@ -3,10 +3,12 @@
 ::
 
     population.json             what all members agree on
+    seal.key                    of the user that began it; members of this user sign their states with it
     member_003/record.json      segments, status, and what happened; with its SHA-256
     member_003/state.ckpt       weights and optimizer state, only while others may copy them; sealed
     member_003/alive            touched while the member works
 
+A state that is not signed with the key is read with ``weights_only=True``: it may be another user's.
 A reader takes a damaged file for a missing one and writes down what it saw.
 """
 
@@ -23,6 +25,7 @@ from lightning_hpo import checkpoints
 from lightning_hpo.lineage import Segment, intervals
 from lightning_hpo.locks import Lock
 from lightning_hpo.population import Interval, Rules, Standing, truncate
+from lightning_hpo.run_key import Key
 
 State = dict[str, Any]
 _BEATS = 20  # signs of life per timeout
@@ -75,7 +78,7 @@ class Graft:
         parent: number of the donor's segment.
         forked_at: the donor's step.
         params: hyperparameters from now on.
-        state: of the donor, see :mod:`lightning_hpo.callbacks.transplant`.
+        state: of the donor, see :mod:`lightning_hpo.training.state_transfer`.
     """
 
     donor: int
@@ -301,7 +304,7 @@ class SharedFolder:
         if is_donor:
             last = self.record.segments[-1]
             content = {"step": step, "number": last.number, "params": dict(last.params), "state": capture()}
-            checkpoints.save(content, path)
+            checkpoints.save(content, path, Key.made_in(self._path))
         elif self.record.published is not None:
             checkpoints.remove(path)
         self.record.decided = step
@@ -314,7 +317,7 @@ class SharedFolder:
             return None
         path = _folder(self._path, donor) / "state.ckpt"
         try:
-            return checkpoints.load(path)
+            return checkpoints.load(path, key=Key.of(self._path))
         except FileNotFoundError:
             return None
         except (RuntimeError, OSError) as error:

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo import checkpoints
+from lightning_hpo.run_key import NO_KEY, Key
 from lightning_hpo.safe_text import csv_cell
 
 
@@ -20,10 +21,12 @@ class SealedCheckpointIO(CheckpointIO):
     Args:
         path: of a checkpoint that has been loaded already, or None.
         content: of it; handed over when it is loaded for the first time, and kept no longer.
+        key: of the run: what is saved is signed with it, and what it has signed may hold objects of any class.
     """
 
-    def __init__(self, path: Path | None = None, content: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path | None = None, content: dict[str, Any] | None = None, key: Key = NO_KEY) -> None:
         super().__init__()
+        self._key = key
         self._path = path
         self._content = content
         self.closed = False
@@ -34,14 +37,17 @@ class SealedCheckpointIO(CheckpointIO):
         if storage_options is not None:
             raise TypeError(f"`storage_options` are not supported, got {storage_options!r}.")
         if not self.closed:
-            checkpoints.save(checkpoint, path)
+            checkpoints.save(checkpoint, path, self._key)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Verify the hash and load tensors and plain values only, whatever ``weights_only`` says."""
+        """Verify the hash, and load more than tensors and plain values only from a file that the run has signed.
+
+        ``weights_only`` says nothing here: it would be for the caller to know who wrote the file.
+        """
         content, self._content = self._content, None
         if content is not None and path == self._path and map_location is None:
             return content
-        return checkpoints.load(path, map_location=map_location or "cpu")
+        return checkpoints.load(path, map_location=map_location or "cpu", key=self._key)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete the checkpoint and its predecessor."""

@@ -218,7 +218,7 @@ class Tuner:
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
-            return self._search(Subject(objective.run, parts, objective.check, objective.builder))
+            return self._search(Subject(objective.run, parts, objective.check, objective.builder, objective.use_key))
 
     def objective(
         self,

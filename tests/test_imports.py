@@ -19,7 +19,6 @@ ALLOWED = {
     "lightning_hpo.hyperband_tuner": {"optuna", "numpy", "scipy", "sklearn"},  # a plain function needs no torch
     "lightning_hpo.bayesian_tuner": {"optuna", "numpy", "scipy", "sklearn"},
     "lightning_hpo.executors": set(),  # a worker process for a plain function starts at once
-    "lightning_hpo.live": {"torch", "numpy"},
     "lightning_hpo.checkpoints": set(),
     "lightning_hpo.interrupts": set(),
 }

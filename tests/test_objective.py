@@ -13,7 +13,6 @@ from lightning_hpo import Job, Objective, WarmupCosineLR
 from lightning_hpo.checkpoints import load, save
 from lightning_hpo.failures import failure_text
 from lightning_hpo.jobs import CHECKPOINT
-from lightning_hpo.live import ParameterMismatchError
 from lightning_hpo.objective import Task
 from tests.small import Data, Net, digits
 
@@ -265,16 +264,6 @@ class TestParametersTakeEffect:
         objective(**options).run(task)
         assert seen == [(0.5, 0.1)] * 5 + [(0.25, 0.2)] * 5
 
-    def test_stale_hparams_stop_the_run(self, tmp_path):
-        class Stale(Net):
-            def __init__(self, lr=0.1):
-                super().__init__()
-                self.save_hyperparameters()
-                self.hparams.lr = 0.1
-
-        with pytest.raises(ParameterMismatchError, match=r"model.lr=0.2 was asked for.*0\.1"):
-            run(tmp_path, [3], {"lr": 0.2}, model=Stale)
-
 
 class TestErrorsBeforeTraining:
     @pytest.mark.parametrize(
@@ -331,19 +320,16 @@ class TestErrorsBeforeTraining:
                 return torch.utils.data.DataLoader(["a text"], collate_fn=int)
 
         class Inside(Net):
-            """Brings its own loaders, and a hook that only a real fit can call."""
+            """Brings its own loaders, set up for fit only."""
 
             def setup(self, stage):
-                self.data = {"fit": NoBatch, "validate": Data}[stage]()
+                self.data = {"fit": NoBatch}[stage]()
 
             def train_dataloader(self):
                 return [self.data.train_dataloader()]
 
             def val_dataloader(self):
                 return self.data.val_dataloader()
-
-            def on_train_start(self):
-                self.logger.watch(self)
 
         with pytest.raises(FileNotFoundError, match="no such images") as caught:
             objective(data=NoLoader).check()

@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
-from lightning_hpo import live
+from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.callbacks.resumable import BeforeOthers, Point, Resumable
-from lightning_hpo.failures import ParameterMismatchError
 from lightning_hpo.jobs import BUDGET, Outcome
-from lightning_hpo.lr_schedules import ClosedFormLR
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
-from lightning_hpo.training.trainer import stop, validate_now, validation_is_due
+from lightning_hpo.training.settings import BuiltSettings
+from lightning_hpo.training.trainer import leave_fit, stop, validate_now, validation_is_due
 
 IDENTITY = "lightning_hpo"
 """Key of a checkpoint for the trial that it belongs to."""
@@ -35,8 +34,6 @@ class Leg(pl.Callback):
         checkpoint: where to save.
         every: save each time so many optimizer steps are done, so that a kill costs no more than that.
         monitor: metric to note at each validation.
-        hparams: argument -> value the module was built with; read back from its ``hparams``.
-        optimizer: setting -> value an optimizer was built with; read back from its ``defaults``.
         should_pause: asked after every step; True saves and stops without a validation. Asked after every validation
             batch too, as a sign that the job goes on.
         stop_on_nan: raise DivergedError at the first training loss that is not finite. The loss is what
@@ -53,8 +50,6 @@ class Leg(pl.Callback):
         *,
         every: int,
         monitor: str,
-        hparams: Mapping[str, Any],
-        optimizer: Mapping[str, Any],
         should_pause: Callable[[], bool],
         stop_on_nan: bool = False,
         identity: Mapping[str, Any] | None = None,
@@ -64,22 +59,21 @@ class Leg(pl.Callback):
         self._checkpoint = checkpoint
         self._every = every
         self._monitor = monitor
-        self._hparams = hparams
-        self._optimizer = optimizer
         self._should_pause = should_pause
         self._identity = dict(identity or {})
         self._forked = forked
         self._losses = LossWatch() if stop_on_nan else None
-        self._asked: list[list[dict[str, Any]]] = []
-        self._before: list[list[dict[str, Any]]] = []
+        self._settings: BuiltSettings | None = None
+        self._before: list[tuple[Any, Any]] | None = None
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
         self._handler: Any = None
         self._step = 0
         self._resume: dict[str, Any] = {}
-        self._saved_at = 0
+        self._saved_at = -1
         self._save_wanted = False
         self._pause_wanted = False
         self._epoch_ends = False
+        self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
         self.first: pl.Callback = BeforeOthers(self)
         self.paused = False
@@ -91,11 +85,15 @@ class Leg(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint."""
         validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended}
-        return {"settings": self._asked, "resume": self._resume, "validated": validated}
+        return {
+            "settings": [] if self._settings is None else self._settings.values,
+            "resume": self._resume,
+            "validated": validated,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the optimizers of a parent were built with."""
-        self._before = state_dict["settings"] if self._forked else []
+        self._before = state_dict["settings"] if self._forked else None
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -107,38 +105,33 @@ class Leg(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Set Lightning's progress to where the checkpoint was taken."""
+        self._saved_at = -1 if self._forked else checkpoint["global_step"]
         self._resumable.load(checkpoint["callbacks"][self.state_key]["resume"], checkpoint["loops"]["fit_loop"])
 
     # Hooks, after those of the user's callbacks
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note what the optimizers are built with; restored ones overwrite it after this hook."""
-        self._asked = [live.settings(optimizer) for optimizer in trainer.optimizers]
+        self._settings = BuiltSettings(trainer, self._before)
         self._handler = signal.getsignal(signal.SIGTERM)
+        # A timer that has run out stops the Trainer here; a loop that never begins could not validate.
+        self._stops_at_start, trainer.should_stop = trainer.should_stop, False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Apply the trial's own hyperparameters over restored ones, read them back, and stop if nothing is left."""
+        """Apply the trial's own settings over restored ones, read them back, and stop if nothing is left."""
         ours = callable(self._handler) or trainer.world_size > 1
         if ours and threading.current_thread() is threading.main_thread():
             # Lightning's own handler, which is now before ours, ends a fit after a step or in a validation without
             # asking us, and talks to the other ranks in the middle of anything.
             signal.signal(signal.SIGTERM, self._handler)
         self._resumable.on_train_start(trainer, pl_module)
-        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
-        for optimizer, before, asked in zip(trainer.optimizers, self._before or self._asked, self._asked, strict=True):
-            changes = live.changed(before, asked)
-            live.apply(changes, optimizer, [schedule for schedule in schedules if schedule.optimizer is optimizer])
-            live.read_back(changes, optimizer)
-        _read_back_hparams(self._hparams, pl_module)
-        _read_back_defaults(self._optimizer, [optimizer.defaults for optimizer in trainer.optimizers])
-        for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, ClosedFormLR):
-                config.interval = "step"
-                if config.scheduler.needs_max_steps:
-                    config.scheduler.bind(trainer.max_steps)  # the full budget, in every rung
-        self._step = self._saved_at = trainer.global_step
+        bind_to_steps(trainer, trainer.max_steps)  # the full budget, in every rung
+        assert self._settings is not None
+        self._settings.apply(trainer)
+        self._step = trainer.global_step
         if self._reached:  # a validation is owed, see before_end
             stop(trainer)
+        trainer.should_stop |= self._stops_at_start
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Save or stop, when all hooks of a batch, the module's included, have run."""
@@ -245,11 +238,11 @@ class Leg(pl.Callback):
         """Whether the full budget is spent; its checkpoint is not continued, so it may hold the last validation."""
         return trainer.global_step >= trainer.max_steps
 
-    def _pause_if_wanted(self, trainer: Any) -> None:
+    def _pause_if_wanted(self, trainer: pl.Trainer) -> None:
+        """Leave the fit where it is; a stop would bring a validation and the end hooks of an unfinished epoch."""
         if self._pause_wanted:
             self.paused = True
-            stop(trainer)
-            trainer.limit_val_batches = 0
+            leave_fit()
 
     def _save(self, trainer: pl.Trainer, point: Point) -> None:
         """Save a checkpoint; a trial can do without one, so a full disk is a warning: the one before stays."""
@@ -298,21 +291,3 @@ def _why_ended(trainer: Any) -> str:
     if epochs not in (None, -1) and trainer.fit_loop.epoch_progress.current.processed >= epochs:
         return f"max_epochs={epochs} reached at step {step}"
     return f"stopped by a callback or the module at step {step}"
-
-
-def _read_back_hparams(asked: Mapping[str, Any], module: pl.LightningModule) -> None:
-    effective = module.hparams
-    for name, value in asked.items():
-        if name in effective and effective[name] != value:
-            raise ParameterMismatchError(
-                f"model.{name}={value!r} was asked for, but the module's hparams hold {effective[name]!r}."
-            )
-
-
-def _read_back_defaults(asked: Mapping[str, Any], optimizers: Sequence[Mapping[str, Any]]) -> None:
-    for name, value in asked.items():
-        effective = [defaults.get(name) for defaults in optimizers]
-        if value not in effective:
-            raise ParameterMismatchError(
-                f"optimizer.{name}={value!r} was asked for, but the optimizers were built with {effective!r}."
-            )

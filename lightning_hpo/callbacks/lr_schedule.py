@@ -1,6 +1,8 @@
 """The callback that ties an LR schedule to the Trainer: stepped per optimizer step, horizon = the Trainer's length."""
 
+import bisect
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,8 +10,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import ClosedFormLR, make_lr_schedule
+from lightning_hpo.lr_schedules.closed_form import write_lr
+from lightning_hpo.lr_schedules.first_update import refuse_chained, tuned
 
 
 class LRSchedule(Callback):
@@ -62,6 +67,10 @@ class LRSchedule(Callback):
         self._checkpointed_max_steps: int | None = None
         self._steps_here: list[ClosedFormLR] = []
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say that schedules will be bound: a Tuner tries learning rates and batch sizes before."""
+        tuned.add(trainer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the schedule: after the optimizers exist, before a checkpoint is restored into both."""
         found = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
@@ -78,32 +87,33 @@ class LRSchedule(Callback):
                 f"LRSchedule({self.name!r}) does not replace {found}, which {type(pl_module).__name__}"
                 ".configure_optimizers returned. Drop one of the two."
             )
-        brought = [make_lr_schedule(self.name, optimizer, **self.arguments) for optimizer in trainer.optimizers]
+        brought = self.bring(trainer.optimizers)
         trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(schedule, interval="step") for schedule in brought]
         self._steps_here = [] if pl_module.automatic_optimization else brought
+
+    def bring(self, optimizers: Sequence[Optimizer]) -> list[ClosedFormLR]:
+        """Make the schedule that is named for each optimizer; none without a name."""
+        if self.name is None:
+            return []
+        return [make_lr_schedule(self.name, optimizer, **self.arguments) for optimizer in optimizers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind: the checkpoint is restored and the data are known, no batch has been trained on."""
         for config in trainer.lr_scheduler_configs:
-            if not isinstance(config.scheduler, ClosedFormLR):
+            if not _nested(config.scheduler):
                 continue
             if config.frequency != 1:
                 raise MisconfigurationException(
                     f"{type(config.scheduler).__name__} is stepped at every optimizer step, got frequency"
                     f" {config.frequency} in the lr_scheduler dict; leave it out."
                 )
-            config.interval = "step"
-            _go_to_global_step(config.scheduler, trainer, pl_module)
-        self._bind(_schedules(trainer), trainer)
-
-    def _bind(self, schedules: list[ClosedFormLR], trainer: Trainer) -> None:
+            if isinstance(config.scheduler, ClosedFormLR):
+                _go_to_global_step(config.scheduler, trainer, pl_module)
         kept = self._checkpointed_max_steps if self.on_resume == "keep" else None
         self._checkpointed_max_steps = None  # a second fit with this callback is not resumed from the same checkpoint
-        self._max_steps = None
-        for schedule in schedules:
-            if schedule.needs_max_steps:
-                self._max_steps = kept or planned_steps(trainer)
-                schedule.bind(self._max_steps)
+        unbound = any(schedule.needs_max_steps for schedule in _schedules(trainer))
+        self._max_steps = (kept or planned_steps(trainer)) if unbound else None
+        bind_to_steps(trainer, self._max_steps)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Step what was brought under manual optimization, where Lightning steps nothing."""
@@ -173,8 +183,58 @@ def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
     return [trainer.accumulate_grad_batches] * epochs
 
 
+def bind_to_steps(trainer: Trainer, max_steps: int | None) -> None:
+    """Have each schedule of this package stepped once per optimizer step, and give a horizon to those without.
+
+    One inside a ``SequentialLR`` ends where the next one begins.
+
+    Args:
+        trainer: with its schedules.
+        max_steps: of the whole training.
+
+    Raises:
+        RuntimeError: if a ``ChainedScheduler`` holds one: it would lose the effect of the others.
+    """
+    for config in trainer.lr_scheduler_configs:
+        if _nested(config.scheduler):
+            config.interval = "step"
+            _bind(config.scheduler, max_steps)
+            if config.scheduler not in _nested(config.scheduler):
+                _write_active(config.scheduler)
+
+
+def _bind(schedule: Any, max_steps: int | None) -> None:
+    if isinstance(schedule, ClosedFormLR):
+        if schedule.needs_max_steps and max_steps is not None:
+            schedule.bind(max_steps)
+        return
+    refuse_chained(schedule)
+    inner = getattr(schedule, "_schedulers", ())
+    ends = [*getattr(schedule, "_milestones", ()), max_steps]
+    starts = [0, *ends]
+    for start, end, one in zip(starts, ends, inner, strict=False):
+        _bind(one, None if end is None else max(1, min(end, max_steps or end) - start))
+
+
+def _write_active(schedule: Any) -> None:
+    """Give the optimizer the learning rate of the schedule whose turn it is, which the others have overwritten."""
+    for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        write_lr(group, "lr", rate)
+    inner = getattr(schedule, "_schedulers", [schedule])
+    active = inner[bisect.bisect_right(getattr(schedule, "_milestones", []), getattr(schedule, "last_epoch", 0))]
+    if isinstance(active, ClosedFormLR):
+        active.load_state_dict({"last_epoch": active.last_epoch})
+
+
 def _schedules(trainer: Trainer) -> list[ClosedFormLR]:
-    return [config.scheduler for config in trainer.lr_scheduler_configs if isinstance(config.scheduler, ClosedFormLR)]
+    return [one for config in trainer.lr_scheduler_configs for one in _nested(config.scheduler)]
+
+
+def _nested(schedule: Any) -> list[ClosedFormLR]:
+    """Schedules of this package in a schedule, itself included."""
+    if isinstance(schedule, ClosedFormLR):
+        return [schedule]
+    return [one for inner in getattr(schedule, "_schedulers", ()) for one in _nested(inner)]
 
 
 def _go_to_global_step(schedule: ClosedFormLR, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,11 +10,13 @@ from typing import Any, Protocol, TypeVar
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from optuna.distributions import BaseDistribution
 
-from lightning_hpo.callbacks.effects import Effects
-from lightning_hpo.callbacks.transplant import State, capture, transplant
 from lightning_hpo.shared_folder import Graft
 from lightning_hpo.space import nearest
+from lightning_hpo.training.hyperparameters import Hyperparameters
+from lightning_hpo.training.rebuild import Rebuild
+from lightning_hpo.training.state_transfer import State, capture, transplant
 
 Answer = TypeVar("Answer")
 
@@ -49,18 +51,22 @@ class Member(pl.Callback):
 
     Args:
         population: of the member; only the first process of the Trainer talks to it.
-        names: of the hyperparameters.
+        space: name -> distribution of the hyperparameters.
         monitor: metric that the module logs in validation.
         interval: optimizer steps between decisions; a decision falls at the first validation after so many.
     """
 
-    def __init__(self, population: Population, names: list[str], *, monitor: str, interval: int) -> None:
+    def __init__(
+        self, population: Population, space: Mapping[str, BaseDistribution], *, monitor: str, interval: int
+    ) -> None:
         self._population = population
-        self._names = names
+        self._space = space
         self._monitor = monitor
         self._interval = interval
         self._earlier: dict[str, Any] | None = None
-        self._effects: Effects | None = None
+        self._effects: Hyperparameters | None = None
+        self.rebuild: Rebuild | None = None
+        """How to build the module again; None builds it from its saved hparams."""
         self._params: dict[str, Any] = {}
         self._decided_at = 0
         self._pending: Graft | None = None
@@ -78,7 +84,7 @@ class Member(pl.Callback):
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             kind = type(trainer.strategy).__name__
             raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
-        self._effects = Effects(self._names, trainer, pl_module)
+        self._effects = Hyperparameters(self._space, trainer, pl_module, self.rebuild)
         earlier = self._earlier
         self._decided_at = 0 if earlier is None else earlier["decided_at"]
         population = None if earlier is None else earlier["population"]
@@ -87,6 +93,8 @@ class Member(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply the hyperparameters over restored ones; decide again what a killed run had decided but not done."""
+        if self._earlier is not None:
+            self._bound().restored(self._earlier["params"])
         self._bound().apply(self._params)
         if self._earlier is not None and trainer.global_step > 0:
             self._decide(trainer, pl_module, self._population.decide)
@@ -109,7 +117,7 @@ class Member(pl.Callback):
         if graft.state is not None:
             transplant(graft.state, trainer, pl_module)
         self._params = dict(graft.params)
-        self._bound().apply(self._params)
+        self._bound().apply(self._params, copied=graft.state is not None)
         if trainer.is_global_zero:
             self._population.applied(trainer.global_step, graft)
         self._log(trainer, parent=graft.parent)
@@ -173,6 +181,6 @@ class Member(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
 
-    def _bound(self) -> Effects:
+    def _bound(self) -> Hyperparameters:
         assert self._effects is not None
         return self._effects

@@ -90,4 +90,4 @@ class PopulationBasedTraining(Member):
                 synchronous=synchronous,
                 timeout=timeout,
             )
-            super().__init__(self.folder, list(parsed), monitor=monitor, interval=interval)
+            super().__init__(self.folder, parsed, monitor=monitor, interval=interval)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_hpo.lr_schedules.arguments import check_range, check_steps, length_message
-from lightning_hpo.lr_schedules.first_update import refuse_epochs, unbound_message
+from lightning_hpo.lr_schedules.first_update import may_update, unbound_message
 
 
 class ClosedFormLR(LRScheduler):
@@ -184,9 +184,8 @@ class ClosedFormLR(LRScheduler):
 
     def _before_first_update(self, _optimizer: Optimizer, _args: Any, kwargs: Any) -> None:
         """Refuse to train by a schedule that no training loop has tied to itself; removed at the first step."""
-        if self._unbound:
-            raise RuntimeError(unbound_message(self))
-        refuse_epochs(self, kwargs.get("closure"))
+        if not may_update(self, kwargs.get("closure"), unbound=self._unbound):
+            self._unbound = False  # until it is bound, its shortest form
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group at ``last_epoch``.
@@ -273,7 +272,8 @@ class ClosedFormLR(LRScheduler):
                 write_lr(group, "lr", lr)
 
     def _write_if_known(self) -> None:
-        if not (self._unbound and self.last_epoch > 0):
+        waits = self.last_epoch < 0  # for its turn in a SequentialLR
+        if not waits and not (self._unbound and self.last_epoch > 0):
             self._write()
 
     # --- base values --------------------------------------------------------------------------------------------------

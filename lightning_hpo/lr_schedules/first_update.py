@@ -1,6 +1,7 @@
 """What must hold when an optimizer is about to make its first update: the schedule is tied to the training loop."""
 
 from typing import Any
+from weakref import WeakSet
 
 REMEDY = (
     "add the callback LRSchedule() to the Trainer"
@@ -16,21 +17,63 @@ def unbound_message(schedule: object) -> str:
     )
 
 
-def refuse_epochs(schedule: object, closure: Any) -> None:
-    """Refuse to be stepped once per epoch by a Lightning Trainer.
+tuned: WeakSet[Any] = WeakSet()
+"""Trainers whose LRSchedule will bind their schedules; before that, a Tuner may try learning rates or batch sizes."""
+
+
+def refuse_chained(schedule: Any) -> None:
+    """Refuse a ChainedScheduler over a schedule that sets the learning rate, where the others multiply it.
+
+    Raises:
+        RuntimeError: naming both.
+    """
+    inner = getattr(schedule, "_schedulers", ())
+    one_after_the_other = hasattr(schedule, "_milestones")
+    if len(inner) > 1 and not one_after_the_other and any(hasattr(one, "needs_max_steps") for one in inner):
+        names = ", ".join(type(one).__name__ for one in inner)
+        raise RuntimeError(
+            f"{type(schedule).__name__} over {names} loses effects: a schedule of"
+            " lightning_hpo sets the learning rate of each step, and does not multiply the one before. Use one schedule"
+            " with the whole curve (each has a warmup), or SequentialLR for one after the other."
+        )
+
+
+def may_update(schedule: Any, closure: Any, *, unbound: bool) -> bool:
+    """Whether an optimizer's first update by a schedule is one of training.
 
     Args:
         schedule: a schedule that counts optimizer steps.
         closure: what the optimizer's ``step`` was called with. Lightning's is a partial with the module among its
-            arguments; any other says nothing, and nothing is refused.
+            arguments; any other says nothing, and only a missing horizon is refused.
+        unbound: whether the schedule has no horizon.
+
+    Returns:
+        False if a Tuner of Lightning tries learning rates or batch sizes, for which the schedule does not matter.
 
     Raises:
-        RuntimeError: if the Trainer has the schedule with ``interval="epoch"``, Lightning's default.
+        RuntimeError: if the schedule has no horizon, the Trainer has it with ``interval="epoch"``, Lightning's default,
+            or a ChainedScheduler holds it.
     """
-    for part in getattr(closure, "args", ()):
-        configs = getattr(getattr(part, "trainer", None), "lr_scheduler_configs", ())
-        if any(config.scheduler is schedule and config.interval == "epoch" for config in configs):
-            raise RuntimeError(
-                f"{type(schedule).__name__} counts optimizer steps, but this Trainer steps it once per epoch:"
-                f' {REMEDY}, or return it from configure_optimizers with "interval": "step".'
-            )
+    trainers = (getattr(part, "trainer", None) for part in getattr(closure, "args", ()))
+    trainer = next((one for one in trainers if one is not None), None)
+    configs = getattr(trainer, "lr_scheduler_configs", ())
+    own = [config for config in configs if _holds(config.scheduler, schedule)]
+    if trainer is not None and not own and configs:
+        return False  # the learning-rate finder has put its own schedule in the place
+    for config in own:
+        refuse_chained(config.scheduler)
+    by_epochs = any(config.interval == "epoch" for config in own)
+    if trainer is not None and trainer in tuned and (unbound or by_epochs):
+        return False  # an LRSchedule binds before training begins
+    if unbound:
+        raise RuntimeError(unbound_message(schedule))
+    if by_epochs:
+        raise RuntimeError(
+            f"{type(schedule).__name__} counts optimizer steps, but this Trainer steps it once per epoch:"
+            f' {REMEDY}, or return it from configure_optimizers with "interval": "step".'
+        )
+    return True
+
+
+def _holds(outer: Any, schedule: Any) -> bool:
+    return outer is schedule or any(_holds(inner, schedule) for inner in getattr(outer, "_schedulers", ()))

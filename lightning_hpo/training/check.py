@@ -1,5 +1,6 @@
 """The check before training: one batch of a real fit, so that what can only fail shows before anything is spent."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from lightning_hpo import checkpoints
 from lightning_hpo.building import Built
+from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.fitting import make_trainer
-from lightning_hpo.trainer_plugins import MetricsFile
+from lightning_hpo.run_key import Key
+from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.trainer import refuse_callbacks, stop
 
 
@@ -25,7 +29,7 @@ class OneBatch(pl.Callback):
         self._folder = folder
         self.first: pl.Callback = pl.Callback()
         self.metrics: dict[str, Any] = {}
-        self.validated = False
+        self._before: dict[str, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse callbacks, those that the module brings included, and let none write outside the folder."""
@@ -35,27 +39,52 @@ class OneBatch(pl.Callback):
             if isinstance(callback, ModelCheckpoint):
                 callback.dirpath = str(self._folder)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bind LR schedules as a job does."""
+        bind_to_steps(trainer, trainer.max_steps)
+
     def after_batch(self, trainer: Any, outputs: Any) -> None:
-        """Stop, validate, and save a checkpoint as a job will."""
+        """Stop, validate, and look at a checkpoint as a job will save it."""
         trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
         stop(trainer)
-        path = self._folder / "check.ckpt"
-        trainer.save_checkpoint(path)
-        trainer.strategy.load_checkpoint(path, weights_only=True)
+        trainer.save_checkpoint(self._folder / "check.ckpt")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what was logged in training."""
+        self._before = dict(trainer.callback_metrics)
 
     def after_validation(self, trainer: pl.Trainer) -> None:
-        """Note what is logged."""
-        self.validated = True
-        self.metrics = dict(trainer.callback_metrics)
+        """Note what is logged in validation: what was logged before keeps its tensor."""
+        now = trainer.callback_metrics
+        self.metrics = {name: value for name, value in now.items() if value is not self._before.get(name)}
 
 
-def fit_one_batch(built: Built, folder: Path, max_steps: int) -> dict[str, float]:
+class NoFiles(SealedCheckpointIO):
+    """Finds out whether a checkpoint could be read back, and writes none."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key=key)
+        self._own = key
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raise UnreadableStateError, naming the place, if it could not."""
+        checkpoints.require_readable(checkpoint, self._own)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Do nothing."""
+
+
+def fit_one_batch(
+    built: Built, folder: Path, max_steps: int, key: Key, callbacks: Sequence[pl.Callback] = ()
+) -> dict[str, float]:
     """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
 
     Args:
         built: module, data and arguments of the Trainer.
         folder: for the time of the check.
         max_steps: the full budget.
+        key: of the run.
+        callbacks: more checks.
 
     Returns:
         What was logged in validation.
@@ -69,7 +98,7 @@ def fit_one_batch(built: Built, folder: Path, max_steps: int) -> dict[str, float
     arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
     limit = arguments.get("limit_val_batches")
     quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
-    trainer = make_trainer(quiet, folder, job, max_steps=max_steps)
+    trainer = make_trainer(quiet, folder, job, NoFiles(key), callbacks=callbacks, max_steps=max_steps)
     trainer.fit(built.module, datamodule=built.data)
     return {name: float(value) for name, value in job.metrics.items()}
 

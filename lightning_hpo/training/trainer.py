@@ -2,7 +2,7 @@
 
 import math
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_hpo.failures import ParameterMismatchError
 
@@ -170,6 +171,11 @@ def stop(trainer: Any) -> None:
     trainer.fit_loop.epoch_loop.min_steps = None  # as min_epochs
     trainer.stopped_by_job = trainer.stopped_by_job or not trainer.should_stop
     trainer.should_stop = True
+
+
+def leave_fit() -> NoReturn:
+    """Leave ``fit`` from within a hook: no more hooks but ``teardown`` are called, and ``fit`` returns."""
+    raise _TunerExitException  # what Lightning's own finders leave with; it has no public name
 
 
 def _lightning_asks() -> bool:

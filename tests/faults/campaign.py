@@ -11,6 +11,7 @@ import time
 import optuna
 
 from lightning_hpo import checkpoints
+from lightning_hpo.run_key import Key
 from lightning_hpo.runs import RunFolder
 from tests.small import Data, Net, digits
 from tests.test_kill import in_a_child
@@ -131,7 +132,8 @@ def count(search, root, name, kills, whole=None):
         by_trial[place].append(int(step))
     # A process that went on from step b after step a had been done repeats what lies between.
     repeats = [a - b + 1 for steps in by_trial.values() for a, b in itertools.pairwise(steps) if b <= a]
-    intact = [checkpoints.newest_intact(path)[0] == path for path in folder.path.glob("trials/*/last.ckpt")]
+    key = Key.of(folder.path)
+    intact = [checkpoints.newest_intact(path, key)[0] == path for path in folder.path.glob("trials/*/last.ckpt")]
     return Damage(
         kills=kills,
         studies=1,

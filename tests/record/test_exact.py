@@ -221,17 +221,30 @@ class Endless(Data):
         return DataLoader(Forever(), batch_size=8)
 
 
-def run(folder, stops, model, data, trainer, *, crash=(), every=3):
+def run(folder, stops, model, data, trainer, *, crash=(), pause=(), every=3):
     objective = Objective(
         model, lambda trial: {}, data=data, monitor="val_loss", max_steps=R, trainer=trainer, checkpoint_every=every
     )
     for target in stops:
+        for asks in pause:
+            objective.run(Task(Job(target, trial=0), {}, folder), Asked(asks))
         for step in crash:
             with pytest.raises(RuntimeError, match="killed"):
                 objective.run(Task(Job(target, trial=0), {}, folder), callbacks=[Crash(step)])
         outcome = objective.run(Task(Job(target, trial=0), {}, folder))
     saved = checkpoints.load(folder / CHECKPOINT)
     return outcome, saved
+
+
+class Asked:
+    """Wants a pause at the n-th question."""
+
+    def __init__(self, left):
+        self.left = left
+
+    def __call__(self):
+        self.left -= 1
+        return self.left <= 0
 
 
 class Crash(pl.Callback):
@@ -272,6 +285,7 @@ CUTS = {
     "inside and at the end of epochs": ([3, BATCHES, 12, R], ()),
     "killed again and again": ([R], (2, 5, 7, 11, 16)),
     "promoted and killed": ([9, R], (4, 8)),
+    "paused again and again": ([R], (1, 2, 3, 1, 5, 1, 2, 1)),
 }
 
 
@@ -281,8 +295,9 @@ def test_a_trial_that_is_cut_equals_one_that_is_not(case, cuts, tmp_path):
     model, data, trainer = CASES[case]
     stops, crash = CUTS[cuts]
     whole, one = run(tmp_path / "whole", [R], model, data, trainer)
-    if crash and len(stops) > 1:
-        crash = tuple(step for step in crash if step < stops[0])
+    if cuts == "paused again and again":
+        outcome, other = run(tmp_path / "cut", stops, model, data, trainer, pause=crash, every=100)
+    elif len(stops) > 1 and crash:
         run(tmp_path / "cut", stops[:1], model, data, trainer, crash=crash, every=2)
         outcome, other = run(tmp_path / "cut", stops[1:], model, data, trainer, every=2)
     else:

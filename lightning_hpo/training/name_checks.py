@@ -1,0 +1,81 @@
+"""Checks of the names in a search space, by building twice: what changes nothing, or not while training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from optuna.distributions import BaseDistribution
+
+from lightning_hpo.building import Builder
+from lightning_hpo.failures import ParameterMismatchError
+from lightning_hpo.space import split_name
+from lightning_hpo.training.hyperparameters import Hyperparameters
+from lightning_hpo.training.leaves import same
+from lightning_hpo.training.rebuild import Build, Rebuild, unread_names
+from lightning_hpo.training.usage import BUILDING
+
+
+class NameCheck(pl.Callback):
+    """Looks at the names of a space when a fit starts.
+
+    Args:
+        builder: of what a trial trains.
+        space: name -> distribution.
+        params: hyperparameters that the Trainer's module was built with.
+    """
+
+    def __init__(self, builder: Builder, space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> None:
+        self._builder = builder
+        self._space = space
+        self._params = params
+        self.unused: list[str] = []
+        """What to warn of; the check may be in another process."""
+
+
+class UnusedNames(NameCheck):
+    """Finds each name whose values make no difference to what training reads."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Build with other values and compare.
+
+        Raises:
+            ParameterMismatchError: if a name changes nothing, and the module says itself that it holds another value.
+        """
+        building = BUILDING - {"setup", "prepare_data", "on_hyperparameters"}
+        rebuild = Rebuild(build_of(self._builder), self._params, building=building)
+        for name in unread_names(self._space, rebuild, trainer):
+            head, key = split_name(name)
+            held = {"model": pl_module}.get(head, getattr(trainer, "datamodule", None))
+            hparams = getattr(held, "hparams", {})
+            if key in hparams and name in self._params and not same(hparams[key], self._params[name]):
+                raise ParameterMismatchError(
+                    f"{name}={self._params[name]!r} was asked for, but hparams hold {hparams[key]!r}, and other values"
+                    " change nothing."
+                )
+            self.unused.append(
+                f"{name!r} is in the space, but nothing that training reads changes with it: every value gives the same"
+                " training. Use it in the module or its optimizer, or take it out of the space."
+            )
+
+
+class ChangeableNames(NameCheck):
+    """Refuses each name that cannot change while a module trains, as a population needs it."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bind the names and apply their values, as a member does.
+
+        Raises:
+            MisconfigurationException: naming what cannot change.
+        """
+        rebuild = Rebuild(build_of(self._builder), self._params)
+        Hyperparameters(self._space, trainer, pl_module, rebuild).apply(self._params)
+
+
+def build_of(builder: Builder) -> Build:
+    """Return a function that builds module and data module of hyperparameters."""
+
+    def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
+        built = builder.build(params)
+        return built.module, built.data
+
+    return build

@@ -1,0 +1,93 @@
+"""Settings of optimizers and LR schedules that a trial was built with: they win over those of a restored checkpoint.
+
+A trial that continues another one's checkpoint with other hyperparameters gets the other's settings back with the
+optimizer's state. What differs between the two builds is then set again, at the step of the restored schedules. A trial
+that continues its own checkpoint was built in the same way, so nothing is touched, and what its own code has changed
+stays changed.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_hpo.failures import ParameterMismatchError
+from lightning_hpo.training.leaves import Path, get, leaves, put, same, text
+from lightning_hpo.training.rebuild import advance, differing, is_rate, note_base_lrs
+
+_STORED = (bool, int, float, str, type(None), torch.Tensor)
+
+
+class BuiltSettings:
+    """What a Trainer's optimizers and schedules were built with; create it before a checkpoint is restored.
+
+    Args:
+        trainer: in ``on_fit_start``.
+        before: what :attr:`values` was for the checkpoint that will be restored; None if there is none.
+    """
+
+    def __init__(self, trainer: pl.Trainer, before: Sequence[tuple[Any, Any]] | None = None) -> None:
+        note_base_lrs(trainer.optimizers)
+        own = _values(trainer)
+        self.values = [(path, _copied(value)) for path, value in own.items()]
+        """Path and value of each setting, as a checkpoint can hold them."""
+        self._changed: dict[Path, Any] = {}
+        self._before: dict[Path, Any] = {}
+        if before is not None:
+            self._before = {tuple(tuple(step) for step in path): value for path, value in before}
+            moved = differing({path: self._before[path] for path in own if path in self._before}, own)
+            self._changed = {path: own[path] for path in moved if path in self._before}
+        # The restore overwrites the originals.
+        self._fresh = copy.deepcopy(_roots(trainer)) if self._changed else {}
+
+    def apply(self, trainer: pl.Trainer) -> None:
+        """Set what differs from the build that the restored checkpoint comes from, and read it back.
+
+        Raises:
+            ParameterMismatchError: naming a setting that is not in effect.
+        """
+        if not self._changed:
+            return
+        live = _roots(trainer)
+        advance(self._fresh["schedules"], live["schedules"])
+        touched = {path[1] for path in self._changed if path[0] == ("item", "optimizers")}
+        rates = {path for path in _values(trainer) if is_rate(path) and path[1] in touched}
+        for path in sorted(self._changed.keys() | rates, key=repr):
+            value = self._rate(path, live) if is_rate(path) else get(self._fresh, path)
+            try:
+                put(live, path, value)
+            except LookupError as error:
+                raise ParameterMismatchError(f"{text(path)}={value!r} cannot be set: {error}") from error
+            if not same(get(live, path), value):
+                raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {get(live, path)!r} is in effect.")
+        self._fresh = {}
+
+    def _rate(self, path: Path, live: Any) -> Any:
+        """Learning rate at the step of its schedule; without one, as much reduced as it is."""
+        own, now, base = get(self._fresh, path), get(live, path), self._before.get(path)
+        optimizer = get(live, path[:2])
+        clocks = [s for s in live["schedules"] if s.optimizer is optimizer and not isinstance(s, ReduceLROnPlateau)]
+        if clocks or base is None or same(now, base) or float(base) == 0:
+            return own
+        rate = float(now) * (float(own) / float(base))
+        return torch.tensor(rate, dtype=now.dtype) if isinstance(now, torch.Tensor) else rate
+
+
+def _roots(trainer: pl.Trainer) -> dict[str, list[Any]]:
+    schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return {"optimizers": list(trainer.optimizers), "schedules": schedules}
+
+
+def _values(trainer: pl.Trainer) -> dict[Path, Any]:
+    return {path: value for path, value in leaves(_roots(trainer)).items() if _is_stored(value)}
+
+
+def _is_stored(value: Any) -> bool:
+    return isinstance(value, _STORED) or (isinstance(value, tuple) and all(isinstance(one, _STORED) for one in value))
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,164 @@
+"""Everything that a member hands on with its weights, and how another one takes it over in place.
+
+Taken over are weights and buffers, what the module adds to a checkpoint, the optimizer's state (in its parameter groups
+too), precision scalers, weight averages, and schedules that follow a metric. Not taken over are clocks: step, epoch,
+place in the data, and the place on an LR schedule are a member's own, so a late member still ends its schedule where
+its training ends. Hyperparameters are applied afterwards.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+State = dict[str, Any]
+
+# What an LR schedule keeps in a parameter group.
+_OF_SCHEDULES = ("params", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+
+
+def capture(trainer: pl.Trainer, module: pl.LightningModule) -> State:
+    """Refer to the state of a live Trainer; nothing is copied, so it must not train before the state is used."""
+    checkpoint: State = {
+        "state_dict": module.state_dict(),
+        "global_step": trainer.global_step,
+        "epoch": trainer.current_epoch,
+    }
+    if is_overridden("on_save_checkpoint", module, pl.LightningModule):
+        module.on_save_checkpoint(checkpoint)
+    saved = checkpoint["state_dict"]
+    return {
+        "module": saved,
+        "buffers": {name: buffer for name, buffer in module.named_buffers() if name not in saved},
+        "added": {name: value for name, value in checkpoint.items() if name != "state_dict"},
+        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "kinds": [type(optimizer).__name__ for optimizer in trainer.optimizers],
+        "plateaus": [config.scheduler.state_dict() for config in _plateaus(trainer)],
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "precision": trainer.precision_plugin.state_dict(),
+        "averages": [average.state_dict() for average in _averages(trainer)],
+    }
+
+
+@torch.no_grad()
+def transplant(state: State, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Take over what :func:`capture` refers to, or what was read from a file; shares no tensor with it afterwards.
+
+    Gradients that were being accumulated are dropped, and EarlyStopping counts anew: both belong to other weights.
+
+    Raises:
+        RuntimeError: if the donor's module or optimizers are built in another way.
+    """
+    kinds = [type(optimizer).__name__ for optimizer in trainer.optimizers]
+    if state["kinds"] != kinds:
+        raise RuntimeError(f"the donor trains with {state['kinds']}, this member with {kinds}.")
+    _take_module(module, state)
+    for optimizer, donor in zip(trainer.optimizers, state["optimizers"], strict=True):
+        _take_moments(optimizer, donor)
+        _take_groups(optimizer, donor, [one.scheduler for one in trainer.lr_scheduler_configs])
+        optimizer.zero_grad()
+    for config, values in zip(_plateaus(trainer), state["plateaus"], strict=True):
+        _take_plateau(config, values, state["metrics"])
+    trainer.precision_plugin.load_state_dict(state["precision"])
+    for average, values in zip(_averages(trainer), state["averages"], strict=True):
+        average.load_state_dict(values)
+    for callback in trainer.early_stopping_callbacks:
+        _restart(callback)
+
+
+def _take_module(module: pl.LightningModule, state: State) -> None:
+    """Load as Lightning loads a checkpoint, whose hook may change or read what was saved."""
+    weights = state["module"]
+    if is_overridden("on_load_checkpoint", module, pl.LightningModule):
+        checkpoint = {**copy.deepcopy(state["added"]), "state_dict": dict(weights)}
+        module.on_load_checkpoint(checkpoint)
+        weights = checkpoint["state_dict"]
+    module.load_state_dict(weights, strict=module.strict_loading)
+    own = dict(module.named_buffers())
+    for name, buffer in state["buffers"].items():
+        if name in own and own[name].shape == buffer.shape:
+            own[name].copy_(buffer)
+        else:
+            owner, _, key = name.rpartition(".")
+            module.get_submodule(owner).register_buffer(key, buffer.clone(), persistent=False)
+
+
+def _take_groups(optimizer: Optimizer, donor: State, schedules: list[Any]) -> None:
+    """Copy what optimizers keep in their groups (a step size that they estimate, sums of weights).
+
+    A learning rate that follows a clock is the member's own; one that has moved otherwise is taken over as a share of
+    its base value.
+    """
+    clocks = [one for one in schedules if one.optimizer is optimizer and not isinstance(one, ReduceLROnPlateau)]
+    kept = {*_OF_SCHEDULES, "lr"}
+    if any(getattr(one, "cycle_momentum", False) for one in clocks):
+        kept |= {"momentum", "betas"}
+    for group, other in zip(optimizer.param_groups, donor["param_groups"], strict=True):
+        for name, value in other.items():
+            if name not in kept:
+                group[name] = value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+        if "lr" in group and not clocks:
+            base, of_donor = group.get("initial_lr", group["lr"]), other.get("initial_lr", other["lr"])
+            share = float(other["lr"]) / float(of_donor) if float(of_donor) else 1.0
+            rate = float(base) if share == 1.0 else float(base) * share
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def _take_moments(optimizer: Optimizer, donor: State) -> None:
+    """Copy per-parameter state into the buffers that are there."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = {index: optimizer.state.get(parameter, {}) for index, parameter in enumerate(parameters)}
+    fits = all(
+        set(values) == set(own[index]) and all(_fits(own[index][name], value) for name, value in values.items())
+        for index, values in donor["state"].items()
+    ) and all(index in donor["state"] or not values for index, values in own.items())
+    if not fits:  # one of the two has not taken a step yet, or keeps other things than tensors
+        copied = apply_to_collection(donor["state"], torch.Tensor, torch.clone)
+        optimizer.load_state_dict({"state": copied, "param_groups": optimizer.state_dict()["param_groups"]})
+        return
+    for index, values in donor["state"].items():
+        for name, value in values.items():
+            own[index][name].copy_(value)
+
+
+def _fits(own: Any, value: Any) -> bool:
+    return isinstance(own, torch.Tensor) and isinstance(value, torch.Tensor) and own.shape == value.shape
+
+
+def _take_plateau(config: LRSchedulerConfig, values: State, metrics: Mapping[str, float]) -> None:
+    """Take over a schedule that follows a metric.
+
+    A donor is judged in its validation, before the schedule looks at it; the member's own schedule has looked already.
+    """
+    schedule: Any = config.scheduler
+    looked = schedule.last_epoch
+    schedule.load_state_dict(values)
+    if config.monitor is not None and looked == schedule.last_epoch + 1 and config.monitor in metrics:
+        schedule.step(metrics[config.monitor])
+
+
+def _plateaus(trainer: pl.Trainer) -> list[LRSchedulerConfig]:
+    return [one for one in trainer.lr_scheduler_configs if isinstance(one.scheduler, ReduceLROnPlateau)]
+
+
+def _averages(trainer: pl.Trainer) -> list[torch.nn.Module]:
+    callbacks = [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]  # set by Trainer
+    models = [one._average_model for one in callbacks]  # noqa: SLF001  # WeightAveraging has no public name for it
+    return [model for model in models if model is not None]
+
+
+def _restart(callback: EarlyStopping) -> None:
+    callback.wait_count = 0
+    callback.best_score = torch.tensor(math.inf if callback.mode == "min" else -math.inf)
