@@ -17,7 +17,7 @@ from lightning_hpo.jobs import BUDGET, Outcome
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.settings import BuiltSettings
-from lightning_hpo.training.trainer import leave_fit, stop, validate_now, validation_is_due
+from lightning_hpo.training.trainer import is_held_back, leave_fit, stop, validate_now, validation_is_due
 
 IDENTITY = "lightning_hpo"
 """Key of a checkpoint for the trial that it belongs to."""
@@ -193,6 +193,8 @@ class Leg(pl.Callback):
         """Save when all hooks of a validation, the module's included, have run."""
         if trainer.sanity_checking or self.paused:
             return
+        if self._due and self._reached and not self._epoch_ends:
+            self.ended = _own_end(trainer) or BUDGET
         is_point = self._due and not self._epoch_ends and (self._save_wanted or self._reached)
         if is_point or self._is_final(trainer):
             self._save(trainer, "validated")
@@ -222,8 +224,10 @@ class Leg(pl.Callback):
         if self.paused:
             return
         if step < self._target:
-            self.ended = _why_ended(trainer)
-        elif self._saved_at != step and not self._is_final(trainer):
+            self.ended = _own_end(trainer) or f"stopped by a callback or the module at step {step}"
+        elif self._epoch_ends and not self._is_final(trainer):
+            self.ended = _own_end(trainer) or BUDGET
+        if self._reached and self._saved_at != step and not self._is_final(trainer):
             self._save(trainer, "epoch")
         if self.validated_at != step:
             validate_now(trainer)
@@ -279,15 +283,17 @@ def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Out
     return Outcome(score, step, validated["metrics"], values={step: score}, ended=validated["ended"])
 
 
-def _why_ended(trainer: Any) -> str:
-    """Say what has ended a fit below its budget."""
+def _own_end(trainer: Any) -> str | None:
+    """Say what ends a fit here by itself, whatever the job asked for; None if nothing does."""
     step = trainer.global_step
     for callback in trainer.callbacks:
         if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
-            return f"{type(callback).__name__} at step {step}"
+            return None if is_held_back(trainer) else f"{type(callback).__name__} at step {step}"
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
             return f"max_time reached at step {step}"
     epochs = trainer.fit_loop.max_epochs
+    if trainer.fast_dev_run:
+        return f"fast_dev_run ended at step {step}"
     if epochs not in (None, -1) and trainer.fit_loop.epoch_progress.current.processed >= epochs:
         return f"max_epochs={epochs} reached at step {step}"
-    return f"stopped by a callback or the module at step {step}"
+    return None

@@ -24,7 +24,6 @@ _LIGHTNING = ("lightning.", "pytorch_lightning.")
 
 # Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; what to write instead.
 _REFUSED_ON = {
-    "fast_dev_run": "it ends each trial after a few batches: give the tuner a small `max_steps` instead",
     "barebones": "without logging there is no score: leave it out",
 }
 _REFUSED_ZERO = {
@@ -106,6 +105,8 @@ class TrialTrainer(pl.Trainer):
 
     stopped_by_job = False
     """Whether :func:`stop` has stopped it, not a callback."""
+    least = (0, 0)
+    """``min_epochs`` and ``min_steps``, once :func:`stop` has put them out of force."""
     data_is_there = False
     """Whether the data are set up, so that the length of an epoch can be known."""
 
@@ -170,10 +171,17 @@ def validate_now(trainer: Any) -> None:
 
 def stop(trainer: Any) -> None:
     """Stop the Trainer after this batch, as ``max_steps`` does: ``min_epochs`` and ``min_steps`` hold back others."""
-    trainer.fit_loop.min_epochs = None
-    trainer.fit_loop.epoch_loop.min_steps = None  # as min_epochs
+    loop = trainer.fit_loop
+    trainer.least = (max(trainer.least[0], loop.min_epochs or 0), max(trainer.least[1], loop.min_steps or 0))
+    loop.min_epochs = loop.epoch_loop.min_steps = None
     trainer.stopped_by_job = trainer.stopped_by_job or not trainer.should_stop
     trainer.should_stop = True
+
+
+def is_held_back(trainer: TrialTrainer) -> bool:
+    """Whether ``min_epochs`` or ``min_steps`` lets no callback stop the Trainer yet."""
+    epochs, steps = trainer.least
+    return trainer.fit_loop.epoch_progress.current.processed < epochs or trainer.global_step < steps
 
 
 def leave_fit() -> NoReturn:

@@ -46,6 +46,8 @@ class Worse(Net):
         ({}, R, "budget"),
         ({"max_epochs": 2}, 2 * BATCHES, f"max_epochs=2 reached at step {2 * BATCHES}"),
         ({"max_epochs": 2, "check_val_every_n_epoch": 5}, 2 * BATCHES, f"max_epochs=2 reached at step {2 * BATCHES}"),
+        ({"fast_dev_run": True}, 1, "fast_dev_run ended at step 1"),
+        ({"fast_dev_run": 3}, 3, "fast_dev_run ended at step 3"),
         ({"max_time": {"seconds": 0}}, 0, "max_time reached at step 0"),
         ({"callbacks": [Stops()]}, 7, "stopped by a callback or the module at step 7"),
         ({"callbacks": [EarlyStopping("val_loss", patience=1)]}, 2 * BATCHES, "EarlyStopping at step 10"),
@@ -138,7 +140,6 @@ class NoCopy(Callback):
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
-        ({"fast_dev_run": True}, "fast_dev_run=True"),
         ({"barebones": True}, "barebones=True"),
         ({"limit_val_batches": 0}, "limit_val_batches=0"),
         ({"limit_train_batches": 0.0}, "limit_train_batches=0.0"),
