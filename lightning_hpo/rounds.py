@@ -59,6 +59,7 @@ class Seat:
         assert trial is not None
         if stopped:  # before the score: decisions are made again from what the study holds
             self.rounds.lineage.note_stop(self.number, step)
+            self.rounds.say(f"member {self.number} was asked to stop at step {step}, and goes on from the best ones")
         row = self.rounds.table.rows[trial]
         if row.state == "running" and step not in row.values:  # a damaged checkpoint repeats steps
             self.rounds.table.record(trial, step, score)
@@ -156,7 +157,7 @@ class Rounds:
         self._fit = fit
         self._build = build
         self._effects: dict[str, Effect] = {}  # found once for all members
-        self._say = say
+        self.say = say
         self._members: dict[int, Seat] = {}
         for number in range(population_size):
             self.lineage.found(number, max_steps)
@@ -191,7 +192,7 @@ class Rounds:
                 if pause_wanted():
                     return
             if scores := self.lineage.standings(self._members, ended + 1):
-                self._say(self._summary(max(seat.step for seat in movers), scores.values()))
+                self.say(self._summary(max(seat.step for seat in movers), scores.values()))
 
     def _decide(self, movers: Sequence[Seat], ended: int) -> dict[int, Fork | None]:
         """Decide for all at the end of a round, from what the study holds."""
@@ -252,7 +253,7 @@ class Rounds:
             except FileNotFoundError:
                 continue
             except checkpoints.DamagedCheckpointError as error:
-                self._say(f"{error} It was moved to {checkpoints.set_aside(file).name}.")
+                self.say(f"{error} It was moved to {checkpoints.set_aside(file).name}.")
 
     def _resume(self, seat: Seat) -> None:
         seat.fiber.resume()
@@ -273,8 +274,11 @@ class Rounds:
         trial = self.lineage.at(seat.number, seat.step + 1)
         assert trial is not None
         reason = failure_text(error, self.table.rows[trial].params)
+        if self.table.rows[trial].state != "running":
+            self.say(f"member {seat.number} had come to its end when its Trainer failed: {reason.splitlines()[0]}")
+            return
         self.table.fail(trial, reason)
-        self._say(f"member {seat.number} failed after step {seat.step}: {reason.splitlines()[0]}")
+        self.say(f"member {seat.number} failed after step {seat.step}: {reason.splitlines()[0]}")
 
     def _life(self, seat: Seat) -> Callable[[], None]:
         def life() -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.callbacks.lr_schedule import bind_to_steps
@@ -105,15 +104,6 @@ class RoundMember(Member):
     ) -> None:
         """Set Lightning's progress to where the checkpoint was taken: before the validation that ends an interval."""
         self._resumable.load(checkpoint["callbacks"][self.state_key]["resume"], checkpoint["loops"]["fit_loop"])
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse what would end the members at different steps."""
-        if any(isinstance(one, Timer) for one in trainer.callbacks):  # type: ignore[attr-defined]  # set by Trainer
-            raise MisconfigurationException(
-                f"a Timer (`max_time`) ends a fit by the clock, but all members of a population train to `max_steps` "
-                f"{trainer.max_steps}: leave it out. Ctrl-C pauses the run, and the same command continues it."
-            )
-        super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put everything back; a continued fit begins with the validation that ends an interval, and its decision."""

@@ -181,7 +181,8 @@ def stop(trainer: Any) -> None:
 def is_held_back(trainer: TrialTrainer) -> bool:
     """Whether ``min_epochs`` or ``min_steps`` lets no callback stop the Trainer yet."""
     epochs, steps = trainer.least
-    return trainer.fit_loop.epoch_progress.current.processed < epochs or trainer.global_step < steps
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return bool(progress.processed < epochs or trainer.global_step < steps)
 
 
 def leave_fit() -> NoReturn:

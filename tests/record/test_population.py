@@ -6,7 +6,6 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -118,7 +117,7 @@ class Judged(pl.Callback):
 def tune(root, model=Net, data=Data, space=SPACE, trainer=None, **options):
     arguments = {"population_size": SIZE, "interval": INTERVAL, "max_steps": STEPS, "monitor": "val_loss", "seed": 1}
     given = {"accelerator": "cpu", "logger": False, **(trainer or {})}
-    tuner = PopulationTuner(space, root=root, name="run", verbose=False, trainer=given, **{**arguments, **options})
+    tuner = PopulationTuner(space, root=root, name="run", trainer=given, **{"verbose": False, **arguments, **options})
     return tuner.fit(model, datamodule=data)
 
 
@@ -298,9 +297,20 @@ def test_what_would_end_members_at_other_steps_is_refused(tmp_path, argument):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_timer_is_refused(tmp_path):
-    with pytest.raises(MisconfigurationException, match=r"Timer .* train to `max_steps` 24: leave it out"):
-        tune(tmp_path, trainer={"callbacks": [Timer("00:01:00:00")]})
+def test_time_that_is_over_ends_no_member(tmp_path):
+    result = tune(tmp_path, trainer={"callbacks": [Timer({"milliseconds": 30})]})
+    assert steps_of(result) == {member: [6, 12, 18, 24] for member in range(SIZE)}
+
+
+def test_an_error_when_all_is_done_is_said_and_costs_no_score(tmp_path, capsys):
+    class Fails(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            if trainer.default_root_dir.endswith("001"):
+                raise RuntimeError("out of luck")
+
+    result = tune(tmp_path, trainer={"callbacks": [Fails()]}, verbose=True)
+    assert sum(row.state == "complete" for row in result.rows) == SIZE
+    assert "member 1 had come to its end when its Trainer failed: RuntimeError: out of luck" in capsys.readouterr().out
 
 
 class Plateau(Net):
