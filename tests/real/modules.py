@@ -81,7 +81,7 @@ def temporal_fusion_transformer(learning_rate=0.01, dropout=0.1, weight_decay=0.
         attention_head_size=2,
         hidden_continuous_size=2,
         loss=QuantileLoss(),
-        log_interval=2,
+        log_interval=-1,
         reduce_on_plateau_patience=1,
     )
 
