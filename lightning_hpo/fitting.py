@@ -18,7 +18,7 @@ from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.random_state import rng_state, set_rng_state
-from lightning_hpo.training.trainer import DataIsThere, TrialTrainer, refuse_arguments, refuse_callbacks
+from lightning_hpo.training.trainer import DataIsThere, InFolder, TrialTrainer, refuse_arguments, refuse_callbacks
 
 METRICS = "metrics.csv"
 
@@ -90,7 +90,7 @@ def make_trainer(
     owner.train_dataloader = followed
     _call_after(built.module, "on_train_batch_end", lambda outputs, *_: job.after_batch(trainer, outputs))
     _call_after(built.module, "on_validation_end", lambda *_: job.after_validation(trainer))
-    all_callbacks = [job.first, DataIsThere(), *own, *callbacks, job]
+    all_callbacks = [job.first, DataIsThere(), InFolder(), *own, *callbacks, job]
     refuse_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))

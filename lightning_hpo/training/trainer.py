@@ -2,6 +2,7 @@
 
 import math
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import (
     Callback,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     SpikeDetection,
     StochasticWeightAveraging,
@@ -125,6 +127,20 @@ class DataIsThere(pl.Callback):
     def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
         """Note it."""
         trainer.data_is_there = True
+
+
+class InFolder(pl.Callback):
+    """Lets every ModelCheckpoint without a folder of its own, also one that the module brings, write into the trial's.
+
+    Lightning would choose one of the logger's, which a logger with versions makes anew for each job; a ModelCheckpoint
+    that is continued in another folder forgets which files it has kept.
+    """
+
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
+        """Name the folder, before a ModelCheckpoint looks for one."""
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
 
 def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
