@@ -43,6 +43,9 @@ class OneBatch(pl.Callback):
         """Bind LR schedules as a job does."""
         bind_to_steps(trainer, trainer.max_steps)
 
+    def after_start(self) -> None:
+        """Do nothing: it is never a restart."""
+
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and look at a checkpoint as a job will save it."""
         trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     SpikeDetection,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
@@ -119,12 +120,14 @@ class TrialTrainer(pl.Trainer):
         return epochs_of(self.max_steps, int(batches), self)
 
 
-class DataIsThere(pl.Callback):
-    """Tells the Trainer when a data module is set up; a module that brings its own loaders is so a moment later."""
+class BeforeRestore(pl.Callback):
+    """Prepares a Trainer before it restores a checkpoint."""
 
     def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
-        """Note it."""
+        """Note that a data module is set up (a module that brings its own loaders is so a moment later)."""
         trainer.data_is_there = True
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
 
 
 def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
