@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import (
     SpikeDetection,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
@@ -121,24 +122,17 @@ class TrialTrainer(pl.Trainer):
         return epochs_of(self.max_steps, int(batches), self)
 
 
-class DataIsThere(pl.Callback):
-    """Tells the Trainer when a data module is set up; a module that brings its own loaders is so a moment later."""
+class FirstCallback(pl.Callback):
+    """Prepares a Trainer before the callbacks of the user; a job adds what it does before their other hooks."""
 
     def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
-        """Note it."""
-        trainer.data_is_there = True
-
-
-class InFolder(pl.Callback):
-    """Lets every ModelCheckpoint without a folder of its own, also one that the module brings, write into the trial's.
-
-    Lightning would choose one of the logger's, which a logger with versions makes anew for each job; a ModelCheckpoint
-    that is continued in another folder forgets which files it has kept.
-    """
-
-    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
-        """Name the folder, before a ModelCheckpoint looks for one."""
+        """Prepare what Lightning does too late, or otherwise than a trial needs it."""
+        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
         for callback in trainer.callbacks:
+            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
+            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
