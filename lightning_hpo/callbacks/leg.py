@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lightning_hpo.callbacks.lr_schedule import bind_to_steps
@@ -74,6 +75,7 @@ class Leg(pl.Callback):
         self._save_wanted = False
         self._pause_wanted = False
         self._epoch_ends = False
+        self._epoch_began_at = -1
         self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
         self.first: FirstCallback = BeforeOthers(self)
@@ -201,7 +203,7 @@ class Leg(pl.Callback):
         """Save when all hooks of a validation, the module's included, have run."""
         if trainer.sanity_checking or self.paused:
             return
-        if self._due and self._reached and not self._epoch_ends:
+        if self._reached and (_dev_run_is_over(trainer) or (self._due and not self._epoch_ends)):
             self.ended = _own_end(trainer) or BUDGET
         is_point = self._due and not self._epoch_ends and (self._save_wanted or self._reached)
         if is_point or self._is_final(trainer):
@@ -210,6 +212,12 @@ class Leg(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop a job that ends with an epoch."""
         self._resumable.on_train_epoch_end(trainer)
+        if self._epoch_began_at == trainer.global_step and _never_steps(trainer):
+            raise MisconfigurationException(
+                f"an epoch ended without an optimizer step, so the trial would train for ever: the loader has fewer "
+                f"batches than `limit_train_batches` or `overfit_batches` says, and fewer than "
+                f"`accumulate_grad_batches` ({trainer.accumulate_grad_batches})."
+            )
         if self._reached:
             stop(trainer)
 
@@ -217,6 +225,7 @@ class Leg(pl.Callback):
 
     def before_epoch(self, trainer: pl.Trainer) -> None:
         """Save between two epochs."""
+        self._epoch_began_at = trainer.global_step
         if self._save_wanted or self._pause_wanted:
             self._save(trainer, "epoch")
             self._pause_if_wanted(trainer)
@@ -228,7 +237,7 @@ class Leg(pl.Callback):
             return
         if step < self._target:
             self.ended = _own_end(trainer) or f"stopped by a callback or the module at step {step}"
-        elif self._epoch_ends and not self._is_final(trainer):
+        elif _dev_run_is_over(trainer) or (self._epoch_ends and not self._is_final(trainer)):
             self.ended = _own_end(trainer) or BUDGET
         if self._reached and self._saved_at != step and not self._is_final(trainer):
             self._save(trainer, "epoch")
@@ -285,6 +294,17 @@ def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Out
         return None
     score = validated["metrics"][monitor]
     return Outcome(score, step, validated["metrics"], values={step: score}, ended=validated["ended"])
+
+
+def _never_steps(trainer: Any) -> bool:
+    """Whether an epoch without an optimizer step is followed by epochs that are the same."""
+    scheduled = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)
+    return trainer.lightning_module.automatic_optimization and not scheduled and not trainer.should_stop
+
+
+def _dev_run_is_over(trainer: Any) -> bool:
+    """Whether ``fast_dev_run`` lets no job of the trial train further: it puts a ``max_steps`` of its own in force."""
+    return bool(trainer.fast_dev_run) and trainer.global_step >= trainer.max_steps
 
 
 def _own_end(trainer: Any) -> str | None:

@@ -11,8 +11,9 @@ from unittest import mock
 import lightning.pytorch as pl
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from optuna.storages import InMemoryStorage
 from torch.utils.data import DataLoader, IterableDataset
@@ -253,12 +254,17 @@ CALLBACKS = st.one_of(
 @st.composite
 def cases(draw, shuffle=False):
     names = draw(st.lists(st.sampled_from(sorted(ARGUMENTS)), max_size=3, unique=True))
-    return Case(
+    made = Case(
         Data(draw(st.integers(1, 6)), draw(st.sampled_from([True, True, False])), draw(st.integers(1, 2)), shuffle),
         draw(st.sampled_from([None, None, None, 1, 2])),
         {name: draw(ARGUMENTS[name]) for name in names},
         draw(st.lists(CALLBACKS, max_size=2, unique_by=lambda one: one[0])),
     )
+    # A stream that ends before its limit, and before a step is made, trains for ever in Lightning: tested below.
+    limits = {"limit_train_batches", "overfit_batches"}
+    schedules = [one for one in made.callbacks if one[0] is GradientAccumulationScheduler]
+    assume(made.data.sized or limits.isdisjoint(names) or not (schedules or "accumulate_grad_batches" in names))
+    return made
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -421,3 +427,28 @@ def test_a_cut_job_equals_one_that_is_not(case, targets, every, cuts):
         for key, state in ours["callbacks"].items():
             if "Leg" not in key and "ModelCheckpoint" not in key and "Timer" not in key:
                 assert theirs["callbacks"][key] == state
+
+
+def test_an_epoch_without_a_step_ends_the_trial(tmp_path):
+    case = Case(Data(1, False, 1), None, {"overfit_batches": 2, "accumulate_grad_batches": 3})
+    with pytest.raises(MisconfigurationException, match="accumulate_grad_batches"):
+        run(objective(case, 3), 3, tmp_path)
+
+
+def test_a_dev_run_that_ends_at_exactly_a_rung_is_finished(tmp_path):
+    made = objective(Case(Data(4, True, 1), 2, {"fast_dev_run": 3}), 9)
+    for target in (3, 9):
+        outcome = run(made, target, tmp_path)
+        assert (outcome.step, outcome.ended) == (4, "fast_dev_run ended at step 4")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "says"),
+    [
+        ({"limit_val_batches": 0.5}, "limit_val_batches"),
+        ({"max_time": {"seconds": 0}}, "max_time"),
+    ],
+)
+def test_what_can_only_fail_shows_in_the_check(trainer, says):
+    with pytest.raises(Exception, match=says):
+        objective(Case(Data(4, True, 1), None, trainer), 9).check()
