@@ -101,7 +101,7 @@ class Resumable:
         """Put back what hooks after :meth:`on_train_start` may have reset; what comes next is a batch or an epoch."""
         if self._restored is not None:
             assert self._live is not None
-            self._live.restore(self._restored["live"])
+            self._live.restore(self._restored["live"], with_stop=False)  # a stop that was asked for since counts
             set_rng_state(self._restored["random"])
             if self._restored["point"] != "validation due":  # that comes first
                 self._restored = None

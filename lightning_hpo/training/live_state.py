@@ -62,8 +62,13 @@ class LiveState:
             "epoch": _epoch_sums(self._trainer),
         }
 
-    def restore(self, state: State) -> None:
-        """Put back what :meth:`state` returned."""
+    def restore(self, state: State, *, with_stop: bool = True) -> None:
+        """Put back what :meth:`state` returned.
+
+        Args:
+            state: as returned.
+            with_stop: whether the Trainer's ``should_stop`` too.
+        """
         self._attributes.put_back(state["attributes"], self._module.device)
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(state["requires_grad"].get(name, self._gradients[name]))
@@ -79,7 +84,8 @@ class LiveState:
                 self._module.get_submodule(owner).register_buffer(key, buffer, persistent=False)
         self._trainer.callback_metrics.update({name: torch.tensor(value) for name, value in state["metrics"].items()})
         self._trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
-        self._trainer.should_stop = state["should_stop"]  # wanted by a callback, but held back by min_epochs
+        if with_stop:
+            self._trainer.should_stop = state["should_stop"]  # wanted by a callback, but held back by min_epochs
 
     def _owners(self) -> Iterator[tuple[str, Any]]:
         owners = [(f"model.{name}", submodule) for name, submodule in self._module.named_modules()]
