@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
+from lightning_hpo.interrupts import act_here
+
 Answer = TypeVar("Answer")
 
 
@@ -71,6 +73,7 @@ def _can_fork() -> bool:
 
 
 def _answer(function: Callable[[], Any], connection: Connection) -> None:
+    act_here()
     torch.set_num_threads(1)  # pools of threads do not survive a fork
     with threadpool_limits(1):
         try:
