@@ -18,7 +18,7 @@ from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.random_state import rng_state, set_rng_state
-from lightning_hpo.training.trainer import BeforeRestore, TrialTrainer, refuse_arguments, refuse_callbacks
+from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, refuse_arguments, refuse_callbacks
 
 METRICS = "metrics.csv"
 
@@ -34,7 +34,7 @@ TRAINER_DEFAULTS = {
 class JobCallback(Protocol):
     """What decides over a fit: a callback that comes last, with parts that come first or after the module's hooks."""
 
-    first: pl.Callback
+    first: FirstCallback
 
     def after_start(self) -> None:
         """Do what comes after all hooks at the start of training."""
@@ -94,7 +94,7 @@ def make_trainer(
     _call_after(built.module, "on_train_start", lambda *_: job.after_start())
     _call_after(built.module, "on_train_batch_end", lambda outputs, *_: job.after_batch(trainer, outputs))
     _call_after(built.module, "on_validation_end", lambda *_: job.after_validation(trainer))
-    all_callbacks = [job.first, BeforeRestore(), *own, *callbacks, job]
+    all_callbacks = [job.first, *own, *callbacks, job]
     refuse_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))

@@ -17,7 +17,7 @@ from lightning_hpo.jobs import BUDGET, Outcome
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
-from lightning_hpo.training.trainer import is_held_back, leave_fit, stop, validate_now, validation_is_due
+from lightning_hpo.training.trainer import FirstCallback, is_held_back, leave_fit, stop, validate_now, validation_is_due
 
 IDENTITY = "lightning_hpo"
 """Key of a checkpoint for the trial that it belongs to."""
@@ -76,7 +76,7 @@ class Leg(pl.Callback):
         self._epoch_ends = False
         self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
-        self.first: pl.Callback = BeforeOthers(self)
+        self.first: FirstCallback = BeforeOthers(self)
         self.paused = False
         self.ended = BUDGET
         self.validated_at: int | None = None

@@ -24,6 +24,7 @@ import torch
 from lightning_hpo.training.live_state import LiveState, add_epoch_sums
 from lightning_hpo.training.loaders import rewind
 from lightning_hpo.training.random_state import rng_state, set_rng_state
+from lightning_hpo.training.trainer import FirstCallback
 
 Point = Literal["batch", "validation due", "validated", "epoch"]
 
@@ -150,7 +151,7 @@ class Job(Protocol):
         """Act when training has ended."""
 
 
-class BeforeOthers(pl.Callback):
+class BeforeOthers(FirstCallback):
     """Calls a job's callback where it must come before those of the user."""
 
     def __init__(self, job: Job) -> None:

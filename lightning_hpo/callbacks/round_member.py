@@ -23,6 +23,7 @@ from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.origin import STAMP
 from lightning_hpo.population_folder import storage_error
 from lightning_hpo.training.state_transfer import restart_early_stopping
+from lightning_hpo.training.trainer import FirstCallback
 
 NEVER = sys.maxsize
 """Batches between validations, as an argument of the Trainer: it validates when the member says so."""
@@ -81,7 +82,7 @@ class RoundMember(Member):
         self._stop_restored = False
         self._step = 0
         self._ended_at: int | None = None
-        self.first: pl.Callback = pl.Callback()
+        self.first = FirstCallback()
 
     def state_dict(self) -> dict[str, Any]:
         """Add what a continuation needs beyond Lightning's own checkpoint."""

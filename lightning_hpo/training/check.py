@@ -15,7 +15,7 @@ from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.fitting import make_trainer
 from lightning_hpo.run_key import Key
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
-from lightning_hpo.training.trainer import refuse_callbacks, stop
+from lightning_hpo.training.trainer import FirstCallback, refuse_callbacks, stop
 
 
 class OneBatch(pl.Callback):
@@ -27,8 +27,9 @@ class OneBatch(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.first: pl.Callback = pl.Callback()
+        self.first = FirstCallback()
         self.metrics: dict[str, Any] = {}
+        self.trained = False
         self._before: dict[str, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -48,8 +49,14 @@ class OneBatch(pl.Callback):
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and look at a checkpoint as a job will save it."""
+        self.trained = True
         trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
         stop(trainer)
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        trainer.validating = True
+        loop.setup_data()  # with the user's limits: they may leave nothing
+        trainer.training = True
+        loop._max_batches = [min(one, 1) for one in loop.max_batches]  # noqa: SLF001  # no public name
         trainer.save_checkpoint(self._folder / "check.ckpt")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -99,10 +106,15 @@ def fit_one_batch(
     job = OneBatch(folder)
     arguments = dict(built.trainer)
     arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
-    limit = arguments.get("limit_val_batches")
-    quiet = Built(built.module, built.data, {**arguments, "limit_val_batches": limit if limit == 0 else 1})
-    trainer = make_trainer(quiet, folder, job, NoFiles(key), callbacks=callbacks, max_steps=max_steps)
+    trainer = make_trainer(
+        Built(built.module, built.data, arguments), folder, job, NoFiles(key), callbacks=callbacks, max_steps=max_steps
+    )
     trainer.fit(built.module, datamodule=built.data)
+    if not job.trained:
+        raise ValueError(
+            "the Trainer ends before its first training batch, so a trial would have no score: look for `max_time` and "
+            "for callbacks or hooks that set `should_stop` before a batch is done."
+        )
     return {name: float(value) for name, value in job.metrics.items()}
 
 

@@ -94,6 +94,7 @@ class FollowedLoader:
     _attributes_started: Changes = {}  # noqa: RUF012  # replaced, never changed
     _before_last: State | None = None  # random numbers before the last fetch
     _after_last: State  # and after it
+    batch_sampler: Any
     _own_iter: Callable[[], Iterator[Any]]  # __iter__ of the user's class
     _attributes: Attributes  # of dataset and samplers
 
@@ -135,6 +136,7 @@ class FollowedLoader:
             "epochs": self._epochs - started,
             "created": self._created,
             "started": self._started if started else None,
+            "batch_size": getattr(getattr(self, "batch_sampler", None), "batch_size", None) if started else None,
             "attributes": self._attributes.changed(),
             "attributes_started": self._attributes_started if started else {},
             "before_last": self._before_last if started and self.fetched_ahead else None,
@@ -148,6 +150,8 @@ class FollowedLoader:
         self._epochs = state["epochs"]
         self._starts_workers = self._epochs > 0 and getattr(self, "persistent_workers", False)
         self._set_own(state["now"])
+        if state["batch_size"] is not None:  # a population may have changed it for the epochs to come
+            self.batch_sampler.batch_size = state["batch_size"]
         if not state["fetched"]:  # otherwise when its batches are passed over
             self._put_back(state["attributes"])
 

@@ -7,15 +7,16 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 
 import optuna
+import torch
 
 from lightning_hpo import checkpoints
 from lightning_hpo.run_key import Key
 from lightning_hpo.runs import RunFolder
 from tests.small import Data, Net, digits
 from tests.test_kill import in_a_child
-from tests.test_tuners import recorded
 
 CPU = {"accelerator": "cpu", "logger": False}
 SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(4, 32)"}
@@ -39,6 +40,8 @@ class Search:
         planned: trials of a finished study.
         every: steps between checkpoints.
         spacing: steps between kills, at most.
+        model: class of the module; it writes a line per step.
+        data: builds the data module.
     """
 
     make: type
@@ -46,11 +49,13 @@ class Search:
     planned: int
     every: int
     spacing: int
+    model: type = Logged
+    data: Callable = Data
 
     def __call__(self, root, name, **more):
         options = {"monitor": "val_loss", "root": root, "name": name, "trainer": CPU, "verbose": False, **more}
         tuner = self.make(SPACE, checkpoint_every=self.every, **self.arguments, **options)
-        return tuner.fit(Logged, datamodule=Data)
+        return tuner.fit(self.model, datamodule=self.data)
 
 
 @dataclasses.dataclass
@@ -146,12 +151,31 @@ def count(search, root, name, kills, whole=None):
         most_repeated=max(repeats, default=0),
         torn=intact.count(False),
         left_over=len(list(folder.path.rglob(".*.tmp"))),
-        unequal=0 if whole is None else int(as_recorded(trials) != recorded(whole)),
+        unequal=0 if whole is None else int(not equal(folder, trials, whole)),
     )
 
 
-def as_recorded(trials):
-    return [(t.number, t.params, t.intermediate_values, t.state.name, t.values) for t in trials]
+def equal(folder, trials, whole):
+    """Whether two studies have the same record and the same weights in the checkpoints that both keep."""
+    if [as_recorded(trial) for trial in trials] != [as_recorded(trial) for trial in whole.study.get_trials()]:
+        return False
+    for path in folder.path.glob("trials/*/last.ckpt"):
+        other = whole.best_checkpoint.parent / path.relative_to(folder.path)
+        if not other.exists():
+            return False
+        one, two = (checkpoints.load(file, key=Key.of(file.parents[2])) for file in (path, other))
+        if one["global_step"] != two["global_step"] or not same(one["state_dict"], two["state_dict"]):
+            return False
+    return True
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def as_recorded(trial):
+    ended = trial.user_attrs.get("ended")
+    return trial.number, trial.params, trial.intermediate_values, trial.state.name, trial.values, ended
 
 
 def campaign(search, root, *, kills, seed=0, compare=True, **more):

@@ -5,12 +5,14 @@ import dataclasses
 import pytest
 
 from tests.faults.campaign import campaign
-from tests.faults.searches import HYPERBAND, RANDOM
+from tests.faults.searches import HYPERBAND, OPTUNA, RANDOM
 
 NO_DAMAGE = {"lost": 0, "duplicated": 0, "stuck": 0, "torn": 0, "left_over": 0, "unequal": 0}
 
 
-@pytest.mark.parametrize(("search", "kills"), [(RANDOM, 20), (HYPERBAND, 12)], ids=["random", "hyperband"])
+@pytest.mark.parametrize(
+    ("search", "kills"), [(RANDOM, 20), (HYPERBAND, 12), (OPTUNA, 12)], ids=["random", "hyperband", "optuna"]
+)
 def test_a_killed_study_equals_the_uninterrupted_one(tmp_path, search, kills):
     damage = campaign(search, tmp_path, kills=kills)
     assert dataclasses.asdict(damage).items() >= NO_DAMAGE.items()
