@@ -1,12 +1,42 @@
 """Ctrl-C, SIGTERM and a closed terminal (SIGHUP) mean pause; a second Ctrl-C means now."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 PAUSING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+Handler = Callable[[int, FrameType | None], Any]
+_ours: set[int] = set()  # ids of processes in which our handlers act
+
+
+def act_here() -> None:
+    """Let our handlers, also inherited ones, act in this process."""
+    _ours.add(os.getpid())
+
+
+def only_here(handle: Handler, before: Any) -> Handler:
+    """Make a handler that does nothing of its own in processes that user code forks: a pool must be able to end them.
+
+    Args:
+        handle: what a signal does in this process.
+        before: handler of the signal that holds in forked processes.
+    """
+    act_here()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if os.getpid() in _ours:
+            handle(number, frame)
+            return
+        signal.signal(number, signal.SIG_DFL if before is None else before)
+        os.kill(os.getpid(), number)
+
+    return handler
 
 
 class StudyPaused(SystemExit):  # a way to leave, not an error
@@ -49,7 +79,9 @@ def pausing_signals() -> Iterator[Interrupts]:
             listener()
 
     taken = [number for number in PAUSING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in taken}
+    before = {number: signal.getsignal(number) for number in taken}
+    for number in taken:
+        signal.signal(number, only_here(handle, before[number]))
     try:
         yield interrupts
     finally:

@@ -26,7 +26,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] 
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.failures import RankLostError
-from lightning_hpo.interrupts import PAUSING
+from lightning_hpo.interrupts import PAUSING, only_here
 from lightning_hpo.jobs import Outcome, Task, Work, never
 from lightning_hpo.printing import say
 from lightning_hpo.ranks import Ranks
@@ -186,7 +186,9 @@ def _deaf() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, lambda *_: None) for number in PAUSING}
+    before = {number: signal.getsignal(number) for number in PAUSING}
+    for number, handler in before.items():
+        signal.signal(number, only_here(lambda *_: None, handler))
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from typing import Any
 
 from lightning_hpo.exits import WRONG_CALL
 from lightning_hpo.failures import JobError, ParameterMismatchError, failure_text, let_go
-from lightning_hpo.interrupts import PAUSING
+from lightning_hpo.interrupts import PAUSING, only_here
 from lightning_hpo.jobs import Outcome, Task, Work
 from lightning_hpo.watchdog import Silence
 
@@ -234,7 +234,7 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
     def note(_number: int, _frame: FrameType | None) -> None:
         terminated.set()
 
-    signal.signal(signal.SIGTERM, note)  # a whole group may be told to end: then save first
+    signal.signal(signal.SIGTERM, only_here(note, signal.SIG_DFL))  # a whole group may be told to end: then save first
     for number in (signal.SIGINT, signal.SIGHUP):  # they are for the parent to decide
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PAUSING)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no types
 
+from lightning_hpo.interrupts import act_here
+
 Answer = TypeVar("Answer")
 
 
@@ -75,6 +77,7 @@ def _can_fork() -> bool:
 
 
 def _answer(function: Callable[[], Any], connection: Connection) -> None:
+    act_here()
     torch.set_num_threads(1)  # pools of threads do not survive a fork
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with threadpool_limits(1), contextlib.redirect_stdout(io.StringIO()):

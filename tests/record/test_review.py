@@ -1,7 +1,10 @@
 """Idioms of modules, loaders and callbacks that other tests do not have: a trial that is cut equals one that is not."""
 
 import dataclasses
+import multiprocessing
 import random
+import signal
+import time
 from collections import Counter, deque
 
 import lightning.pytorch as pl
@@ -12,6 +15,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 
+from lightning_hpo.interrupts import pausing_signals
+from lightning_hpo.training.apart import call_apart
 from tests.record.test_exact import BATCHES, CUTS, Data, Net, NetOfTwo, R, rows, run
 
 
@@ -238,3 +243,24 @@ def test_a_trial_that_is_cut_equals_one_that_is_not(case, cuts, tmp_path):
     assert (outcome.score, outcome.step) == (whole.score, whole.step)
     torch.testing.assert_close(other["state_dict"], one["state_dict"], rtol=0, atol=0)
     torch.testing.assert_close(other["optimizer_states"], one["optimizer_states"], rtol=0, atol=0)
+
+
+def code_of_an_ended_process():
+    """Fork a process as a pool does, and end it as a pool does."""
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    process = fork.Process(target=lambda: (begun.set(), time.sleep(60)))
+    process.start()
+    assert begun.wait(5)
+    process.terminate()
+    process.join(5)
+    code = process.exitcode
+    process.kill()
+    return code
+
+
+def test_a_process_that_a_module_forks_can_be_ended():
+    with pausing_signals() as interrupts:
+        assert code_of_an_ended_process() == -signal.SIGTERM
+        assert call_apart(code_of_an_ended_process) == -signal.SIGTERM
+    assert interrupts.received is None
