@@ -7,6 +7,7 @@ whoever wrote it, has the full budget as its horizon in each rung, and its check
 import contextlib
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -135,9 +136,10 @@ class Objective:
         Raises:
             KeyError: if the monitored metric is not logged.
             ParameterMismatchError: if a hyperparameter does not take effect.
+            RuntimeError: if another thread of this process trains a trial.
         """
         assert task.job.trial is not None
-        with quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
+        with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
             return self._run(task, should_pause, callbacks)
 
     def use_key(self, key: Key) -> None:
@@ -230,6 +232,27 @@ class Objective:
             _score(name, job.metrics)
         score = _score(self.monitor, job.metrics)
         return Outcome(score, trainer.global_step, job.metrics, values=job.values, ended=job.ended)
+
+
+_TRAINS = threading.RLock()  # a trial may train others inside, in its own thread
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse a second thread: both would draw from the same random numbers, and no trial could be repeated.
+
+    Raises:
+        RuntimeError: if another thread trains.
+    """
+    if not _TRAINS.acquire(blocking=False):
+        raise RuntimeError(
+            "another thread of this process trains a trial, and both would draw from the same random numbers: "
+            "use `n_jobs=1`, or OptunaTuner(workers=2) for two trials at a time in processes of their own"
+        )
+    try:
+        yield
+    finally:
+        _TRAINS.release()
 
 
 @contextlib.contextmanager

@@ -55,6 +55,9 @@ def call_apart(function: Callable[[], Answer]) -> Answer:
         code = process.exitcode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended its process with code {code}"
         raise RuntimeError(f"the check before training {how}") from None
+    except BaseException:  # a second Ctrl-C: nobody waits for the copy any more
+        process.kill()
+        raise
     finally:
         ours.close()
     process.join()

@@ -1,6 +1,7 @@
 """An outcome says where the Trainer stood, what was measured where, and why the job ended."""
 
 import lightning.pytorch as pl
+import optuna
 import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
@@ -208,3 +209,11 @@ def test_a_model_checkpoint_keeps_one_file_in_the_folder_of_the_trial(tmp_path, 
     assert {file.parent.name for file in files if file.name.startswith("epoch=")} == {"checkpoints"}
     assert not (tmp_path / "0002" / "0002").exists()
     assert not list((tmp_path / "logs").rglob("*.ckpt"))
+
+
+def test_two_threads_do_not_train_at_the_same_time(tmp_path):
+    """They would share the global random numbers."""
+    objective = Objective(WithLr, SPACE, data=Data, monitor="val_loss", max_steps=R, root=tmp_path)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    with pytest.raises(RuntimeError, match="n_jobs=1"):
+        study.optimize(objective, n_trials=4, n_jobs=2)
