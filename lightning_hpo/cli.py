@@ -41,7 +41,7 @@ _DESCRIPTION = (
     "Searches over paths of the config for the best value of a logged metric. Everything is kept in runs/<name>; the "
     "same line again continues an interrupted search. The answer is runs/<name>/best.yaml, which `fit -c` takes. "
     "Exit codes: 0 finished, 2 a mistake in this call or a study in use, 3 trials failed, 4 the run folder or storage "
-    "cannot be used, 130 and 143 paused."
+    "cannot be used, 130, 143 and 129 paused."
 )
 _OWN = ("space", "tuner", "dry_run")
 

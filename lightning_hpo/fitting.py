@@ -18,7 +18,7 @@ from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.random_state import rng_state, set_rng_state
-from lightning_hpo.training.trainer import DataIsThere, TrialTrainer, refuse_arguments, refuse_callbacks
+from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, refuse_arguments, refuse_callbacks
 
 METRICS = "metrics.csv"
 
@@ -34,7 +34,10 @@ TRAINER_DEFAULTS = {
 class JobCallback(Protocol):
     """What decides over a fit: a callback that comes last, with parts that come first or after the module's hooks."""
 
-    first: pl.Callback
+    first: FirstCallback
+
+    def after_start(self) -> None:
+        """Do what comes after all hooks at the start of training."""
 
     def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
         """Do what comes after all hooks of a training batch."""
@@ -56,8 +59,8 @@ def make_trainer(
     """Make a Trainer that keeps everything in one folder, and let the training loaders tell their position.
 
     Args:
-        built: what will be trained; its ``train_dataloader`` and the last hooks of a batch and a validation are
-            wrapped.
+        built: what will be trained; its ``train_dataloader`` and the last hooks of the start, a batch and a validation
+            are wrapped.
         folder: for checkpoints and metrics.
         job: comes after all other callbacks.
         io: saves and loads its checkpoints.
@@ -88,9 +91,10 @@ def make_trainer(
         return made
 
     owner.train_dataloader = followed
+    _call_after(built.module, "on_train_start", lambda *_: job.after_start())
     _call_after(built.module, "on_train_batch_end", lambda outputs, *_: job.after_batch(trainer, outputs))
     _call_after(built.module, "on_validation_end", lambda *_: job.after_validation(trainer))
-    all_callbacks = [job.first, DataIsThere(), *own, *callbacks, job]
+    all_callbacks = [job.first, *own, *callbacks, job]
     refuse_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))

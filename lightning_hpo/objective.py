@@ -25,6 +25,7 @@ from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import make_trainer, quiet_and_seeded
 from lightning_hpo.jobs import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.quiet import warnings_only
+from lightning_hpo.ranks import ranks_of
 from lightning_hpo.run_key import Key
 from lightning_hpo.safe_text import listed
 from lightning_hpo.schedulers import Job
@@ -169,7 +170,8 @@ class Objective:
                 return fit_one_batch(built, Path(folder), self.max_steps, self.key, [names]), names.unused
 
         with _naming(params):
-            logged, unused = call_apart(fit)
+            alone = ranks_of(self.builder.surroundings).size == 1
+            logged, unused = call_apart(fit) if alone else fit()  # a process group cannot be copied
             for message in unused:
                 warnings.warn(message, stacklevel=2)
             for name in (self.monitor, *self.also):

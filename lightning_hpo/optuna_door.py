@@ -57,7 +57,8 @@ class OptunaTuner(Tuner):
         sampler: default ``TPESampler()``, or that of ``study``.
         pruner: default ``MedianPruner()``, or that of ``study``.
         study: to continue, with its storage and its enqueued trials; its directions must be those of ``mode``.
-        constraints: names of logged metrics that must be <= 0 in a feasible trial.
+        constraints: names of logged metrics that must be <= 0 in a feasible trial. Feasible trials are better than
+            others.
         workers: as for :class:`Tuner`; they report to the study themselves, so it must not be in memory. What the
             sampler knows when it is asked depends on who ended first.
         **options: as for :class:`Tuner`; ``keep_checkpoints`` is True by default.

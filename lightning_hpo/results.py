@@ -63,11 +63,13 @@ class Result:
         Its ``configure_model`` and ``on_load_checkpoint`` are called, and its ``strict_loading`` holds.
 
         Raises:
-            RuntimeError: if the search had no model, or kept no checkpoint.
+            RuntimeError: if the search had no model, or its best checkpoint was not saved.
             DamagedCheckpointError: if the checkpoint is damaged, or holds objects and was written by another run.
         """
-        if self.build is None or self.best_checkpoint is None:
+        if self.build is None:
             raise RuntimeError("there is no best model: the search was over a plain function.")
+        if self.best_checkpoint is None:
+            raise RuntimeError(f"there is no best model: the checkpoint of trial {self.best_trial} was not saved.")
         module = self.build(self.best_params)
         saved = checkpoints.load(self.best_checkpoint, key=Key.of(self.best_checkpoint.parent))
         module.configure_model()

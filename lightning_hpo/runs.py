@@ -32,6 +32,7 @@ from lightning_hpo.study_file import (
     UNUSABLE,
     StorageError,
     check_study_file,
+    forget_checksum,
     note_checksum,
     readable,
     sqlite_url,
@@ -283,6 +284,7 @@ def _make_sqlite(file: Path, name: str, mode: Mode | Sequence[Mode], fingerprint
     storage = RDBStorage(sqlite_url(fresh))
     _study(storage, name, mode).set_user_attr(FINGERPRINT, dict(fingerprint))
     storage.engine.dispose()
+    forget_checksum(file)
     fresh.replace(file)
 
 

@@ -78,6 +78,11 @@ def note_checksum(file: Path) -> None:
     atomic_write(_checksum_file(file), f"{header[_COUNTER].hex()} {found}\n")
 
 
+def forget_checksum(file: Path) -> None:
+    """Remove the checksum of a study's SQLite file that is about to be made: it is of one that was moved away."""
+    _checksum_file(file).unlink(missing_ok=True)
+
+
 def _other_content(file: Path, database: sqlite3.Connection) -> str | None:
     beside = _checksum_file(file)
     try:

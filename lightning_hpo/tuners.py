@@ -59,7 +59,8 @@ class Tuner:
         storage: an Optuna storage or its URL. Default: SQLite in the run folder. What keeps a second process away is a
             lock in ``root/name``, so processes that use one storage need the same ``root``.
         root: folder of all runs.
-        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
+        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
+            they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
         checkpoint_every: save within a job each time so many optimizer steps are done.
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
         workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
@@ -82,8 +83,8 @@ class Tuner:
             (see :class:`~lightning_hpo.objective.Objective`).
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
-        allow_changed: continue a study although the code of the model or data, or the space, is not what the study was
-            begun with (see :mod:`lightning_hpo.code_identity`); a warning says what, and the study keeps a note of it.
+        allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
+            was begun with (see :mod:`lightning_hpo.code_identity`); a warning says what, and the study keeps a note.
             Trials outside a new range no longer count for the sampler. By default that is an error; another function
             given to :meth:`optimize` always is a warning.
         shared: let several processes work on the study: start the same call in each, on one machine or on several that

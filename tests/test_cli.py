@@ -139,18 +139,21 @@ class TestMistakes:
         ],
     )
     def test_before_training_with_exit_code_2(self, tmp_path, capsys, flags, text, monkeypatch):
-        monkeypatch.setattr(Plain, "training_step", lambda *_: pytest.fail("a training step was run"))
+        steps, own = [], Plain.training_step  # the check's own batch stays in its own process
+        monkeypatch.setattr(Plain, "training_step", lambda *given: steps.append(given) or own(*given))
         with pytest.raises(SystemExit) as left:
             tune(tmp_path, *flags)
         assert left.value.code == 2
         assert text in capsys.readouterr().err
+        assert not list(tmp_path.glob("*/trials/*"))
 
     def test_failed_trials_and_a_folder_that_cannot_be_used(self, tmp_path, capsys, monkeypatch):
         (tmp_path / "file").touch()
         with pytest.raises(SystemExit) as left:
             tune(tmp_path / "file", "--space.model.hidden", "int(4, 8)")
         assert left.value.code == 4
-        monkeypatch.setattr(Plain, "training_step", lambda *_: 1 / 0)
+        # In the second batch: the check before training has one.
+        monkeypatch.setattr(Plain, "on_train_batch_start", lambda self, batch, batch_idx: 1 / (1 - batch_idx))
         with pytest.raises(SystemExit) as left:
             tune(tmp_path, "--space.model.hidden", "int(4, 8)", "--tuner.max_failed", "2")
         assert left.value.code == 3

@@ -65,7 +65,9 @@ def script(tmp_path):
 
 
 def seen(folder, rank):
-    return [json.loads(line) for line in (folder / f"rank{rank}.jsonl").read_text().splitlines()]
+    """Lines of the trials and the answer; the check before training writes into a folder of its own."""
+    lines = [json.loads(line) for line in (folder / f"rank{rank}.jsonl").read_text().splitlines()]
+    return [line for line in lines if not str(line["trial"]).startswith("tmp")]
 
 
 def processes_with(text):

@@ -17,8 +17,8 @@ from lightning_hpo.callbacks.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.jobs import BUDGET, Outcome
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
-from lightning_hpo.training.settings import BuiltSettings
-from lightning_hpo.training.trainer import is_held_back, leave_fit, stop, validate_now, validation_is_due
+from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
+from lightning_hpo.training.trainer import FirstCallback, is_held_back, leave_fit, stop, validate_now, validation_is_due
 
 IDENTITY = "lightning_hpo"
 """Key of a checkpoint for the trial that it belongs to."""
@@ -70,6 +70,7 @@ class Leg(pl.Callback):
         self._handler: Any = None
         self._step = 0
         self._resume: dict[str, Any] = {}
+        self._groups: list[list[list[str]]] = []  # names of the parameters in each group of each optimizer
         self._saved_at = -1
         self._save_wanted = False
         self._pause_wanted = False
@@ -77,7 +78,7 @@ class Leg(pl.Callback):
         self._epoch_began_at = -1
         self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
-        self.first: pl.Callback = BeforeOthers(self)
+        self.first: FirstCallback = BeforeOthers(self)
         self.paused = False
         self.ended = BUDGET
         self.validated_at: int | None = None
@@ -89,6 +90,7 @@ class Leg(pl.Callback):
         validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended}
         return {
             "settings": [] if self._settings is None else self._settings.values,
+            "groups": self._groups,
             "resume": self._resume,
             "validated": validated,
         }
@@ -96,6 +98,7 @@ class Leg(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the optimizers of a parent were built with."""
         self._before = state_dict["settings"] if self._forked else None
+        self._groups = state_dict["groups"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -114,6 +117,7 @@ class Leg(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note what the optimizers are built with; restored ones overwrite it after this hook."""
+        add_groups(trainer.optimizers, pl_module, self._groups)
         self._settings = BuiltSettings(trainer, self._before)
         self._handler = signal.getsignal(signal.SIGTERM)
         # A timer that has run out stops the Trainer here; a loop that never begins could not validate.
@@ -134,6 +138,10 @@ class Leg(pl.Callback):
         if self._reached:  # a validation is owed, see before_end
             stop(trainer)
         trainer.should_stop |= self._stops_at_start
+
+    def after_start(self) -> None:
+        """Put back what hooks at the start of training may have reset."""
+        self._resumable.begin()
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Save or stop, when all hooks of a batch, the module's included, have run."""
@@ -218,14 +226,9 @@ class Leg(pl.Callback):
     def before_epoch(self, trainer: pl.Trainer) -> None:
         """Save between two epochs."""
         self._epoch_began_at = trainer.global_step
-        self._resumable.begin()
         if self._save_wanted or self._pause_wanted:
             self._save(trainer, "epoch")
             self._pause_if_wanted(trainer)
-
-    def before_batch(self) -> None:
-        """Put back what hooks at the start of training may have reset."""
-        self._resumable.begin()
 
     def before_end(self, trainer: pl.Trainer) -> None:
         """Save and validate where training has ended, unless both is done."""
@@ -261,6 +264,7 @@ class Leg(pl.Callback):
         """Save a checkpoint; a trial can do without one, so a full disk is a warning: the one before stays."""
         self._saved_at, self._save_wanted = trainer.global_step, False
         self._resume = self._resumable.state(trainer, point)
+        self._groups = names_in_groups(trainer.optimizers, trainer.lightning_module)
         try:
             trainer.save_checkpoint(self._checkpoint)
         except OSError as error:

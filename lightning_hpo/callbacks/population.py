@@ -29,9 +29,10 @@ class PopulationBasedTraining(Member):
 
     Args:
         folder: that all members see; made if missing.
-        space: dotted name -> distribution (see :mod:`lightning_hpo.space`): optimizer settings (``lr``,
-            ``weight_decay``, ``momentum``), ``dropout``, ``data.batch_size``, ``trainer.gradient_clip_val``, and
-            anything that the module's ``on_hyperparameters(hparams)`` knows how to change.
+        space: dotted name -> distribution (see :mod:`lightning_hpo.space`): whatever differs when the module is built
+            again from its saved ``hparams`` with another value, and can change while training (optimizer settings, LR
+            schedules, dropout, attributes), ``data.batch_size``, ``trainer.gradient_clip_val``, and anything that the
+            module's ``on_hyperparameters(hparams)`` changes.
         member: number of this member, 0 to ``population_size - 1``.
         population_size: members in all, at least 2.
         monitor: metric that the module logs in validation.

@@ -24,6 +24,7 @@ import torch
 from lightning_hpo.training.live_state import LiveState, add_epoch_sums
 from lightning_hpo.training.loaders import rewind
 from lightning_hpo.training.random_state import rng_state, set_rng_state
+from lightning_hpo.training.trainer import FirstCallback
 
 Point = Literal["batch", "validation due", "validated", "epoch"]
 
@@ -32,7 +33,7 @@ class Resumable:
     """Makes training independent of where it is cut, and of validations in between.
 
     A callback owns it, passes its hooks on, and puts :meth:`state` into its own state. Its ``on_train_start`` should
-    come after those of other callbacks, and :meth:`begin` in the first hook after it before those of others.
+    come after those of other callbacks, and :meth:`begin` after that of the module.
     """
 
     def __init__(self) -> None:
@@ -97,13 +98,13 @@ class Resumable:
             self._sums = self._restored["live"]["epoch"]
 
     def begin(self) -> None:
-        """Put back what hooks after :meth:`on_train_start` may have reset."""
+        """Put back what hooks after :meth:`on_train_start` may have reset; what comes next is a batch or an epoch."""
         if self._restored is not None:
             assert self._live is not None
             self._live.restore(self._restored["live"])
-            if self._restored["point"] == "epoch":  # otherwise the loader does so before it is asked for a batch
-                set_rng_state(self._restored["random"])
-            self._restored = None
+            set_rng_state(self._restored["random"])
+            if self._restored["point"] != "validation due":  # that comes first
+                self._restored = None
 
     def on_batch_end(self, trainer: pl.Trainer) -> None:
         """Remember torch's generator: a validation loader draws from it before any validation hook is called."""
@@ -146,14 +147,11 @@ class Job(Protocol):
     def before_epoch(self, trainer: pl.Trainer) -> None:
         """Act between two epochs."""
 
-    def before_batch(self) -> None:
-        """Act before a training batch."""
-
     def before_end(self, trainer: pl.Trainer) -> None:
         """Act when training has ended."""
 
 
-class BeforeOthers(pl.Callback):
+class BeforeOthers(FirstCallback):
     """Calls a job's callback where it must come before those of the user."""
 
     def __init__(self, job: Job) -> None:
@@ -162,12 +160,6 @@ class BeforeOthers(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save before anything of the epoch has begun."""
         self._job.before_epoch(trainer)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Put back what the first batch after a restart needs."""
-        self._job.before_batch()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save before others change the weights, as weight averaging does."""

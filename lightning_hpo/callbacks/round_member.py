@@ -19,10 +19,11 @@ from optuna.distributions import BaseDistribution
 
 from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.callbacks.member import Member, Population
-from lightning_hpo.callbacks.resumable import BeforeOthers, Resumable
+from lightning_hpo.callbacks.resumable import Resumable
 from lightning_hpo.origin import STAMP
 from lightning_hpo.population_folder import storage_error
 from lightning_hpo.training.state_transfer import restart_early_stopping
+from lightning_hpo.training.trainer import FirstCallback
 
 NEVER = sys.maxsize
 """Batches between validations, as an argument of the Trainer: it validates when the member says so."""
@@ -81,7 +82,7 @@ class RoundMember(Member):
         self._stop_restored = False
         self._step = 0
         self._ended_at: int | None = None
-        self.first: pl.Callback = BeforeOthers(self)
+        self.first = FirstCallback()
 
     def state_dict(self) -> dict[str, Any]:
         """Add what a continuation needs beyond Lightning's own checkpoint."""
@@ -112,6 +113,10 @@ class RoundMember(Member):
         self._step = trainer.global_step
         super().on_train_start(trainer, pl_module)
 
+    def after_start(self) -> None:
+        """Put back what hooks at the start of training may have reset."""
+        self._resumable.begin()
+
     def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
         """Save at the end of an interval, before its validation: a continued run can pick up exactly there."""
         self._resumable.on_batch_end(trainer)
@@ -128,17 +133,6 @@ class RoundMember(Member):
 
     def after_validation(self, trainer: pl.Trainer) -> None:
         """Do nothing: the checkpoint is the one before the validation."""
-
-    def before_epoch(self, trainer: pl.Trainer) -> None:
-        """Put back what hooks at the start of training may have reset."""
-        self._resumable.begin()
-
-    def before_batch(self) -> None:
-        """Put back what hooks at the start of training may have reset."""
-        self._resumable.begin()
-
-    def before_end(self, trainer: pl.Trainer) -> None:
-        """Do nothing: the last interval has been judged."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let Lightning end a restarted epoch as any."""

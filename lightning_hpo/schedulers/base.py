@@ -33,7 +33,7 @@ class Scheduler(Protocol):
 
     @property
     def max_steps(self) -> int:
-        """Full budget of one trial, in optimizer steps. A trial with a value there is complete."""
+        """Full budget of one trial, in optimizer steps. A trial with a value there, or beyond it, is complete."""
 
     def next(self, rows: "Sequence[Row]") -> Job | None:
         """Return the next job, or None if nothing can be started now.

@@ -1,6 +1,8 @@
 """Call a function in a copy of this process, so that nothing it does is left behind."""
 
+import contextlib
 import gc
+import io
 import multiprocessing
 import os
 import pickle
@@ -24,7 +26,8 @@ def call_apart(function: Callable[[], Answer]) -> Answer:
     """Call a function in a forked process; here, where a fork is not safe.
 
     A fork shares what is in memory and keeps what changes there: counters and lists of a user's module stay as they
-    are. It is not safe with CUDA or a process group at work, and not offered by every system.
+    are. What it prints is not shown. A fork is not safe with CUDA or a process group at work, and not offered by every
+    system.
 
     Args:
         function: returns something that can be pickled.
@@ -34,7 +37,8 @@ def call_apart(function: Callable[[], Answer]) -> Answer:
         RuntimeError: if the process is killed.
     """
     if not _can_fork():
-        return function()
+        with contextlib.redirect_stdout(io.StringIO()):
+            return function()
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     sys.stdout.flush()
@@ -72,7 +76,8 @@ def _can_fork() -> bool:
 
 def _answer(function: Callable[[], Any], connection: Connection) -> None:
     torch.set_num_threads(1)  # pools of threads do not survive a fork
-    with threadpool_limits(1):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    with threadpool_limits(1), contextlib.redirect_stdout(io.StringIO()):
         try:
             answer = ("answer", function())
         except BaseException as error:  # noqa: BLE001  # raised again in the process that asked

@@ -15,7 +15,7 @@ from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.fitting import make_trainer
 from lightning_hpo.run_key import Key
 from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
-from lightning_hpo.training.trainer import refuse_callbacks, stop
+from lightning_hpo.training.trainer import FirstCallback, refuse_callbacks, stop
 
 
 class OneBatch(pl.Callback):
@@ -27,7 +27,7 @@ class OneBatch(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.first: pl.Callback = pl.Callback()
+        self.first = FirstCallback()
         self.metrics: dict[str, Any] = {}
         self.trained = False
         self._before: dict[str, Any] = {}
@@ -43,6 +43,9 @@ class OneBatch(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bind LR schedules as a job does."""
         bind_to_steps(trainer, trainer.max_steps)
+
+    def after_start(self) -> None:
+        """Do nothing: it is never a restart."""
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and look at a checkpoint as a job will save it."""

@@ -7,80 +7,125 @@ numbers of the moment of the cut.
 Lightning fetches one batch ahead from a loader without length; that batch is drawn again with the random numbers of the
 moment in which it was drawn.
 
-Exact for every ``torch.utils.data.DataLoader``, sized or not, shuffled or not, with the global generator or one of
-its own, with workers, persistent ones included. Limit: a dataset that draws random numbers inside persistent workers,
-whose generators run on from epoch to epoch and cannot be set from outside.
+Exact for every loader, inside a ``CombinedLoader`` too, or of another class than torch's ``DataLoader``: sized or not,
+shuffled or not, with the global generator or one of its own, with workers, persistent ones included. What dataset and
+samplers keep in attributes (:mod:`lightning_hpo.training.attributes`), such as an epoch that is counted, is put back
+too. Limit: a dataset that draws random numbers inside persistent workers, whose generators run on from epoch to epoch
+and cannot be set from outside, or keeps something in attributes in any workers.
 """
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils._pytree import tree_flatten
 
+from lightning_hpo.training.attributes import Attributes, Changes, with_helpers
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 
 State = dict[str, Any]
 
 
 def follow(loaders: Any, restored: list[State] | None = None) -> Any:
-    """Let every DataLoader in a collection tell its position.
+    """Let every loader in a collection tell its position.
 
     Args:
-        loaders: what ``train_dataloader()`` returned: a loader, a collection of them, or anything else, which passes
-            unchanged. A loader with a ``state_dict`` of its own keeps it.
+        loaders: what ``train_dataloader()`` returned: a loader or a collection of them. A loader with a ``state_dict``
+            of its own keeps it.
         restored: positions from a checkpoint, in the order of the loaders, or None.
     """
-    followed: list[DataLoader[Any]] = []
-
-    def one(loader: DataLoader[Any]) -> DataLoader[Any]:
-        if not hasattr(loader, "state_dict"):
+    flat = _flat(loaders)
+    for loader in flat:
+        if not hasattr(loader, "state_dict") and hasattr(loader, "__dict__"):
             # The loader stays an instance of the user's class, so that Lightning treats it as before.
-            kind = type(loader)
-            loader.__class__ = type(kind.__name__, (FollowedLoader, kind), {"__module__": kind.__module__})
-        followed.append(loader)
-        return loader
-
-    made = apply_to_collection(loaders, DataLoader, one)
-    ahead = not all(_is_sized(loader) for loader in followed)
-    for loader in followed:
-        if isinstance(loader, FollowedLoader):
-            loader.fetched_ahead = ahead
-    for loader, state in zip(followed, restored or (), strict=False):
+            loader.__class__ = _followed_kind(type(loader))
+    ahead = not all(_is_sized(loader) for loader in flat)
+    with_state = [loader for loader in flat if hasattr(loader, "state_dict")]
+    together = _followed(loaders)
+    for loader in together:
+        loader.begin_to_follow(together, ahead=ahead)
+    for loader, state in zip(with_state, restored or (), strict=False):
         if isinstance(loader, FollowedLoader):
             loader.load_state_dict(state)
-    return made
+    return loaders
 
 
 def rewind(loaders: Any) -> None:
     """Tell every followed loader in a collection that its epoch is over."""
-
-    def one(loader: FollowedLoader) -> FollowedLoader:
+    for loader in _followed(loaders):
         loader.fetched = 0
-        return loader
-
-    apply_to_collection(loaders, FollowedLoader, one)
 
 
-class FollowedLoader(DataLoader[Any]):
-    """Mixed into a user's DataLoader: counts its batches, and passes over them after a restore."""
+def followed_objects(loaders: Any) -> list[Any]:
+    """Return the loaders in a collection that are followed, with all objects whose attributes they keep."""
+    return [one for loader in _followed(loaders) for _, one in loader.objects()]
+
+
+def _followed_kind(kind: type) -> type:
+    overridden = {name: vars(FollowedLoader)[name] for name in ("__iter__", "state_dict", "load_state_dict")}
+    own = {"_own_iter": kind.__iter__, "__module__": kind.__module__}  # type: ignore[attr-defined]  # of a loader
+    # The user's class comes first: Python lets an object change its class only to one of the same layout.
+    return type(kind.__name__, (kind, FollowedLoader), {**overridden, **own})
+
+
+def _flat(loaders: Any) -> list[Any]:
+    return list(loaders.flattened if isinstance(loaders, CombinedLoader) else tree_flatten(loaders)[0])
+
+
+def _followed(loaders: Any) -> list["FollowedLoader"]:
+    return [loader for loader in _flat(loaders) if isinstance(loader, FollowedLoader)]
+
+
+class FollowedLoader:
+    """Mixed into the class of a user's loader: counts its batches, and passes over them after a restore."""
 
     fetched = 0  # batches of this epoch
     fetched_ahead = False  # whether Lightning holds a batch that it has not trained on
     _exhausted = False
     _starts_workers = False
     _epochs = 0  # that were begun
-    _restored: State | None = None
+    _restored: State | None = None  # until its batches are passed over
+    _passed: Iterator[Any] | None = None  # what follows them
+    _together: Sequence["FollowedLoader"] = ()  # all that are read in one epoch
     _created: State | None = None  # random numbers before the first iterator was made
     _started: State | None = None  # random numbers before this epoch's
+    _attributes_started: Changes = {}  # noqa: RUF012  # replaced, never changed
     _before_last: State | None = None  # random numbers before the last fetch
     _after_last: State  # and after it
+    batch_sampler: Any
+    _own_iter: Callable[[], Iterator[Any]]  # __iter__ of the user's class
+    _attributes: Attributes  # of dataset and samplers
+
+    def begin_to_follow(self, together: Sequence["FollowedLoader"], *, ahead: bool) -> None:
+        """Note what there is before the first epoch.
+
+        Args:
+            together: all followed loaders that are read in one epoch.
+            ahead: whether Lightning fetches one batch ahead.
+        """
+        self._together = together
+        self.fetched_ahead = ahead
+        self._attributes = Attributes(self.objects, _OWN)
+
+    def objects(self) -> Iterator[tuple[str, Any]]:
+        """The loader, its dataset and samplers, and their helper objects."""
+        seen: set[int] = set()
+        batch_sampler = getattr(self, "batch_sampler", None)
+        sampler = getattr(batch_sampler, "sampler", getattr(self, "sampler", None))
+        for name, one in (
+            ("dataset", getattr(self, "dataset", None)),
+            ("sampler", sampler),
+            ("batches", batch_sampler),
+        ):
+            if hasattr(one, "__dict__"):
+                yield from with_helpers(name, one, seen)
+        yield from with_helpers("loader", self, seen)
 
     def __iter__(self) -> Any:
         """Begin an epoch, at its first fetch: hooks before it may draw random numbers."""
-        state, self._restored = self._restored, None
-        return self._batches(state)
+        return self._batches()
 
     def state_dict(self) -> State:
         """Position and random numbers of now; Lightning stores it with the training loop."""
@@ -91,6 +136,9 @@ class FollowedLoader(DataLoader[Any]):
             "epochs": self._epochs - started,
             "created": self._created,
             "started": self._started if started else None,
+            "batch_size": getattr(getattr(self, "batch_sampler", None), "batch_size", None) if started else None,
+            "attributes": self._attributes.changed(),
+            "attributes_started": self._attributes_started if started else {},
             "before_last": self._before_last if started and self.fetched_ahead else None,
             "now": self._random(),
         }
@@ -102,44 +150,65 @@ class FollowedLoader(DataLoader[Any]):
         self._epochs = state["epochs"]
         self._starts_workers = self._epochs > 0 and getattr(self, "persistent_workers", False)
         self._set_own(state["now"])
+        if state["batch_size"] is not None:  # a population may have changed it for the epochs to come
+            self.batch_sampler.batch_size = state["batch_size"]
+        if not state["fetched"]:  # otherwise when its batches are passed over
+            self._put_back(state["attributes"])
 
-    def _batches(self, state: State | None) -> Iterator[Any]:
+    def _batches(self) -> Iterator[Any]:
         if self._starts_workers:
             # The epochs before were read by workers that were started once; a new epoch resets them.
             self._starts_workers = False
             assert self._created is not None
             now = self._random()
             self._set_random(self._created)
-            super().__iter__()
+            self._own_iter()
             self._set_random(now)
-        if state is None or not (state["fetched"] or self.fetched_ahead):
-            yield from self._begin()
-            return
-        if not state["fetched"]:  # Lightning asks for the first batch before it calls any hook
+        if self._passed is None and self._restored is not None and self._restored["fetched"]:
+            now = self._restored["now"]["global"]
+            for loader in self._together:  # each draws anew what it drew before, and then all go on from one moment
+                loader.pass_over()
+            set_rng_state(now)
+        passed, self._passed = self._passed, None
+        state, self._restored = self._restored, None
+        if passed is not None:
+            yield from passed
+        elif state is not None and self.fetched_ahead:  # Lightning asks for the first batch before it calls any hook
             self._set_random(state["now"])
             iterator = self._begin()
             yield next(iterator)
             self._set_random(self._after_last)
             yield from iterator
+        else:
+            yield from self._begin()
+
+    def pass_over(self) -> None:
+        """Come to where the checkpoint was taken, if that is still to be done."""
+        state = self._restored
+        if state is None or not state["fetched"]:
             return
+        self._restored = None
         self._set_random(state["started"])
+        self._put_back(state["attributes_started"])
         iterator = self._begin()
-        waiting = self.fetched_ahead and not state["exhausted"]
-        for _ in range(state["fetched"] - waiting):
+        ahead = self.fetched_ahead and not state["exhausted"]
+        for _ in range(state["fetched"] - ahead):
             next(iterator, None)
-        if waiting:
+        fetched = []
+        if ahead:
             self._set_random(state["before_last"])
-            yield next(iterator)
-        self._set_random(state["now"])
-        yield from iterator
+            fetched.append(next(iterator))
+        self._set_own(state["now"])
+        self._put_back(state["attributes"])
+        self._passed = itertools.chain(fetched, iterator)
 
     def _begin(self) -> Iterator[Any]:
-        self._started = self._random()
+        self._started, self._attributes_started = self._random(), self._attributes.changed()
         if self._created is None:
             self._created = self._started
         self._epochs += 1
         self.fetched, self._exhausted = 0, False
-        iterator = super().__iter__()
+        iterator = self._own_iter()
         while True:
             if self.fetched_ahead:
                 self._before_last = self._random()
@@ -152,6 +221,9 @@ class FollowedLoader(DataLoader[Any]):
             if self.fetched_ahead:
                 self._after_last = self._random()
             yield batch
+
+    def _put_back(self, changes: Changes) -> None:
+        self._attributes.put_back(changes, torch.device("cpu"))
 
     def _random(self) -> State:
         return {"global": rng_state(), "own": [generator.get_state() for generator in self._generators()]}
@@ -172,7 +244,10 @@ class FollowedLoader(DataLoader[Any]):
         return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
 
 
-def _is_sized(loader: DataLoader[Any]) -> bool:
+_OWN = frozenset(name for name in vars(FollowedLoader) | FollowedLoader.__annotations__ if not name.startswith("__"))
+
+
+def _is_sized(loader: Any) -> bool:
     try:
         len(loader)
     except TypeError:

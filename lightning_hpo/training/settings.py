@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_hpo.failures import ParameterMismatchError
@@ -74,6 +75,30 @@ class BuiltSettings:
             return own
         rate = float(now) * (float(own) / float(base))
         return torch.tensor(rate, dtype=now.dtype) if isinstance(now, torch.Tensor) else rate
+
+
+def names_in_groups(optimizers: Sequence[Optimizer], module: pl.LightningModule) -> list[list[list[str]]]:
+    """Return the names of the parameters in each group of each optimizer."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [
+        [[names.get(id(one), "") for one in group["params"]] for group in optimizer.param_groups]
+        for optimizer in optimizers
+    ]
+
+
+def add_groups(optimizers: Sequence[Optimizer], module: pl.LightningModule, names: list[list[list[str]]]) -> None:
+    """Add groups that training has added before a checkpoint was taken, so that it can be restored.
+
+    Args:
+        optimizers: as they are built.
+        module: that they train.
+        names: as from :func:`names_in_groups` when the checkpoint was taken.
+    """
+    parameters = dict(module.named_parameters())
+    for optimizer, groups in zip(optimizers, names, strict=False):
+        for group in groups[len(optimizer.param_groups) :]:
+            if all(name in parameters for name in group):
+                optimizer.add_param_group({"params": [parameters[name] for name in group]})
 
 
 def _roots(trainer: pl.Trainer) -> dict[str, list[Any]]:

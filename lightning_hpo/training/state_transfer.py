@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning import __version__
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -29,18 +30,17 @@ _OF_SCHEDULES = ("params", "initial_lr", "max_lr", "min_lr", "base_momentum", "m
 
 def capture(trainer: pl.Trainer, module: pl.LightningModule) -> State:
     """Refer to the state of a live Trainer; nothing is copied, so it must not train before the state is used."""
-    checkpoint: State = {
-        "state_dict": module.state_dict(),
-        "global_step": trainer.global_step,
-        "epoch": trainer.current_epoch,
-    }
+    saved, added = module.state_dict(), {}
     if is_overridden("on_save_checkpoint", module, pl.LightningModule):
+        checkpoint = {**_of_lightning(trainer, module), "state_dict": saved}
+        before = {name: _items(value) for name, value in checkpoint.items()}
         module.on_save_checkpoint(checkpoint)
-    saved = checkpoint["state_dict"]
+        saved = checkpoint.pop("state_dict")
+        added = {name: value for name, value in checkpoint.items() if before.get(name) != _items(value)}
     return {
         "module": saved,
         "buffers": {name: buffer for name, buffer in module.named_buffers() if name not in saved},
-        "added": {name: value for name, value in checkpoint.items() if name != "state_dict"},
+        "added": added,
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "kinds": [type(optimizer).__name__ for optimizer in trainer.optimizers],
         "plateaus": [config.scheduler.state_dict() for config in _plateaus(trainer)],
@@ -62,7 +62,7 @@ def transplant(state: State, trainer: pl.Trainer, module: pl.LightningModule) ->
     kinds = [type(optimizer).__name__ for optimizer in trainer.optimizers]
     if state["kinds"] != kinds:
         raise RuntimeError(f"the donor trains with {state['kinds']}, this member with {kinds}.")
-    _take_module(module, state)
+    _take_module(trainer, module, state)
     for optimizer, donor in zip(trainer.optimizers, state["optimizers"], strict=True):
         _take_moments(optimizer, donor)
         _take_groups(optimizer, donor, [one.scheduler for one in trainer.lr_scheduler_configs])
@@ -85,12 +85,14 @@ def restart_early_stopping(trainer: pl.Trainer) -> None:
         callback.stopped_epoch = 0
 
 
-def _take_module(module: pl.LightningModule, state: State) -> None:
+def _take_module(trainer: pl.Trainer, module: pl.LightningModule, state: State) -> None:
     """Load as Lightning loads a checkpoint, whose hook may change or read what was saved."""
     weights = state["module"]
     if is_overridden("on_load_checkpoint", module, pl.LightningModule):
-        checkpoint = {**copy.deepcopy(state["added"]), "state_dict": dict(weights)}
+        checkpoint = {**_of_lightning(trainer, module), **copy.deepcopy(state["added"]), "state_dict": dict(weights)}
+        parameters = dict(module.named_parameters())
         module.on_load_checkpoint(checkpoint)
+        _keep_parameters(module, parameters)
         weights = checkpoint["state_dict"]
     module.load_state_dict(weights, strict=module.strict_loading)
     own = dict(module.named_buffers())
@@ -100,6 +102,38 @@ def _take_module(module: pl.LightningModule, state: State) -> None:
         else:
             owner, _, key = name.rpartition(".")
             module.get_submodule(owner).register_buffer(key, buffer.clone(), persistent=False)
+
+
+def _of_lightning(trainer: pl.Trainer, module: pl.LightningModule) -> State:
+    """Return what a checkpoint of Lightning's holds, besides weights and callbacks, when a module's hook sees it."""
+    content: State = {
+        "epoch": trainer.current_epoch,
+        "global_step": trainer.global_step,
+        "pytorch-lightning_version": __version__,
+        "loops": {"fit_loop": trainer.fit_loop.state_dict()},
+        "callbacks": {},
+        "optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+    }
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer
+    for owner in (module, data):
+        if owner is not None and owner.hparams:
+            content[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name  # noqa: SLF001  # it has no public name
+            content[owner.CHECKPOINT_HYPER_PARAMS_KEY] = dict(owner.hparams)
+    return content
+
+
+def _items(value: Any) -> Any:
+    """What tells whether a value was changed, in place too, without comparing tensors."""
+    return [(name, id(item)) for name, item in value.items()] if isinstance(value, dict) else id(value)
+
+
+def _keep_parameters(module: pl.LightningModule, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    """Put back parameters that a hook has replaced together with their module: the optimizer trains these."""
+    for name, parameter in parameters.items():
+        owner, _, key = name.rpartition(".")
+        if module.get_submodule(owner)._parameters.get(key) is not parameter:  # noqa: SLF001  # torch has no other way
+            setattr(module.get_submodule(owner), key, parameter)
 
 
 def _take_groups(optimizer: Optimizer, donor: State, schedules: list[Any]) -> None:

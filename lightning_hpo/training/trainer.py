@@ -2,6 +2,7 @@
 
 import math
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -11,10 +12,12 @@ from lightning.pytorch.callbacks import (
     Callback,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelCheckpoint,
     ModelPruning,
     SpikeDetection,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
@@ -119,12 +122,19 @@ class TrialTrainer(pl.Trainer):
         return epochs_of(self.max_steps, int(batches), self)
 
 
-class DataIsThere(pl.Callback):
-    """Tells the Trainer when a data module is set up; a module that brings its own loaders is so a moment later."""
+class FirstCallback(pl.Callback):
+    """Prepares a Trainer before the callbacks of the user; a job adds what it does before their other hooks."""
 
     def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
-        """Note it."""
-        trainer.data_is_there = True
+        """Prepare what Lightning does too late, or otherwise than a trial needs it."""
+        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
+        for callback in trainer.callbacks:
+            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
+            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
 
 def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:

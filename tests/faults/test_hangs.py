@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lightning_hpo import RandomTuner
-from lightning_hpo.callbacks.leg import Leg
 from lightning_hpo.failures import DivergedError
+from lightning_hpo.training.losses import LossWatch
 from tests.faults.scripts import run
 from tests.small import Data, Net
 
@@ -144,12 +144,12 @@ def test_losses_on_another_device_are_looked_at_together():
     class Loss(torch.Tensor):
         device = torch.device("cuda")
 
-    leg = Leg(10, None, every=5, hparams={}, optimizer={}, should_pause=lambda: False, stop_on_nan=True)
+    losses = LossWatch()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    for step, value in enumerate([0.5, float("inf"), 0.1], start=1):
-        leg._note_loss(trainer, step, {"loss": torch.tensor(value).as_subclass(Loss)})
-    with pytest.raises(DivergedError, match="diverged at step 2: the training loss is inf"):
-        leg._look_at_losses(trainer)
+    for value in [0.5, float("inf"), 0.1]:
+        losses.note(trainer, {"loss": torch.tensor(value).as_subclass(Loss)})
+    with pytest.raises(DivergedError, match="diverged at step 0: the training loss is inf"):
+        losses.look(trainer)
 
 
 MEMORY = """
@@ -162,7 +162,7 @@ def mapped():
 class Hungry(Net):
     def on_train_start(self):
         print("resident", resident(), flush=True)
-        if self.trainer.default_root_dir.endswith("1"):
+        if self.trainer.default_root_dir.endswith("0001"):
             resource.setrlimit(resource.RLIMIT_AS, (mapped() + 600 * 2**20, resource.RLIM_INFINITY))
             self.held = []
             try:

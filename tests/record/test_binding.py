@@ -510,6 +510,46 @@ def test_a_copy_takes_along_what_is_in_no_state_dict():
     assert member.global_step == 3  # clocks are its own
 
 
+class KeepsItsLoss(Base):
+    """Keeps its loss, which has a weight, in the checkpoint, and with its hyperparameters; reads both back."""
+
+    def __init__(self, lr=0.01):
+        super().__init__()
+        self.save_hyperparameters()
+        self.lr = lr
+        self.build()
+        self.criterion = nn.PReLU(init=lr)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    def loss(self, batch):
+        return super().loss(batch) + self.criterion(torch.tensor([-1.0])).sum()
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["criterion"] = self.criterion
+        checkpoint["hyper_parameters"]["criterion"] = self.criterion
+        checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] += 0
+        checkpoint["seen"] = len(checkpoint["optimizer_states"]), len(checkpoint["lr_schedulers"])
+
+    def on_load_checkpoint(self, checkpoint):
+        assert checkpoint["hyper_parameters"]["criterion"] is checkpoint["criterion"]
+        assert checkpoint["hyper_parameters"]["lr"] in (0.01, 0.02)
+        assert checkpoint["seen"] == (1, 0)
+        self.criterion = checkpoint["criterion"]
+
+
+def test_hooks_of_a_checkpoint_see_what_lightning_shows_them_and_the_optimizer_still_trains_every_parameter():
+    (donor, source), (member, target) = one(KeepsItsLoss, 5, 0.02), one(KeepsItsLoss, 3, 0.01)
+    state = capture(donor, source)
+    assert set(state["added"]) == {"criterion", "hyper_parameters", "seen"}
+    transplant(state, member, target)
+    assert torch.equal(target.criterion.weight, source.criterion.weight)
+    assert target.criterion.weight.data_ptr() != source.criterion.weight.data_ptr()
+    trained = {id(parameter) for parameter in member.optimizers[0].param_groups[0]["params"]}
+    assert trained == {id(parameter) for parameter in target.parameters()}
+
+
 class Workers(Base):
     """The dataset's noise is searched; workers that live on must not keep the old one."""
 

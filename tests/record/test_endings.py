@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_hpo import RandomTuner, checkpoints
 from lightning_hpo.failures import ParameterMismatchError
@@ -196,11 +197,14 @@ def test_the_check_and_the_jobs_set_up_for_fit_only(tmp_path):
     assert set(Marks.file.read_text().split()) == {"fit"}
 
 
-def test_a_model_checkpoint_keeps_one_file_in_the_folder_of_the_trial(tmp_path):
+@pytest.mark.parametrize("logger", [None, CSVLogger])
+def test_a_model_checkpoint_keeps_one_file_in_the_folder_of_the_trial(tmp_path, logger):
     kept = ModelCheckpoint(monitor="val_loss", save_top_k=1)
+    given = {} if logger is None else {"logger": logger(tmp_path / "logs")}
     for target in (3, BATCHES, 8, R):
-        run(tmp_path / "0002", target=target, callbacks=[kept])
+        run(tmp_path / "0002", target=target, callbacks=[kept], **given)
     files = list((tmp_path / "0002").rglob("*.ckpt"))
     assert len([file for file in files if file.name.startswith("epoch=")]) == 1
     assert {file.parent.name for file in files if file.name.startswith("epoch=")} == {"checkpoints"}
     assert not (tmp_path / "0002" / "0002").exists()
+    assert not list((tmp_path / "logs").rglob("*.ckpt"))

@@ -68,6 +68,12 @@ def test_a_study_that_others_have_changed_since_goes_on(file, tmp_path):
     assert (file.parent / "study.db.sum").exists()
 
 
+def test_a_study_that_replaces_one_that_was_moved_away_has_a_checksum_of_its_own(file, tmp_path):
+    file.rename(file.with_name("old.db"))  # its checksum stays behind, and both files were changed as often
+    assert len(tune(tmp_path, seed=1).trials()) == 8
+    check_study_file(file)
+
+
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
 def test_a_search_that_is_killed_or_paused_goes_on(tmp_path, signal):
     code = """

@@ -167,4 +167,4 @@ PopulationTuner({"lr": "loguniform(1e-3, 1)"}, population_size=2, interval=2, ma
 """
     number, _, err = run(tmp_path, code)
     assert number == 4, err
-    assert "No such file or directory" in err.splitlines()[-1]
+    assert "it was deleted or moved" in err.splitlines()[-1]

@@ -265,6 +265,8 @@ class TestOneAnswer:
         with pytest.warns(UserWarning, match="its checkpoint of that step is not there"):
             again = make().fit(Net, datamodule=Data)
         assert again.best_checkpoint is None
+        with pytest.raises(RuntimeError, match=f"checkpoint of trial {again.best_trial} was not saved"):
+            again.best_model()
 
     def test_show_compares_the_files_with_the_study(self, tmp_path, capsys):
         result = TUNERS["random"](**options(tmp_path, keep_checkpoints=True)).fit(Net, datamodule=Data)

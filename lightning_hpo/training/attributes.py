@@ -1,0 +1,306 @@
+"""What changes in an object's attributes while it is used, as values that a checkpoint can hold.
+
+Looked at are plain values (numbers, texts, None, tensors, arrays), containers of them, random number generators, and
+the attributes of helper objects in turn: a dataclass, a running mean, a module that is kept in a list so that no
+optimizer sees it. Limit: what an object keeps elsewhere than in attributes (a queue, an open file, slots).
+"""
+
+import random
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+Changes: TypeAlias = dict[str, dict[str, Any]]
+"""Owner -> attribute -> value."""
+Owners: TypeAlias = Iterable[tuple[str, Any]]
+
+_PLAIN = (bool, int, float, str, type(None))
+_LARGEST = 1_000_000  # elements of a tensor; more is taken for a cache
+_LONGEST = 100_000  # elements of a container or an array; more is taken for data
+_MOST_HELPERS = 1_000  # in one container
+_DEEPEST = 4  # helpers of helpers
+_KIND = "lightning_hpo.kind"  # key of what stands for a value that is not plain
+_MAPPINGS = {"defaultdict": defaultdict, "OrderedDict": OrderedDict, "Counter": Counter}
+_SETS = {"set": set, "frozenset": frozenset}
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_OF_LIGHTNING = frozenset(vars(pl.LightningModule())) | frozenset(vars(pl.LightningDataModule()))
+# Objects of these packages keep their state by themselves, or have none that is a trial's own.
+_FOREIGN = frozenset({
+    "builtins", "collections", "functools", "lightning", "lightning_hpo", "logging", "multiprocessing", "numpy",
+    "optuna", "pathlib", "pytorch_lightning", "random", "threading", "torch", "types", "weakref",
+})  # fmt: skip
+
+
+class Attributes:
+    """Tells what has changed in objects since it was created, and puts it back into others that are built alike.
+
+    Args:
+        owners: returns name and object of each.
+        leave_out: names of attributes that are not looked at.
+    """
+
+    def __init__(self, owners: Callable[[], Owners], leave_out: Iterable[str] = ()) -> None:
+        self._owners = owners
+        self._leave_out = frozenset(leave_out)
+        self._data: dict[str, set[str]] = {}  # attributes that were long from the beginning
+        self._before: dict[str, dict[str, Any]] = {}
+        for key, owner in owners():
+            values = self._values(key, owner)
+            self._before[key] = {name: _mark(value) for name, value in values.items()}
+            self._data[key] = {name for name, value in _vars(owner).items() if _is_long(value)}
+
+    def changed(self) -> Changes:
+        """Return a copy of what has changed."""
+        found: Changes = {}
+        for key, owner in self._owners():
+            before = self._before.get(key, {})
+            values = self._values(key, owner)
+            values = {name: one for name, one in values.items() if before.get(name, _NOTHING) != _mark(one)}
+            if values:
+                found[key] = {name: _packed(value) for name, value in values.items()}
+        return found
+
+    def put_back(self, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+        """Put back what :meth:`changed` returned; tensors that are not there yet come to ``device``."""
+        for key, owner in list(self._owners()):
+            for name, value in changes.get(key, {}).items():
+                if isinstance(owner, _Weights):
+                    owner.put_back(name, value)
+                else:
+                    attributes: Any = vars(owner)
+                    now = attributes.get(name)
+                    where = now.device if isinstance(now, torch.Tensor) else device
+                    attributes[name] = _unpacked(value, now, where)
+
+    def _values(self, key: str, owner: Any) -> dict[str, Any]:
+        if isinstance(owner, _Weights):
+            return dict(owner.tensors)
+        skipped = self._leave_out | self._data.get(key, set())
+        return {name: one for name, one in _vars(owner).items() if name not in skipped and _left(one, _LONGEST) >= 0}
+
+
+def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Return an object, the helper objects in its attributes, and theirs, each with its name.
+
+    Args:
+        key: name of the object.
+        owner: the object.
+        seen: ids of objects that are left out; those returned are added.
+        depth: how many helpers lead to the object.
+    """
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    yield key, owner
+    for name, value in list(vars(owner).items()) if depth < _DEEPEST else ():
+        if name in _OF_LIGHTNING:
+            continue
+        for place, part in _parts(value):
+            inner = f"{key}.{name}{place}"
+            if isinstance(part, nn.Module) and id(part) not in seen:  # not registered
+                for path, submodule in part.named_modules():
+                    yield f"{inner}.{path} weights", _Weights(submodule)
+                    yield from with_helpers(f"{inner}.{path}", submodule, seen, depth + 1)
+            elif _is_helper(part):
+                yield from with_helpers(inner, part, seen, depth + 1)
+
+
+class _Weights:
+    """Parameters and buffers of a module that no other module has registered."""
+
+    def __init__(self, module: nn.Module) -> None:
+        own = {**module._parameters, **module._buffers}  # noqa: SLF001  # without those of submodules
+        self.tensors = {name: tensor for name, tensor in own.items() if tensor is not None}
+
+    @torch.no_grad()
+    def put_back(self, name: str, value: torch.Tensor) -> None:
+        own = self.tensors.get(name)
+        if own is not None:
+            own.copy_(value)
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if type(value) in (list, tuple):
+        return [(f"[{index}]", part) for index, part in enumerate(value)] if len(value) <= _MOST_HELPERS else []
+    if type(value) is dict:
+        return [(f"[{name!r}]", part) for name, part in value.items()] if len(value) <= _MOST_HELPERS else []
+    return [("", value)]
+
+
+def _is_helper(value: Any) -> bool:
+    kind = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, type | nn.Module | pl.LightningDataModule | Optimizer | LRScheduler | DataLoader)
+        and not isinstance(value, torch.Tensor | Logger | pl.Callback | pl.Trainer | BaseException)
+        and kind.__module__.partition(".")[0] not in _FOREIGN
+        and not hasattr(kind, "__deepcopy__")  # one instance serves all trials
+    )
+
+
+def _vars(owner: Any) -> dict[str, Any]:
+    if isinstance(owner, _Weights):
+        return {}
+    hidden = _OF_LIGHTNING | {"training"} if isinstance(owner, nn.Module | pl.LightningDataModule) else frozenset()
+    return {name: value for name, value in vars(owner).items() if name not in hidden}
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list | tuple | dict | deque | set | frozenset) and _left(value, _LONGEST) < 0
+
+
+def _left(value: Any, elements: int) -> int:
+    """How many elements of a container may follow after a value; below 0 if it is too long, or not a known kind."""
+    kind = type(value)
+    if kind in _PLAIN or isinstance(value, _GENERATORS):
+        return elements
+    if isinstance(value, torch.Tensor):
+        return elements if kind is torch.Tensor and value.numel() <= _LARGEST else -1
+    if isinstance(value, np.generic | np.ndarray):
+        return elements - value.size if value.dtype.kind in "biufc" else -1
+    parts: Iterable[Any] = value
+    if kind in (dict, *_MAPPINGS.values()):
+        if not all(type(key) in _PLAIN for key in value):
+            return -1
+        parts = value.values()
+    elif kind not in (list, tuple, deque, *_SETS.values()):
+        return -1
+    for part in parts:
+        elements = _left(part, elements - 1)
+        if elements < 0:
+            break
+    return elements
+
+
+_NOTHING = object()
+
+
+class _TensorMark:
+    """Tells whether a tensor is still the same object with the same content: torch counts in-place changes."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor  # kept, so that its identity is not given to another one
+        self._version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001  # its documented name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _TensorMark) and (self._tensor is other._tensor) and self._version == other._version
+
+    __hash__ = None  # type: ignore[assignment]  # compared only
+
+
+def mark_of(tensor: torch.Tensor) -> object:
+    """Return what is equal later only if the tensor has not changed."""
+    return _TensorMark(tensor)
+
+
+def _mark(value: Any) -> Any:
+    """What tells later whether a value has changed."""
+    kind = type(value)
+    if isinstance(value, torch.Tensor):
+        return _TensorMark(value)
+    if isinstance(value, _GENERATORS):
+        return _mark_of_state(_state_of(value))
+    if isinstance(value, np.generic | np.ndarray):
+        return (value.dtype.str, value.shape, value.tobytes())
+    if kind in (list, tuple, deque):
+        return (kind.__name__, *map(_mark, value))
+    if isinstance(value, dict):
+        return (kind.__name__, *((key, _mark(one)) for key, one in value.items()))
+    return (kind.__name__, value if kind not in _SETS.values() else frozenset(value))
+
+
+def _mark_of_state(state: Any) -> Any:
+    return state.numpy().tobytes() if isinstance(state, torch.Tensor) else _mark(state)
+
+
+def _packed(value: Any) -> Any:  # noqa: PLR0911  # one line for each kind
+    """The value in tensors and plain values, sharing nothing with it."""
+    kind = type(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if kind in (list, tuple):
+        return kind(map(_packed, value))
+    if kind is dict:
+        return {key: _packed(one) for key, one in value.items()}
+    if isinstance(value, _GENERATORS):
+        return {_KIND: "generator", "value": _packed(_state_of(value))}
+    if isinstance(value, np.generic | np.ndarray):
+        content = torch.frombuffer(bytearray(value.tobytes()), dtype=torch.uint8) if value.size else torch.empty(0)
+        shape = list(value.shape) if isinstance(value, np.ndarray) else None
+        return {_KIND: "array", "value": content, "dtype": value.dtype.str, "shape": shape}
+    if kind is deque:
+        return {_KIND: "deque", "value": [_packed(one) for one in value], "maxlen": value.maxlen}
+    if kind in _SETS.values():
+        return {_KIND: kind.__name__, "value": [_packed(one) for one in value]}
+    if isinstance(value, dict):
+        return {_KIND: kind.__name__, "value": [(key, _packed(one)) for key, one in value.items()]}
+    return value
+
+
+def _unpacked(value: Any, now: Any, device: torch.device) -> Any:
+    """The value again; a container or generator that is there stays the same object, as others may hold it too."""
+    if isinstance(value, torch.Tensor):
+        return value.clone().to(device)
+    if isinstance(value, dict) and _KIND in value:
+        return _unpacked_kind(value[_KIND], value, now, device)
+    kind = type(value)
+    if kind in (list, tuple):
+        parts = list(now) if isinstance(now, kind) and len(now) == len(value) else [None] * len(value)
+        return _in_place(now, kind(_unpacked(one, own, device) for one, own in zip(value, parts, strict=True)))
+    if kind is dict:
+        known = now if isinstance(now, dict) else {}
+        return _in_place(now, {key: _unpacked(one, known.get(key), device) for key, one in value.items()})
+    return value
+
+
+def _unpacked_kind(kind: str, packed: Mapping[str, Any], now: Any, device: torch.device) -> Any:
+    content = packed["value"]
+    if kind == "generator":
+        if isinstance(now, _GENERATORS):
+            _set_state(now, _unpacked(content, None, torch.device("cpu")))
+        return now
+    if kind == "array":
+        flat = np.frombuffer(content.cpu().numpy().tobytes(), packed["dtype"])
+        return flat[0] if packed["shape"] is None else flat.reshape(packed["shape"]).copy()
+    if kind == "deque":
+        return _in_place(now, deque((_unpacked(one, None, device) for one in content), packed["maxlen"]))
+    if kind in _SETS:
+        return _in_place(now, _SETS[kind](content))
+    items = {key: _unpacked(one, None, device) for key, one in content}
+    return _in_place(now, defaultdict(None, items) if kind == "defaultdict" else _MAPPINGS[kind](items))
+
+
+def _in_place(now: Any, value: Any) -> Any:
+    """Fill the container that is there; one that has grown elsewhere is not the trial's own, and stays as it is."""
+    if type(now) is not type(value) or isinstance(value, tuple | frozenset):
+        return value
+    if len(now) in (0, len(value)):
+        now.clear()
+        now.extend(value) if isinstance(value, list | deque) else now.update(value)
+    return now
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    if isinstance(generator, np.random.RandomState):
+        return generator.get_state(legacy=False)
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
