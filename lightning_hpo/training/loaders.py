@@ -15,7 +15,7 @@ and cannot be set from outside, or keeps something in attributes in any workers.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,8 +44,8 @@ def follow(loaders: Any, restored: list[State] | None = None) -> Any:
     ahead = not all(_is_sized(loader) for loader in flat)
     with_state = [loader for loader in flat if hasattr(loader, "state_dict")]
     together = _followed(loaders)
-    for loader in together:
-        loader.begin_to_follow(together, ahead=ahead)
+    for place, loader in enumerate(together):
+        loader.begin_to_follow(together, place, ahead=ahead)
     for loader, state in zip(with_state, restored or (), strict=False):
         if isinstance(loader, FollowedLoader):
             loader.load_state_dict(state)
@@ -88,7 +88,8 @@ class FollowedLoader:
     _epochs = 0  # that were begun
     _restored: State | None = None  # until its batches are passed over
     _passed: Iterator[Any] | None = None  # what follows them
-    _together: Sequence["FollowedLoader"] = ()  # all that are read in one epoch
+    _together: list["FollowedLoader"]  # all that are read in one epoch
+    _place: int  # among them
     _created: State | None = None  # random numbers before the first iterator was made
     _started: State | None = None  # random numbers before this epoch's
     _attributes_started: Changes = {}  # noqa: RUF012  # replaced, never changed
@@ -98,16 +99,23 @@ class FollowedLoader:
     _own_iter: Callable[[], Iterator[Any]]  # __iter__ of the user's class
     _attributes: Attributes  # of dataset and samplers
 
-    def begin_to_follow(self, together: Sequence["FollowedLoader"], *, ahead: bool) -> None:
+    def begin_to_follow(self, together: list["FollowedLoader"], place: int, *, ahead: bool) -> None:
         """Note what there is before the first epoch.
 
         Args:
             together: all followed loaders that are read in one epoch.
+            place: of this one among them.
             ahead: whether Lightning fetches one batch ahead.
         """
-        self._together = together
+        self._together, self._place = together, place
         self.fetched_ahead = ahead
         self._attributes = Attributes(self.objects, _OWN)
+
+    def _take_place(self) -> None:
+        """Stand for the loader that this one was made from: for another sampler, Lightning makes a loader anew."""
+        if self._together[self._place] is not self:
+            self._together[self._place] = self
+            self._attributes = Attributes(self.objects, _OWN)
 
     def objects(self) -> Iterator[tuple[str, Any]]:
         """The loader, its dataset and samplers, and their helper objects."""
@@ -125,10 +133,12 @@ class FollowedLoader:
 
     def __iter__(self) -> Any:
         """Begin an epoch, at its first fetch: hooks before it may draw random numbers."""
+        self._take_place()
         return self._batches()
 
     def state_dict(self) -> State:
         """Position and random numbers of now; Lightning stores it with the training loop."""
+        self._take_place()
         started = self.fetched > 0
         return {
             "fetched": self.fetched,
@@ -145,6 +155,7 @@ class FollowedLoader:
 
     def load_state_dict(self, state: State) -> None:
         """Continue there at the next iteration."""
+        self._take_place()
         self._restored = state
         self._created = state["created"]
         self._epochs = state["epochs"]

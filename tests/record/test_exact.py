@@ -276,6 +276,8 @@ CASES = {
     "a validation every second epoch": (Plateau, Data, {"check_val_every_n_epoch": 2}),
     "limited epochs": (Counts, Data, {"limit_train_batches": 3}),
     "persistent workers": (Net, Workers, {}),
+    "a loader that Lightning makes anew": (Net, Data, {"overfit_batches": BATCHES}),
+    "two loaders that Lightning makes anew": (NetOfTwo, TwoLoaders, {"overfit_batches": BATCHES}),
     "two loaders": (NetOfTwo, TwoLoaders, {}),
     "a stream": (Net, Streams, {}),
     "an endless stream": (Net, Endless, {"val_check_interval": 4}),
