@@ -59,7 +59,7 @@ def last_line(what: str, kept: Path | None, then: str) -> str:
 def line_for(error: BaseException, kept: Path | None) -> str:
     """:func:`last_line` for an error."""
     first = (str(error).splitlines() or [""])[0]
-    known = hasattr(error, "exit_code") or isinstance(error, ValueError | TypeError)
+    known = hasattr(type(error), "exit_code") or isinstance(error, ValueError | TypeError)
     what = first if known and first else f"{type(error).__name__}{first and ': '}{first}"
     return last_line(what, kept, _NEXT[exit_code(error)])
 

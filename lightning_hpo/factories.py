@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from optuna import TrialPruned
+from torch import nn
 
 from lightning_hpo.best import nested_config
 from lightning_hpo.building import Builder, Built
@@ -119,7 +120,7 @@ def _check_argument(what: str, factory: Callable[..., Any], argument: str, head:
 
 def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
     try:
-        built = of_lightning(factory(**params))
+        built = of_lightning(factory(**_own_defaults(factory, params), **params))
     except (JobError, TrialPruned):
         raise
     except Exception as error:
@@ -128,6 +129,17 @@ def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any]
     if not isinstance(built, kind):
         raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(built)}.")
     return built
+
+
+def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy default arguments that are modules (a loss, a metric): Python shares one object among all trials."""
+    return {
+        name: copy.deepcopy(parameter.default)
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if isinstance(parameter.default, nn.Module)
+        and name not in params
+        and parameter.kind is not parameter.POSITIONAL_ONLY
+    }
 
 
 def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:

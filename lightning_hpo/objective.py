@@ -22,6 +22,7 @@ from lightning_hpo import checkpoints
 from lightning_hpo.building import Builder
 from lightning_hpo.callbacks.leg import Leg, finished_outcome
 from lightning_hpo.callbacks.trial_report import TrialReport
+from lightning_hpo.exits import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.factories import Factories
 from lightning_hpo.fitting import make_trainer, quiet_and_seeded
 from lightning_hpo.jobs import CHECKPOINT, PAUSED, Outcome, Task, never
@@ -171,7 +172,7 @@ class Objective:
                 built = self.builder.build(params)
                 return fit_one_batch(built, Path(folder), self.max_steps, self.key, [names]), names.unused
 
-        with _naming(params):
+        with _naming(params), _wrong_call():
             alone = ranks_of(self.builder.surroundings).size == 1
             logged, unused = call_apart(fit) if alone else fit()  # a process group cannot be copied
             for message in unused:
@@ -232,6 +233,17 @@ class Objective:
             _score(name, job.metrics)
         score = _score(self.monitor, job.metrics)
         return Outcome(score, trainer.global_step, job.metrics, values=job.values, ended=job.ended)
+
+
+@contextlib.contextmanager
+def _wrong_call() -> Iterator[None]:
+    """Let any error of the check end a script as a wrong call does: the same command can only fail again."""
+    try:
+        yield
+    except Exception as error:
+        if exit_code(error) == UNFORESEEN:
+            error.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by exits.exit_code
+        raise
 
 
 _TRAINS = threading.RLock()  # a trial may train others inside, in its own thread

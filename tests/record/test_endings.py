@@ -3,10 +3,12 @@
 import lightning.pytorch as pl
 import optuna
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_hpo import RandomTuner, checkpoints
+from lightning_hpo.exits import WRONG_CALL, exit_code
 from lightning_hpo.failures import ParameterMismatchError
 from lightning_hpo.jobs import CHECKPOINT, Task
 from lightning_hpo.objective import Objective
@@ -217,3 +219,52 @@ def test_two_threads_do_not_train_at_the_same_time(tmp_path):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     with pytest.raises(RuntimeError, match="n_jobs=1"):
         study.optimize(objective, n_trials=4, n_jobs=2)
+
+
+class Learned(torch.nn.Module):
+    """A loss with a parameter and a count."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = torch.nn.Parameter(torch.zeros(1))
+        self.calls = 0
+
+    def forward(self, scores, labels):
+        self.calls += 1
+        return torch.nn.functional.cross_entropy(scores * self.log_scale.exp(), labels)
+
+
+class WithDefaultLoss(Net):
+    starts: list = []  # shared on purpose
+
+    def __init__(self, lr=0.1, loss=Learned()):  # noqa: B008  # what people write
+        super().__init__()
+        self.save_hyperparameters()
+        self.learned = loss
+
+    def loss(self, batch):
+        return self.learned(self.net(batch[0]), batch[1])
+
+    def on_train_start(self):
+        WithDefaultLoss.starts.append((self.learned.calls, float(self.learned.log_scale.detach())))
+
+
+def test_a_default_argument_that_is_a_module_is_not_shared_among_trials(tmp_path):
+    WithDefaultLoss.starts.clear()
+    RandomTuner(SPACE, monitor="val_loss", max_steps=4, n_trials=3, root=tmp_path, verbose=False).fit(
+        WithDefaultLoss, datamodule=Data
+    )
+    assert WithDefaultLoss.starts == [(0, 0.0)] * 3
+
+
+def test_an_error_of_the_check_is_a_wrong_call(tmp_path):
+    class Raises(WithLr):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("boom")
+
+    tuner = RandomTuner(SPACE, monitor="val_loss", max_steps=4, n_trials=3, root=tmp_path, verbose=False)
+    with pytest.raises(RuntimeError, match="boom") as caught:
+        tuner.fit(Raises, datamodule=Data)
+    assert exit_code(caught.value) == WRONG_CALL
+    assert caught.value.__notes__[-1].startswith("lightning_hpo: RuntimeError: boom")
+    assert caught.value.__notes__[-1].endswith("correct the call and run it again.")
