@@ -4,6 +4,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,9 +92,6 @@ def make_trainer(
         return made
 
     owner.train_dataloader = followed
-    _call_after(built.module, "on_train_start", lambda *_: job.after_start())
-    _call_after(built.module, "on_train_batch_end", lambda outputs, *_: job.after_batch(trainer, outputs))
-    _call_after(built.module, "on_validation_end", lambda *_: job.after_validation(trainer))
     all_callbacks = [job.first, *own, *callbacks, job]
     refuse_callbacks(all_callbacks)
     given.pop("callbacks", None)
@@ -101,22 +99,43 @@ def make_trainer(
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*listed(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    _call_after(built.module, "on_train_start", job.after_start, 0)
+    _call_after(built.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
+    _call_after(built.module, "on_validation_end", partial(job.after_validation, trainer), 0)
     # Lightning appends callbacks of its own, such as the timer of `max_time`.
     made: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
     made.sort(key=lambda one: 2 if isinstance(one, Checkpoint) else 1 if one is job else 0)
     return trainer
 
 
-def _call_after(module: Any, hook: str, then: Callable[..., None]) -> None:
-    """Let a hook of the module be followed by a call: callbacks come before the module's own hooks."""
-    own = getattr(module, hook)
+def _call_after(module: Any, hook: str, then: Callable[..., None], count: int) -> None:
+    """Let a hook of the module be followed by a call: callbacks come before the module's own hooks.
 
-    def both(*args: Any, **kwargs: Any) -> Any:
-        result = own(*args, **kwargs)
-        then(*args, **kwargs)
+    Args:
+        module: whose hook it is.
+        hook: its name.
+        then: called after it.
+        count: of the hook's arguments that it takes.
+    """
+    object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
+
+
+class _FollowedHook:
+    """A hook and what follows it; no closure, which a traceback would keep alive together with the module."""
+
+    def __init__(self, own: Callable[..., Any], then: Callable[..., None], count: int) -> None:
+        self._own = own
+        self._then = then
+        self._count = count
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._own(*args, **kwargs)
+        self._then(*args[: self._count])
         return result
 
-    object.__setattr__(module, hook, both)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_FollowedHook":
+        """Stay what it is in a copy of the module, such as an average of its weights: it holds the Trainer."""
+        return self
 
 
 def _log_each_epoch(trainer: Any, loader: Any) -> None:
