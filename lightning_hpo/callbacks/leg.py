@@ -15,13 +15,11 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.callbacks.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.jobs import BUDGET, Outcome
+from lightning_hpo.origin import STAMP
 from lightning_hpo.trainer_plugins import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
 from lightning_hpo.training.trainer import FirstCallback, is_held_back, leave_fit, stop, validate_now, validation_is_due
-
-IDENTITY = "lightning_hpo"
-"""Key of a checkpoint for the trial that it belongs to."""
 
 
 class Leg(pl.Callback):
@@ -104,7 +102,7 @@ class Leg(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Say whose checkpoint it is."""
-        checkpoint[IDENTITY] = self._identity
+        checkpoint[STAMP] = self._identity
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
