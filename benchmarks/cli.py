@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "cl
 from digits import DigitsData, DigitsNet
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_hpo.cli_builder import ConfigBuilder
+from lightning_hpo.training.config_builder import ConfigBuilder
 
 
 def median_ms(action, count):

@@ -15,9 +15,9 @@ from curves import problem
 from multifidelity import Ours, asynchronous_hyperband, gaussian_process, tpe
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler
 
+from lightning_hpo.records import Row
 from lightning_hpo.samplers import KernelDensitySampler
-from lightning_hpo.suggest import Asker
-from lightning_hpo.trials import Row
+from lightning_hpo.samplers.adapter import Asker
 
 
 def rows_of_a_search(trials: int) -> list[Row]:

@@ -22,9 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.simplefilter("ignore")
 
 from examples.digits import DigitsData, DigitsNet  # noqa: E402
-from lightning_hpo import HyperbandTuner, checkpoints, fingerprints, runs  # noqa: E402
-from lightning_hpo.callbacks.leg import Leg  # noqa: E402
+from lightning_hpo import HyperbandTuner, checkpoints  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
+from lightning_hpo.study import fingerprint as fingerprints  # noqa: E402
+from lightning_hpo.study import run_folder as runs  # noqa: E402
+from lightning_hpo.training.run_to_step import Leg  # noqa: E402
 
 SPACE = {"lr": "loguniform(1e-4, 1e-1)", "width": "int(4, 16)", "dropout": "uniform(0, 0.5)"}
 

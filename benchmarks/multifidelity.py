@@ -33,9 +33,9 @@ from multifidelity_tables import BUDGETS, summary
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from peers import Method, OptunaHyperband, PeerDEHB, SyneTuneASHA, Work
 
+from lightning_hpo.records import Row
+from lightning_hpo.samplers.adapter import Asker
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, Hyperband, Scheduler
-from lightning_hpo.suggest import Asker
-from lightning_hpo.trials import Row
 
 RESULTS = Path(__file__).parent / "results" / "multifidelity.jsonl"
 WORKERS = (1, 16, 4)

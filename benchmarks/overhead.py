@@ -22,9 +22,9 @@ warnings.simplefilter("ignore")
 
 from lightning_hpo import FullBudget, Hyperband, RandomTuner  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
+from lightning_hpo.records import Row  # noqa: E402
+from lightning_hpo.samplers.adapter import Asker  # noqa: E402
 from lightning_hpo.space import parse_space  # noqa: E402
-from lightning_hpo.suggest import Asker  # noqa: E402
-from lightning_hpo.trials import Row  # noqa: E402
 from tests.small import Data, Net  # noqa: E402
 
 SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(16, 17)", "dropout": "uniform(0, 0.5)"}

@@ -29,11 +29,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import population_digits
-from lightning_hpo.lineage import lineage
-from lightning_hpo.population import Rules, Standing
-from lightning_hpo.population_tuner import PopulationTuner
+from lightning_hpo.schedulers.population import Rules, Standing
 from lightning_hpo.space import from_unit, parse_space
+from lightning_hpo.study.lineage import lineage
 from lightning_hpo.training.state_transfer import capture, transplant
+from lightning_hpo.tuners.population import PopulationTuner
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore")

@@ -1,7 +1,7 @@
 """Noisy digits for many populations at once: every member of every seed is a slice of a batched matrix product.
 
 Training is plain SGD with momentum 0.9 on a 64-64-64-10 perceptron with dropout. Of 500 training images 20 % carry a
-random label; 500 clean images validate, 797 test. The decisions are those of `lightning_hpo.population`.
+random label; 500 clean images validate, 797 test. The decisions are those of `lightning_hpo.schedulers.population`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
-from lightning_hpo.population import Interval, Rules, Standing
+from lightning_hpo.schedulers.explore import Interval
+from lightning_hpo.schedulers.population import Rules, Standing
 from lightning_hpo.space import parse_space
 
 SPACE = parse_space(

@@ -17,7 +17,7 @@ from lightning_hpo.lr_schedules import (
     WarmupCosineLR,
     WarmupStableDecayLR,
 )
-from lightning_hpo.plots import plot_lr_schedule
+from lightning_hpo.reporting.lr_plot import plot_lr_schedule
 
 STEPS = 1000
 SHAPES = {

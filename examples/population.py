@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from lightning_hpo.lineage import lineage, replay
-from lightning_hpo.population_tuner import PopulationTuner
+from lightning_hpo.study.lineage import lineage, replay
+from lightning_hpo.tuners.population import PopulationTuner
 
 
 class DigitsData(L.LightningDataModule):

@@ -8,124 +8,157 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_hpo.bayesian_tuner import BayesianTuner
-    from lightning_hpo.callbacks import LRSchedule
-    from lightning_hpo.callbacks.population import PopulationBasedTraining
-    from lightning_hpo.callbacks.trial_report import TrialReport
-    from lightning_hpo.cli import HPOCLI
-    from lightning_hpo.hyperband_tuner import ASHATuner, HyperbandTuner
-    from lightning_hpo.lineage import ReplayLR, replay
+    from lightning_hpo.callbacks import (
+        LRSchedule as LRSchedule,
+    )
+    from lightning_hpo.callbacks import (
+        PopulationBasedTraining as PopulationBasedTraining,
+    )
+    from lightning_hpo.callbacks import (
+        TrialReport as TrialReport,
+    )
+    from lightning_hpo.cli.hpo_cli import HPOCLI as HPOCLI
+    from lightning_hpo.errors import (
+        DamagedCheckpointError as DamagedCheckpointError,
+    )
+    from lightning_hpo.errors import (
+        DivergedError as DivergedError,
+    )
+    from lightning_hpo.errors import (
+        JobError as JobError,
+    )
+    from lightning_hpo.errors import (
+        LightningHPOError as LightningHPOError,
+    )
+    from lightning_hpo.errors import (
+        ParameterMismatchError as ParameterMismatchError,
+    )
+    from lightning_hpo.errors import (
+        RankLostError as RankLostError,
+    )
+    from lightning_hpo.errors import (
+        SearchFailedError as SearchFailedError,
+    )
+    from lightning_hpo.errors import (
+        StorageError as StorageError,
+    )
+    from lightning_hpo.errors import (
+        StudyInUseError as StudyInUseError,
+    )
+    from lightning_hpo.errors import (
+        StudyMismatchError as StudyMismatchError,
+    )
+    from lightning_hpo.errors import (
+        StudyPaused as StudyPaused,
+    )
+    from lightning_hpo.errors import (
+        UnreadableStateError as UnreadableStateError,
+    )
+    from lightning_hpo.errors import (
+        WorkerStartError as WorkerStartError,
+    )
     from lightning_hpo.lr_schedules import (
-        ClosedFormLR,
-        CosineLR,
-        CosineRestartsLR,
-        InverseSqrtLR,
-        LinearDecayLR,
-        StepDecayLR,
-        WarmupCosineLR,
-        WarmupStableDecayLR,
-        make_lr_schedule,
+        ClosedFormLR as ClosedFormLR,
     )
-    from lightning_hpo.objective import Objective
-    from lightning_hpo.optuna_door import OptunaTuner, create_optuna_study
-    from lightning_hpo.plots import plot_lr_schedule
-    from lightning_hpo.population_tuner import PopulationTuner
-    from lightning_hpo.results import Result
-    from lightning_hpo.samplers import GaussianProcessSampler, KernelDensitySampler
+    from lightning_hpo.lr_schedules import (
+        CosineLR as CosineLR,
+    )
+    from lightning_hpo.lr_schedules import (
+        CosineRestartsLR as CosineRestartsLR,
+    )
+    from lightning_hpo.lr_schedules import (
+        InverseSqrtLR as InverseSqrtLR,
+    )
+    from lightning_hpo.lr_schedules import (
+        LinearDecayLR as LinearDecayLR,
+    )
+    from lightning_hpo.lr_schedules import (
+        ReplayLR as ReplayLR,
+    )
+    from lightning_hpo.lr_schedules import (
+        StepDecayLR as StepDecayLR,
+    )
+    from lightning_hpo.lr_schedules import (
+        WarmupCosineLR as WarmupCosineLR,
+    )
+    from lightning_hpo.lr_schedules import (
+        WarmupStableDecayLR as WarmupStableDecayLR,
+    )
+    from lightning_hpo.lr_schedules import (
+        make_lr_schedule as make_lr_schedule,
+    )
+    from lightning_hpo.records import Job as Job
+    from lightning_hpo.records import Row as Row
+    from lightning_hpo.reporting.lr_plot import plot_lr_schedule as plot_lr_schedule
+    from lightning_hpo.reporting.result import Result as Result
+    from lightning_hpo.samplers import (
+        GaussianProcessSampler as GaussianProcessSampler,
+    )
+    from lightning_hpo.samplers import (
+        KernelDensitySampler as KernelDensitySampler,
+    )
     from lightning_hpo.schedulers import (
-        ASHA,
-        AsyncHyperband,
-        FullBudget,
-        Hyperband,
-        Job,
-        MedianStopping,
-        Scheduler,
-        SuccessiveHalving,
+        ASHA as ASHA,
     )
-    from lightning_hpo.trials import Row
-    from lightning_hpo.tuners import RandomTuner, Tuner
+    from lightning_hpo.schedulers import (
+        AsyncHyperband as AsyncHyperband,
+    )
+    from lightning_hpo.schedulers import (
+        FullBudget as FullBudget,
+    )
+    from lightning_hpo.schedulers import (
+        Hyperband as Hyperband,
+    )
+    from lightning_hpo.schedulers import (
+        MedianStopping as MedianStopping,
+    )
+    from lightning_hpo.schedulers import (
+        Scheduler as Scheduler,
+    )
+    from lightning_hpo.schedulers import (
+        SuccessiveHalving as SuccessiveHalving,
+    )
+    from lightning_hpo.study.lineage import replay as replay
+    from lightning_hpo.training.objective import Objective as Objective
+    from lightning_hpo.tuners.base import RandomTuner as RandomTuner
+    from lightning_hpo.tuners.base import Tuner as Tuner
+    from lightning_hpo.tuners.bayesian import BayesianTuner as BayesianTuner
+    from lightning_hpo.tuners.hyperband import ASHATuner as ASHATuner
+    from lightning_hpo.tuners.hyperband import HyperbandTuner as HyperbandTuner
+    from lightning_hpo.tuners.optuna import OptunaTuner as OptunaTuner
+    from lightning_hpo.tuners.optuna import create_optuna_study as create_optuna_study
+    from lightning_hpo.tuners.population import PopulationTuner as PopulationTuner
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "ASHA": "schedulers",
-    "ASHATuner": "hyperband_tuner",
-    "AsyncHyperband": "schedulers",
-    "BayesianTuner": "bayesian_tuner",
-    "ClosedFormLR": "lr_schedules",
-    "CosineLR": "lr_schedules",
-    "CosineRestartsLR": "lr_schedules",
-    "FullBudget": "schedulers",
-    "GaussianProcessSampler": "samplers",
-    "HPOCLI": "cli",
-    "Hyperband": "schedulers",
-    "HyperbandTuner": "hyperband_tuner",
-    "InverseSqrtLR": "lr_schedules",
-    "Job": "schedulers",
-    "KernelDensitySampler": "samplers",
-    "LRSchedule": "callbacks",
-    "LinearDecayLR": "lr_schedules",
-    "MedianStopping": "schedulers",
-    "Objective": "objective",
-    "OptunaTuner": "optuna_door",
-    "PopulationBasedTraining": "callbacks.population",
-    "PopulationTuner": "population_tuner",
-    "RandomTuner": "tuners",
-    "ReplayLR": "lineage",
-    "Result": "results",
-    "Row": "trials",
-    "Scheduler": "schedulers",
-    "StepDecayLR": "lr_schedules",
-    "SuccessiveHalving": "schedulers",
-    "TrialReport": "callbacks.trial_report",
-    "Tuner": "tuners",
-    "WarmupCosineLR": "lr_schedules",
-    "WarmupStableDecayLR": "lr_schedules",
-    "create_optuna_study": "optuna_door",
-    "make_lr_schedule": "lr_schedules",
-    "plot_lr_schedule": "plots",
-    "replay": "lineage",
+_NAMES = {
+    "callbacks": "LRSchedule PopulationBasedTraining TrialReport",
+    "cli.hpo_cli": "HPOCLI",
+    "errors": (
+        "DamagedCheckpointError DivergedError JobError LightningHPOError ParameterMismatchError RankLostError "
+        "SearchFailedError StorageError StudyInUseError StudyMismatchError StudyPaused UnreadableStateError "
+        "WorkerStartError"
+    ),
+    "lr_schedules": (
+        "ClosedFormLR CosineLR CosineRestartsLR InverseSqrtLR LinearDecayLR ReplayLR StepDecayLR "
+        "WarmupCosineLR WarmupStableDecayLR make_lr_schedule"
+    ),
+    "records": "Job Row",
+    "reporting.lr_plot": "plot_lr_schedule",
+    "reporting.result": "Result",
+    "samplers": "GaussianProcessSampler KernelDensitySampler",
+    "schedulers": "ASHA AsyncHyperband FullBudget Hyperband MedianStopping Scheduler SuccessiveHalving",
+    "study.lineage": "replay",
+    "training.objective": "Objective",
+    "tuners.base": "RandomTuner Tuner",
+    "tuners.bayesian": "BayesianTuner",
+    "tuners.hyperband": "ASHATuner HyperbandTuner",
+    "tuners.optuna": "OptunaTuner create_optuna_study",
+    "tuners.population": "PopulationTuner",
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "ASHA",
-    "HPOCLI",
-    "ASHATuner",
-    "AsyncHyperband",
-    "BayesianTuner",
-    "ClosedFormLR",
-    "CosineLR",
-    "CosineRestartsLR",
-    "FullBudget",
-    "GaussianProcessSampler",
-    "Hyperband",
-    "HyperbandTuner",
-    "InverseSqrtLR",
-    "Job",
-    "KernelDensitySampler",
-    "LRSchedule",
-    "LinearDecayLR",
-    "MedianStopping",
-    "Objective",
-    "OptunaTuner",
-    "PopulationBasedTraining",
-    "PopulationTuner",
-    "RandomTuner",
-    "ReplayLR",
-    "Result",
-    "Row",
-    "Scheduler",
-    "StepDecayLR",
-    "SuccessiveHalving",
-    "TrialReport",
-    "Tuner",
-    "WarmupCosineLR",
-    "WarmupStableDecayLR",
-    "create_optuna_study",
-    "make_lr_schedule",
-    "plot_lr_schedule",
-    "replay",
-]
+__all__ = [*_HOMES]  # noqa: PLE0604  # one list of public names
 
 
 def __getattr__(name: str) -> Any:

@@ -6,10 +6,9 @@ Nothing that the run's config names is imported.
 import argparse
 import sys
 
-from lightning_hpo.exits import STORAGE
-from lightning_hpo.printing import lost, say
-from lightning_hpo.report import read_best, read_run, show, write_report
-from lightning_hpo.safe_text import HIDDEN
+from lightning_hpo.errors import STORAGE
+from lightning_hpo.reporting.report import read_best, read_run, show, write_report
+from lightning_hpo.text import HIDDEN, lost, say
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -39,13 +39,6 @@ def only_here(handle: Handler, before: Any) -> Handler:
     return handler
 
 
-class StudyPaused(SystemExit):  # a way to leave, not an error
-    """The search was interrupted by a signal; everything is saved and the same call continues it.
-
-    Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
-    """
-
-
 class Interrupts:
     """Which signal has come, if any."""
 

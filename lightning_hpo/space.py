@@ -17,16 +17,15 @@ text                          meaning
 """
 
 import ast
-import difflib
 import math
 from ast import literal_eval as read_literal  # literals only, whatever its name suggests
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeAlias
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lightning_hpo.safe_text import HIDDEN, is_secret, masked
+from lightning_hpo.text import HIDDEN, is_secret, masked, nearest
 
 Space: TypeAlias = Mapping[str, str | BaseDistribution]
 
@@ -97,12 +96,6 @@ def split_name(name: str) -> tuple[str, str]:
         raise ValueError(f"`space` has the name {name!r}; a name is one or more words joined by dots, e.g. 'model.lr'.")
     head, dot, rest = name.partition(".")
     return (head, rest) if dot else ("model", head)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known name that is nearest to ``name``, or an empty text."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]!r}?" if found else ""
 
 
 def format_distribution(distribution: BaseDistribution) -> str:
@@ -295,3 +288,13 @@ def _range(where: str, kind: str, arguments: list[Any], keywords: Mapping[str | 
     if whole:
         return IntDistribution(low, high, log=kind == "logint", step=1 if step is None else step)
     return FloatDistribution(float(low), float(high), log=kind == "loguniform", step=step)
+
+
+def nested_config(params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
+    """Write parameters as a config: one block for each receiver, and the budget."""
+    config: dict[str, dict[str, Any]] = {}
+    for name, value in params.items():
+        head, rest = split_name(name)
+        config.setdefault(head, {})[rest] = value
+    config.setdefault("trainer", {})["max_steps"] = max_steps
+    return config

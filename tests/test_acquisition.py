@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from lightning_hpo.acquisition import (
+from lightning_hpo.samplers.acquisition import (
     expected_improvement,
     log_expected_improvement,
     lower_confidence_bound,

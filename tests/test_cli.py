@@ -7,8 +7,8 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_hpo import HPOCLI, HyperbandTuner, RandomTuner
-from lightning_hpo.cli_builder import ConfigBuilder
-from lightning_hpo.objective import Objective
+from lightning_hpo.training.config_builder import ConfigBuilder
+from lightning_hpo.training.objective import Objective
 from tests.small import Data, Net
 
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.logger", "false"]
@@ -182,8 +182,8 @@ class TestFromCLI:
             RandomTuner.from_cli(Plain, space, n_trials=3, **options)
 
     def test_two_legs_equal_one_leg(self, tmp_path):
-        from lightning_hpo.objective import Task
         from lightning_hpo.schedulers import Job
+        from lightning_hpo.training.objective import Task
 
         args = [*QUIET, "--optimizer", "AdamW", "--lr_scheduler", "CosineAnnealingLR", "--lr_scheduler.T_max", "3"]
         cli = LightningCLI(Plain, Batches, run=False, args=args, save_config_callback=None)

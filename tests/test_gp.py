@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from lightning_hpo.gp import GaussianProcess, Hyperparameters, fit, log_marginal_likelihood, log_prior, prior_mode
+from lightning_hpo.samplers.gp import (
+    GaussianProcess,
+    Hyperparameters,
+    fit,
+    log_marginal_likelihood,
+    log_prior,
+    prior_mode,
+)
 
 GROUPS = np.array([0, 1, 1, 2])  # two columns share a length scale
 

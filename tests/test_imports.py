@@ -12,12 +12,12 @@ ALLOWED = {
     "lightning_hpo": set(),
     "lightning_hpo.schedulers": set(),
     "lightning_hpo.space": {"optuna", "numpy", "scipy", "sklearn"},
-    "lightning_hpo.trials": {"optuna", "numpy", "scipy", "sklearn"},
-    "lightning_hpo.suggest": {"optuna", "numpy", "scipy", "sklearn"},
-    "lightning_hpo.runs": {"optuna", "numpy", "scipy", "sklearn"},
-    "lightning_hpo.report": {"optuna", "numpy", "scipy", "sklearn"},  # to look at a run needs no torch
-    "lightning_hpo.hyperband_tuner": {"optuna", "numpy", "scipy", "sklearn"},  # a plain function needs no torch
-    "lightning_hpo.bayesian_tuner": {"optuna", "numpy", "scipy", "sklearn"},
+    "lightning_hpo.study.table": {"optuna", "numpy", "scipy", "sklearn"},
+    "lightning_hpo.samplers.adapter": {"optuna", "numpy", "scipy", "sklearn"},
+    "lightning_hpo.study.run_folder": {"optuna", "numpy", "scipy", "sklearn"},
+    "lightning_hpo.reporting.report": {"optuna", "numpy", "scipy", "sklearn"},  # to look at a run needs no torch
+    "lightning_hpo.tuners.hyperband": {"optuna", "numpy", "scipy", "sklearn"},  # a plain function needs no torch
+    "lightning_hpo.tuners.bayesian": {"optuna", "numpy", "scipy", "sklearn"},
     "lightning_hpo.executors": set(),  # a worker process for a plain function starts at once
     "lightning_hpo.checkpoints": set(),
     "lightning_hpo.interrupts": set(),

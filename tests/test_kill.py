@@ -8,7 +8,7 @@ import time
 import pytest
 
 from lightning_hpo import HyperbandTuner
-from lightning_hpo.runs import RunFolder
+from lightning_hpo.study.run_folder import RunFolder
 from tests.faults.scripts import Script, run
 from tests.small import Data, Net
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from lightning_hpo import Job, Objective, WarmupCosineLR
-from lightning_hpo.checkpoints import load, save
-from lightning_hpo.failures import failure_text
-from lightning_hpo.jobs import CHECKPOINT
-from lightning_hpo.objective import Task
+from lightning_hpo.checkpoints.files import load, save
+from lightning_hpo.errors import failure_text
+from lightning_hpo.records import CHECKPOINT
+from lightning_hpo.training.objective import Task
 from tests.small import Data, Net, digits
 
 CPU = {"accelerator": "cpu"}

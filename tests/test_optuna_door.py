@@ -18,7 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from lightning_hpo import Objective, OptunaTuner, PopulationTuner, TrialReport, create_optuna_study
-from lightning_hpo.runs import StudyMismatchError
+from lightning_hpo.errors import StudyMismatchError
 from tests.faults.scripts import run
 from tests.small import Data, Net
 from tests.test_tuners import CPU, recorded

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_hpo.lineage import Segment, intervals, lineage
-from lightning_hpo.pb2 import PB2
-from lightning_hpo.population import Interval, Occasion, Rules, Standing
-from lightning_hpo.population_tuner import PopulationTuner
-from lightning_hpo.shared_folder import read_record
+from lightning_hpo.schedulers.explore import Interval, Occasion
+from lightning_hpo.schedulers.pb2 import PB2
+from lightning_hpo.schedulers.population import Rules, Standing
 from lightning_hpo.space import parse_space, to_unit
+from lightning_hpo.study.lineage import Segment, intervals, lineage
+from lightning_hpo.study.shared_folder import read_record
+from lightning_hpo.tuners.population import PopulationTuner
 from tests.test_kill import in_a_child
 from tests.test_population_callback import Data, Net, good_donor, member, trainer
 from tests.test_population_tuner import STEPS, die_after, history, tune
@@ -131,6 +132,6 @@ def test_its_optimism_is_set_by_flags():
     parser = ArgumentParser()
     parser.add_subclass_arguments(PopulationTuner, "tuner")
     flags = ["--tuner=lightning_hpo.PopulationTuner", '--tuner.space={"lr": "loguniform(1e-3, 1)"}']
-    flags += ["--tuner.max_steps=400", "--tuner.explore=lightning_hpo.pb2.PB2", "--tuner.explore.optimism=2"]
+    flags += ["--tuner.max_steps=400", "--tuner.explore=lightning_hpo.schedulers.pb2.PB2", "--tuner.explore.optimism=2"]
     tuner = parser.instantiate_classes(parser.parse_args(flags)).tuner
     assert tuner.rules.explore == PB2(2.0)

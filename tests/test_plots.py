@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_hpo.lr_schedules import CosineLR, LinearDecayLR
-from lightning_hpo.plots import plot_lr_schedule
+from lightning_hpo.reporting.lr_plot import plot_lr_schedule
 
 
 def sgd():

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_hpo.population import Rules, Standing, exploit, explore, perturb, truncate
+from lightning_hpo.schedulers.explore import explore, perturb
+from lightning_hpo.schedulers.population import Rules, Standing, exploit, truncate
 from lightning_hpo.space import parse_space
 
 SPACE = parse_space(

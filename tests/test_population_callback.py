@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 
 from lightning_hpo import checkpoints, lr_schedules
 from lightning_hpo.callbacks.population import PopulationBasedTraining
-from lightning_hpo.failures import ParameterMismatchError
-from lightning_hpo.lineage import lineage
-from lightning_hpo.population import Rules
-from lightning_hpo.shared_folder import SharedFolder, read_record
+from lightning_hpo.errors import ParameterMismatchError
+from lightning_hpo.schedulers.population import Rules
 from lightning_hpo.space import parse_space
+from lightning_hpo.study.lineage import lineage
+from lightning_hpo.study.shared_folder import SharedFolder, read_record
 from lightning_hpo.training.state_transfer import capture, transplant
 from tests.small import digits
 

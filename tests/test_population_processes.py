@@ -12,9 +12,9 @@ import torch
 
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.population import PopulationBasedTraining
-from lightning_hpo.lineage import lineage, schedule_of
-from lightning_hpo.shared_folder import read_record
-from lightning_hpo.trainer_plugins import SealedCheckpointIO
+from lightning_hpo.study.lineage import lineage, schedule_of
+from lightning_hpo.study.shared_folder import read_record
+from lightning_hpo.training.plugins import SealedCheckpointIO
 from tests.faults.scripts import run
 from tests.test_kill import in_a_child
 from tests.test_population_callback import SPACE, Data, Net, assert_equal, good_donor, trainer

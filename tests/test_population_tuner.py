@@ -19,10 +19,10 @@ from optuna.storages.journal import JournalFileBackend
 
 from lightning_hpo import checkpoints
 from lightning_hpo.__main__ import main
-from lightning_hpo.lineage import ReplayLR, lineage, plot, replay, schedule_of, to_study, winner
-from lightning_hpo.population_tuner import PopulationTuner
-from lightning_hpo.runs import StorageError, StudyMismatchError
+from lightning_hpo.errors import StorageError, StudyMismatchError
 from lightning_hpo.space import parse_space
+from lightning_hpo.study.lineage import ReplayLR, lineage, plot, replay, schedule_of, to_study, winner
+from lightning_hpo.tuners.population import PopulationTuner
 from tests.test_kill import in_a_child
 from tests.test_population_callback import Data, Net
 

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_hpo import HyperbandTuner, OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
-from lightning_hpo.report import read_run, to_html
+from lightning_hpo.reporting.report import read_run, to_html
 
 EVIL = "<script>alert(1)</script>"
 SPACE = {"x": "loguniform(1e-3, 1)", "kind": f"choice('{EVIL}', 'b&\"')"}

@@ -19,7 +19,6 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
-from lightning_hpo.acquisition import log_expected_improvement, lower_confidence_bound
 from lightning_hpo.samplers import (
     GaussianProcessSampler,
     expected_improvement_share,
@@ -29,6 +28,7 @@ from lightning_hpo.samplers import (
     slices,
 )
 from lightning_hpo.samplers.accidents import without_accidents
+from lightning_hpo.samplers.acquisition import log_expected_improvement, lower_confidence_bound
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.observations import Observations
 from lightning_hpo.samplers.surrogate import Fitter

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_hpo.records import Row
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, Hyperband, Job, MedianStopping, SuccessiveHalving
 from lightning_hpo.testing import SchedulerTestCase, simulate
-from lightning_hpo.trials import Row
 
 
 class TestContract(SchedulerTestCase):

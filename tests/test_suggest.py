@@ -7,9 +7,9 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
+from lightning_hpo.records import Row
+from lightning_hpo.samplers.adapter import Asker, model_rung
 from lightning_hpo.schedulers import AsyncHyperband
-from lightning_hpo.suggest import Asker, model_rung
-from lightning_hpo.trials import Row
 
 SPACE = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(1e-4, 1.0, log=True)}
 

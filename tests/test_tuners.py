@@ -28,8 +28,7 @@ from lightning_hpo import (
     Tuner,
     checkpoints,
 )
-from lightning_hpo.runs import StorageError, StudyInUseError, StudyMismatchError
-from lightning_hpo.search import SearchFailedError
+from lightning_hpo.errors import SearchFailedError, StorageError, StudyInUseError, StudyMismatchError
 from tests.small import Data, Net
 
 CPU = {"accelerator": "cpu", "log_every_n_steps": 1}

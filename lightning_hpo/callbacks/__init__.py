@@ -1,5 +1,7 @@
-"""Lightning callbacks."""
+"""Callbacks for your own Trainer."""
 
-from lightning_hpo.callbacks.lr_schedule import LRSchedule
+from lightning_hpo.callbacks.population import PopulationBasedTraining
+from lightning_hpo.training.lr_schedule import LRSchedule
+from lightning_hpo.training.trial_report import TrialReport
 
-__all__ = ["LRSchedule"]
+__all__ = ["LRSchedule", "PopulationBasedTraining", "TrialReport"]

@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.shared_folder import Graft
-from lightning_hpo.space import nearest
+from lightning_hpo.study.shared_folder import Graft
+from lightning_hpo.text import nearest
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.rebuild import Rebuild
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.callbacks.member import Member
-from lightning_hpo.exits import explained
-from lightning_hpo.options import direction
-from lightning_hpo.population import Donor, Rules
-from lightning_hpo.shared_folder import SharedFolder
+from lightning_hpo.errors import explained
+from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.population import Donor, Rules
 from lightning_hpo.space import format_distribution, parse_space
+from lightning_hpo.study.shared_folder import SharedFolder
 
 
 class PopulationBasedTraining(Member):
@@ -41,7 +41,8 @@ class PopulationBasedTraining(Member):
         interval: optimizer steps between decisions, at least; see above.
         quantile: share that copies, and share that is copied; in (0, 0.5].
         donor: ``"random-top"`` or ``"best"``.
-        explore: ``"losers"``, ``"all"``, ``"pb2"``, or a function (see :class:`lightning_hpo.population.Rules`).
+        explore: ``"losers"``, ``"all"``, ``"pb2"``, or a function (see
+            :class:`lightning_hpo.schedulers.population.Rules`).
         resample: probability that a copied hyperparameter is drawn anew.
         factor: otherwise it is multiplied or divided by this.
         seed: of all decisions; the same for all members.

@@ -17,11 +17,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.callbacks.lr_schedule import bind_to_steps
 from lightning_hpo.callbacks.member import Member, Population
-from lightning_hpo.callbacks.resumable import Resumable
-from lightning_hpo.origin import STAMP
-from lightning_hpo.population_folder import storage_error
+from lightning_hpo.checkpoints.origin import STAMP
+from lightning_hpo.study.population_folder import storage_error
+from lightning_hpo.training.lr_schedule import bind_to_steps
+from lightning_hpo.training.resumable import Resumable
 from lightning_hpo.training.state_transfer import restart_early_stopping
 from lightning_hpo.training.trainer import FirstCallback
 

@@ -2,6 +2,7 @@
 
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 from lightning_hpo.lr_schedules.names import LR_SCHEDULES, make_lr_schedule
+from lightning_hpo.lr_schedules.replay import ReplayLR
 from lightning_hpo.lr_schedules.shapes import (
     CosineLR,
     CosineRestartsLR,
@@ -19,6 +20,7 @@ __all__ = [
     "CosineRestartsLR",
     "InverseSqrtLR",
     "LinearDecayLR",
+    "ReplayLR",
     "StepDecayLR",
     "WarmupCosineLR",
     "WarmupStableDecayLR",

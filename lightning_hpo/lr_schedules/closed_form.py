@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_hpo.lr_schedules.arguments import check_range, check_steps, length_message
 from lightning_hpo.lr_schedules.first_update import may_update, unbound_message
+from lightning_hpo.text import check_range, check_steps, length_message
 
 
 class ClosedFormLR(LRScheduler):

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_hpo.lr_schedules.arguments import check_range, nearest
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR, write_lr
 from lightning_hpo.lr_schedules.shapes import (
     CosineLR,
@@ -20,6 +19,7 @@ from lightning_hpo.lr_schedules.shapes import (
     WarmupCosineLR,
     WarmupStableDecayLR,
 )
+from lightning_hpo.text import check_range, nearest
 
 LR_SCHEDULES: Mapping[str, type[ClosedFormLR]] = MappingProxyType(
     {

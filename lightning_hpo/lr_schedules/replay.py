@@ -18,7 +18,7 @@ class ReplayLR(ClosedFormLR):
     Args:
         optimizer: to schedule.
         schedule: (first step, learning rate) of each stretch, as from
-            :meth:`lightning_hpo.lineage.Replay.schedule`.
+            :meth:`lightning_hpo.study.lineage.Replay.schedule`.
         shape: multiplies the rate at each step: the LR schedule that the population's members trained with, as a
             function of the step; None is constant.
         last_epoch: as for every torch schedule.

@@ -10,8 +10,8 @@ from typing import ClassVar
 from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import factors
-from lightning_hpo.lr_schedules.arguments import check_range, check_steps, nearest
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
+from lightning_hpo.text import check_range, check_steps, nearest
 
 
 class CosineLR(ClosedFormLR):

@@ -14,10 +14,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
-from lightning_hpo.acquisition import AcquisitionFunction, log_expected_improvement, lower_confidence_bound
-from lightning_hpo.gp import Floats
 from lightning_hpo.samplers.accidents import without_accidents
+from lightning_hpo.samplers.acquisition import AcquisitionFunction, log_expected_improvement, lower_confidence_bound
 from lightning_hpo.samplers.encoding import Encoding
+from lightning_hpo.samplers.gp import Floats
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.search import Search
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
@@ -60,7 +60,7 @@ class GaussianProcessSampler(BaseSampler):
             :mod:`lightning_hpo.samplers.targets`.
         surrogate: any scikit-learn regressor with ``predict(X, return_std=True)``, used instead of the built-in
             Gaussian process (without gradients, so the search is over candidates only).
-        acquisition: of :mod:`lightning_hpo.acquisition`, or alike, for every trial; None for log expected
+        acquisition: of :mod:`lightning_hpo.samplers.acquisition`, or alike, for every trial; None for log expected
             improvement, and the bound in turn where there is noise.
         constraints_func: not supported yet, must be None.
 
@@ -106,7 +106,8 @@ class GaussianProcessSampler(BaseSampler):
             )
         if acquisition is not None and not callable(acquisition):
             raise TypeError(
-                f"`acquisition` must be a function of lightning_hpo.acquisition, or alike, got {acquisition!r}."
+                "`acquisition` must be a function of lightning_hpo.samplers.acquisition, or alike, got "
+                f"{acquisition!r}."
             )
         if constraints_func is not None:
             raise ValueError(

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.stats import qmc
 
-from lightning_hpo.acquisition import AcquisitionFunction
-from lightning_hpo.gp import Floats
+from lightning_hpo.samplers.acquisition import AcquisitionFunction
 from lightning_hpo.samplers.encoding import Encoding
+from lightning_hpo.samplers.gp import Floats
 from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorModel
 
 SOBOL_POINTS = 512

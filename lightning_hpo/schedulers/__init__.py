@@ -16,8 +16,9 @@ r_i      steps at which rung i is judged: R * eta**(i - s), rounded, so the last
 =======  ==================================================================================================
 """
 
+from lightning_hpo.records import Job, Mode
 from lightning_hpo.schedulers.asynchronous import ASHA, AsyncHyperband
-from lightning_hpo.schedulers.base import Bracket, Coverage, Job, Mode, Planning, Retiring, Rung, Scheduler
+from lightning_hpo.schedulers.base import Bracket, Coverage, Planning, Retiring, Rung, Scheduler
 from lightning_hpo.schedulers.full_budget import FullBudget
 from lightning_hpo.schedulers.halving import Hyperband, SuccessiveHalving
 from lightning_hpo.schedulers.stopping import MedianStopping

@@ -12,22 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
-from lightning_hpo.schedulers.base import (
-    Bracket,
-    Coverage,
-    Job,
-    Mode,
-    hyperband_brackets,
-    make_bracket,
-    require_halving,
-    require_int,
-    s_max_of,
-)
-
-if TYPE_CHECKING:  # this package needs the standard library only
-    from lightning_hpo.trials import Row
+from lightning_hpo.records import Job, Mode, Row
+from lightning_hpo.schedulers.base import Bracket, Coverage, hyperband_brackets, make_bracket, require_halving, s_max_of
+from lightning_hpo.text import require_int
 
 
 @dataclass(frozen=True)
@@ -59,11 +47,11 @@ class ASHA:
         if self.n_trials is not None:
             require_int("n_trials", self.n_trials, self.eta ** s_max_of(self.max_steps, self.min_steps, self.eta))
 
-    def next(self, rows: "Sequence[Row]") -> Job | None:
+    def next(self, rows: Sequence[Row]) -> Job | None:
         """Finish what was begun, else promote from the highest rung that can, else start a new trial."""
         return self._ladder.next(rows)
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:
+    def retired(self, rows: Sequence[Row]) -> list[int]:
         """Trials that stay below the best 1/eta however the rest turns out; none if there is no end."""
         return self._ladder.retired(rows)
 
@@ -122,11 +110,11 @@ class AsyncHyperband:
         if self.iterations is not None:
             require_int("iterations", self.iterations, 1)
 
-    def next(self, rows: "Sequence[Row]") -> Job | None:
+    def next(self, rows: Sequence[Row]) -> Job | None:
         """Finish what was begun, else promote from the highest rung that can, else start a new trial."""
         return self._ladder.next(rows)
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:
+    def retired(self, rows: Sequence[Row]) -> list[int]:
         """Trials that stay below the best 1/eta however the rest turns out; none if there is no end."""
         return self._ladder.retired(rows)
 
@@ -177,7 +165,7 @@ class _Ladder:
     mode: Mode
     n_trials: int | None
 
-    def next(self, rows: "Sequence[Row]") -> Job | None:
+    def next(self, rows: Sequence[Row]) -> Job | None:
         for row in rows:
             if row.idle and not row.values:
                 return Job(self.steps[self._entry(row.number)], trial=row.number)
@@ -190,7 +178,7 @@ class _Ladder:
             return Job(self.steps[self._entry(len(rows))])
         return None
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:
+    def retired(self, rows: Sequence[Row]) -> list[int]:
         if self.n_trials is None:
             return []
         entering = self._entering
@@ -227,7 +215,7 @@ class _Ladder:
         place = self._entry(row.number) + len(self._values(row)) - 1
         return min(place + (row.state == "failed"), len(self.steps) - 1)
 
-    def _judge(self, rows: "Sequence[Row]") -> tuple[list[int], list[list[int]]]:
+    def _judge(self, rows: Sequence[Row]) -> tuple[list[int], list[list[int]]]:
         """Of each level: how many trials were judged there, and those with a finite value, best first."""
         sign = 1 if self.mode == "min" else -1
         judged = [0] * len(self.steps)

@@ -1,31 +1,13 @@
 """What all schedulers share: jobs, the protocol, and the arithmetic of rungs and brackets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-if TYPE_CHECKING:  # this package needs the standard library only
-    from lightning_hpo.trials import Row
+from lightning_hpo.records import Job, Row
+from lightning_hpo.text import require_int
 
-Mode: TypeAlias = Literal["min", "max"]
 Coverage: TypeAlias = Literal["all", "least", "round"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Take one trial to a number of optimizer steps.
-
-    Args:
-        max_steps: train until the trial has seen this many optimizer steps, and validate there.
-        trial: number of the trial to continue; None starts a new one.
-        parent: for a new trial, the trial whose weights it starts from; None starts from scratch.
-        params: for a new trial, its parameters; None asks the sampler.
-    """
-
-    max_steps: int
-    trial: int | None = None
-    parent: int | None = None
-    params: Mapping[str, Any] | None = None
 
 
 class Scheduler(Protocol):
@@ -35,7 +17,7 @@ class Scheduler(Protocol):
     def max_steps(self) -> int:
         """Full budget of one trial, in optimizer steps. A trial with a value there, or beyond it, is complete."""
 
-    def next(self, rows: "Sequence[Row]") -> Job | None:
+    def next(self, rows: Sequence[Row]) -> Job | None:
         """Return the next job, or None if nothing can be started now.
 
         Args:
@@ -57,7 +39,7 @@ class Planning(Scheduler, Protocol):
 class Retiring(Scheduler, Protocol):
     """A scheduler that can say early which paused trials it will never continue."""
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:
+    def retired(self, rows: Sequence[Row]) -> list[int]:
         """Numbers of the running trials that will get no further job."""
 
 
@@ -129,9 +111,3 @@ def require_halving(max_steps: int, min_steps: int, eta: int, mode: str) -> None
     require_int("eta", eta, 2)
     if mode not in ("min", "max"):
         raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
-
-
-def require_int(name: str, value: object, least: int) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}` must be an int >= {least}, got {value!r}.")

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from lightning_hpo.schedulers.base import Bracket, Job, Rung, require_int
-
-if TYPE_CHECKING:  # this package needs the standard library only
-    from lightning_hpo.trials import Row
+from lightning_hpo.records import Job, Row
+from lightning_hpo.schedulers.base import Bracket, Rung
+from lightning_hpo.text import require_int
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,14 @@ class FullBudget:
         require_int("max_steps", self.max_steps, 1)
         require_int("n_trials", self.n_trials, 1)
 
-    def next(self, rows: "Sequence[Row]") -> Job | None:
+    def next(self, rows: Sequence[Row]) -> Job | None:
         """Continue the first trial that lacks its value, else start a new one."""
         for row in [row for row in rows if row.state == "running"]:  # few of many
             if row.idle and row.at(self.max_steps) is None:
                 return Job(self.max_steps, trial=row.number)
         return Job(self.max_steps) if len(rows) < self.n_trials else None
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:  # the protocol's signature
+    def retired(self, rows: Sequence[Row]) -> list[int]:  # the protocol's signature
         """Return no trial: none is ever paused."""
         return []
 

@@ -3,22 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from lightning_hpo.schedulers.base import (
-    Bracket,
-    Coverage,
-    Job,
-    Mode,
-    hyperband_brackets,
-    make_bracket,
-    require_halving,
-    require_int,
-    s_max_of,
-)
-
-if TYPE_CHECKING:  # this package needs the standard library only
-    from lightning_hpo.trials import Row
+from lightning_hpo.records import Job, Mode, Row
+from lightning_hpo.schedulers.base import Bracket, Coverage, hyperband_brackets, make_bracket, require_halving, s_max_of
+from lightning_hpo.text import require_int
 
 
 @dataclass(frozen=True)
@@ -51,11 +40,11 @@ class SuccessiveHalving:
         if self.n_trials is not None:
             require_int("n_trials", self.n_trials, least)
 
-    def next(self, rows: "Sequence[Row]") -> Job | None:
+    def next(self, rows: Sequence[Row]) -> Job | None:
         """Fill the first rung, then promote rung by rung, best first."""
         return _walk(self.plan()[0], rows, self.mode)[0]
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:
+    def retired(self, rows: Sequence[Row]) -> list[int]:
         """Trials that a finished rung did not promote."""
         return _walk(self.plan()[0], rows, self.mode)[1]
 
@@ -100,7 +89,7 @@ class Hyperband:
         require_halving(self.max_steps, self.min_steps, self.eta, self.mode)
         require_int("iterations", self.iterations, 1)
 
-    def next(self, rows: "Sequence[Row]") -> Job | None:
+    def next(self, rows: Sequence[Row]) -> Job | None:
         """Return the first job that any bracket has, earlier brackets first."""
         for bracket, part in self._open(rows):
             job = _walk(bracket, part, self.mode)[0]
@@ -108,7 +97,7 @@ class Hyperband:
                 return job
         return None
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:
+    def retired(self, rows: Sequence[Row]) -> list[int]:
         """Trials that a finished rung did not promote."""
         return [number for bracket, part in self._open(rows) for number in _walk(bracket, part, self.mode)[1]]
 
@@ -116,7 +105,7 @@ class Hyperband:
         """Return the brackets in the order they start."""
         return hyperband_brackets(self.max_steps, self.min_steps, self.eta) * self.iterations
 
-    def _open(self, rows: "Sequence[Row]") -> "Iterator[tuple[Bracket, Sequence[Row]]]":
+    def _open(self, rows: Sequence[Row]) -> "Iterator[tuple[Bracket, Sequence[Row]]]":
         """Brackets that can still have a job, each with its trials.
 
         New trials fill the brackets in order, so a trial's number alone says which bracket owns it.
@@ -130,7 +119,7 @@ class Hyperband:
             start = end
 
 
-def _walk(bracket: Bracket, rows: "Sequence[Row]", mode: Mode) -> tuple[Job | None, list[int]]:
+def _walk(bracket: Bracket, rows: Sequence[Row], mode: Mode) -> tuple[Job | None, list[int]]:
     """Go up the rungs of one bracket.
 
     Args:
@@ -161,7 +150,7 @@ def _walk(bracket: Bracket, rows: "Sequence[Row]", mode: Mode) -> tuple[Job | No
     return None, left
 
 
-def _best(rows: "Sequence[Row]", step: int, count: int, mode: Mode) -> "list[Row]":
+def _best(rows: Sequence[Row], step: int, count: int, mode: Mode) -> "list[Row]":
     """Return the ``count`` best rows by their finite value at ``step``; ties go to the lower number.
 
     A trial that finished by itself below ``step`` is among them with its last value, and needs no job to get there.

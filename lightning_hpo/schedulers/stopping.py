@@ -5,12 +5,10 @@ import statistics
 from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from lightning_hpo.schedulers.base import Job, Mode, require_halving, require_int
-
-if TYPE_CHECKING:  # this package needs the standard library only
-    from lightning_hpo.trials import Row
+from lightning_hpo.records import Job, Mode, Row
+from lightning_hpo.schedulers.base import require_halving
+from lightning_hpo.text import require_int
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class MedianStopping:
                 )
         require_int("min_trials", self.min_trials, 1)
 
-    def next(self, rows: "Sequence[Row]") -> Job | None:
+    def next(self, rows: Sequence[Row]) -> Job | None:
         """Continue the first trial that keeps up, else start a new one."""
         behind = set(self._behind(rows))
         for row in rows:
@@ -60,7 +58,7 @@ class MedianStopping:
                 return Job(self._look_after(row.step if row.values else 0), trial=row.number)
         return Job(self._look_after(0)) if self.n_trials is None or len(rows) < self.n_trials else None
 
-    def retired(self, rows: "Sequence[Row]") -> list[int]:
+    def retired(self, rows: Sequence[Row]) -> list[int]:
         """Trials that have fallen behind."""
         return self._behind(rows)
 
@@ -85,7 +83,7 @@ class MedianStopping:
         values = [(step, row.at(step, following[step])) for step in sorted(steps) if step > 0]
         return [(step, value) for step, value in values if value is not None]
 
-    def _behind(self, rows: "Sequence[Row]") -> list[int]:
+    def _behind(self, rows: Sequence[Row]) -> list[int]:
         """Idle trials that are stopped. One pass in order of number: what is known at each step is kept sorted."""
         sign = 1 if self.mode == "min" else -1
         averages: dict[int, list[float]] = {}  # step -> running averages of the trials so far, sorted

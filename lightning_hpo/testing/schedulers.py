@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lightning_hpo.records import Row, State
 from lightning_hpo.schedulers import Job, Scheduler
-from lightning_hpo.trials import Row, State
 
 Evaluate = Callable[[int, int], float]  # (trial number, step) -> value; NaN counts as a failed trial
 Stand = Callable[[int, int], tuple[int, bool]]  # (trial number, step asked for) -> step reached, ended by itself or not

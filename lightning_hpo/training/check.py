@@ -10,12 +10,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_hpo import checkpoints
-from lightning_hpo.building import Built
-from lightning_hpo.callbacks.lr_schedule import bind_to_steps
-from lightning_hpo.fitting import make_trainer
-from lightning_hpo.run_key import Key
-from lightning_hpo.trainer_plugins import MetricsFile, SealedCheckpointIO
+from lightning_hpo.checkpoints.key import Key
+from lightning_hpo.training.builder import Built
+from lightning_hpo.training.lr_schedule import bind_to_steps
+from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.trainer import FirstCallback, refuse_callbacks, stop
+from lightning_hpo.training.trial_fit import make_trainer
 
 
 class OneBatch(pl.Callback):

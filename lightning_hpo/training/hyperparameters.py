@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.failures import ParameterMismatchError
+from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import from_unit, split_name
 from lightning_hpo.training.leaves import Fixed, Path, get, leaves, put, same, text
 from lightning_hpo.training.places import BatchSize, Loaders, Setting, TrainerSetting

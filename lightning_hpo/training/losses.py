@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_hpo.failures import DivergedError
+from lightning_hpo.errors import DivergedError
 
 
 class LossWatch:

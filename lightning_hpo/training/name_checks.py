@@ -6,9 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.building import Builder
-from lightning_hpo.failures import ParameterMismatchError
+from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import split_name
+from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.leaves import same
 from lightning_hpo.training.rebuild import Build, Rebuild, unread_names

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_hpo.failures import ParameterMismatchError
+from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import split_name
 
 _LEARNING_RATES = ("lr", "learning_rate")

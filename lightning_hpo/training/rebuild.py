@@ -17,10 +17,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_hpo.callbacks.lr_schedule import LRSchedule
 from lightning_hpo.lr_schedules import ClosedFormLR
 from lightning_hpo.space import from_unit, split_name
 from lightning_hpo.training.leaves import Fixed, Path, leaves, same
+from lightning_hpo.training.lr_schedule import LRSchedule
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.usage import BUILDING, is_used
 

@@ -15,7 +15,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_hpo.failures import ParameterMismatchError
+from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.training.leaves import Path, get, leaves, put, same, text
 from lightning_hpo.training.rebuild import advance, differing, is_rate, note_base_lrs
 

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
-from lightning_hpo.failures import ParameterMismatchError
+from lightning_hpo.errors import ParameterMismatchError
 
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
 

@@ -13,8 +13,8 @@ import optuna
 import torch
 
 from lightning_hpo import checkpoints
-from lightning_hpo.run_key import Key
-from lightning_hpo.runs import RunFolder
+from lightning_hpo.checkpoints.key import Key
+from lightning_hpo.study.run_folder import RunFolder
 from tests.small import Data, Net, digits
 from tests.test_kill import in_a_child
 

@@ -18,7 +18,7 @@ from lightning_hpo import (
     RandomTuner,
 )
 from lightning_hpo.__main__ import main
-from lightning_hpo.exits import exit_code
+from lightning_hpo.errors import exit_code
 from tests.faults.scripts import HEAD, Script, run
 
 LAST = re.compile(r"lightning_hpo: [^\n;]+; (what was recorded and saved is kept in [^\n;]+|nothing was started); .+\.")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_hpo import RandomTuner
-from lightning_hpo.failures import DivergedError
+from lightning_hpo.errors import DivergedError
 from lightning_hpo.training.losses import LossWatch
 from tests.faults.scripts import run
 from tests.small import Data, Net

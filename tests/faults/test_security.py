@@ -12,10 +12,12 @@ import tomllib
 
 import pytest
 
-from lightning_hpo import RandomTuner, checkpoints, study_file
+from lightning_hpo import RandomTuner, checkpoints
 from lightning_hpo.__main__ import main
-from lightning_hpo.report import read_run, to_html
-from lightning_hpo.runs import RunFolder, StorageError
+from lightning_hpo.errors import StorageError
+from lightning_hpo.reporting.report import read_run, to_html
+from lightning_hpo.study import sqlite_file as study_file
+from lightning_hpo.study.run_folder import RunFolder
 from tests.faults.scripts import run
 from tests.small import Data, Net
 

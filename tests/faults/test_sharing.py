@@ -13,8 +13,9 @@ import pytest
 from optuna.samplers import BaseSampler
 
 from lightning_hpo import Hyperband, HyperbandTuner, OptunaTuner, PopulationTuner, RandomTuner, Tuner
-from lightning_hpo.locks import Lock
-from lightning_hpo.runs import PLACE, RunFolder, StudyInUseError
+from lightning_hpo.errors import StudyInUseError
+from lightning_hpo.study.locks import Lock
+from lightning_hpo.study.run_folder import PLACE, RunFolder
 from tests.faults.scripts import Script
 from tests.small import Data, Net
 from tests.test_kill import in_a_child

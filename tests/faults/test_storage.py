@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from lightning_hpo import RandomTuner, checkpoints
-from lightning_hpo.runs import StorageError
+from lightning_hpo.errors import StorageError
 from tests.faults.scripts import mount_works, run
 from tests.small import Data, Net
 from tests.test_tuners import recorded

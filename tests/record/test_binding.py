@@ -10,10 +10,10 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hpo.callbacks.population import PopulationBasedTraining
-from lightning_hpo.lineage import lineage
 from lightning_hpo.lr_schedules import WarmupCosineLR
-from lightning_hpo.population_tuner import PopulationTuner
+from lightning_hpo.study.lineage import lineage
 from lightning_hpo.training.state_transfer import capture, transplant
+from lightning_hpo.tuners.population import PopulationTuner
 
 STEPS, INTERVAL, BATCHES = 24, 6, 6
 QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}

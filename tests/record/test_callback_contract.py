@@ -40,7 +40,7 @@ from lightning.pytorch.loggers import CSVLogger
 from optuna.pruners import MedianPruner
 
 from lightning_hpo import BayesianTuner, HyperbandTuner, OptunaTuner, PopulationTuner, checkpoints
-from lightning_hpo.jobs import CHECKPOINT, Task
+from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
 from tests.record.test_exact import Data, Net
 

@@ -8,11 +8,10 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_hpo import RandomTuner, checkpoints
-from lightning_hpo.exits import WRONG_CALL, exit_code
-from lightning_hpo.failures import ParameterMismatchError
-from lightning_hpo.jobs import CHECKPOINT, Task
-from lightning_hpo.objective import Objective
+from lightning_hpo.errors import WRONG_CALL, ParameterMismatchError, exit_code
+from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
+from lightning_hpo.training.objective import Objective
 from tests.record.test_exact import BATCHES, Crash, Data, Net, R, TwoOptimizers
 
 SPACE = {"lr": "loguniform(1e-3, 1e-1)"}

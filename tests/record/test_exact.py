@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_hpo import checkpoints
-from lightning_hpo.jobs import CHECKPOINT, Task
-from lightning_hpo.objective import Objective
+from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
+from lightning_hpo.training.objective import Objective
 
 R = 22
 BATCHES = 5

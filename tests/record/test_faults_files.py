@@ -8,11 +8,11 @@ import pathlib
 import pytest
 
 from lightning_hpo import PopulationTuner, RandomTuner, atomic
-from lightning_hpo.best import keep_best, write_best
-from lightning_hpo.journal import open_journal
-from lightning_hpo.locks import Lock
-from lightning_hpo.report import read_run, write_report
-from lightning_hpo.runs import StorageError
+from lightning_hpo.errors import StorageError
+from lightning_hpo.reporting.best import keep_best, write_best
+from lightning_hpo.reporting.report import read_run, write_report
+from lightning_hpo.study.journal import open_journal
+from lightning_hpo.study.locks import Lock
 from tests.small import Data, Net
 
 X = {"x": "uniform(0, 1)"}

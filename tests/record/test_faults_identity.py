@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from lightning_hpo import ASHATuner, BayesianTuner, HyperbandTuner, OptunaTuner, RandomTuner
-from lightning_hpo.code_identity import code_parts
-from lightning_hpo.runs import StudyMismatchError
+from lightning_hpo.errors import StudyMismatchError
+from lightning_hpo.study.code_identity import code_parts
 from tests.small import Data, Net
 
 LR = {"lr": "loguniform(1e-3, 1)"}

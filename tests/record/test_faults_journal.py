@@ -13,8 +13,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from lightning_hpo.__main__ import main
-from lightning_hpo.journal import open_journal, read_journal
-from lightning_hpo.runs import StorageError
+from lightning_hpo.errors import StorageError
+from lightning_hpo.study.journal import open_journal, read_journal
 
 
 def begin(storage):

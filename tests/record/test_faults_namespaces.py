@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_hpo import BayesianTuner, HyperbandTuner, PopulationTuner, RandomTuner
-from lightning_hpo.namespaces import of_lightning
+from lightning_hpo.training.namespaces import of_lightning
 from tests.small import digits
 
 old = pytest.importorskip("pytorch_lightning")

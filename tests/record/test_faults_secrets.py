@@ -5,9 +5,9 @@ import yaml
 
 from lightning_hpo import BayesianTuner, OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
-from lightning_hpo.report import read_run, to_html
-from lightning_hpo.runs import StudyMismatchError
-from lightning_hpo.safe_text import hide_passwords, is_secret
+from lightning_hpo.errors import StudyMismatchError
+from lightning_hpo.reporting.report import read_run, to_html
+from lightning_hpo.text import hide_passwords, is_secret
 from tests.faults.scripts import run
 
 LONG = " ".join(f"S3CRET{index:02}" for index in range(40))  # YAML folds it over several lines

@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution as Choice
 from torch import nn
 
 from lightning_hpo import BayesianTuner, OptunaTuner, RandomTuner
-from lightning_hpo.options import direction
+from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.space import parse_space
 from tests.small import Data, Net
 

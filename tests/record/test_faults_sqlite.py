@@ -8,9 +8,9 @@ import pytest
 
 from lightning_hpo import OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
-from lightning_hpo.report import read_run
-from lightning_hpo.runs import StorageError
-from lightning_hpo.study_file import check_study_file
+from lightning_hpo.errors import StorageError
+from lightning_hpo.reporting.report import read_run
+from lightning_hpo.study.sqlite_file import check_study_file
 from tests.faults.scripts import Script, run
 
 X = {"x": "uniform(0, 1)", "kind": "choice(a, b)"}

@@ -26,8 +26,8 @@ from lightning_hpo import (
     checkpoints,
 )
 from lightning_hpo.__main__ import main
-from lightning_hpo.console import spent
-from lightning_hpo.lineage import replay
+from lightning_hpo.reporting.console import spent
+from lightning_hpo.study.lineage import replay
 
 CPU = {"accelerator": "cpu", "logger": False}
 SPACE = {"x": "uniform(0, 1)", "width": "int(1, 6)"}

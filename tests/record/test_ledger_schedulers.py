@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
+from lightning_hpo.records import Row
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, Hyperband, Job, MedianStopping, SuccessiveHalving
 from lightning_hpo.testing import simulate
-from lightning_hpo.trials import Row
 
 
 def finished(number, values, why="EarlyStopping"):

@@ -10,12 +10,12 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lightning_hpo import LRSchedule, Objective, RandomTuner
-from lightning_hpo.checkpoints import load
-from lightning_hpo.failures import ParameterMismatchError
-from lightning_hpo.jobs import CHECKPOINT, Task
-from lightning_hpo.lineage import ReplayLR
+from lightning_hpo.checkpoints.files import load
+from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.lr_schedules import LinearDecayLR, WarmupCosineLR
+from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
+from lightning_hpo.study.lineage import ReplayLR
 from tests.small import Data, Net
 
 CPU = {"accelerator": "cpu", "logger": False}

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_hpo import checkpoints
-from lightning_hpo.lineage import lineage
-from lightning_hpo.population import truncate
-from lightning_hpo.population_tuner import PopulationTuner
-from lightning_hpo.search import SearchFailedError
+from lightning_hpo.errors import SearchFailedError
+from lightning_hpo.schedulers.population import truncate
+from lightning_hpo.study.lineage import lineage
+from lightning_hpo.tuners.population import PopulationTuner
 
 ACTIONS = []  # called with the module after each batch; a study notices if the module's own code changes
 

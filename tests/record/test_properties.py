@@ -19,10 +19,10 @@ from optuna.storages import InMemoryStorage
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_hpo import HyperbandTuner, Job, Objective, checkpoints
-from lightning_hpo.console import spent
-from lightning_hpo.fitting import quiet_and_seeded
-from lightning_hpo.jobs import BUDGET, CHECKPOINT, PAUSED, Task
 from lightning_hpo.quiet import warnings_only
+from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Task
+from lightning_hpo.reporting.console import spent
+from lightning_hpo.training.trial_fit import quiet_and_seeded
 
 PROPERTY = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=True
@@ -270,7 +270,7 @@ def cases(draw, shuffle=False):
 @pytest.fixture(autouse=True, scope="module")
 def fast():
     """Nothing here asks what a power cut leaves, or what the check does to the process."""
-    apart = mock.patch("lightning_hpo.objective.call_apart", lambda function: function())
+    apart = mock.patch("lightning_hpo.training.objective.call_apart", lambda function: function())
     with apart, mock.patch("os.fsync"), warnings.catch_warnings(), warnings_only("lightning.pytorch", "optuna"):
         warnings.simplefilter("ignore")
         yield
@@ -370,7 +370,7 @@ def test_a_study_is_what_was_trained(case, budget):
         tested = tuner.objective(lambda x: Net(x, case.optimizers), datamodule=case.data)
         if refused(case, tested.check):
             return
-        with mock.patch("lightning_hpo.objective.Objective.check"):
+        with mock.patch("lightning_hpo.training.objective.Objective.check"):
             start_counting()
             result = tuner.fit(lambda x: Net(x, case.optimizers), datamodule=case.data)
         assert spent(result.rows) == Counting.steps.total()

@@ -1,0 +1,61 @@
+"""What a search would cost, from its plan and a few timed steps."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from lightning_hpo.records import CHECKPOINT, Outcome, Task
+from lightning_hpo.reporting.console import Console
+from lightning_hpo.schedulers import Job
+from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.ranks import ranks_of
+from lightning_hpo.tuners.base import Tuner
+
+_TIMED_STEPS = 10
+
+
+def say_price(tuner: Tuner, builder: Builder) -> None:
+    """Print the plan of a search, and what it would cost: optimizer steps, time, disk.
+
+    The time is an estimate from a trial in the middle of the space: one job of 1 and one of 11 optimizer steps, each
+    with its validation and checkpoint.
+
+    Raises:
+        ValueError: for every mistake that a search would find before its first training step.
+    """
+    objective = tuner.objective(builder)
+    console = Console(objective.monitor, tuner.mode, verbose=True)
+    tuner.say_plan(console, f"plan of {type(tuner).__name__}; nothing is written", objective.space, ())
+    if (size := ranks_of(builder.surroundings).size) > 1:
+        console.line(f"  not timed, as each trial trains in {size} processes")
+        return
+    objective.check()
+    params = objective.middle()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def timed(name: str, steps: int) -> tuple[float, Outcome]:
+            start = time.perf_counter()
+            task = Task(Job(min(steps, objective.max_steps), trial=0), params, Path(folder) / name)
+            outcome = objective.run(task)
+            return time.perf_counter() - start, outcome
+
+        timed("warm-up", 1)
+        (short, first), (long, last) = timed("short", 1), timed("long", 1 + _TIMED_STEPS)
+        size = (Path(folder) / "long" / CHECKPOINT).stat().st_size
+    step = max(long - short, 0.0) / max(last.step - first.step, 1)
+    plan = tuner.plan()
+    jobs, steps = (sum(getattr(bracket, what) for bracket in plan) for what in ("jobs", "steps"))
+    share = tuner.planned_steps() / max(steps, 1)  # a limit can end the search before its plan does
+    job = max(short - step, 0.0)
+    console.line(
+        f"  a step takes {1e3 * step:.1f} ms, a job {1e3 * job:.0f} ms besides, a checkpoint {size / 1e6:.1f} MB"
+    )
+    if last.finished_early:
+        console.line(f"  a trial ends by itself ({last.ended}), so the plan is more than will be spent")
+    if plan and share:
+        console.line(f"  expected: {_clock(share * (jobs * job + steps * step))}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"

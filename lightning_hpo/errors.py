@@ -1,0 +1,208 @@
+"""What can go wrong: exceptions, what a trial's failure is stored as, and how a script ends.
+
+All exceptions of this package are :class:`LightningHPOError`, and ordinary exceptions: whoever catches one sees its
+class and text, and a notebook shows it and lives on. Only if one that left :func:`explained` ends the whole process
+does the exit code follow the table, through ``sys.excepthook``:
+
+====  =================================================================================================
+0     the search is over
+1     an error that nobody foresaw
+2     the call is wrong, does not fit the study, or the study is in use
+3     the failure limit was reached, or no trial succeeded
+4     the run folder, a checkpoint or the storage cannot be used: full, read-only, damaged
+130   paused by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (a closed terminal); the same command continues
+====  =================================================================================================
+
+The hook is installed by the first error of a tuner, in a script only: never in IPython.
+"""
+
+import builtins
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, NoReturn
+
+from lightning_hpo.text import hide_passwords, hide_values, one_line, say
+
+UNFORESEEN, WRONG_CALL, FAILED, STORAGE, INTERRUPTED = 1, 2, 3, 4, 130
+_LONGEST = 20_000  # letters of a reason; a study is no place for more
+_CODE = "_lightning_hpo_exit_code"  # on an exception that has left explained()
+_PREFIX = "lightning_hpo: "
+_NEXT = {
+    UNFORESEEN: "run the same command to continue",
+    WRONG_CALL: "correct the call and run it again",
+    FAILED: "see the reasons with `python -m lightning_hpo show`, then run the same command to go on",
+    STORAGE: "mend the storage and run the same command to continue",
+    INTERRUPTED: "run the same command to continue",
+}
+
+
+class LightningHPOError(Exception):
+    """Base of all exceptions of this package."""
+
+
+class JobError(LightningHPOError, RuntimeError):
+    """A job failed for a reason that its text says in full; no traceback is needed."""
+
+
+class ParameterMismatchError(LightningHPOError, RuntimeError):
+    """A hyperparameter that was asked for is not the one that trains."""
+
+    exit_code = WRONG_CALL  # the module does not fit the call; see lightning_hpo.errors
+
+
+class RankLostError(LightningHPOError, RuntimeError):
+    """Another rank of a distributed training did not come out of a job that failed here; the job is not done."""
+
+
+class DivergedError(JobError):
+    """The training loss became NaN or infinite."""
+
+
+class SearchFailedError(LightningHPOError, RuntimeError):
+    """No trial succeeded, or so many in a row failed that going on makes no sense."""
+
+    exit_code = FAILED
+
+
+class StorageError(LightningHPOError, OSError):
+    """The run folder or its study cannot be used."""
+
+    exit_code = STORAGE
+
+
+class StudyMismatchError(LightningHPOError, ValueError):
+    """A stored study was made with other settings than this call."""
+
+
+class StudyInUseError(LightningHPOError, RuntimeError):
+    """Another process works on the study."""
+
+    exit_code = WRONG_CALL
+
+
+class DamagedCheckpointError(LightningHPOError, RuntimeError):
+    """A checkpoint is torn, changed, not written by us, or holds objects and was written by somebody else."""
+
+
+class UnreadableStateError(LightningHPOError, ValueError):
+    """A state holds something that could not be read back from a checkpoint."""
+
+    exit_code = WRONG_CALL
+
+
+class WorkerStartError(LightningHPOError, RuntimeError):
+    """A worker process ended before it was ready for a job."""
+
+    exit_code = WRONG_CALL
+
+
+class StudyPaused(SystemExit):  # a way to leave, not an error
+    """The search was interrupted by a signal; everything is saved and the same call continues it.
+
+    Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
+    """
+
+
+def failure_text(error: BaseException, params: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Say in one line what happened, with the traceback below it; without passwords in URLs, and secrets of a trial.
+
+    Args:
+        error: of a job.
+        params: of its trial.
+    """
+    if isinstance(error, JobError):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+    return hide_passwords(hide_values(text[: 2 * _LONGEST], params))[:_LONGEST]
+
+
+def let_go(error: BaseException) -> None:
+    """Free what the frames of an exception hold: a module and its tensors outlive their trial otherwise."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        chain += [one.__cause__, one.__context__]
+
+
+def exit_code(error: BaseException) -> int:
+    """Exit code of a process that ends with this error; an exception class may have an ``exit_code`` of its own."""
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        return code
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # Lightning is not loaded to ask for its own exception
+    wrong = kinds & {"ValueError", "TypeError", "MisconfigurationException"}
+    return WRONG_CALL if wrong else UNFORESEEN
+
+
+def last_line(what: str, kept: Path | None, then: str) -> str:
+    """Write the line that a person sees last: what happened; what is kept; how to continue."""
+    what = one_line(hide_passwords(what)).rstrip(". ").replace(";", ",")
+    keeps = "nothing was started" if kept is None else f"what was recorded and saved is kept in {kept}"
+    return f"{_PREFIX}{what}; {one_line(keeps)}; {then}."
+
+
+def line_for(error: BaseException, kept: Path | None) -> str:
+    """:func:`last_line` for an error."""
+    first = (str(error).splitlines() or [""])[0]
+    known = hasattr(type(error), "exit_code") or isinstance(error, ValueError | TypeError)
+    what = first if known and first else f"{type(error).__name__}{first and ': '}{first}"
+    return last_line(what, kept, _NEXT[exit_code(error)])
+
+
+@contextmanager
+def explained(kept: Path | None) -> Iterator[None]:
+    """Give an error that leaves the block a last line (a note of the exception) and an exit code.
+
+    Args:
+        kept: folder in which everything is kept; None before there is one.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not hasattr(error, _CODE):
+            error.add_note(line_for(error, kept))
+            setattr(error, _CODE, exit_code(error))
+            _install()
+        raise
+
+
+def leave(error: BaseException) -> NoReturn:
+    """End a command line's process with an error's text, its last line and its exit code, without a traceback."""
+    lines = [one_line(hide_passwords(line)) for line in str(error).splitlines()]
+    last = next((note for note in getattr(error, "__notes__", ()) if note.startswith(_PREFIX)), line_for(error, None))
+    say("\n".join([*(lines[1:] and lines), last]), sys.stderr)  # the last line has the first one
+    raise SystemExit(exit_code(error)) from error
+
+
+def _install() -> None:
+    """Let a script end with the code of its error; IPython shows errors itself and has no exit code."""
+    if not isinstance(sys.excepthook, _ExitWithCode) and not hasattr(builtins, "__IPYTHON__"):
+        sys.excepthook = _ExitWithCode(sys.excepthook)
+
+
+class _ExitWithCode:
+    """An excepthook that passes everything on to the one before it, and then exits with the error's code."""
+
+    def __init__(self, before: Callable[..., Any]) -> None:
+        self._before = before
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if self._before is sys.__excepthook__:  # its traceback quotes the script, maybe the line with a storage's URL
+            say(hide_passwords("".join(traceback.format_exception(error))).rstrip("\n"), sys.stderr)
+        else:
+            self._before(kind, error, trace)
+        code = getattr(error, _CODE, None)
+        if code is not None and not (hasattr(sys, "ps1") or sys.flags.interactive):
+            raise SystemExit(code)

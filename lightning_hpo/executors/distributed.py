@@ -1,0 +1,208 @@
+"""A search whose trials train in several processes: rank 0 decides, records and prints; the others train along.
+
+Every process of a distributed strategy runs the whole script, the tuner in it included. Rank 0 searches as ever and
+says, in order, what it is about to do. The other ranks hold no lock and write nothing: they make the same calls, and
+meet rank 0 where ``Trainer.fit`` synchronises. They are told through a key-value store of torch that lives in the
+process of rank 0, with its port in the run folder; when that process ends, however it ends, they end too.
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # public, but not listed
+
+from lightning_hpo.atomic import atomic_write
+from lightning_hpo.errors import RankLostError
+from lightning_hpo.interrupts import PAUSING, only_here
+from lightning_hpo.records import Outcome, Task, Work, never
+from lightning_hpo.schedulers import Job
+from lightning_hpo.text import say
+from lightning_hpo.training.ranks import Ranks
+
+_ADDRESS = "ranks.json"
+_HOST = "127.0.0.1"
+_FOREVER = timedelta(days=1000)
+_GRACE = timedelta(seconds=60)  # for all ranks to come out of a job that failed in one of them
+_PATIENCE = 600.0  # seconds for rank 0 to open the run
+T = TypeVar("T")
+
+
+class Leader:
+    """Rank 0: tells the other ranks what it does, while the block runs.
+
+    Args:
+        folder: of the run.
+        ranks: of which this process is the first.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self._address = folder / _ADDRESS
+        self._ranks = ranks
+        self._told = 0
+
+    def __enter__(self) -> Self:
+        self._store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        token = uuid4().hex  # the port may have been another's
+        self._store.set("token", token)
+        atomic_write(self._address, json.dumps({"port": self._store.port, "token": token}))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._address.unlink(missing_ok=True)
+        if isinstance(error, KeyboardInterrupt | RankLostError):
+            return  # the end of this process ends the others, wherever they are
+        self._tell(op="over", found=kind is None)
+        self._store.set("over", "")
+        if self._ranks.started():
+            with suppress(DistError):  # who has not come for the answer by then is told by nobody
+                self._store.wait(self._from_each("seen"), _GRACE)
+
+    def lead_work(self, work: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        """Return work that all ranks carry out together; this one's outcome counts."""
+
+        def together(task: Task, should_pause: Callable[[], bool], **options: Any) -> Outcome:
+            return self._together(lambda: work(task, should_pause, **options), op="job", **_message(task))
+
+        return together
+
+    def lead_check(self, check: Callable[[], None]) -> Callable[[], None]:
+        """Return a check that all ranks do together."""
+        return lambda: self._together(check, op="check")
+
+    def _together(self, call: Callable[[], T], **message: Any) -> T:
+        number = self._tell(**message)
+        try:
+            return call()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+                raise  # now means now
+            if self._ranks.started():
+                try:
+                    self._store.wait(self._from_each(f"ended/{number}"), _GRACE)
+                except DistError:
+                    raise RankLostError(f"a rank was lost: here, {type(error).__name__}: {error}") from error
+            raise
+        finally:
+            self._store.set(f"done/{number}", "")
+
+    def _tell(self, **message: Any) -> int:
+        self._store.set(f"message/{self._told}", json.dumps(message))
+        self._told += 1
+        return self._told - 1
+
+    def _from_each(self, key: str) -> list[str]:
+        return [f"{key}/{rank}" for rank in range(1, self._ranks.size)]
+
+
+def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | None) -> None:
+    """Do what rank 0 does, until it has an answer.
+
+    A job that fails here and not on rank 0 would leave rank 0 waiting for this process: then this process ends with
+    exit code 1, which Lightning and torchrun take as the end of all.
+
+    Args:
+        folder: of the run.
+        ranks: of which this process is not the first.
+        work: carries out a job.
+        check: what rank 0 does before its first job.
+
+    Raises:
+        SystemExit: with code 0 if rank 0 leaves without an answer (a pause, say; its own exit code tells).
+    """
+    store, watch = _connect(folder / _ADDRESS)
+    watch.start()
+    number = 0
+    with _deaf():
+        while True:
+            message = json.loads(store.get(f"message/{number}"))
+            if message["op"] == "over":
+                break
+            try:
+                if message["op"] == "job":
+                    work(_task(message), never)
+                elif check is not None:
+                    check()
+            except BaseException:  # noqa: BLE001  # rank 0 tells what comes of it
+                store.set(f"ended/{number}/{ranks.rank}", "")
+                try:
+                    store.wait([f"done/{number}"], _GRACE)
+                except DistError:
+                    say(f"lightning_hpo: rank {ranks.rank} failed alone:", sys.stderr)
+                    traceback.print_exc()
+                    raise SystemExit(1) from None
+            gc.collect()  # a Trainer and its module refer to each other
+            number += 1
+    watch.join()
+    store.set(f"seen/{ranks.rank}", "")
+    if not message["found"]:
+        raise SystemExit(0)
+
+
+def _connect(address: Path) -> tuple[TCPStore, threading.Thread]:
+    """Find the store of rank 0, and make a thread that ends this process if that of rank 0 ends."""
+    deadline = time.monotonic() + _PATIENCE
+    host = os.environ.get("MASTER_ADDR", _HOST)
+    while True:
+        try:
+            given = json.loads(address.read_text())
+            stores = [TCPStore(host, given["port"], is_master=False, timeout=timedelta(seconds=5)) for _ in range(2)]
+            if stores[0].get("token").decode() == given["token"]:
+                break
+        except (OSError, ValueError, DistError):  # not there yet, or left behind by a process that was killed
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+    for store in stores:
+        store.set_timeout(_FOREVER)
+    store, other = stores
+
+    def watch() -> None:
+        try:
+            other.get("over")
+        except DistError:
+            os.kill(os.getpid(), signal.SIGKILL)  # it may be waiting in a collective for the rank that is gone
+
+    return store, threading.Thread(target=watch, daemon=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Leave the signals that mean pause to rank 0."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in PAUSING}
+    for number, handler in before.items():
+        signal.signal(number, only_here(lambda *_: None, handler))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _message(task: Task) -> dict[str, Any]:
+    source = None if task.source is None else str(task.source)
+    job = {"max_steps": task.job.max_steps, "trial": task.job.trial, "parent": task.job.parent}
+    return {"job": job, "params": dict(task.params), "folder": str(task.folder), "source": source}
+
+
+def _task(message: Mapping[str, Any]) -> Task:
+    source = message["source"]
+    job = Job(**message["job"], params=message["params"])
+    return Task(job, message["params"], Path(message["folder"]), None if source is None else Path(source))

@@ -1,0 +1,183 @@
+"""Where jobs run: in this process, or in worker processes that stay alive from job to job."""
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from lightning_hpo.errors import let_go
+from lightning_hpo.executors.watchdog import Watchdog
+from lightning_hpo.executors.worker import SPAWN, Place, Slot
+from lightning_hpo.records import Outcome, Task, Work
+
+
+class Executor(Protocol):
+    """Runs jobs; ``submit`` never raises what the job raises, the future does."""
+
+    @property
+    def workers(self) -> int:
+        """Jobs that can run at the same time."""
+
+    def submit(self, task: Task) -> "Future[Outcome]":
+        """Start a job."""
+
+
+class InProcess:
+    """Runs each job here and now.
+
+    Args:
+        work: carries out a task; its second argument says whether to pause.
+        should_pause: handed to ``work``, which asks it after every optimizer step and validation batch.
+        trial_timeout: seconds without such a question after which the job counts as hanging. A thread cannot be
+            stopped from outside, so the stacks of all threads are printed and the process exits with code 1; the same
+            command continues the trial from its checkpoint. None waits for ever.
+    """
+
+    workers = 1
+
+    def __init__(self, work: Work, should_pause: Callable[[], bool], *, trial_timeout: float | None = None) -> None:
+        self._work = work
+        self._should_pause = should_pause
+        self._watchdog = None if trial_timeout is None else Watchdog(trial_timeout)
+
+    def __enter__(self) -> Self:
+        # A Trainer and its module refer to each other, so only the collector frees them. What exists already stays;
+        # set aside, it need not be looked through after every job.
+        gc.freeze()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        gc.unfreeze()
+
+    def submit(self, task: Task) -> "Future[Outcome]":
+        """Run the job to its end and return its finished future."""
+        future: Future[Outcome] = Future()
+        try:
+            with contextlib.nullcontext() if self._watchdog is None else self._watchdog.watching(task):
+                future.set_result(self._work(task, self._asked))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the future carries it, SystemExit of user code too
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of Ctrl-C
+                raise KeyboardInterrupt from error
+            let_go(error)
+            future.set_exception(error)
+        gc.collect()
+        return future
+
+    def _asked(self) -> bool:
+        if self._watchdog is not None:
+            self._watchdog.progress += 1
+        return self._should_pause()
+
+
+class WorkerProcesses:
+    """Runs jobs in processes of their own, which import everything once and then wait for the next job.
+
+    A worker that crashes fails its job only; another takes its place. Workers end when this process does, however it
+    ends. Each worker sees its share of the GPUs, if there are any. It leads a process group of its own, so that what
+    the job has started ends with it.
+
+    Args:
+        work: as for :class:`InProcess`; it is sent to the workers, so it must be made of importable parts.
+        workers: number of processes, >= 1.
+        devices_per_trial: GPUs that each worker sees.
+        trial_timeout: seconds without progress (see :class:`InProcess`) after which a job is ended: SIGTERM to its
+            process, 10 s later SIGKILL to its group. None waits for ever.
+        max_retries: how many times a job whose process died or was ended so is started again, from its last
+            checkpoint. An exception of the job is not retried: it would come again.
+
+    Raises:
+        TypeError: if ``work`` cannot be sent to another process.
+        WorkerStartError: if a worker cannot import what it needs.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        workers: int,
+        devices_per_trial: int = 1,
+        *,
+        trial_timeout: float | None = None,
+        max_retries: int = 0,
+    ) -> None:
+        import torch  # noqa: PLC0415  # heavy, and only needed where a machine is shared out
+
+        self.workers = workers
+        self._pause: Any = SPAWN.RawValue("b", 0)  # without a lock, which a killed worker would keep
+        shares = gpu_shares(visible_gpus(), workers, devices_per_trial)
+        threads = max(torch.get_num_threads() // workers, 1)
+        self._slots = [
+            Slot((work, self._pause, Place(share, threads)), limit=trial_timeout, retries=max_retries)
+            for share in shares
+        ]
+
+    def __enter__(self) -> Self:
+        try:
+            for slot in self._slots:
+                slot.start()
+            for slot in self._slots:
+                slot.wait_until_ready()
+        except BaseException:  # a second Ctrl-C too: processes that wait for a job would keep this one from ending
+            for slot in self._slots:
+                slot.stop(patient=False)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for slot in self._slots:
+            slot.stop(patient=error is None)
+
+    def pause(self) -> None:
+        """Ask all jobs at work to save and return."""
+        self._pause.value = 1
+
+    def submit(self, task: Task) -> "Future[Outcome]":
+        """Give the job to a free worker, best the one that has worked on the trial before."""
+        free = [slot for slot in self._slots if slot.free]
+        slot = next((slot for slot in free if slot.last_trial == task.job.trial), free[0])
+        return slot.submit(task)
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs this process may use, as ``CUDA_VISIBLE_DEVICES`` writes them."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is not None:
+        return [name.strip() for name in names.split(",") if name.strip()]
+    import torch  # noqa: PLC0415  # heavy
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def gpu_shares(gpus: Sequence[str], workers: int, devices_per_trial: int) -> list[str | None]:
+    """Deal GPUs to workers.
+
+    Args:
+        gpus: names of all GPUs.
+        workers: number of workers; with more workers than shares, several use the same GPUs.
+        devices_per_trial: GPUs in a share.
+
+    Returns:
+        For each worker the ``CUDA_VISIBLE_DEVICES`` to set, or None without GPUs.
+
+    Raises:
+        ValueError: if there are GPUs, but fewer than ``devices_per_trial``.
+
+    Example:
+        >>> gpu_shares(["0", "1", "2", "3"], 3, 2)
+        ['0,1', '2,3', '0,1']
+    """
+    if not gpus:
+        return [None] * workers
+    if len(gpus) < devices_per_trial:
+        raise ValueError(f"`devices_per_trial` is {devices_per_trial}, but only {len(gpus)} GPUs are visible.")
+    count = len(gpus) // devices_per_trial
+    starts = [(worker % count) * devices_per_trial for worker in range(workers)]
+    return [",".join(gpus[start : start + devices_per_trial]) for start in starts]

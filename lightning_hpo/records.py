@@ -1,0 +1,208 @@
+"""The words of a search: trial rows, jobs, tasks and outcomes, and which trial is best. Standard library only."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from lightning_hpo.errors import JobError
+
+Mode: TypeAlias = Literal["min", "max"]
+State: TypeAlias = Literal["running", "complete", "pruned", "failed"]
+
+CHECKPOINT = "last.ckpt"
+"""In the folder of a trial."""
+
+BUDGET = "budget"
+"""The job reached its ``max_steps``."""
+PAUSED = "paused"
+"""A signal asked for a pause; the checkpoint holds everything."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Take one trial to a number of optimizer steps.
+
+    Args:
+        max_steps: train until the trial has seen this many optimizer steps, and validate there.
+        trial: number of the trial to continue; None starts a new one.
+        parent: for a new trial, the trial whose weights it starts from; None starts from scratch.
+        params: for a new trial, its parameters; None asks the sampler.
+    """
+
+    max_steps: int
+    trial: int | None = None
+    parent: int | None = None
+    params: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with all that is needed to carry it out in another process.
+
+    Args:
+        job: what to do; ``job.trial`` is the trial's number.
+        params: of the trial.
+        folder: of the trial, for its checkpoint and metrics.
+        source: checkpoint of the parent to start from, or None.
+        identity: ``{"study": id, "trial": number, "params": {...}}`` in plain values, which every checkpoint of the
+            trial carries; empty where there is no study.
+    """
+
+    job: Job
+    params: Mapping[str, Any]
+    folder: Path
+    source: Path | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job came to.
+
+    Args:
+        score: the monitored metric at ``step``; None if the job was paused before its end.
+        step: optimizer step at which the Trainer stood (``trainer.global_step``); of a function, the job's budget.
+        metrics: all that was logged at the last validation, training metrics included where training went on to it.
+        pruned: whether a pruner has stopped the trial there.
+        values: optimizer step -> monitored metric, for each validation of this job.
+        ended: why the job ended: :data:`BUDGET`, :data:`PAUSED`, or what has finished the trial before its budget, such
+            as ``"EarlyStopping at step 48"`` or ``"max_epochs=3 reached at step 48"``.
+    """
+
+    score: float | None
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict, compare=False)
+    pruned: bool = False
+    values: Mapping[int, float] = field(default_factory=dict, compare=False)
+    ended: str = BUDGET
+
+    @property
+    def finished_early(self) -> bool:
+        """Whether the trial has ended by itself below the job's budget, and so needs no further job."""
+        return self.ended not in (BUDGET, PAUSED)
+
+    def early_end(self, asked: int) -> str | None:
+        """Why the trial is finished before its full budget; None if it may go on.
+
+        Args:
+            asked: ``max_steps`` of the job. A Trainer that stands below it, for whatever reason, goes no further.
+        """
+        if self.finished_early:
+            return self.ended
+        return f"training ended at step {self.step}" if self.step < asked else None
+
+
+Work: TypeAlias = Callable[[Task, Callable[[], bool]], Outcome]
+"""Carries out a task; the second argument says whether to pause."""
+
+
+def never() -> bool:
+    """Say that no pause is wanted."""
+    return False
+
+
+class FunctionWork:
+    """A user's function as the work of a job; it cannot be paused in the middle."""
+
+    def __init__(self, function: Callable[[Job, Mapping[str, Any]], float]) -> None:
+        self._function = function
+
+    def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
+        """Call the function."""
+        score = self._function(task.job, task.params)
+        if score is None:  # in an Outcome that means paused
+            raise JobError("the function returned None; it must return a number")
+        return Outcome(score, task.job.max_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One trial, as a scheduler sees it.
+
+    Args:
+        number: of the trial in its study, counted from 0.
+        params: name as typed in the space -> plain Python value; never changes.
+        values: optimizer step -> value of the monitored metric there.
+        target: step that a job now at work has promised; None when no job works on the trial.
+        parent: number of the trial whose weights it started from, or None.
+        state: ``"running"`` covers a trial at work and a paused one; the other states are final.
+        start: step at which its own training began; above 0 where it goes on from its parent.
+        ended: why training finished by itself below the full budget, e.g. ``"EarlyStopping at step 48"``; else None.
+        scored: whether its last value is a score that it competes with, and not a report from a fit under way.
+        feasible: whether it keeps all constraints of the search.
+    """
+
+    number: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[int, float] = field(default_factory=dict)
+    target: int | None = None
+    parent: int | None = None
+    state: State = "running"
+    start: int = 0
+    ended: str | None = None
+    scored: bool = True
+    feasible: bool = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether the trial may be given a job: not finished, and no job has promised a value that is missing."""
+        reached = self.target is None or (bool(self.values) and self.step >= self.target)
+        return self.state == "running" and reached
+
+    @property
+    def step(self) -> int:
+        """Step of its last value, or where its training began."""
+        return max(self.values, default=self.start)
+
+    @property
+    def score(self) -> float | None:
+        """Value that it competes with: its last one, if that is a finite number."""
+        value = self.values[self.step] if self.values and self.scored else math.nan
+        return value if math.isfinite(value) else None
+
+    def at(self, rung: int, following: float = math.inf) -> float | None:
+        """Return what counts as the trial's value at a rung, or None if it has none there.
+
+        Args:
+            rung: in optimizer steps. A Trainer can stand beyond it, so the first value at or after it counts.
+            following: values from this step on belong to the next rung. By default they count here too.
+
+        Returns:
+            The value there. A trial that finished by itself counts with its last value at every higher rung.
+        """
+        if rung in self.values:
+            return self.values[rung]
+        first = min((step for step in self.values if rung < step < following), default=None)
+        if first is not None:
+            return self.values[first]
+        return self.values[self.step] if self.ended is not None and self.values and self.step < rung else None
+
+
+def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
+    """Return the best trial, or None without any score; :func:`ranked` says what is better."""
+    sign = 1 if mode == "min" else -1
+    return min((row for row in rows if row.score is not None), key=lambda row: _rank(row, sign), default=None)
+
+
+def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:
+    """Return the trials that have a score, best first.
+
+    A feasible trial comes before an infeasible one. A finished trial, at the full budget or ended by itself, comes
+    before an unfinished one, and of unfinished trials the one that got further comes first: a value after few steps
+    does not compete with a value after many. Then the score decides, and then the lower number. A trial that failed on
+    its way to another rung keeps the score that it had.
+    """
+    sign = 1 if mode == "min" else -1
+    return sorted((row for row in rows if row.score is not None), key=lambda row: _rank(row, sign))
+
+
+def reach(row: Row) -> float:
+    """How far a trial has got: its last step, or infinity if it is finished."""
+    return math.inf if row.state == "complete" else row.step
+
+
+def _rank(row: Row, sign: int) -> tuple[bool, float, float, int]:
+    assert row.score is not None
+    return not row.feasible, -reach(row), sign * row.score, row.number

@@ -1,0 +1,1 @@
+"""Everything that people see of a run: console, report, result, the files of the best trial."""

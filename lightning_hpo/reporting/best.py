@@ -1,0 +1,105 @@
+"""Which trial is best, and the files that hold it."""
+
+import contextlib
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_hpo.atomic import atomic_write, replacing
+from lightning_hpo.checkpoints.origin import difference
+from lightning_hpo.records import Row
+from lightning_hpo.space import split_name
+
+
+def write_answer(
+    best: Row,
+    identity: Mapping[str, Any],
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    *,
+    best_checkpoint: Path,
+    best_params: Path,
+) -> None:
+    """Make ``best.ckpt`` and ``best.yaml`` name one trial at one step.
+
+    A checkpoint of another trial or step is never kept as the best one: without the right one (a disk was full when it
+    was to be saved) there is none, and a warning says so.
+
+    Args:
+        best: the best trial.
+        identity: of the trial, as its checkpoints carry it.
+        checkpoint: the trial's last one; need not exist, and may be of another step than the score.
+        config: for ``best.yaml``.
+        best_checkpoint: where ``best.ckpt`` is.
+        best_params: where ``best.yaml`` is.
+    """
+    found = [path for path in (checkpoint, best_checkpoint) if path.exists()]  # an old one may carry no identity
+    right = next((path for path in found if difference(path, identity, best.step) is None), None)
+    if right is not None and right != best_checkpoint:
+        keep_best(right, best_checkpoint)
+    elif right is None and found:
+        best_checkpoint.unlink(missing_ok=True)
+        warnings.warn(
+            f"trial {best.number} is best at step {best.step}, but its checkpoint of that step is not there "
+            f"({checkpoint}), so there is no {best_checkpoint.name}",
+            stacklevel=2,
+        )
+    write_best(config, best_params)
+
+
+def write_best(config: Mapping[str, Any], path: Path) -> None:
+    """Write a config as YAML, without a moment in which the file is not whole."""
+    atomic_write(path, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def keep_best(checkpoint: Path, path: Path) -> None:
+    """Give the best trial's checkpoint a second name, without a moment in which neither is there."""
+    fresh = path.with_name(f".{path.name}.tmp")
+    fresh.unlink(missing_ok=True)
+    try:
+        os.link(checkpoint, fresh)
+    except OSError:  # a file system without hard links
+        with checkpoint.open("rb") as source, replacing(path) as copy:
+            shutil.copyfileobj(source, copy)
+        return
+    fresh.replace(path)
+    fresh.unlink(missing_ok=True)  # a rename leaves both names if they were one file already
+
+
+def disagreement(best: Row, identity: Mapping[str, Any], best_checkpoint: Path, best_params: Path) -> str | None:
+    """Say how the files of the best trial differ from the study; None if they agree or are not there.
+
+    Args:
+        best: the best trial by the study.
+        identity: of the trial, as its checkpoints carry it.
+        best_checkpoint: where ``best.ckpt`` is.
+        best_params: where ``best.yaml`` is.
+    """
+    if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.step)) is not None:
+        return f"{best_checkpoint.name} {what}"
+    config: Any = None
+    with contextlib.suppress(OSError, yaml.YAMLError):  # not there, or what somebody else has written
+        config = yaml.safe_load(best_params.read_text(encoding="utf-8"))
+    for name, value in best.params.items():
+        found = _look_up(config, split_name(name))
+        if found and found[0] != value:
+            return f"{best_params.name} has another {name!r} than the best trial, {best.number}"
+    return None
+
+
+def _look_up(config: Any, path: Sequence[str]) -> list[Any]:
+    """The value at a path of a config, in a list; an empty list if the config is of another form."""
+    if not path:
+        return [config]
+    if not isinstance(config, Mapping):
+        return []
+    head, *rest = path
+    for key, left in ((head, rest), (head.partition(".")[0], [head.partition(".")[2], *rest])):
+        if key in config and all(left):
+            return _look_up(config[key], left)
+    return _look_up(config["init_args"], path) if "init_args" in config else []

@@ -1,0 +1,301 @@
+"""Parameters for a new trial, from any Optuna sampler, as a pure function of (rows, seed, trial number).
+
+The sampler never sees the stored study. It reads a view of the rows, so that a paused trial counts with the value it
+has reached, and a new trial can be written with all its parameters in one transaction. Its random numbers are set from
+the seed and the trial's number before each question; Optuna's own seeded samplers start their stream again in every
+process, and repeat configurations after a restart.
+
+Which value of a partly trained trial the sampler learns from follows BOHB (Falkner et al. 2018, arXiv 1807.01774,
+section 3.2): the one at the highest rung where enough trials have one (:func:`model_rung`). Trials without a value
+there are left out, so the sampler compares like with like, and any sampler can learn from runs that were paused or
+stopped. A sampler that models the steps itself says so by an attribute ``learns_from_partial_runs = True``; it is shown
+every trial with all its values, paused and stopped ones as PRUNED.
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hpo.quiet import warnings_only
+from lightning_hpo.records import Mode, Row
+
+_NAME = "view"
+_LEAST_POINTS = 10  # with fewer, Optuna's model-based samplers draw at random
+_RANDOM_KEY = 1  # keeps the draws of the random fraction apart from other streams
+_LONG_AGO = datetime.fromtimestamp(0)  # noqa: DTZ006  # Optuna's times are naive; samplers must not see a clock
+
+
+class Asker:
+    """Asks a sampler for new trials.
+
+    Args:
+        sampler: any Optuna sampler. It is copied; the given object is not changed.
+        space: name -> distribution.
+        mode: whether lower or higher values are better.
+        seed: of the search.
+        study_notes: what the sampler wrote about the study in an earlier process.
+        random_share: of the steps at which a trial will be judged first, the probability that it is drawn at random
+            all the same. Under early stopping a model of short runs can mislead; these trials keep the search going
+            everywhere (BOHB takes 1/3 at every budget). Default: 0.
+        rungs: steps at which trials are judged, rising; what a trial has between two of them counts at the lower one.
+            Default: each step counts by itself.
+    """
+
+    def __init__(
+        self,
+        sampler: BaseSampler,
+        space: Mapping[str, BaseDistribution],
+        *,
+        mode: Mode,
+        seed: int,
+        study_notes: Mapping[str, Any] | None = None,
+        random_share: Callable[[int], float] = lambda steps: 0.0,  # noqa: ARG005  # a name for the reader
+        rungs: Sequence[int] = (),
+    ) -> None:
+        self._sampler = copy.deepcopy(sampler)
+        self._space = dict(space)
+        self._seed = seed
+        self._storage = _View()
+        self._random_share = random_share
+        self._random = RandomSampler()
+        self._following = dict(zip(rungs, [*rungs[1:], math.inf], strict=False))  # rung -> the next one
+        self._counts: Counter[int] = Counter()  # rung -> trials with a value there
+        self._rows: list[Row] = []  # as they are shown in the view
+        self._rung: int | None = None  # whose values are shown in the view; None for all
+        direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+        with warnings_only("optuna"):
+            self._study_id = self._storage.create_new_study([direction], _NAME)
+        self.recall(study_notes or {})
+
+    def recall(self, study_notes: Mapping[str, Any]) -> None:
+        """Take over what the sampler wrote about the study in another process."""
+        for key, value in study_notes.items():
+            self._storage.set_study_system_attr(self._study_id, key, value)
+
+    def ask(
+        self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]], steps: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Suggest parameters for the trial that comes after ``rows``.
+
+        Args:
+            rows: all trials so far.
+            notes: what earlier suggestions left beside each of them.
+            steps: at which the trial will be judged first.
+
+        Returns:
+            The parameters, as plain Python values inside their distributions, and the sampler's notes on this trial.
+        """
+        number = len(rows)
+        chance = np.random.default_rng([self._seed, number, _RANDOM_KEY]).random()
+        sampler = self._random if chance < self._random_share(steps) else self._sampler
+        trial = self._frozen(Row(number), {})
+        self._show(rows, notes)
+        self._storage.trials.append(trial)
+        study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=sampler)
+        params = self._suggest(study, sampler, trial)
+        if any(row.params == params for row in rows if row.state == "running" and not row.idle):
+            params = self._suggest(study, self._random, trial)  # samplers that cannot see who is at work repeat it
+        return params, dict(trial.system_attrs)
+
+    def _suggest(self, study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial) -> dict[str, Any]:
+        """Go through a sampler's interface the way Optuna does."""
+        trial.params, trial.distributions = {}, {}
+        reseed(sampler, self._seed, trial.number)
+        sampler.before_trial(study, trial)
+        relative_space = sampler.infer_relative_search_space(study, trial)
+        relative = sampler.sample_relative(study, trial, relative_space) if relative_space else {}
+        for name, distribution in self._space.items():
+            if distribution.single():
+                value = distribution.to_external_repr(_only_value(distribution))
+            elif name in relative:
+                value = relative[name]
+            else:
+                value = sampler.sample_independent(study, trial, name, distribution)
+            # Some samplers look at what the trial has so far.
+            trial.params[name] = _plain(distribution, value)
+            trial.distributions[name] = distribution
+        return dict(trial.params)
+
+    @property
+    def study_notes(self) -> dict[str, Any]:
+        """What the sampler wrote about the whole study, to be given to the next process."""
+        return self._storage.get_study_system_attrs(self._study_id)
+
+    def _show(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> None:
+        """Bring the view up to date; of many trials few have changed since the last question."""
+        shown = min(len(self._rows), len(rows))
+        changed = [index for index, old, new in zip(range(shown), self._rows, rows, strict=False) if old is not new]
+        before = [*(self._rows[index] for index in changed), *self._rows[shown:]]
+        self._counts.subtract(rung for row in before for rung in self._judged_at(row))
+        self._counts.update(
+            rung for row in [*(rows[index] for index in changed), *rows[shown:]] for rung in self._judged_at(row)
+        )
+        for index in changed:
+            self._rows[index] = rows[index]
+        self._rows[shown:] = rows[shown:]
+        if not getattr(self._sampler, "learns_from_partial_runs", False):
+            rung = _rung(self._counts, max(len(self._space) + 3, _LEAST_POINTS))
+            if rung != self._rung:
+                self._rung, shown = rung, 0
+        del self._storage.trials[shown:]
+        for index in changed if shown else ():
+            self._storage.trials[index] = self._frozen(rows[index], notes[index])
+        self._storage.trials += [self._frozen(rows[index], notes[index]) for index in range(shown, len(rows))]
+
+    def _judged_at(self, row: Row) -> Iterable[int]:
+        """Rungs at which a trial has a value."""
+        if not self._following:
+            return row.values
+        return [rung for rung, following in self._following.items() if row.at(rung, following) is not None]
+
+    def _frozen(self, row: Row, notes: Mapping[str, Any]) -> FrozenTrial:
+        """Show a row to the sampler."""
+        rung = self._rung
+        state, value = _seen(row) if rung is None else _seen_at(row, rung, self._following.get(rung, rung))
+        params = {name: value for name, value in row.params.items() if name in self._space}
+        if row.params and not _fits(params, self._space):  # the space has changed since
+            state, value, params = TrialState.FAIL, None, {}
+        return FrozenTrial(
+            number=row.number,
+            trial_id=row.number,
+            state=state,
+            value=value,
+            datetime_start=_LONG_AGO,
+            datetime_complete=_LONG_AGO if state.is_finished() else None,
+            params=params,
+            distributions={name: self._space[name] for name in params},
+            user_attrs={},
+            system_attrs=dict(notes),
+            intermediate_values=dict(row.values),
+        )
+
+
+def model_rung(rows: Sequence[Row], least: int) -> int | None:
+    """Choose the rung that a model learns from.
+
+    Args:
+        rows: all trials.
+        least: how many values a rung needs.
+
+    Returns:
+        The largest number of steps at which at least ``least`` trials have a value; the one with most values, the
+        larger of equals, if there is none; None without any value.
+
+    Example:
+        >>> model_rung([Row(0, values={1: 0.5, 3: 0.4}), Row(1, values={1: 0.6})], least=2)
+        1
+    """
+    return _rung(Counter(step for row in rows for step in row.values), least)
+
+
+def _rung(counts: Mapping[int, int], least: int) -> int | None:
+    enough = [step for step, count in counts.items() if count >= least]
+    if enough:
+        return max(enough)
+    return max((step for step in counts if counts[step]), key=lambda step: (counts[step], step), default=None)
+
+
+def reseed(sampler: BaseSampler, *key: int) -> None:
+    """Set every random number generator of a sampler from a key.
+
+    Args:
+        sampler: to change, with the samplers and strategies inside it.
+        key: non-negative integers, e.g. (seed, trial number).
+    """
+    for index, generator in enumerate(_generators(sampler, set())):
+        generator.seed(int(np.random.SeedSequence([*key, index]).generate_state(1)[0]))
+
+
+def _generators(owner: object, seen: set[int]) -> Iterator[np.random.RandomState]:
+    """Find numpy generators in an object's attributes and in Optuna's objects among them, in a fixed order."""
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    for value in vars(owner).values():
+        generator = getattr(value, "rng", value)  # Optuna wraps its generators in an object with this attribute
+        if isinstance(generator, np.random.RandomState):
+            if id(generator) not in seen:
+                seen.add(id(generator))
+                yield generator
+        elif type(value).__module__.startswith("optuna.") and hasattr(value, "__dict__"):
+            yield from _generators(value, seen)
+
+
+class _View(InMemoryStorage):
+    """A storage whose trials are whatever was put into :attr:`trials`; a trial's id is its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trials: list[FrozenTrial] = []
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        chosen = [trial for trial in self.trials if states is None or trial.state in states]
+        return copy.deepcopy(chosen) if deepcopy else chosen
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self.trials[trial_id]
+
+    def get_n_trials(self, study_id: int, state: Any = None) -> int:
+        states = None if state is None else (state,) if isinstance(state, TrialState) else state
+        return len(self.get_all_trials(study_id, deepcopy=False, states=states))
+
+    def get_trial_number_from_id(self, trial_id: int) -> int:
+        return trial_id
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        return trial_number
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        return super(InMemoryStorage, self).get_best_trial(study_id)  # the in-memory shortcut keeps its own books
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        trial = self.trials[trial_id]
+        trial.system_attrs = {**trial.system_attrs, key: value}
+
+
+def _seen(row: Row) -> tuple[TrialState, float | None]:
+    """State and last value; a paused trial looks pruned."""
+    last = row.values[max(row.values)] if row.values else None
+    paused = row.idle and last is not None
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    state = states.get(row.state, TrialState.PRUNED if paused else TrialState.RUNNING)
+    return state, last if state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+
+
+def _seen_at(row: Row, rung: int, following: float) -> tuple[TrialState, float | None]:
+    """State and value for a model of one rung; trials without a value to compare look failed, which no model reads."""
+    value = None if row.state == "failed" else row.at(rung, following)
+    if value is not None:
+        return TrialState.COMPLETE, value
+    at_work = row.state == "running" and not row.idle
+    return (TrialState.RUNNING if at_work else TrialState.FAIL), None
+
+
+def _fits(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> bool:
+    """Whether a trial has a value inside the distribution for every parameter."""
+    return params.keys() == space.keys() and all(
+        one._contains(one.to_internal_repr(params[name]))  # noqa: SLF001  # has no public name
+        for name, one in space.items()
+    )
+
+
+def _only_value(distribution: Any) -> float:
+    return 0.0 if hasattr(distribution, "choices") else float(distribution.low)
+
+
+def _plain(distribution: BaseDistribution, value: Any) -> Any:
+    """Turn what a sampler returned into the Python value that the distribution stores."""
+    return distribution.to_external_repr(distribution.to_internal_repr(value))

@@ -1,0 +1,49 @@
+"""Any Optuna sampler, made repeatable: what it draws depends on the seed and the trial's number alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hpo.samplers.adapter import reseed
+
+
+class KeyedSampler(BaseSampler):
+    """An Optuna sampler whose random numbers are set from (seed, trial number) before each trial.
+
+    Optuna's seeded samplers start their stream again in every process, and repeat configurations after a restart.
+    """
+
+    def __init__(self, sampler: BaseSampler, seed: int) -> None:
+        self.sampler = sampler
+        self._seed = seed
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Set the random numbers, then ask the sampler."""
+        reseed(self.sampler, self._seed, trial.number)
+        self.sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Ask the sampler."""
+        return self.sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask the sampler."""
+        return self.sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask the sampler."""
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Tell the sampler."""
+        self.sampler.after_trial(study, trial, state, values)

@@ -1,0 +1,262 @@
+"""Population-Based Training as pure functions: who copies from whom, and which hyperparameters come next.
+
+Nothing here trains, reads a disk or a clock, or draws from a global generator. A random decision is keyed by
+(seed, member, step), so it is the same whoever makes it, and however often.
+
+Source: Jaderberg et al. 2017, *Population Based Training of Neural Networks* (arXiv 1711.09846): Algorithm 1 for the
+order of exploit and explore, section 4.1.1 for truncation selection.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+
+from lightning_hpo.records import Mode
+from lightning_hpo.schedulers.explore import (
+    Adviser,
+    Explore,
+    Interval,
+    Occasion,
+    Params,
+    clip,
+    explore,
+    perturb_some,
+    sample,
+)
+from lightning_hpo.text import nearest
+
+Donor: TypeAlias = Literal["random-top", "best"]
+
+_DONORS, _EXPLORES = ("random-top", "best"), ("losers", "all", "pb2")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the others know of one living member.
+
+    Args:
+        score: last value of the monitored metric; NaN and infinities lose against every number.
+        params: hyperparameters it trains with.
+        stopped: whether a callback (EarlyStopping, say) has asked to stop it there.
+    """
+
+    score: float
+    params: Params
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A member goes on with other hyperparameters, and with the weights of ``donor`` if that is another member."""
+
+    donor: int
+    params: Params
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who loses, who gives, and how hyperparameters change.
+
+    The defaults of ``quantile`` and ``resample`` are measured (``benchmarks/population.md``); the paper has 0.2 and 0.
+
+    Args:
+        space: name -> distribution.
+        mode: whether a small (``"min"``) or a large (``"max"``) score is good.
+        quantile: share of the population that copies, and share that may be copied; in (0, 0.5]. At least one member
+            of each is meant, and never the same one.
+        donor: ``"random-top"`` copies from a random member of the top share (the paper), ``"best"`` from the best one.
+        explore: ``"losers"`` changes only the hyperparameters that were just copied (the paper, Ray Tune). ``"all"``
+            perturbs every member at every interval, each hyperparameter with probability 0.25 and without resampling.
+            ``"pb2"`` has a Gaussian process choose what losers go on with, from all that training has shown so far
+            (:class:`lightning_hpo.schedulers.pb2.PB2`); ``resample`` and ``factor`` mean nothing then. Or a function of
+            (params, space, generator) that returns new params, or an :class:`Adviser`; it is asked for losers, and its
+            values are clipped to the space.
+        resample: probability in [0, 1] that a copied hyperparameter is drawn anew from the space; else it is perturbed.
+        factor: a perturbed value is multiplied or divided by it; above 1.
+        seed: of all random decisions.
+
+    Raises:
+        ValueError: naming an argument outside its range.
+    """
+
+    space: Mapping[str, BaseDistribution]
+    mode: Literal["min", "max"] = "min"
+    quantile: float = 0.4
+    donor: Donor = "random-top"
+    explore: Literal["losers", "all", "pb2"] | Explore = "losers"
+    resample: float = 0.5
+    factor: float = 1.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise ValueError(f"`mode` must be 'min' or 'max', got {self.mode!r}.")
+        if not 0 < self.quantile <= 0.5:
+            raise ValueError(f"`quantile` must be in (0, 0.5], got {self.quantile!r}.")
+        if self.donor not in _DONORS:
+            hint = nearest(str(self.donor), _DONORS)
+            raise ValueError(f"`donor` must be one of {_DONORS}, got {self.donor!r}.{hint}")
+        if not (callable(self.explore) or isinstance(self.explore, Adviser) or self.explore in _EXPLORES):
+            hint = nearest(str(self.explore), _EXPLORES)
+            raise ValueError(f"`explore` must be one of {_EXPLORES} or a function, got {self.explore!r}.{hint}")
+        if not 0 <= self.resample <= 1:
+            raise ValueError(f"`resample` must be a probability in [0, 1], got {self.resample!r}.")
+        if not self.factor > 1:
+            raise ValueError(f"`factor` must be above 1, got {self.factor!r}.")
+
+    def initial(self, member: int) -> dict[str, Any]:
+        """Draw the hyperparameters that a member starts with."""
+        return sample(self.space, np.random.default_rng([self.seed, member]))
+
+    def decide(
+        self, member: int, step: int, standings: Mapping[int, Standing], history: Sequence[Interval] = ()
+    ) -> Fork | None:
+        """Say how a member goes on after ``step``.
+
+        Args:
+            member: who asks; one of ``standings``.
+            step: optimizer steps it has seen.
+            standings: of every living member that has a score.
+            history: all intervals so far; only an :class:`Adviser` looks at them.
+
+        Returns:
+            None if it goes on as it is.
+        """
+        generator = self._generator(member, step)
+        donor = self._donor(member, standings, generator)
+        if donor is not None:
+            taken = self._taken_before(member, step, standings, history)
+            params = self._explored(standings[donor], generator, step, history, taken)
+            return Fork(donor, params)
+        if self.explore != "all":
+            return None
+        params = self._explored(standings[member], generator, step, history)
+        return None if params == dict(standings[member].params) else Fork(member, params)
+
+    def explore_from(
+        self, member: int, step: int, donor: int, standing: Standing, history: Sequence[Interval] = ()
+    ) -> Fork:
+        """Fork from a donor whose hyperparameters turned out to be those of ``standing``."""
+        return Fork(donor, self._explored(standing, self._generator(member, step), step, history))
+
+    def _generator(self, member: int, step: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, member, step])
+
+    def truncate(self, standings: Mapping[int, Standing]) -> tuple[list[int], list[int]]:
+        """Name the members that copy, and those that may be copied (see :func:`truncate`)."""
+        scores = {member: standing.score for member, standing in standings.items()}
+        stopped = [member for member, standing in standings.items() if standing.stopped]
+        return truncate(scores, mode=self.mode, quantile=self.quantile, stopped=stopped)
+
+    def _donor(self, member: int, standings: Mapping[int, Standing], generator: np.random.Generator) -> int | None:
+        losers, top = self.truncate(standings)
+        return _pick(top, generator, self.donor) if member in losers else None
+
+    def _taken_before(
+        self, member: int, step: int, standings: Mapping[int, Standing], history: Sequence[Interval]
+    ) -> list[Params]:
+        """Repeat the decisions of the losers before this one, for an adviser that spreads them."""
+        if self._adviser is None:
+            return []
+        losers, _ = self.truncate(standings)
+        taken: list[Params] = []
+        for other in losers[: losers.index(member)]:
+            generator = self._generator(other, step)
+            donor = self._donor(other, standings, generator)
+            assert donor is not None
+            taken.append(self._explored(standings[donor], generator, step, history, taken))
+        return taken
+
+    def _explored(
+        self,
+        standing: Standing,
+        generator: np.random.Generator,
+        step: int,
+        history: Sequence[Interval],
+        taken: Sequence[Params] = (),
+    ) -> dict[str, Any]:
+        params = standing.params
+        if self.explore == "all":
+            return perturb_some(params, self.space, generator, factor=self.factor)
+        if self.explore == "losers":
+            return explore(params, self.space, generator, resample=self.resample, factor=self.factor)
+        if self._adviser is not None:
+            occasion = Occasion(step, self.mode, standing.score, history, taken)
+            changed = self._adviser.advise(params, self.space, generator, occasion)
+        else:
+            assert callable(self.explore)
+            changed = self.explore(params, self.space, generator)
+        changed = {**params, **changed}
+        return {name: clip(self.space[name], value) if name in self.space else value for name, value in changed.items()}
+
+    @property
+    def _adviser(self) -> Adviser | None:
+        if self.explore == "pb2":
+            from lightning_hpo.schedulers.pb2 import PB2  # noqa: PLC0415  # it brings the Gaussian process along
+
+            return PB2()
+        return self.explore if isinstance(self.explore, Adviser) else None
+
+
+def exploit(
+    scores: Mapping[int, float],
+    member: int,
+    generator: np.random.Generator,
+    *,
+    mode: Literal["min", "max"] = "min",
+    quantile: float = 0.2,
+    donor: Donor = "random-top",
+) -> int | None:
+    """Truncation selection: say from whom a member copies.
+
+    The worst ``ceil(quantile * n)`` members (at most half of them) copy from the best as many. Ties are broken by the
+    member's number, so two equal members still have a loser. A score that is not finite always loses, also beyond the
+    share, and is never copied.
+
+    Args:
+        scores: member -> score of every living member; leave dead ones out.
+        member: who asks; a key of ``scores``.
+        generator: draws the donor for ``"random-top"``.
+        mode: whether small or large scores are good.
+        quantile: share that copies and share that is copied, in (0, 0.5].
+        donor: ``"random-top"`` or ``"best"``.
+
+    Returns:
+        The member to copy from, or None if ``member`` does not lose or nobody can give.
+
+    Example:
+        >>> exploit({0: 0.3, 1: 0.9, 2: 0.5, 3: 0.1, 4: 0.4}, 1, np.random.default_rng(0))
+        3
+    """
+    losers, top = truncate(scores, mode=mode, quantile=quantile)
+    return _pick(top, generator, donor) if member in losers else None
+
+
+def _pick(top: Sequence[int], generator: np.random.Generator, donor: Donor) -> int | None:
+    if not top:
+        return None
+    return top[0] if donor == "best" else top[int(generator.integers(len(top)))]
+
+
+def truncate(
+    scores: Mapping[int, float], *, mode: Mode = "min", quantile: float = 0.2, stopped: Collection[int] = ()
+) -> tuple[list[int], list[int]]:
+    """Name the members that copy, and those that may be copied, best first. None is both.
+
+    A member that was asked to stop ranks last and copies, also beyond the share; not so the one with the best score, as
+    nobody has more to give, and not if all were asked.
+    """
+    sign = 1.0 if mode == "min" else -1.0
+    finite = [member for member in scores if math.isfinite(scores[member])]
+    by_score = sorted(finite, key=lambda member: (sign * scores[member], member))
+    late = set(stopped) & set(by_score[1:]) if set(finite) - set(stopped) else set()
+    ranked = sorted(by_score, key=late.__contains__)
+    broken = [member for member in scores if member not in finite]
+    count = min(max(math.ceil(round(quantile * len(scores), 9)), 1), len(scores) // 2)
+    top = [member for member in ranked[: max(count, 1)] if member not in late]
+    worst = max(count - len(broken), len(late))
+    return [*(member for member in ranked[len(ranked) - worst :] if member not in top), *broken], top

@@ -1,0 +1,73 @@
+"""Several processes on one study: one decides at a time, and who works on a trial holds a lock on it.
+
+A process takes its turn by a lock on the run, reads what the others have written, records what came of its job, decides
+which job is next and claims the trial, and ends its turn; training happens in between. The claim is a lock in the
+trial's folder with the promised step in its file. Dies the process, the kernel frees both locks: the others see the
+trial idle and continue it from its checkpoint. Nothing depends on a clock.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning_hpo.study.locks import Lock
+
+
+class Claims:
+    """Which trials are at work, in whatever process. To be used in one's turn only.
+
+    Args:
+        trials: folder of the run that holds the trials' own folders.
+    """
+
+    def __init__(self, trials: Path) -> None:
+        self._trials = trials
+        self._own: dict[int, tuple[Lock, int]] = {}
+
+    def take(self, number: int, target: int) -> None:
+        """Claim an idle trial, and say up to which step it will be trained."""
+        lock = Lock(self._path(number))
+        lock.path.parent.mkdir(parents=True, exist_ok=True)
+        if not lock.take():
+            raise RuntimeError(f"trial {number} is at work in another process.")  # the table was not read in our turn
+        lock.write(str(target))
+        self._own[number] = lock, target
+
+    def free(self, number: int) -> None:
+        """Give a trial back."""
+        if number in self._own:
+            self._own.pop(number)[0].free()
+
+    def close(self) -> None:
+        """Give all trials back."""
+        for number in list(self._own):
+            self.free(number)
+
+    def target(self, number: int) -> int | None:
+        """Step that is promised for a trial at work; None if it is idle."""
+        if number in self._own:
+            return self._own[number][1]
+        lock = Lock(self._path(number))
+        if not lock.path.exists():
+            return None
+        if lock.take():
+            lock.free()
+            return None
+        with contextlib.suppress(ValueError):
+            return int(lock.path.read_text())
+        return None  # its holder has died this moment
+
+    def _path(self, number: int) -> Path:
+        return self._trials / f"{number:04d}" / "claim"
+
+
+@contextmanager
+def turn(run: Path) -> Iterator[None]:
+    """Wait until no other process decides, and keep it so while the block runs."""
+    lock = Lock(run / "turn")
+    lock.take(wait=True)
+    try:
+        yield
+    finally:
+        lock.free()

@@ -1,0 +1,306 @@
+"""The family tree of a population: each segment is a trial with constant hyperparameters and a parent.
+
+The winner's way up its parents is a schedule of hyperparameters. :func:`replay` turns it into one that a plain
+``Trainer.fit`` runs without us.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState, create_trial
+
+from lightning_hpo.lr_schedules.replay import ReplayLR
+from lightning_hpo.records import Mode, best_row
+from lightning_hpo.schedulers.explore import Interval
+from lightning_hpo.study.table import PARENT, SEGMENT, read_rows
+
+__all__ = [
+    "Replay",
+    "ReplayLR",
+    "Segment",
+    "Stretch",
+    "intervals",
+    "lineage",
+    "plot",
+    "replay",
+    "schedule_of",
+    "to_study",
+    "winner",
+]
+
+
+@dataclass
+class Segment:
+    """A stretch of one member's training with constant hyperparameters.
+
+    Args:
+        number: of the trial; unique in its population.
+        member: who trained it.
+        start: the member's optimizer step at which it begins.
+        params: hyperparameters.
+        values: the member's optimizer step -> value of the monitored metric.
+        parent: number of the segment that the weights come from; None for a first one.
+        forked_at: the parent's step at which its weights were taken.
+    """
+
+    number: int
+    member: int
+    start: int
+    params: Mapping[str, Any]
+    values: dict[int, float] = field(default_factory=dict)
+    parent: int | None = None
+    forked_at: int | None = None
+
+    @property
+    def stop(self) -> int:
+        """Last step with a value."""
+        return max(self.values, default=self.start)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**asdict(self), "params": dict(self.params), "values": list(self.values.items())}
+
+    def notes(self) -> dict[str, Any]:
+        """Return what a trial keeps beside its parameters, values and parent."""
+        return {SEGMENT: {"member": self.member, "start": self.start, "forked_at": self.forked_at}}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Segment":
+        """Undo :meth:`as_json`."""
+        return cls(**{**stored, "values": {int(step): float(value) for step, value in stored["values"]}})
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """``steps`` optimizer steps with constant hyperparameters, beginning at ``start``."""
+
+    start: int
+    steps: int
+    params: Mapping[str, Any]
+
+
+def lineage(source: Any) -> list[Segment]:
+    """Read all segments of a population, in order of their number.
+
+    Args:
+        source: folder of a :class:`~lightning_hpo.callbacks.population.PopulationBasedTraining`, a study, or the result
+            of a :class:`~lightning_hpo.tuners.population.PopulationTuner`.
+
+    Raises:
+        FileNotFoundError: if the folder holds no population.
+    """
+    source = getattr(source, "study", source)
+    if isinstance(source, optuna.Study):
+        return [_from_trial(trial) for trial in source.get_trials(deepcopy=False)]
+    segments: list[Segment] = []
+    records = sorted(Path(source).glob("member_*/record.json"))
+    if not records:
+        raise FileNotFoundError(f"{source} holds no population: there is no member_*/record.json in it.")
+    for record in records:
+        segments += [Segment.from_json(stored) for stored in json.loads(record.read_text())["content"]["segments"]]
+    return sorted(segments, key=lambda segment: segment.number)
+
+
+def intervals(segments: Sequence[Segment], until: float = math.inf) -> list[Interval]:
+    """Return what every interval of training brought, in order of the step at its end.
+
+    Args:
+        segments: of all members.
+        until: last step.
+    """
+    values = {one.number: one.values for one in segments}
+    found = []
+    for one in segments:
+        before = None if one.parent is None else values.get(one.parent, {}).get(one.forked_at or 0)
+        for step in sorted(step for step in one.values if step <= until):
+            found.append((step, one.number, Interval(one.params, step, before, one.values[step])))
+            before = one.values[step]
+    return [interval for _, _, interval in sorted(found, key=lambda one: one[:2])]
+
+
+def winner(segments: Sequence[Segment], mode: Mode = "min") -> Segment:
+    """Return the segment that got furthest, of several the one whose last value is best; NaN never wins.
+
+    Raises:
+        ValueError: if no segment has a number as its last value.
+    """
+    judged = _judged(segments)
+    if not judged:
+        raise ValueError("no segment of the population has a finite value.")
+    return min(judged, key=lambda one: (-one.stop, _sign(mode) * one.values[one.stop], one.number))
+
+
+def _judged(segments: Sequence[Segment]) -> list[Segment]:
+    return [one for one in segments if one.values and math.isfinite(one.values[one.stop])]
+
+
+def _sign(mode: Mode) -> float:
+    return 1.0 if mode == "min" else -1.0
+
+
+def schedule_of(segment: Segment, segments: Sequence[Segment]) -> list[Stretch]:
+    """Walk up the parents of a segment: the hyperparameters that its weights were trained with, first to last.
+
+    Stretches with equal hyperparameters are joined.
+    """
+    by_number = {one.number: one for one in segments}
+    lengths: list[tuple[int, Mapping[str, Any]]] = []
+    until = segment.stop
+    one: Segment | None = segment
+    while one is not None:
+        lengths.append((until - one.start, one.params))
+        until = one.start if one.forked_at is None else one.forked_at
+        one = None if one.parent is None else by_number[one.parent]
+    stretches: list[Stretch] = []
+    for steps, params in reversed(lengths):
+        start = stretches[-1].start + stretches[-1].steps if stretches else 0
+        if stretches and dict(stretches[-1].params) == dict(params):
+            stretches[-1] = Stretch(stretches[-1].start, stretches[-1].steps + steps, params)
+        elif steps:
+            stretches.append(Stretch(start, steps, params))
+    return stretches
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The winner's history as an ordinary configuration.
+
+    Args:
+        stretches: of hyperparameters, first to last.
+        max_steps: optimizer steps in all.
+        params: last hyperparameters.
+    """
+
+    stretches: Sequence[Stretch]
+    max_steps: int
+    params: Mapping[str, Any]
+
+    def schedule(self, name: str) -> list[tuple[int, Any]]:
+        """Return (first step, value) of one hyperparameter, where it changes."""
+        steps: list[tuple[int, Any]] = []
+        for stretch in self.stretches:
+            if not steps or steps[-1][1] != stretch.params[name]:
+                steps.append((stretch.start, stretch.params[name]))
+        return steps
+
+
+def replay(source: Any, mode: Mode | None = None) -> Replay:
+    """Turn the winner's history into an ordinary configuration.
+
+    Args:
+        source: as for :func:`lineage`, or its segments. Of a result its own best trial is replayed; of others the trial
+            that is best by the same rule: the one that got furthest, of several the one with the best last value. A
+            warning says so if an earlier segment had ended with a better value.
+        mode: whether a small or a large score wins; default: as the population was run, ``"min"`` for bare segments.
+
+    Example:
+        ``ReplayLR(optimizer, replay("runs/pbt").schedule("lr"))`` in ``configure_optimizers``, with
+        ``"interval": "step"``, and ``Trainer(max_steps=replay("runs/pbt").max_steps)``.
+    """
+    number: int | None = getattr(source, "best_trial", None) if hasattr(source, "study") else None
+    source = getattr(source, "study", source)
+    if mode is None:
+        mode = _mode_of(source)
+    if number is None and isinstance(source, optuna.Study):
+        best = best_row(read_rows(source), mode)
+        number = None if best is None else best.number
+    segments = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else lineage(source)
+    chosen = winner(segments, mode) if number is None else next(one for one in segments if one.number == number)
+    _warn_of_better(chosen, segments, mode)
+    stretches = schedule_of(chosen, segments)
+    return Replay(stretches, sum(one.steps for one in stretches), stretches[-1].params)
+
+
+def _warn_of_better(chosen: Segment, segments: Sequence[Segment], mode: Mode) -> None:
+    """Say that a segment before the end of the population had a better value than the one that is replayed."""
+    sign = _sign(mode)
+    better = min(_judged(segments), key=lambda one: sign * one.values[one.stop], default=chosen)
+    score = chosen.values.get(chosen.stop, math.inf * sign)
+    if sign * better.values.get(better.stop, score) < sign * score:
+        warnings.warn(
+            f"trial {better.number} had ended with a better value, {better.values[better.stop]:.6g} at step "
+            f"{better.stop}, than the one that is replayed, trial {chosen.number} with {score:.6g} at step "
+            f"{chosen.stop}",
+            stacklevel=3,
+        )
+
+
+def to_study(segments: Sequence[Segment], space: Mapping[str, BaseDistribution], mode: Mode = "min") -> optuna.Study:
+    """Put the segments of a folder into an Optuna study in memory, numbered in order of their start."""
+    study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
+    order = sorted(segments, key=lambda one: (one.start, one.number))
+    number = {one.number: place for place, one in enumerate(order)}
+    for one in order:
+        parent = None if one.parent is None else number[one.parent]
+        study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE if one.values else TrialState.FAIL,
+                value=one.values[one.stop] if one.values else None,
+                params=dict(one.params),
+                distributions=dict(space),
+                intermediate_values=dict(one.values),
+                user_attrs={} if parent is None else {PARENT: parent},
+                system_attrs=one.notes(),
+            )
+        )
+    return study
+
+
+def plot(segments: Sequence[Segment], name: str) -> Any:
+    """Draw one hyperparameter over the steps of every member, with a line from each parent to its child.
+
+    Args:
+        segments: as from :func:`lineage`.
+        name: of the hyperparameter.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise ImportError("a plot needs matplotlib: pip install 'lightning-hpo-suite[plot]'") from error
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot(xlabel="optimizer step of the member", ylabel=name)
+    by_number = {one.number: one for one in segments}
+    for one in segments:
+        color = f"C{one.member % 10}"
+        axes.plot([one.start, one.stop], [one.params[name]] * 2, color=color, marker="|")
+        if one.parent is not None and one.forked_at is not None:
+            parent = by_number[one.parent]
+            axes.plot([one.forked_at, one.start], [parent.params[name], one.params[name]], color=color, lw=0.5, ls=":")
+    if all(isinstance(one.params[name], float) and one.params[name] > 0 for one in segments):
+        axes.set_yscale("log")
+    return figure
+
+
+def _from_trial(trial: optuna.trial.FrozenTrial) -> Segment:
+    notes = trial.system_attrs.get(SEGMENT, {})
+    return Segment(
+        number=trial.number,
+        member=notes.get("member", trial.number),
+        start=notes.get("start", 0),
+        params=dict(trial.params),
+        values=dict(trial.intermediate_values),
+        parent=trial.user_attrs.get(PARENT),
+        forked_at=notes.get("forked_at"),
+    )
+
+
+def _mode_of(source: Any) -> Mode:
+    if isinstance(source, optuna.Study):
+        return "min" if source.direction == optuna.study.StudyDirection.MINIMIZE else "max"
+    if isinstance(source, str | Path) and (settings := Path(source) / "population.json").exists():
+        mode: Mode = json.loads(settings.read_text())["mode"]
+        return mode
+    return "min"

@@ -1,0 +1,245 @@
+"""Builds what a trial trains from the config of a ``LightningCLI``, with the trial's values put in.
+
+The parsed config is the base, and a trial's values are parsed on top of it, so types, links, short names and class
+paths mean what they mean on the command line. Model, data, callbacks, optimizer and LR schedule are then made by the
+CLI itself, with all that a subclass has overridden.
+"""
+
+import importlib
+import inspect
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.cli import LightningCLI
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+from lightning_hpo.space import from_unit
+from lightning_hpo.text import masked, nearest
+from lightning_hpo.training.builder import Builder, Built
+from lightning_hpo.training.ranks import SURROUNDINGS
+
+# What the tuner decides, and what says where and how loudly a run runs but not what it computes.
+_BUDGET = ("max_steps", "max_epochs", "default_root_dir")
+_SURROUNDINGS = (*_BUDGET, "accelerator", "devices", "logger", "enable_progress_bar", "enable_model_summary")
+_NO_PATH = ("seed_everything", "ckpt_path", "config", "weights_only")
+# What a CLI has made of its arguments; in another process it is made again.
+_MADE = (
+    "parser", "_subcommand_parsers", "_subcommand_method_arguments",
+    "config", "config_init", "config_dump", "model", "datamodule", "trainer",
+)  # fmt: skip
+
+
+class ConfigBuilder(Builder):
+    """Builds from the config of a CLI.
+
+    The hook ``before_instantiate_classes`` is called for every trial; ``after_instantiate_classes`` and the hooks
+    around subcommands are not. Values of ``trainer`` that equal the Trainer's own defaults count as not given.
+
+    Args:
+        cli: with its config parsed: made with ``run=False``, or an :class:`~lightning_hpo.cli.HPOCLI` at work.
+        config: to start from. Default: the one that ``cli`` has parsed.
+    """
+
+    def __init__(self, cli: LightningCLI, config: Namespace | None = None) -> None:
+        if not isinstance(cli, LightningCLI):
+            raise TypeError(f"`cli` must be a LightningCLI made with run=False, got {cli!r}.")
+        self._cli = cli
+        self._parser = cli._parser(cli.subcommand)  # noqa: SLF001  # the CLI's own way from a subcommand to its parser
+        whole = cli.config if config is None else config
+        self._base = whole.get(str(cli.subcommand), whole).clone()
+        for hook in ("after_instantiate_classes",):
+            if getattr(type(cli), hook) is not getattr(LightningCLI, hook):
+                warnings.warn(f"{type(cli).__name__}.{hook} is not called in a search.", stacklevel=3)
+        self.__name__ = _class_name(cli, self._base)  # a run folder is named after it
+        self.code = _classes(cli, self._base)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker process needs: the CLI's class and settings, and the config as data."""
+        settings = {name: value for name, value in vars(self._cli).items() if name not in _MADE}
+        instantiators = bool(self._cli.parser._instantiators)  # noqa: SLF001  # `load_from_checkpoint_support` is kept nowhere else
+        return {"kind": type(self._cli), "settings": settings, "instantiators": instantiators, "base": self._base}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the parser again, as the CLI's constructor does."""
+        cli: Any = state["kind"].__new__(state["kind"])
+        vars(cli).update(state["settings"])
+        cli.setup_parser(cli.subcommand is not None, *cli._setup_parser_kwargs(cli.parser_kwargs))  # noqa: SLF001
+        if state["instantiators"]:
+            cli._add_instantiators()  # noqa: SLF001
+        self._cli, self._base = cli, state["base"]
+        self._parser = cli._parser(cli.subcommand)  # noqa: SLF001
+        self.__name__ = _class_name(cli, self._base)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The config that all trials share, without where and how loudly they run."""
+        dumped = self._dump(self._base)
+        trainer = {k: v for k, v in self._given(dumped["trainer"]).items() if k not in _SURROUNDINGS}
+        return {**{k: v for k, v in dumped.items() if k not in _NO_PATH and v is not None}, "trainer": trainer}
+
+    @property
+    def surroundings(self) -> Mapping[str, Any]:
+        """As the config has them; a strategy that is given as a class is made."""
+        given = {name: value for name, value in self._given(self._base.trainer).items() if name in SURROUNDINGS}
+        if isinstance(strategy := self._base.trainer.strategy, Namespace):
+            module, _, name = strategy.class_path.rpartition(".")
+            given["strategy"] = getattr(importlib.import_module(module), name)(**dict(strategy.get("init_args") or {}))
+        return given
+
+    @property
+    def replaced(self) -> dict[str, Any]:
+        """Trainer arguments of the config that a search does not use, because the tuner has its own."""
+        return {name: value for name, value in self._given(self._base.trainer).items() if name in _BUDGET}
+
+    def check_space(self, names: Mapping[str, BaseDistribution]) -> None:
+        """Parse each bound and choice, and compare what the config then holds with what was asked."""
+        owners: dict[str, str] = {}
+        for name, distribution in names.items():
+            path = ".".join(_full_path(self._base, name))
+            if owners.setdefault(path, name) != name:
+                raise ValueError(f"`space` names {path!r} twice: as {owners[path]!r} and as {name!r}.")
+            head, _, rest = name.partition(".")
+            if head == "trainer" and rest in _BUDGET:
+                raise ValueError(f"`space` has the name {name!r}, but that is the tuner's own.")
+            for value in _probes(distribution):
+                try:
+                    config = self._parse({name: value})
+                except (ArgumentError, KeyError, TypeError, ValueError) as error:
+                    raise ValueError(self._why(name, value, error)) from error
+                if (held := _held(config, name)) != value:
+                    raise ValueError(
+                        f"`space` has {name!r} with the value {masked(name, value)!r}, but the config makes it "
+                        f"{masked(name, held)!r}."
+                    )
+
+    def build(self, params: Mapping[str, Any]) -> Built:
+        """Let the CLI make everything from its config and a trial's values."""
+        cli = self._instantiate(params)
+        given = self._given(cli.trainer)
+        return Built(
+            cli.model,
+            cli.datamodule,
+            {name: value for name, value in given.items() if name not in _BUDGET},
+        )
+
+    def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
+        """Build everything and return the module."""
+        module: pl.LightningModule = self._instantiate(params).model
+        return module
+
+    def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
+        """The whole config, with the best values and the budget: ``fit -c`` takes it."""
+        config = self._parse(params)
+        config.trainer.max_steps = max_steps
+        config.trainer.max_epochs = None
+        return self._dump(config)
+
+    def _instantiate(self, params: Mapping[str, Any]) -> Any:
+        cli: Any = self._cli
+        config = self._parse(params)
+        cli.config = config
+        if cli.subcommand:
+            cli.config = Namespace(**{cli.subcommand: config}, subcommand=cli.subcommand)  # type: ignore[no-untyped-call]  # jsonargparse leaves it untyped
+        # The CLI gives modules their hparams from a dump that it makes once: without this they are those of the base.
+        cli.config_dump = self._dump(config, skip_none=False, skip_link_targets=False)
+        kept = cli.trainer_class, cli.save_config_callback
+        cli.trainer_class, cli.save_config_callback = dict, None  # its arguments are wanted, not a Trainer
+        try:
+            cli.before_instantiate_classes()
+            cli.instantiate_classes()
+        finally:
+            cli.trainer_class, cli.save_config_callback = kept
+        return cli
+
+    def _parse(self, params: Mapping[str, Any]) -> Namespace:
+        nested: dict[str, Any] = {}
+        for name, value in params.items():
+            *path, last = _full_path(self._base, name)
+            place = nested
+            for key in path:
+                place = place.setdefault(key, {})
+            place[last] = value
+        before, self._parser.exit_on_error = self._parser.exit_on_error, False
+        try:
+            parsed: Namespace = self._parser.parse_object(nested, namespace=self._base.clone())
+        finally:
+            self._parser.exit_on_error = before
+        return parsed
+
+    def _dump(self, config: Namespace, **options: Any) -> dict[str, Any]:
+        dumped: dict[str, Any] = yaml.safe_load(self._parser.dump(config, **options))
+        dumped.pop("config", None)
+        return dumped
+
+    def _given(self, arguments: Mapping[str, Any] | Namespace) -> dict[str, Any]:
+        defaults = inspect.signature(pl.Trainer).parameters
+        items = arguments.as_dict() if isinstance(arguments, Namespace) else arguments
+        return {k: v for k, v in items.items() if k not in defaults or v != defaults[k].default}
+
+    def _why(self, name: str, value: Any, error: Exception) -> str:
+        paths = [path for path in _paths(self._base) if path.partition(".")[0] not in _NO_PATH]
+        if name in paths:
+            return (
+                f"`space` has {name!r} with the value {masked(name, value)!r}, which the config refuses: {_gist(error)}"
+            )
+        return f"`space` has the name {name!r}, which is no path of the config.{nearest(name, paths)} ({_gist(error)})"
+
+
+def _classes(cli: LightningCLI, base: Namespace) -> list[Any]:
+    """Classes of model and data, given to the CLI or named in its config."""
+    model = _imported(base.get("model.class_path")) if cli.subclass_mode_model else cli.model_class
+    data = _imported(base.get("data.class_path")) if cli.subclass_mode_data else cli.datamodule_class
+    return [one for one in (model, data) if one is not None]
+
+
+def _imported(path: str | None) -> Any:
+    """Class that a path names; the CLI has imported it already."""
+    module, _, name = (path or "").rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _class_name(cli: Any, base: Namespace) -> str:
+    given = base.get("model.class_path") if cli.subclass_mode_model else cli.model_class.__name__
+    return str(given).rpartition(".")[2]
+
+
+def _probes(distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    return [from_unit(distribution, place) for place in (0.0, 0.5, 1.0)]
+
+
+def _full_path(config: Namespace, name: str) -> list[str]:
+    """Keys from the root of the config, where ``optimizer.lr`` may stand for ``optimizer.init_args.lr``."""
+    path: list[str] = []
+    place: Any = config
+    for key in name.split("."):
+        known = isinstance(place, Namespace)
+        if known and key not in place and "init_args" in place:
+            path.append("init_args")
+            place = place["init_args"]
+        path.append(key)
+        place = place.get(key) if known and isinstance(place, Namespace) else None
+    return path
+
+
+def _held(config: Namespace, name: str) -> Any:
+    return config[".".join(_full_path(config, name))]
+
+
+def _paths(config: Namespace) -> Iterator[str]:
+    for name in config.keys():  # noqa: SIM118  # a Namespace yields its leaves only here
+        yield name
+        if ".init_args." in name:
+            yield name.replace(".init_args.", ".")
+
+
+def _gist(error: Exception) -> str:
+    """The lines of jsonargparse's message that name the cause, as one."""
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith(("Given value", "Errors:")))[:400]

@@ -1,0 +1,146 @@
+"""Builds what a trial trains from classes or functions, as they are given to ``fit``."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from optuna import TrialPruned
+from torch import nn
+
+from lightning_hpo.errors import JobError
+from lightning_hpo.space import nested_config, split_name
+from lightning_hpo.text import listed, nearest
+from lightning_hpo.training.builder import Builder, Built
+from lightning_hpo.training.namespaces import is_a, of_lightning
+from lightning_hpo.training.ranks import SURROUNDINGS
+
+_OURS = {
+    "max_steps": "it is the budget: give `max_steps` to the tuner",
+    "default_root_dir": "every trial has a folder of its own: give `root` to the tuner",
+}
+
+
+class Factories(Builder):
+    """Calls the model with the ``model.`` parameters, the data with ``data.``, and gives ``trainer.`` to the Trainer.
+
+    Args:
+        model: class of the module, or any callable that returns one.
+        data: class of the data module, any callable that returns one, or None.
+        trainer: more arguments for every Trainer; copied for each job.
+
+    Raises:
+        TypeError: if ``model`` or ``data`` is an instance, not something to build one with.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., pl.LightningModule],
+        data: Callable[..., pl.LightningDataModule] | None,
+        trainer: Mapping[str, Any] | None,
+    ) -> None:
+        self._model = _factory("model", model, pl.LightningModule)
+        self._data = None if data is None else _factory("datamodule", data, pl.LightningDataModule)
+        self._trainer = dict(trainer or {})
+
+    @property
+    def surroundings(self) -> Mapping[str, Any]:
+        """Copied, as a strategy can serve one Trainer only."""
+        return {name: copy.deepcopy(self._trainer[name]) for name in SURROUNDINGS if name in self._trainer}
+
+    def check_space(self, names: Mapping[str, Any]) -> None:
+        """Compare the names with the signatures of model, data and Trainer."""
+        targets: dict[str, Callable[..., Any]] = {"model": self._model, "trainer": pl.Trainer}
+        if self._data is not None:
+            targets["data"] = self._data
+        for name in names:
+            head, argument = split_name(name)
+            if head not in targets:
+                hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
+                raise ValueError(f"`space` has the name {name!r}; it must start with {', '.join(targets)}.{hint}")
+            _check_argument(f"`space` has the name {name!r}", targets[head], argument, head)
+        for argument in self._trainer:
+            _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
+            if argument in _part(names, "trainer"):
+                raise ValueError(f"`trainer` and `space` both give a value for 'trainer.{argument}'.")
+
+    def build(self, params: Mapping[str, Any]) -> Built:
+        """Call both factories."""
+        module = self.build_model(params)
+        data = (
+            None
+            if self._data is None
+            else _build_one("datamodule", self._data, _part(params, "data"), pl.LightningDataModule)
+        )
+        arguments = {**copy.deepcopy(self._trainer), **_part(params, "trainer")}
+        for given in arguments.values():
+            of_lightning(given)
+        return Built(module, data, arguments)
+
+    def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
+        """Call the model's factory."""
+        module: pl.LightningModule = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
+        return module
+
+    def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
+        """One block for each receiver, and the budget."""
+        return nested_config(params, max_steps)
+
+
+_LISTED = 10  # arguments in a message
+
+
+def _factory(role: str, factory: Any, kind: type) -> Callable[..., Any]:
+    if is_a(factory, kind):
+        raise TypeError(
+            f"`{role}` must be a class or function that builds a new {kind.__name__} for every trial, "
+            f"got an instance of {type(factory).__name__}: pass `{type(factory).__name__}` itself."
+        )
+    if not callable(factory):
+        raise TypeError(f"`{role}` must be a class or function that builds a {kind.__name__}, got {factory!r}.")
+    made: Callable[..., Any] = factory
+    return made
+
+
+def _check_argument(what: str, factory: Callable[..., Any], argument: str, head: str) -> None:
+    if head == "trainer" and argument in _OURS:
+        raise ValueError(f"{what}, but {_OURS[argument]}.")
+    parameters = inspect.signature(factory).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    if argument not in parameters:
+        name = getattr(factory, "__name__", repr(factory))
+        known = [known for known in parameters if known not in _OURS]
+        takes = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
+        hint = nearest(argument, known)
+        raise ValueError(f"{what}, but {name} has no argument {argument!r}.{hint} It takes {takes}.")
+
+
+def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
+    try:
+        built = of_lightning(factory(**_own_defaults(factory, params), **params))
+    except (JobError, TrialPruned):
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"`{role}` cannot be built with {listed(params) or 'no arguments'}: {why}") from error
+    if not isinstance(built, kind):
+        raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(built)}.")
+    return built
+
+
+def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy default arguments that are modules (a loss, a metric): Python shares one object among all trials."""
+    return {
+        name: copy.deepcopy(parameter.default)
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if isinstance(parameter.default, nn.Module)
+        and name not in params
+        and parameter.kind is not parameter.POSITIONAL_ONLY
+    }
+
+
+def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
+    """Arguments for one receiver: ``{"lr": 1, "data.size": 2}`` -> ``{"size": 2}`` for ``data``."""
+    return {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}

@@ -1,0 +1,307 @@
+"""``Trainer.fit`` as a function of a job: build, restore, apply the parameters, train to a step, validate there, save.
+
+The Trainer always gets the full budget as ``max_steps`` and is stopped early at a smaller rung. So every LR schedule,
+whoever wrote it, has the full budget as its horizon in each rung, and its checkpoint can be continued.
+"""
+
+import contextlib
+import logging
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import RandomSampler
+
+from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints.key import Key
+from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
+from lightning_hpo.quiet import warnings_only
+from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task, never
+from lightning_hpo.schedulers import Job
+from lightning_hpo.space import Space, from_unit, parse_space
+from lightning_hpo.study.table import ENDED
+from lightning_hpo.study.trial_folders import identity_of, settle, study_id
+from lightning_hpo.text import listed, nearest
+from lightning_hpo.training.apart import call_apart
+from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.check import fit_one_batch
+from lightning_hpo.training.factories import Factories
+from lightning_hpo.training.name_checks import NameCheck, UnusedNames
+from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.ranks import ranks_of
+from lightning_hpo.training.run_to_step import Leg, finished_outcome
+from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
+from lightning_hpo.training.trial_report import TrialReport
+
+
+class Objective:
+    """Trains a LightningModule as a job asks, and returns the monitored metric.
+
+    Args:
+        model: class of the module, or any callable that returns one; called with the ``model.`` parameters. Or a
+            :class:`~lightning_hpo.training.builder.Builder`, which brings data and Trainer arguments too.
+        space: dotted name -> distribution (see :mod:`lightning_hpo.space`), or a function of an Optuna trial that
+            returns name -> value.
+        data: class of the data module, or any callable that returns one; called with the ``data.`` parameters. None if
+            the module brings its own loaders.
+        monitor: name of a metric that the module logs in validation.
+        max_steps: the full budget of a trial in optimizer steps, which is also the horizon of its LR schedules.
+        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
+        seed: with the trial's number, it seeds everything random in a trial.
+        checkpoint_every: save each time so many steps are done; what a kill costs at most. Default 25.
+        root: folder for the trials of ``study.optimize``; None uses a temporary one.
+        stop_on_nan: end a trial at its first training loss that is NaN or infinite, as failed with ``diverged at step
+            s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
+            looked at after every step, on other devices before each checkpoint and validation.
+
+    Raises:
+        TypeError: if ``model`` or ``data`` is an instance, not something to build one with.
+        ValueError: if the space names an argument that does not exist (the nearest one is suggested).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., pl.LightningModule] | Builder,
+        space: Space | Callable[[optuna.Trial], Mapping[str, Any]],
+        *,
+        monitor: str,
+        max_steps: int,
+        data: Callable[..., pl.LightningDataModule] | None = None,
+        trainer: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        checkpoint_every: int = 25,
+        root: str | Path | None = None,
+        stop_on_nan: bool = False,
+    ) -> None:
+        if checkpoint_every < 1:
+            raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
+        self.space = {} if callable(space) else parse_space(space)
+        self._suggest_from = space if callable(space) else self.space
+        self.also: tuple[str, ...] = ()
+        """More metrics that must be logged in validation."""
+        self.key = Key.new()
+        self.check_names: Callable[..., NameCheck] = UnusedNames
+        """Called with builder, space and parameters; the callback looks at the names of the space in the check."""
+        self.monitor = monitor
+        self.max_steps = max_steps
+        self.seed = seed
+        self.builder = model if isinstance(model, Builder) else Factories(model, data, trainer)
+        self._every = checkpoint_every
+        self._root = root
+        self._stop_on_nan = stop_on_nan
+        self.builder.check_space(self.space)
+
+    def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
+        """Train an Optuna trial to the full budget, so that ``study.optimize(objective)`` works.
+
+        Every validation is reported, and the trial ends where the study's pruner says so. In a study with several
+        objectives, which Optuna does not prune, :attr:`also` names the metrics after the first.
+
+        Raises:
+            optuna.TrialPruned: if the pruner ended the trial.
+        """
+        params = suggest(trial, self._suggest_from)
+        study = trial.study if isinstance(trial, optuna.Trial) else None  # a FixedTrial has none
+        single = study is None or len(study.directions) == 1
+        report = TrialReport(trial, self.monitor) if study is not None and single else None
+        identity = {} if study is None else identity_of(study_id(study), trial.number, trial.params)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(self._root or temporary) / f"{trial.number:04d}"
+            settle(folder, identity)
+            task = Task(Job(self.max_steps, trial=trial.number), params, folder, identity=identity)
+            outcome = self.run(task, callbacks=[] if report is None else [report])
+        if report is not None and report.ends_at(outcome.step) and outcome.step < self.max_steps:
+            raise optuna.TrialPruned
+        if (ended := outcome.early_end(self.max_steps)) is not None:
+            trial.set_user_attr(ENDED, ended)
+        assert outcome.score is not None
+        return outcome.score if single else tuple(outcome.metrics[name] for name in (self.monitor, *self.also))
+
+    def run(
+        self, task: Task, should_pause: Callable[[], bool] = never, callbacks: Sequence[pl.Callback] = ()
+    ) -> Outcome:
+        """Carry out one job.
+
+        Args:
+            task: the job, continued from its folder's checkpoint if there is one.
+            should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score. That it
+                is asked (after validation batches too) shows that the job makes progress.
+            callbacks: more of them, for this job only. One that stops the Trainer ends the trial there.
+
+        Raises:
+            KeyError: if the monitored metric is not logged.
+            ParameterMismatchError: if a hyperparameter does not take effect.
+            RuntimeError: if another thread of this process trains a trial.
+        """
+        assert task.job.trial is not None
+        with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
+            return self._run(task, should_pause, callbacks)
+
+    def use_key(self, key: Key) -> None:
+        """Sign checkpoints with the key of a run, and know by it what the run has written."""
+        self.key = key
+
+    def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
+        """Build an untrained module with the ``model.`` parameters."""
+        return self.builder.build_model(params)
+
+    def check(self, params: Mapping[str, Any] | None = None) -> None:
+        """Fit one batch and validate one, as a trial does: mistakes show before the first step.
+
+        Args:
+            params: to build with; the middle of the space by default.
+
+        Raises:
+            ValueError: if the model or the data cannot be built with parameters of the space, an argument of the
+                Trainer contradicts the budget, or the monitored metric is not logged in validation.
+            MisconfigurationException: if Lightning, or a callback, refuses the combination.
+            UnreadableStateError: if a checkpoint could not be read back.
+            ParameterMismatchError: if the module says that it holds another value than it was given, whatever that is.
+        """
+        params = self.middle() if params is None else params
+
+        def fit() -> tuple[dict[str, float], list[str]]:
+            with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
+                names = self.check_names(self.builder, self.space, params)
+                built = self.builder.build(params)
+                return fit_one_batch(built, Path(folder), self.max_steps, self.key, [names]), names.unused
+
+        with _naming(params), _wrong_call():
+            alone = ranks_of(self.builder.surroundings).size == 1
+            logged, unused = call_apart(fit) if alone else fit()  # a process group cannot be copied
+            for message in unused:
+                warnings.warn(message, stacklevel=2)
+            for name in (self.monitor, *self.also):
+                _score(name, logged)
+
+    def middle(self) -> dict[str, Any]:
+        """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
+        if self._suggest_from is self.space:
+            return {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
+        with warnings_only("optuna"):
+            return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
+
+    def _run(self, task: Task, should_pause: Callable[[], bool], more: Sequence[pl.Callback]) -> Outcome:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = task.folder / CHECKPOINT
+        checkpoints.remove_leftovers(checkpoint)
+        source, damaged = checkpoints.newest_intact(checkpoint, self.key)
+        for file in damaged:
+            aside = checkpoints.set_aside(file)  # the next save must not take it for the good one before
+            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+        begin = source or task.source
+        saved = None if begin is None else checkpoints.load(begin, key=self.key)
+        if source is not None and saved is not None:
+            outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
+            if outcome is not None:  # a kill fell between the end of the job and its record
+                return outcome
+
+        built = self.builder.build(task.params)
+        job = Leg(
+            task.job.max_steps,
+            checkpoint,
+            every=self._every,
+            monitor=self.monitor,
+            should_pause=should_pause,
+            stop_on_nan=self._stop_on_nan,
+            identity=task.identity,
+            forked=source is None and begin is not None,
+        )
+        trainer = make_trainer(
+            built,
+            task.folder,
+            job,
+            SealedCheckpointIO(begin, saved, self.key),
+            callbacks=more,
+            saved=saved,
+            max_steps=self.max_steps,
+        )
+        try:
+            trainer.fit(built.module, datamodule=built.data, ckpt_path=begin, weights_only=True)
+        except SystemExit:
+            if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
+                raise
+        if job.paused:
+            return Outcome(None, trainer.global_step, values=job.values, ended=PAUSED)
+        for name in self.also:
+            _score(name, job.metrics)
+        score = _score(self.monitor, job.metrics)
+        return Outcome(score, trainer.global_step, job.metrics, values=job.values, ended=job.ended)
+
+
+@contextlib.contextmanager
+def _wrong_call() -> Iterator[None]:
+    """Let any error of the check end a script as a wrong call does: the same command can only fail again."""
+    try:
+        yield
+    except Exception as error:
+        if exit_code(error) == UNFORESEEN:
+            error.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by exits.exit_code
+        raise
+
+
+_TRAINS = threading.RLock()  # a trial may train others inside, in its own thread
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse a second thread: both would draw from the same random numbers, and no trial could be repeated.
+
+    Raises:
+        RuntimeError: if another thread trains.
+    """
+    if not _TRAINS.acquire(blocking=False):
+        raise RuntimeError(
+            "another thread of this process trains a trial, and both would draw from the same random numbers: "
+            "use `n_jobs=1`, or OptunaTuner(workers=2) for two trials at a time in processes of their own"
+        )
+    try:
+        yield
+    finally:
+        _TRAINS.release()
+
+
+@contextlib.contextmanager
+def _naming(params: Mapping[str, Any]) -> Iterator[None]:
+    """Let an error say with which parameters it came."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"with the parameters {listed(params)}")
+        raise
+
+
+def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
+    if monitor not in metrics:
+        raise ValueError(
+            f"`monitor` {monitor!r} is not logged in validation; "
+            f"logged there: {', '.join(sorted(metrics)) or 'nothing'}.{nearest(monitor, metrics)} "
+            f"Add self.log({monitor!r}, ...) to validation_step."
+        )
+    return float(metrics[monitor])
+
+
+def suggest(
+    trial: optuna.Trial, space: Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Let a trial suggest a value for each name of a space, or let a function of the trial do it."""
+    if callable(space):
+        return dict(space(trial))
+    return {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(name, choices)
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_float(name, low, high, log=log, step=step)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_int(name, low, high, log=log, step=step)
+    raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")

@@ -1,0 +1,125 @@
+"""What we plug into a Trainer: checkpoints that are whole or absent, and a metrics file that only grows."""
+
+import csv
+import io
+import logging
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_hpo import checkpoints
+from lightning_hpo.atomic import atomic_write, open_own
+from lightning_hpo.checkpoints.key import NO_KEY, Key
+from lightning_hpo.text import csv_cell
+
+
+class SealedCheckpointIO(CheckpointIO):
+    """Saves and loads every checkpoint of a Trainer through :mod:`lightning_hpo.checkpoints`.
+
+    Args:
+        path: of a checkpoint that has been loaded already, or None.
+        content: of it; handed over when it is loaded for the first time, and kept no longer.
+        key: of the run: what is saved is signed with it, and what it has signed may hold objects of any class.
+    """
+
+    def __init__(self, path: Path | None = None, content: dict[str, Any] | None = None, key: Key = NO_KEY) -> None:
+        super().__init__()
+        self._key = key
+        self._path = path
+        self._content = content
+        self.closed = False
+        """Whether checkpoints are neither saved nor removed any more."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write atomically; raises OSError where Lightning's own plugin can lose the file in silence."""
+        if storage_options is not None:
+            raise TypeError(f"`storage_options` are not supported, got {storage_options!r}.")
+        if not self.closed:
+            checkpoints.save(checkpoint, path, self._key)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Verify the hash, and load more than tensors and plain values only from a file that the run has signed.
+
+        ``weights_only`` says nothing here: it would be for the caller to know who wrote the file.
+        """
+        content, self._content = self._content, None
+        if content is not None and path == self._path and map_location is None:
+            return content
+        return checkpoints.load(path, map_location=map_location or "cpu", key=self._key)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete the checkpoint and its predecessor."""
+        if not self.closed:
+            checkpoints.remove(path)
+
+
+class MetricsFile(Logger):
+    """Appends what a module logs to one CSV file with the columns ``step, metric, value``.
+
+    Args:
+        path: of the file.
+        start: drop rows after this step first: they belong to steps that are about to be repeated.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        super().__init__()
+        self._path = path
+        self._rows: list[tuple[int, str, float]] = []
+        if path.exists():
+            _drop_after(path, start)  # on rank 0 only, as all that writes here
+
+    @property
+    def name(self) -> str:
+        """Nothing: files of callbacks stand in the folder of the trial, not in one of the same name inside it."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: one file per trial."""
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep rows in memory until :meth:`save`."""
+        self._rows += [(step or 0, name, value) for name, value in metrics.items() if name != "epoch"]
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the study has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Append what was logged since the last call."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        try:
+            is_new = not self._path.exists()
+            handle = open_own(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            with open(handle, "a", newline="") as file:  # noqa: PTH123  # of a handle
+                writer = csv.writer(file)
+                if is_new:
+                    writer.writerow(("step", "metric", "value"))
+                writer.writerows((step, csv_cell(name), value) for step, name, value in rows)
+        except OSError as error:  # a full disk: what is measured for the search goes another way
+            logging.getLogger(__name__).warning("%s could not be written: %s", self._path, error)
+
+    def finalize(self, status: str) -> None:  # Lightning's signature
+        """Append what is left."""
+        self.save()
+
+
+@rank_zero_only
+def _drop_after(path: Path, start: int) -> None:
+    with path.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    kept = [row for row in rows if len(row) == 3 and row[0].isdigit() and int(row[0]) < start]
+    if len(kept) == len(rows):
+        return
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *kept])
+    atomic_write(path, text.getvalue())
