@@ -61,8 +61,9 @@ class TestPopulationBased(SchedulerTestCase):
 
 
 def lineage(rows):
+    """All of the rows that decisions depend on; NaN as text, since it equals nothing."""
     return [
-        (row.params, {step: str(one) for step, one in row.values.items()}, row.parent, row.home, row.start)
+        (row.params, {step: str(score) for step, score in row.values.items()}, row.parent, row.home, row.start)
         for row in rows
     ]
 
@@ -127,9 +128,6 @@ def test_a_round_waits_for_every_member_that_lives():
 
 
 def test_a_member_that_failed_is_out_and_the_others_go_on():
-    def breaks(number, step):
-        return value(number, step)
-
     scheduler = population()
     run = Simulation(replaces_broken=True)
     while (job := scheduler.next(run.rows)) is not None:
@@ -137,7 +135,7 @@ def test_a_member_that_failed_is_out_and_the_others_go_on():
         if run.rows[number].home == 2 and job.max_steps == 30:
             run.rows[number] = dataclasses.replace(run.rows[number], state="failed", target=None)
         else:
-            run.finish(number, breaks, STEPS)
+            run.finish(number, value, STEPS)
     reached = {member: max(row.step for row in run.rows if row.home == member) for member in range(SIZE)}
     assert reached == {0: STEPS, 1: STEPS, 2: 20, 3: STEPS, 4: STEPS}
     assert not [

@@ -282,8 +282,8 @@ class PopulationBased:
     Args:
         rules: who copies, from whom, and which hyperparameters come next.
         population_size: members, at least 2.
-        interval: optimizer steps of a round, at least 1. A member that stands beyond the end of a round, as with several
-            manual optimizers, is judged where it stands.
+        interval: optimizer steps of a round, at least 1. A member that stands beyond the end of a round, as with
+            several manual optimizers, is judged where it stands.
         max_steps: optimizer steps of every member; a multiple of ``interval``.
 
     Raises:

@@ -45,8 +45,7 @@ class Simulation:
             self.rows.append(Row(number, params=job.params or {}, parent=job.parent))
         if job.replaces is not None:
             before, parent = self.rows[job.replaces], self.rows[number if job.parent is None else job.parent]
-            origin = {"start": before.step, "member": before.home, "forked_at": parent.step}
-            self.rows[number] = replace(self.rows[number], **origin)
+            self.rows[number] = replace(self.rows[number], start=before.step, member=before.home, forked_at=parent.step)
             self.rows[job.replaces] = replace(before, state="pruned")
         self.rows[number] = replace(self.rows[number], target=job.max_steps)
         self.jobs.append(replace(job, trial=number))
