@@ -27,6 +27,8 @@ STEP = "step"  # where a trial stood whose study takes no intermediate values, i
 BY_JOB = "lightning_hpo:by_job"
 # System attribute of a population's trial: its member, its first step, and where its parent was when it was forked.
 SEGMENT = "segment"
+# System attribute: steps at which a callback asked to stop a trial that was to train on.
+STOPPED = "lightning_hpo:stopped"
 
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "running",
@@ -97,8 +99,8 @@ class TrialTable:
             system_attrs={**(notes or {}), BY_JOB: True},
         )
         self._ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
-        start = _start(notes or {})
-        self._rows.append(Row(len(self._rows), params=dict(params), target=target, parent=parent, start=start))
+        origin = _origin(notes or {})
+        self._rows.append(Row(len(self._rows), params=dict(params), target=target, parent=parent, **origin))
         self._notes.append(dict(notes or {}))
         if self._claims is not None:
             self._claims.take(len(self._rows) - 1, target)
@@ -138,6 +140,12 @@ class TrialTable:
         if self._claims is not None and row.target is not None and step >= row.target:
             self._claims.free(number)
         self._rows[number] = replace(row, values={**row.values, step: value})
+
+    def note_stop(self, number: int, step: int) -> None:
+        """Write down that a callback asked to stop a trial at ``step``, although it is to train on."""
+        stopped = tuple(dict.fromkeys((*self._rows[number].stopped, step)))
+        self._storage.set_trial_system_attr(self._ids[number], STOPPED, list(stopped))
+        self._rows[number] = replace(self._rows[number], stopped=stopped)
 
     def complete(self, number: int, value: float, ended: str | None = None) -> None:
         """End a trial that reached the full budget with ``value``, or finished by itself before.
@@ -202,13 +210,15 @@ def _row(trial: FrozenTrial) -> Row:
         values=dict(trial.intermediate_values),
         parent=trial.user_attrs.get(PARENT),
         state=_STATES[trial.state],
-        start=_start(trial.system_attrs),
+        stopped=tuple(trial.system_attrs.get(STOPPED, ())),
         ended=trial.user_attrs.get(ENDED),
         scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
         feasible=all(value <= 0 for value in trial.constraints.values()),
+        **_origin(trial.system_attrs),
     )
 
 
-def _start(notes: Mapping[str, Any]) -> int:
-    start: int = notes.get(SEGMENT, {}).get("start", 0)
-    return start
+def _origin(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a trial begins, as fields of its row: step, member, and step of the parent."""
+    segment = notes.get(SEGMENT, {})
+    return {"start": segment.get("start", 0), "member": segment.get("member"), "forked_at": segment.get("forked_at")}

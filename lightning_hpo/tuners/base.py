@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningCLI
 
+    from lightning_hpo.executors.interleaved import Interleaved
     from lightning_hpo.training.objective import Objective
 
 _POLL = 0.5  # seconds between looks at what the other processes of a shared study have done
@@ -220,7 +221,12 @@ class Tuner:
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
-            return self._search(Subject(objective.run, parts, objective.check, objective.builder, objective.use_key))
+            work = self._work(objective)
+            return self._search(Subject(work, parts, objective.check, objective.builder, objective.use_key))
+
+    def _work(self, objective: "Objective") -> Work:
+        """Return what carries out a job."""
+        return objective.run
 
     def objective(
         self,
@@ -372,7 +378,7 @@ class Tuner:
     def _conclude(self, session: Session) -> None:
         """Add to what is printed and kept at the end."""
 
-    def _executor(self, work: Work, interrupts: Interrupts) -> InProcess | WorkerProcesses:
+    def _executor(self, work: Work, interrupts: Interrupts) -> "Interleaved | InProcess | WorkerProcesses":
         if self._workers == 1 and not self._isolate:
             return InProcess(work, interrupts.pause_wanted, trial_timeout=self._trial_timeout)
         processes = WorkerProcesses(

@@ -15,7 +15,7 @@ from lightning_hpo import checkpoints
 from lightning_hpo.errors import ParameterMismatchError, RankLostError, SearchFailedError, failure_text
 from lightning_hpo.executors.pool import Executor
 from lightning_hpo.records import CHECKPOINT, Mode, Outcome, Row, Task, best_row, reach
-from lightning_hpo.reporting.best import write_answer
+from lightning_hpo.reporting.best import keep_best, write_answer
 from lightning_hpo.reporting.console import Console, spent
 from lightning_hpo.samplers.adapter import Asker
 from lightning_hpo.schedulers import Job, Scheduler
@@ -24,6 +24,8 @@ from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.table import SEGMENT, TrialTable
 from lightning_hpo.study.trial_folders import identity_of
 
+SOURCE = "parent.ckpt"
+"""In the folder of a member: what it copies, until it has saved its own."""
 _ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
 
 
@@ -101,9 +103,7 @@ class Search:
         """
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
         with self.console.later(), self.turn():
-            for row in self.table.rows:  # a process died between the last value of a trial and its end
-                if row.state == "running" and row.values and (row.ended or row.step >= self.scheduler.max_steps):
-                    self.table.complete(row.number, row.values[row.step])
+            self._end_what_is_over()
         done: set[Future[Outcome]] = set()
         while True:
             with self.console.later(), self.turn():
@@ -124,7 +124,26 @@ class Search:
             at_work = any(row.state == "running" and not row.idle for row in self.table.rows)
             if not stop_wanted() and not at_work and self.scheduler.next(self.table.rows) is None:
                 self._retire([row.number for row in self.table.rows if row.state == "running"])
+                if self._replaces and not any(row.state == "complete" for row in self.table.rows):
+                    raise SearchFailedError(
+                        f"no member of the population came to step {self.scheduler.max_steps}; the reasons are with "
+                        f"the failed trials in {self.folder.path}."
+                    )
             self._show_best()
+
+    def _end_what_is_over(self) -> None:
+        """End trials whose process died between their last value, or the start of their successor, and their end."""
+        last = {row.home: row.number for row in self.table.rows}
+        for row in [row for row in self.table.rows if row.state == "running"]:
+            if last[row.home] != row.number:
+                self.table.prune(row.number)
+            elif row.values and (row.ended or row.step >= self.scheduler.max_steps):
+                self._complete(row.number, row.values[row.step])
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether trials belong to members of a population, and the scheduler replaces those without a score."""
+        return getattr(self.scheduler, "replaces_broken", False)
 
     def _end_all(self, done: set[Future[Outcome]]) -> None:
         """Record every outcome, also if one of them ends the search."""
@@ -156,35 +175,64 @@ class Search:
         """Write down a new trial, or take up an old one, and say what is to be done."""
         if job.trial is None:
             number = len(self.table.rows)
-            self.asker.recall(self.table.study_notes)
-            params, notes = self.asker.ask(self.table.rows, self.table.notes, job.max_steps)
-            params |= job.params or {}
-            self.table.note(self.asker.study_notes)
-            self.settle(self.folder.trial(number), identity_of(self.study_id, number, params))
-            notes |= self._origin(job.parent)
+            params, notes = dict(job.params or {}), self._origin(job)
+            if job.params is None or params.keys() != self.space.keys():
+                self.asker.recall(self.table.study_notes)
+                asked, asker_notes = self.asker.ask(self.table.rows, self.table.notes, job.max_steps)
+                params, notes = {**asked, **params}, {**asker_notes, **notes}
+                self.table.note(self.asker.study_notes)
+            if job.replaces is None:
+                self.settle(self.folder.trial(number), identity_of(self.study_id, number, params))
+            else:
+                self._keep_source(job.parent, job.replaces)
             self.table.add(params, self.space, target=job.max_steps, parent=job.parent, notes=notes)
+            if job.replaces is not None:
+                self.table.prune(job.replaces)
         else:
             number = job.trial
-            self.settle(self.folder.trial(number), self._identity(self.table.rows[number]))
+            self._settle_home(number)
             self.table.promise(number, job.max_steps)
         row = self.table.rows[number]
         return Task(
             Job(job.max_steps, number, row.parent, row.params),
             row.params,
-            self.folder.trial(number),
-            source=None if row.parent is None else self.folder.trial(row.parent) / CHECKPOINT,
+            self.folder.trial(row.home),
+            source=self._source(row),
             identity=self._identity(row),
+            member=row.home,
         )
+
+    def _source(self, row: Row) -> Path | None:
+        """Checkpoint that a trial starts from: of its parent, or what :meth:`_keep_source` has kept of that."""
+        if row.parent is None:
+            return None
+        kept = self.folder.trial(row.home) / SOURCE
+        return kept if kept.exists() else self.folder.trial(self.table.rows[row.parent].home) / CHECKPOINT
+
+    def _keep_source(self, parent: int | None, replaces: int) -> None:
+        """Keep the checkpoint that a trial copies, while its parent trains on, until the copy has saved its own."""
+        self._settle_home(replaces)
+        home, donor = (self.table.rows[number].home for number in (replaces, replaces if parent is None else parent))
+        source = self.folder.trial(donor) / CHECKPOINT
+        if home != donor and source.exists():
+            keep_best(source, self.folder.trial(home) / SOURCE)
+
+    def _settle_home(self, number: int) -> None:
+        home = self.table.rows[self.table.rows[number].home]
+        self.settle(self.folder.trial(home.number), self._identity(home))
 
     def _identity(self, row: Row) -> Mapping[str, Any]:
         return identity_of(self.study_id, row.number, row.params)
 
-    def _origin(self, parent: int | None) -> dict[str, Any]:
-        """Notes on where the training of a new trial begins: at its parent's last step."""
-        if parent is None or not self.table.rows[parent].values:
+    def _origin(self, job: Job) -> dict[str, Any]:
+        """Notes on where the training of a new trial begins: at its parent's last step, or where its member stands."""
+        if job.parent is None or not self.table.rows[job.parent].values:
             return {}
-        step = self.table.rows[parent].step
-        return {SEGMENT: {"start": step, "forked_at": step}}
+        step = self.table.rows[job.parent].step
+        if job.replaces is None:
+            return {SEGMENT: {"start": step, "forked_at": step}}
+        before = self.table.rows[job.replaces]
+        return {SEGMENT: {"member": before.home, "start": before.step, "forked_at": step}}
 
     def _end(self, task: Task, future: Future[Outcome]) -> None:
         """Record the outcome of a job before anything is decided from it."""
@@ -192,7 +240,7 @@ class Search:
         assert number is not None
         before = self.table.rows[number].step
         error = future.exception()
-        if isinstance(error, ParameterMismatchError | RankLostError):
+        if error is not None and getattr(error, "ends_search", False):
             self.table.promise(number, None)
             raise error
         if error is None and future.result().score is None:
@@ -203,12 +251,15 @@ class Search:
             self._failed_in_a_row = 0
         else:
             self._failed_in_a_row += 1
-            self.table.fail(number, reason)
+            if self.table.rows[number].state == "running":
+                self.table.fail(number, reason)
         retired = getattr(self.scheduler, "retired", None)
         self._retire([] if retired is None else retired(self.table.rows))
         self._show_best()
         if self.table.rows[number].state != "running":
             self._drop_checkpoints([number])
+        if task.source is not None and task.source.name == SOURCE:
+            task.source.unlink(missing_ok=True)
         row = self.table.rows[number]
         self.console.job(row, row.step - before, self.table.rows, self.planned, reason or "")
         self.limits.refuse_failures(self._failed_in_a_row, self.table.rows, reason or "")
@@ -216,12 +267,27 @@ class Search:
     def _record(self, number: int, task: Task, outcome: Outcome) -> str | None:
         """Write a score at the step where the Trainer stood; say why if it is no score."""
         reason = _reason(self.console.monitor, outcome.score)
-        if reason is None:
-            score, ended = float(outcome.score or 0.0), outcome.early_end(task.job.max_steps)
-            self.table.record(number, outcome.step, score)
-            if ended is not None or outcome.step >= self.scheduler.max_steps:
-                self.table.complete(number, score, ended)
-        return reason
+        if reason is not None and not (self._replaces and isinstance(outcome.score, float)):
+            return reason
+        score, ended = float(outcome.score or 0.0), outcome.early_end(task.job.max_steps)
+        if outcome.stopped:  # before the score: decisions are made again from what the study holds
+            self.table.note_stop(number, outcome.step)
+            self.console.line(f"trial {number} was asked to stop at step {outcome.step}; its member goes on as a copy")
+        if outcome.remark:
+            self.console.line(outcome.remark)
+        self.table.record(number, outcome.step, score)
+        if ended is not None or outcome.step >= self.scheduler.max_steps:
+            return self._complete(number, score, ended)
+        return None
+
+    def _complete(self, number: int, score: float, ended: str | None = None) -> str | None:
+        """End a trial at its last score; say why if that is no number."""
+        if not math.isfinite(score):
+            reason = f"the last score is {score}"
+            self.table.fail(number, reason)
+            return reason
+        self.table.complete(number, score, ended)
+        return None
 
     def _retire(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -231,15 +297,15 @@ class Search:
     def _show_best(self) -> None:
         """Keep ``best.ckpt`` and ``best.yaml`` true."""
         best = best_row(self.table.rows, self.mode)
-        if best is None:
-            return
+        if best is None or (self._replaces and best.state != "complete"):
+            return  # of a population, the answer is a member that came to the end
         shown = (best.number, reach(best), best.step)
         if shown == self._shown:
             return
         write_answer(
             best,
             self._identity(best),
-            self.folder.trial(best.number) / CHECKPOINT,
+            self.folder.trial(best.home) / CHECKPOINT,
             self.config(best.params, self.scheduler.max_steps),
             best_checkpoint=self.folder.best_checkpoint,
             best_params=self.folder.best_params,
@@ -254,9 +320,10 @@ class Search:
         if self.keep_checkpoints or not numbers:
             return
         best = best_row(self.table.rows, self.mode)
-        for number in numbers:
-            checkpoint = self.folder.trial(number) / CHECKPOINT
-            if (best is None or best.number != number) and self.folder.holds(checkpoint.parent):
+        used = {row.home for row in self.table.rows if row.state == "running"} if self._replaces else set()
+        for home in {self.table.rows[number].home for number in numbers} - used:
+            checkpoint = self.folder.trial(home) / CHECKPOINT
+            if (best is None or best.home != home) and self.folder.holds(checkpoint.parent):
                 checkpoints.remove(checkpoint)
 
 
