@@ -68,7 +68,7 @@ class MemberFits:
             StorageError: if a disk is full or gone.
             JobError: if the fit ended before the job.
         """
-        own, saved = self._own_checkpoint(task.folder / CHECKPOINT)
+        own, saved = self._newest(task.folder / CHECKPOINT)
         if saved is not None and _trial_of(saved) == task.job.trial and saved["global_step"] >= task.job.max_steps:
             return outcome_in(saved)  # a kill fell between the end of the job and its record
         copied = self._copied(task, saved) if copied is None else copied
@@ -114,21 +114,24 @@ class MemberFits:
             )
         return job.outcome
 
-    def _own_checkpoint(self, file: Path) -> tuple[Path | None, dict[str, Any] | None]:
-        """Newest intact checkpoint of a member, with its content; a damaged one is set aside."""
+    def _newest(self, file: Path) -> tuple[Path | None, dict[str, Any] | None]:
+        """Newest intact checkpoint at a path or behind it, with its content; a damaged one is set aside."""
         checkpoints.remove_leftovers(file)
-        own, damaged = checkpoints.newest_intact(file, self._objective.key)
+        newest, damaged = checkpoints.newest_intact(file, self._objective.key)
         for path in damaged:
             aside = checkpoints.set_aside(path)  # the next save must not take it for the good one before
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", path, aside.name)
-        return own, None if own is None else checkpoints.load(own, key=self._objective.key)
+        return newest, None if newest is None else checkpoints.load(newest, key=self._objective.key)
 
     def _copied(self, task: Task, saved: Mapping[str, Any] | None) -> State | None:
         """State that the first job of a trial copies from its parent's checkpoint; None if it copies none."""
         here = None if saved is None else _trial_of(saved)
         if task.source is None or here in (task.job.trial, task.job.parent):
             return None
-        return state_in(checkpoints.load(task.source, key=self._objective.key))
+        _, source = self._newest(task.source)
+        if source is None:
+            raise JobError(f"trial {task.job.parent} has no intact checkpoint to copy from")
+        return state_in(source)
 
 
 def _trial_of(saved: Mapping[str, Any]) -> int | None:

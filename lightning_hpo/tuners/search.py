@@ -12,6 +12,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints import previous_of
 from lightning_hpo.errors import ParameterMismatchError, RankLostError, SearchFailedError, failure_text
 from lightning_hpo.executors.pool import Executor
 from lightning_hpo.records import CHECKPOINT, Mode, Outcome, Row, Task, best_row, reach
@@ -213,9 +214,10 @@ class Search:
         """Keep the checkpoint that a trial copies, while its parent trains on, until the copy has saved its own."""
         self._settle_home(replaces)
         home, donor = (self.table.rows[number].home for number in (replaces, replaces if parent is None else parent))
-        source = self.folder.trial(donor) / CHECKPOINT
-        if home != donor and source.exists():
-            keep_best(source, self.folder.trial(home) / SOURCE)
+        newest, kept = self.folder.trial(donor) / CHECKPOINT, self.folder.trial(home) / SOURCE
+        for file, name in ((newest, kept), (previous_of(newest), previous_of(kept))):
+            if home != donor and file.exists():
+                keep_best(file, name)
 
     def _settle_home(self, number: int) -> None:
         home = self.table.rows[self.table.rows[number].home]
@@ -259,7 +261,7 @@ class Search:
         if self.table.rows[number].state != "running":
             self._drop_checkpoints([number])
         if task.source is not None and task.source.name == SOURCE:
-            task.source.unlink(missing_ok=True)
+            checkpoints.remove(task.source)
         row = self.table.rows[number]
         self.console.job(row, row.step - before, self.table.rows, self.planned, reason or "")
         self.limits.refuse_failures(self._failed_in_a_row, self.table.rows, reason or "")
