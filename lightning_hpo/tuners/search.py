@@ -183,9 +183,10 @@ class Search:
             return None
         values, reason = _values(self.goal.monitors, outcome)
         if reason is None:
-            ended = outcome.early_end(task.job.max_steps)
+            whole = outcome.step >= self.scheduler.max_steps
+            ended = None if whole else outcome.early_end(task.job.max_steps)
             self.table.record(number, outcome.step, values[0])
-            if ended is not None or outcome.step >= self.scheduler.max_steps:
+            if whole or ended is not None:
                 self.table.complete(number, values, ended)
         return reason
 
