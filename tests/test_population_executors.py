@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
+from lightning_hpo.executors.in_process import InProcess
 from lightning_hpo.executors.interleaved import Interleaved
-from lightning_hpo.executors.pool import InProcess
 from lightning_hpo.tuners.population import PopulationTuner
 from tests.record.test_population import INTERVAL, SIZE, STEPS, Data, Net, Uneven, history, steps_of
 from tests.record.test_population_faults import KINDS
@@ -20,24 +21,20 @@ BATCHES = {"lr": "loguniform(1e-3, 1e-1)", "data.batch_size": "choice(8, 16, 40)
 SPACE = {"lr": "loguniform(1e-3, 1e-1)"}
 
 
-class FromCheckpoints(PopulationTuner):
-    """Leaves each fit after its job, as worker processes do: all that goes on goes on from a checkpoint."""
-
-    def _executor(self, work, interrupts):
-        return InProcess(work, interrupts.pause_wanted)
+def from_checkpoints(work, options, interrupts):
+    """Leave each fit after its job, as worker processes do: all that goes on goes on from a checkpoint."""
+    return InProcess(work, interrupts.pause_wanted)
 
 
-class DiesAfterAJob(PopulationTuner):
-    """Is interrupted after each job, whose outcome is recorded by every second call only."""
-
-    calls = 0
-
-    def _executor(self, work, interrupts):
-        DiesAfterAJob.calls += 1
-        return DyingExecutor(work.train, interrupts.pause_wanted)
+def dying(work, options, interrupts):
+    DyingExecutor.calls += 1
+    return DyingExecutor(work.train, interrupts.pause_wanted)
 
 
 class DyingExecutor(Interleaved):
+    """Is interrupted after each job, whose outcome is recorded by every second call only."""
+
+    calls = 0
     done = 0
 
     def submit(self, task):
@@ -45,15 +42,17 @@ class DyingExecutor(Interleaved):
             raise KeyboardInterrupt
         self.done += 1
         future = super().submit(task)
-        if DiesAfterAJob.calls % 2:
+        if DyingExecutor.calls % 2:
             raise KeyboardInterrupt
         return future
 
 
-def tune(root, kind=PopulationTuner, *, model=Net, data=Data, space=SPACE, trainer=None, **options):
+def tune(root, executor=None, *, model=Net, data=Data, space=SPACE, trainer=None, **options):
     arguments = {"population_size": SIZE, "interval": INTERVAL, "max_steps": STEPS, "monitor": "val_loss", "seed": 1}
     given = {"accelerator": "cpu", "logger": False, **(trainer or {})}
-    tuner = kind(space, root=root, name="run", trainer=given, **{"verbose": False, **arguments, **options})
+    tuner = PopulationTuner(space, root=root, name="run", trainer=given, verbose=False, **{**arguments, **options})
+    if executor is not None:
+        tuner._parts = replace(tuner._parts, executor=executor)
     return tuner.fit(model, datamodule=data)
 
 
@@ -63,7 +62,7 @@ def test_copies_through_checkpoints_are_the_copies_in_memory(tmp_path, kind):
     options = {"model": model, "trainer": trainer, "interval": interval}
     whole = tune(tmp_path / "whole", **options)
     assert any(row.parent is not None for row in whole.rows)
-    assert history(tune(tmp_path / "again", FromCheckpoints, **options)) == history(whole)
+    assert history(tune(tmp_path / "again", from_checkpoints, **options)) == history(whole)
 
 
 @pytest.mark.parametrize("options", [
@@ -74,20 +73,20 @@ def test_copies_through_checkpoints_are_the_copies_in_memory(tmp_path, kind):
 def test_data_that_change_with_a_copy_are_the_same_from_checkpoints(tmp_path, options):
     whole = tune(tmp_path / "whole", **options)
     assert any(row.parent is not None for row in whole.rows)
-    assert history(tune(tmp_path / "again", FromCheckpoints, **options)) == history(whole)
+    assert history(tune(tmp_path / "again", from_checkpoints, **options)) == history(whole)
 
 
 @pytest.mark.parametrize("interval", [6, 8])
 def test_interrupted_after_every_job_and_continued_is_the_same_population(tmp_path, interval):
     whole = tune(tmp_path / "whole", interval=interval)
-    DiesAfterAJob.calls = 0
+    DyingExecutor.calls = 0
     while True:
         try:
-            result = tune(tmp_path / "killed", DiesAfterAJob, interval=interval)
+            result = tune(tmp_path / "killed", dying, interval=interval)
             break
         except KeyboardInterrupt:
-            assert DiesAfterAJob.calls < 100
-    assert DiesAfterAJob.calls >= SIZE * STEPS / interval
+            assert DyingExecutor.calls < 100
+    assert DyingExecutor.calls >= SIZE * STEPS / interval
     assert history(result) == history(whole)
     assert not list((tmp_path / "killed").rglob("parent*.ckpt"))
 

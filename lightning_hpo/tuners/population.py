@@ -1,16 +1,16 @@
 """A whole population from one script."""
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Unpack, cast
 
 import optuna
-from optuna.storages import BaseStorage
+from optuna.distributions import BaseDistribution
 
 from lightning_hpo.errors import explained
+from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.interleaved import Interleaved
-from lightning_hpo.executors.pool import InProcess, WorkerProcesses
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
 from lightning_hpo.reporting.result import Result
@@ -19,14 +19,13 @@ from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.explore import Explore
 from lightning_hpo.schedulers.population import Donor, PopulationBased, Rules
 from lightning_hpo.space import Space, parse_space
-from lightning_hpo.study.journal import JOURNAL, open_journal
-from lightning_hpo.study.run_folder import RunFolder, open_study
+from lightning_hpo.study.table import SEGMENT, TrialTable
 from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
 from lightning_hpo.training.objective import Objective
-from lightning_hpo.tuners.base import Tuner
-from lightning_hpo.tuners.options import Options, refuse_unknown
-from lightning_hpo.tuners.search import Limits
+from lightning_hpo.tuners.base import Parts, Tuner, make_executor
+from lightning_hpo.tuners.options import DEFAULTS, Goal, Options, WorkerOptions, validate_names
+from lightning_hpo.tuners.proposers import Define
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed", "workers")
@@ -84,10 +83,9 @@ class PopulationTuner(Tuner):
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
-            refuse_unknown(type(self), options)
-            defaults = inspect.signature(Tuner).parameters
-            for argument, value in options.items():  # a command line gives every option, most of them at its default
-                if argument not in _TAKEN and (argument not in defaults or value != defaults[argument].default):
+            validate_names(type(self), options)
+            for argument, value in options.items():  # a command line gives options at their default too
+                if argument not in _TAKEN and value != DEFAULTS.get(argument, value):
                     raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
             for argument, value in (options.get("trainer") or {}).items():
                 if argument in _RHYTHM:
@@ -99,11 +97,12 @@ class PopulationTuner(Tuner):
                         f"`trainer` has the argument {argument!r} ({value!r}), but all members of a population train "
                         f"to `max_steps`={max_steps}: leave it out."
                     )
-            mode = direction(options.get("monitor"), options.get("mode"))
-            seed = options.get("seed", 0)
+            mode, seed = direction(options.get("monitor"), options.get("mode")), options.get("seed", 0)
             rules = Rules(parse_space(space), mode, quantile, donor, explore, resample, factor, seed)
-            super().__init__(space, PopulationBased(rules, population_size, interval, max_steps), **options)
-            self._limits = Limits(max_failed=math.inf)
+            scheduler = PopulationBased(rules, population_size, interval, max_steps)
+            parts = Parts(propose=MemberProposer, work=MemberFits, executor=member_executor)
+            options["max_failed"] = math.inf
+            super().__init__(space, scheduler, parts=parts, **options)
         self.rules = rules
 
     def objective(self, *arguments: Any, **options: Any) -> Objective:
@@ -120,23 +119,56 @@ class PopulationTuner(Tuner):
         """
         raise TypeError("PopulationTuner copies weights between members, so it takes a LightningModule: use fit().")
 
-    def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
-        def opened(storage: str | BaseStorage | None) -> tuple[optuna.Study, BaseStorage]:
-            return open_study(folder, storage, self.mode, fingerprint, allow_changed=self._allow_changed)
+    def _validate_workers(self, ranks: int) -> None:
+        if ranks > 1:
+            raise ValueError(
+                f"`trainer` trains each member in {ranks} processes, but a PopulationTuner trains all members in this "
+                "one, or in `workers` of one device each; give each Trainer the callback PopulationBasedTraining "
+                "instead."
+            )
+        super()._validate_workers(ranks)
 
-        own = self._storage is None and not folder.study_file.exists()
-        return opened(open_journal(folder.path / JOURNAL, opened) if own else self._storage)
 
-    def _refuse_ranks(self, size: int) -> None:
-        raise ValueError(
-            f"`trainer` trains each member in {size} processes, but a PopulationTuner trains all members in this one; "
-            "give each Trainer the callback PopulationBasedTraining instead."
-        )
+class MemberProposer:
+    """Adds the trials that a population's scheduler has decided, and ends those that they replace.
 
-    def _work(self, objective: Objective) -> Work:
-        return MemberFits(objective)
+    Args:
+        study: not used.
+        table: of the study.
+        space: name -> distribution.
+        goal: not used.
+        rungs: not used.
+    """
 
-    def _executor(self, work: Work, interrupts: Interrupts) -> "Interleaved | InProcess | WorkerProcesses":
-        if self._workers == 1 and isinstance(work, MemberFits):
-            return Interleaved(work.train, interrupts.pause_wanted)
-        return super()._executor(work, interrupts)
+    def __init__(
+        self,
+        study: optuna.Study,
+        table: TrialTable,
+        space: Mapping[str, BaseDistribution] | Define,
+        goal: Goal,
+        rungs: Sequence[int],
+    ) -> None:
+        if callable(space):
+            raise TypeError("a function of a trial as the `space` is for OptunaTuner; a population needs names.")
+        self._space = space
+
+    def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
+        """Return the trial's own parameters, or add the trial with those of the job."""
+        if job.trial is not None:
+            return job.trial, table.rows[job.trial].params
+        assert job.params is not None
+        notes = {}
+        if job.replaces is not None and job.parent is not None:
+            before = table.rows[job.replaces]
+            notes = {"member": before.home, "start": before.step, "forked_at": table.rows[job.parent].step}
+        number = table.add(job.params, self._space, parent=job.parent, notes={SEGMENT: notes} if notes else {})
+        if job.replaces is not None:
+            table.prune(job.replaces)
+        return number, job.params
+
+
+def member_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) -> AbstractContextManager[Executor]:
+    """Make the executor of a population: suspended fits in this process, or worker processes."""
+    if options.in_process:
+        return Interleaved(cast("MemberFits", work).train, interrupts.pause_wanted)
+    return make_executor(work, options, interrupts)
