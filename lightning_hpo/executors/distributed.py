@@ -27,8 +27,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import RankLostError
 from lightning_hpo.interrupts import PAUSING, only_here
-from lightning_hpo.records import Outcome, Task, Work, never
-from lightning_hpo.schedulers import Job
+from lightning_hpo.records import Job, Outcome, Task, Work, never
 from lightning_hpo.text import say
 from lightning_hpo.training.ranks import Ranks
 

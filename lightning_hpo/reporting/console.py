@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_hpo.records import Mode, Row, best_row, ranked, spent
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
-from lightning_hpo.schedulers import Bracket, Coverage
+from lightning_hpo.schedulers.base import Bracket, Coverage
 from lightning_hpo.space import format_distribution
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line, say
 
