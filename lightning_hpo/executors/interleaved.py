@@ -7,10 +7,11 @@ memory. Where no such fit is alive, because it failed or the process was started
 import gc
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from lightning_hpo.errors import let_go
+from lightning_hpo.errors import free_frames
 from lightning_hpo.executors.fiber import Fiber
 from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.records import Outcome, Task
@@ -58,62 +59,54 @@ class Interleaved:
     def submit(self, task: Task) -> "Future[Outcome]":
         """Run the job to its end and return its finished future."""
         future: Future[Outcome] = Future()
-        fit = self._fits.pop(task.member, None)
-        copied = None
-        if fit is None:
-            fit = _Fit(self._train, self._should_pause)
-        elif fit.trial != task.job.trial and task.job.parent not in (None, fit.trial):
-            donor = next((other for other in self._fits.values() if other.trial == task.job.parent), None)
-            copied = None if donor is None else donor.state()
-            if copied is None:  # from its checkpoint, in a new fit
-                fit.fiber.cancel()
-                fit = _Fit(self._train, self._should_pause)
-        fit.run(task, copied)
+        fit = self._fit_for(task)
+        with fit.fiber.resumed() as suspended:  # here, so that few frames stand between a search and its Trainers
+            suspended.acquire()
         if fit.fiber.error is not None:
             _raise_interrupt(fit.fiber.error)
-            let_go(fit.fiber.error)
+            free_frames(fit.fiber.error)
             future.set_exception(fit.fiber.error)
         else:
-            assert fit.outcome is not None
-            future.set_result(fit.outcome)
+            outcome: Outcome = fit.fiber.result if fit.fiber.done else fit.outcome
+            future.set_result(outcome)
         if fit.fiber.done:
             gc.collect()  # a Trainer and its module refer to each other
         else:
             self._fits[task.member] = fit
         return future
 
+    def _fit_for(self, task: Task) -> "_Fit":
+        """Take the suspended fit of the job's member and tell it what comes next, or make a new one."""
+        fit = self._fits.pop(task.member, None)
+        if fit is None:
+            return _Fit(self._train, task, self._should_pause)
+        copied = None
+        if fit.trial != task.job.trial and task.job.parent not in (None, fit.trial):
+            donor = next((other for other in self._fits.values() if other.trial == task.job.parent), None)
+            if donor is None:  # the state is read from its checkpoint when a fit begins
+                fit.fiber.cancel()
+                return _Fit(self._train, task, self._should_pause)
+            copied = donor.state()
+        fit.trial, fit.following = task.job.trial, (task, copied)
+        return fit
+
 
 class _Fit:
     """A fit in a fiber, which hands over after each job."""
 
-    def __init__(self, train: Train, should_pause: Callable[[], bool]) -> None:
-        self._train = train
-        self._should_pause = should_pause
-        self.fiber = Fiber(self._begin)
-        self.trial: int | None = None
+    def __init__(self, train: Train, task: Task, should_pause: Callable[[], bool]) -> None:
+        self.fiber = Fiber(partial(train, task, None, should_pause, self._hand_over))
+        self.trial = task.job.trial
         self.outcome: Outcome | None = None
         self.state: Callable[[], Any] = lambda: None
-        self._next: tuple[Task, Any] | None = None
-
-    def run(self, task: Task, copied: Any) -> None:
-        """Let it do one job."""
-        self.trial, self.outcome, self._next = task.job.trial, None, (task, copied)
-        self.fiber.resume()
-
-    def _begin(self) -> None:
-        task, copied = self._take()
-        self.outcome = self._train(task, copied, self._should_pause, self._hand_over)
+        self.following: tuple[Task, Any] | None = None
 
     def _hand_over(self, outcome: Outcome, state: Callable[[], Any]) -> tuple[Task, Any]:
         self.outcome, self.state = outcome, state
         self.fiber.suspend()
-        return self._take()
-
-    def _take(self) -> tuple[Task, Any]:
-        """Keep nothing of what is copied: it belongs to a fit that trains on."""
-        taken, self._next = self._next, None
-        assert taken is not None
-        return taken
+        following, self.following = self.following, None  # what is copied belongs to a fit that trains on
+        assert following is not None
+        return following
 
 
 def _raise_interrupt(error: BaseException) -> None:
