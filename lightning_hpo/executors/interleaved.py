@@ -67,7 +67,8 @@ class Interleaved:
             free_frames(fit.fiber.error)
             future.set_exception(fit.fiber.error)
         else:
-            outcome: Outcome = fit.fiber.result if fit.fiber.done else fit.outcome
+            outcome: Outcome | None = fit.fiber.result if fit.fiber.done else fit.outcome
+            assert outcome is not None
             future.set_result(outcome)
         if fit.fiber.done:
             gc.collect()  # a Trainer and its module refer to each other

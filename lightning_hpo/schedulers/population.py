@@ -10,7 +10,7 @@ order of exploit and explore, section 4.1.1 for truncation selection.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -34,6 +34,16 @@ from lightning_hpo.text import nearest
 Donor: TypeAlias = Literal["random-top", "best"]
 
 _DONORS, _EXPLORES = ("random-top", "best"), ("losers", "all", "pb2")
+
+
+class RuleOptions(TypedDict, total=False):
+    """Arguments of :class:`Rules` that a user chooses."""
+
+    quantile: float
+    donor: Donor
+    explore: Literal["losers", "all", "pb2"] | Explore
+    resample: float
+    factor: float
 
 
 @dataclass(frozen=True)
