@@ -36,7 +36,7 @@ from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.rebuild import Rebuild
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
-from lightning_hpo.training.trainer import FirstCallback, leave_fit
+from lightning_hpo.training.trainer import STEP_HOOKS, FirstCallback, leave_fit, without_hooks
 
 NEVER = sys.maxsize
 """Batches between validations, as an argument of the Trainer: it validates when the member says so."""
@@ -66,6 +66,7 @@ def train_to_the_end(trainer: pl.Trainer) -> None:
     trainer.__class__ = type(kind.__name__, (_Patient, kind), {"__module__": kind.__module__})
 
 
+@without_hooks(*STEP_HOOKS, "on_validation_batch_end")
 class MemberJob(pl.Callback):
     """Trains a member for one job after the other; applies hyperparameters, and takes over what a job copies.
 
@@ -107,6 +108,7 @@ class MemberJob(pl.Callback):
         self._ends = False  # whether the job's last step is done, and its end not yet
         self._metrics_before: set[str] = set()
         self._validated: set[str] = set()  # names of metrics that validation logs
+        self._has_followers = False  # whether something may follow a metric of validation
         self._judged: Outcome | None = None  # by the job's last validation
         self._saved: dict[str, Any] = {}
         self.first: FirstCallback = BeforeOthers(self)
@@ -115,6 +117,11 @@ class MemberJob(pl.Callback):
         self.paused = False
         self.is_over = False
         """Whether no job is left: the fit was left after one, or the member's last one has ended."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is known where each hyperparameter takes effect."""
+        return self._effects is not None
 
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint, and what another member copies from it."""
@@ -154,6 +161,7 @@ class MemberJob(pl.Callback):
         self._resumable.on_train_start(trainer, pl_module)
         bind_to_steps(trainer, trainer.max_steps)
         self._step = trainer.global_step
+        self._has_followers = any(_followers(trainer))
         if self._restored is not None:
             self._bound().restored(self._restored["params"])
         self._bound().apply(self._params)
@@ -189,13 +197,14 @@ class MemberJob(pl.Callback):
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
-        self._resumable.on_batch_end(trainer)
         before, self._step = self._step, trainer.global_step
         if before < self._task.job.max_steps <= self._step:
             self._ends = True
             self._resumable.before_validation()
-        validate = self._ends or _is_followed(trainer, self._validated, stepped=self._step > before)
+        followed = self._has_followers and _is_followed(trainer, self._validated, stepped=self._step > before)
+        validate = self._ends or followed
         trainer.val_check_batch = 1 if validate else NEVER
+        self._resumable.on_batch_end(trainer, may_validate=validate or trainer.is_last_batch)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what training has logged, and its random numbers."""
@@ -331,6 +340,12 @@ def _is_followed(trainer: Any, validated: set[str], *, stepped: bool) -> bool:
     last = trainer.is_last_batch or trainer.fit_loop.batch_idx + 1 == trainer.num_training_batches
     followed = (*_followed_by_schedules(trainer, stepped=stepped, last=last), *_followed_by_callbacks(trainer, last))
     return any(name in validated or name not in trainer.callback_metrics for name in followed)
+
+
+def _followers(trainer: Any) -> Iterator[Any]:
+    """Schedules and callbacks that may follow a metric."""
+    yield from (config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau)
+    yield from (callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping | ModelCheckpoint))
 
 
 def _followed_by_schedules(trainer: pl.Trainer, *, stepped: bool, last: bool) -> Iterator[str]:

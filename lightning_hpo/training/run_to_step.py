@@ -19,9 +19,19 @@ from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
-from lightning_hpo.training.trainer import FirstCallback, is_held_back, leave_fit, stop, validate_now, validation_is_due
+from lightning_hpo.training.trainer import (
+    STEP_HOOKS,
+    FirstCallback,
+    is_held_back,
+    leave_fit,
+    stop,
+    validate_now,
+    validation_is_due,
+    without_hooks,
+)
 
 
+@without_hooks(*STEP_HOOKS, "on_train_batch_start")
 class Leg(pl.Callback):
     """Stops the Trainer after ``target`` optimizer steps, with a validation there and a checkpoint.
 
