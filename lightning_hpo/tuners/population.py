@@ -22,7 +22,6 @@ from lightning_hpo.schedulers.explore import Explore
 from lightning_hpo.schedulers.population import Donor, Rules
 from lightning_hpo.space import Space
 from lightning_hpo.study.fingerprint import label
-from lightning_hpo.study.journal import JOURNAL, open_journal
 from lightning_hpo.study.run_folder import RunFolder, open_study
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import study_id
@@ -140,11 +139,7 @@ class PopulationTuner(Tuner):
         raise TypeError("PopulationTuner copies weights between members, so it takes a LightningModule: use fit().")
 
     def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
-        def opened(storage: str | BaseStorage | None) -> tuple[optuna.Study, BaseStorage]:
-            return open_study(folder, storage, self.mode, fingerprint, allow_changed=self._allow_changed)
-
-        own = self._storage is None and not folder.study_file.exists()
-        return opened(open_journal(folder.path / JOURNAL, opened) if own else self._storage)
+        return open_study(folder, self._storage, self.mode, fingerprint, allow_changed=self._allow_changed)
 
     def _refuse_ranks(self, size: int) -> None:
         raise ValueError(

@@ -93,7 +93,7 @@ def conduct(
         loop: the search itself, over the subject it is given; returns all trials.
         conclude: adds to what is printed and kept at the end.
         read: all trials of a finished study.
-        study_in_folder: whether the study is in the run folder's own database; then a report is written.
+        study_in_folder: whether the study is in the run folder's own journal; then a report is written.
         ranks: which of how many processes this is.
         along: carries out a job on another rank than the first.
         shared: let other processes that say so work on the run at the same time.
@@ -122,7 +122,6 @@ def conduct(
         with turn(folder.path):
             folder.remove_leftovers(alone=not shared)
             study, storage = opened(folder)
-        stack.callback(folder.note_checksum)
         if ranks.size > 1:
             if isinstance(storage, InMemoryStorage):
                 raise ValueError(f"`storage` is in the memory of one process, but {ranks.size} train: give a file's or"
