@@ -158,7 +158,10 @@ def _text(function: FunctionType) -> str:
     if len(found) > 1:  # lambdas of one line
         places = set(code.co_positions())
         found = [node for node in found if isinstance(node, ast.Lambda) and _place(node.body) in places]
-    return _tree(found[0]) if len(found) == 1 else f"{_BYTECODE}{_bytecode(code)}"
+    if len(found) != 1:
+        return f"{_BYTECODE}{_bytecode(code)}"
+    parts = [getattr(found[0], part, []) for part in ("decorator_list", "args", "body")]  # the name is with the hash
+    return f"{type(found[0]).__name__}{''.join(map(_tree, parts))}"
 
 
 @functools.lru_cache(maxsize=64)

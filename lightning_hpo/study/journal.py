@@ -37,6 +37,7 @@ _CHECKED = re.compile(rb'\{"crc32":"([0-9a-f]{8})",')
 _UNCHECKED = b'{"op_code":'  # how a line begins that Optuna itself has written
 _TRIED = 16 * 1024  # bytes; in a longer damaged part the wrong bit is not searched for
 _LONGEST = 16 * 2**20  # bytes of a line; more would not fit into memory
+_TOO_MUCH = f"a line must be below {_LONGEST:,} bytes"
 
 
 class _Journal(BaseJournalBackend):
@@ -52,6 +53,8 @@ class _Journal(BaseJournalBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write whole lines, and return when they are on the disk; on a full disk none of them."""
         lines = b"".join(map(_checked, logs))
+        if len(lines) >= _LONGEST:
+            raise StorageError(f"a change of {len(lines):,} bytes is not written to {self._file}; {_TOO_MUCH}.")
         with _locked(self._file) as opened:
             end = opened.seek(0, os.SEEK_END)
             if end and os.pread(opened.fileno(), 1, end - 1) != b"\n":  # the process that wrote last was killed
@@ -169,7 +172,7 @@ def _is_right(line: bytes) -> bool:
         return False
     if not line.startswith(_UNCHECKED):
         return _holds(line[:-1])
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         return isinstance(json.loads(line), dict)
     return False
 
@@ -193,7 +196,7 @@ def _lines(
         before += 1
         if not _is_right(line):
             if len(line) == _LONGEST:
-                raise StorageError(f"{file} has more than {_LONGEST:,} bytes in line {before}, and cannot be read.")
+                raise StorageError(f"line {before} of {file} cannot be read; {_TOO_MUCH}.")
             right = _corrected(line, opened)
             if right is None and not line.endswith(b"\n"):
                 return
@@ -237,6 +240,7 @@ def _damage(file: Path, number: int, line: bytes) -> str:
         return f"{file} is damaged in its first line: put back a copy of it, or move it away to start a new study."
     keep = f"head -n {number - 1} {file.name} > {file.name}.new && mv {file.name}.new {file.name}"
     return (
-        f"{file} is damaged in line {number}{about}: the checksum differs. Put back a copy of the file, or keep the "
-        f"lines before, which are the study as it was then, and the same command goes on from there: `{keep}`."
+        f"{file} is damaged in line {number}{about}: its content is not what was written. Put back a copy of the "
+        f"file, or keep the lines before, which are the study as it was then, and the same command goes on from "
+        f"there: `{keep}`."
     )
