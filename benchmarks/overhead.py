@@ -23,7 +23,7 @@ warnings.simplefilter("ignore")
 from lightning_hpo import FullBudget, Hyperband, OptunaTuner, RandomTuner  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.records import Row  # noqa: E402
-from lightning_hpo.samplers.adapter import Asker  # noqa: E402
+from lightning_hpo.samplers.adapter import SamplerAdapter  # noqa: E402
 from lightning_hpo.space import parse_space  # noqa: E402
 from lightning_hpo.study.run_folder import RunFolder, open_study  # noqa: E402
 from lightning_hpo.study.table import TrialTable  # noqa: E402
@@ -117,7 +117,7 @@ def per_decision() -> None:
                     Row(n, {"lr": 0.1, "hidden": 16, "dropout": 0.1}, {1: float(n)}, state="pruned")
                     for n in range(count)
                 ]
-                asker = Asker(RandomSampler(), space, mode="min", seed=0)
+                asker = SamplerAdapter(RandomSampler(), space, mode="min", seed=0)
                 notes = [{}] * count
                 asker.ask(rows, notes, 1)
                 times = []
@@ -163,7 +163,7 @@ def records(root: Path, storage: str | None, count: int) -> tuple[float, float]:
     table = opened()
     started = time.process_time()
     for number in range(count):
-        table.add({"lr": 0.1, "hidden": 16, "dropout": number / count / 2}, space, target=1)
+        table.add({"lr": 0.1, "hidden": 16, "dropout": number / count / 2}, space)
         table.record(number, 1, 0.5)
         table.complete(number, 0.5)
     recorded = time.process_time()

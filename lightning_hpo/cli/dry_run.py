@@ -4,9 +4,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lightning_hpo.records import CHECKPOINT, Outcome, Task
+from lightning_hpo.records import CHECKPOINT, Job, Outcome, Task
 from lightning_hpo.reporting.console import Console
-from lightning_hpo.schedulers import Job
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.tuners.base import Tuner
@@ -25,7 +24,7 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     """
     objective = tuner.objective(builder)
     console = Console(objective.monitor, tuner.mode, verbose=True)
-    tuner.say_plan(console, f"plan of {type(tuner).__name__}; nothing is written", objective.space, ())
+    tuner.say_plan(console, f"plan of {type(tuner).__name__}; nothing is written", ())
     if (size := ranks_of(builder.surroundings).size) > 1:
         console.line(f"  not timed, as each trial trains in {size} processes")
         return
