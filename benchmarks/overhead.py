@@ -165,7 +165,7 @@ def records(root: Path, storage: str | None, count: int) -> tuple[float, float]:
     for number in range(count):
         table.add({"lr": 0.1, "hidden": 16, "dropout": number / count / 2}, space)
         table.record(number, 1, 0.5)
-        table.complete(number, 0.5)
+        table.complete(number, [0.5])
     recorded = time.process_time()
     assert len(opened().rows) == count
     return 1e3 * (recorded - started) / count, time.process_time() - recorded
