@@ -204,8 +204,7 @@ def reach(row: Row) -> float:
 
 
 def _rank(row: Row, sign: int) -> tuple[bool, float, float, int]:
-    assert row.score is not None
-    return not row.feasible, -reach(row), sign * row.score, row.number
+    return not row.feasible, -reach(row), sign * (row.score or 0.0), row.number  # every row here has a score
 
 
 def spent(rows: Sequence[Row]) -> int:
