@@ -27,7 +27,7 @@ from lightning_hpo.study.fingerprint import differences
 from lightning_hpo.study.journal import JOURNAL, open_journal
 from lightning_hpo.study.locks import Lock
 from lightning_hpo.study.storage_errors import readable, readable_errors, sqlite_url
-from lightning_hpo.study.trial_folders import study_id
+from lightning_hpo.study.trial_folders import free_name, study_id
 from lightning_hpo.text import hide_passwords
 
 __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError", "open_study"]
@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / "study.db"
 
     @property
+    def has_study(self) -> bool:
+        """Whether the study of a run is in the folder, one of the first edition included."""
+        return self.study_file.exists() or self.first_edition.exists()
+
+    @property
     def best_checkpoint(self) -> Path:
         """Copy of the best trial's checkpoint."""
         return self.path / "best.ckpt"
@@ -120,6 +125,15 @@ class RunFolder:
     def readable_errors(self) -> AbstractContextManager[None]:
         """Turn what a database or a disk raises into a StorageError that names the folder."""
         return readable_errors(self.path)
+
+    def set_aside(self) -> Path:
+        """Rename the folder, so that a run of its name begins anew; return the new path.
+
+        Raises:
+            StudyInUseError: if another process works on the run.
+        """
+        with self.locked():
+            return self.path.rename(free_name(self.path, "old"))
 
     @contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[None]:
@@ -224,8 +238,8 @@ def _refuse_first_edition(folder: RunFolder) -> None:
     file = folder.first_edition
     if file.exists() and not folder.study_file.exists():
         raise StudyMismatchError(
-            f"{folder.path} holds a run of an earlier version, whose study is {file.name}: choose another `name`, or "
-            f"go on with it by `storage={sqlite_url(file)!r}`."
+            f"{folder.path} holds a run of an earlier version, whose study is {file.name}: choose another `name`, begin "
+            f"anew with `overwrite=True`, or go on with it by `storage={sqlite_url(file)!r}`."
         )
 
 

@@ -119,7 +119,7 @@ def test_a_run_of_the_first_edition_is_refused_with_the_ways_to_go_on(tmp_path, 
     storage.engine.dispose()
     before = file.read_bytes()
     calls = []
-    with pytest.raises(StudyMismatchError, match="choose another `name`, or go on with it by `storage=") as caught:
+    with pytest.raises(StudyMismatchError, match="choose another `name`, .* or go on with it by `storage=") as caught:
         tune(root, function=lambda job, params: calls.append(job) or 0.5)
     assert exit_code(caught.value) == 2
     assert not calls
@@ -129,6 +129,10 @@ def test_a_run_of_the_first_edition_is_refused_with_the_ways_to_go_on(tmp_path, 
     (url,) = re.findall(r"storage='(.*)'", str(caught.value))
     assert recorded(tune(root, storage=url, n_trials=9))[:8] == trials
     assert len(tune(root, name="other").trials()) == 8
+    tune(root, overwrite=True)
+    (aside,) = root.glob("r.old-*")
+    assert (aside / "study.db").exists()
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
