@@ -51,7 +51,7 @@ class Result:
             path: of the HTML file.
 
         Raises:
-            RuntimeError: if the study is not in the run folder's own database.
+            RuntimeError: if the study is not in the run folder's own journal.
         """
         if self.folder is None:
             raise RuntimeError("there is no run folder with a study of its own to report on.")

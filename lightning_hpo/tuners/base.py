@@ -105,8 +105,8 @@ class Tuner:
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
-        storage: an Optuna storage or its URL. Default: SQLite in the run folder. What keeps a second process away is a
-            lock in ``root/name``, so processes that use one storage need the same ``root``.
+        storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
+            second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
         root: folder of all runs.
         trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
             they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.

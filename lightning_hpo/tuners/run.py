@@ -138,7 +138,6 @@ def open_run(
         with study_lock(folder.path):
             folder.remove_leftovers(alone=not options.shared)
             study, storage = _study(options, folder, goal, fingerprint, given)
-        stack.callback(folder.note_checksum)
         if ranks.size > 1:
             target = stack.enter_context(_led(folder, target, ranks, storage))
         interrupts = stack.enter_context(pausing_signals())
@@ -197,7 +196,7 @@ def open_folder(options: RunOptions, default_name: str, target: Target, rank: in
     validate_not_starting()
     name = default_name if options.name is None else options.name
     folder = RunFolder(options.root, name)
-    if options.overwrite and rank == 0 and folder.study_file.exists():
+    if options.overwrite and rank == 0 and folder.has_study:
         with explained(folder.path), folder.readable_errors():
             folder.set_aside()
         folder = RunFolder(options.root, name)
