@@ -161,9 +161,10 @@ def test_a_damaged_checkpoint_costs_an_interval(uninterrupted, tmp_path):
             tune(tmp_path)
     finally:
         BEFORE_A_STEP.clear()
-    for file in sorted((tmp_path / "run" / "members").glob("*/last.ckpt"))[:1]:
-        file.write_bytes(file.read_bytes()[:-100])
+    file = tmp_path / "run" / "trials" / "0000" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:-100])
     result = tune(tmp_path)
+    assert list(file.parent.glob("last.ckpt.corrupt-*"))
     assert {one.member for one in lineage(result) if STEPS in one.values} == set(range(SIZE))
 
 
@@ -207,8 +208,6 @@ def test_wrong_arguments_and_another_population_are_named(tmp_path):
         PopulationTuner(SPACE, population_size=1, max_steps=200)
     with pytest.raises(ValueError, match="`timeout` means nothing for a population"):
         PopulationTuner(SPACE, max_steps=200, timeout=3.0)
-    with pytest.raises(ValueError, match="`workers`=2: all members .* callback PopulationBasedTraining"):
-        PopulationTuner(SPACE, max_steps=200, workers=2)
     with pytest.raises(ValueError, match="val_check_interval"):
         PopulationTuner(SPACE, max_steps=200, trainer={"val_check_interval": 5})
     tune(tmp_path, population_size=2, max_steps=15)
@@ -282,7 +281,12 @@ def test_lineage_as_a_study_and_a_plot(uninterrupted):
     assert len(figure.axes[0].lines) >= len(segments)
 
 
-def test_checkpoints_are_sealed(uninterrupted):
-    members = uninterrupted.best_checkpoint.parent / "members"
-    for file in members.glob("*/last.ckpt"):
+def test_what_is_left_is_sealed_and_nothing_that_nobody_needs(uninterrupted):
+    """The winner's last two checkpoints; during the search, each member has its last two."""
+    run = uninterrupted.best_checkpoint.parent
+    (winner_home,) = {row.home for row in uninterrupted.rows if row.number == uninterrupted.best_trial}
+    left = sorted(run.rglob("*.ckpt"))
+    names = ["best.ckpt", f"trials/{winner_home:04d}/last.ckpt", f"trials/{winner_home:04d}/last.previous.ckpt"]
+    assert [str(file.relative_to(run)) for file in left] == names
+    for file in left:
         checkpoints.verify(file)

@@ -37,7 +37,9 @@ def fingerprint(
         **asked: other settings.
     """
     budget: dict[str, Any] = {"type": type(scheduler).__name__, "max_steps": scheduler.max_steps}
-    if dataclasses.is_dataclass(scheduler):
+    if (own := getattr(scheduler, "settings", None)) is not None:
+        budget |= own()
+    elif dataclasses.is_dataclass(scheduler):
         budget |= {k: v for k, v in dataclasses.asdict(scheduler).items() if k not in _MAY_GROW}
     return {
         "space": {name: format_distribution(one) for name, one in space.items()},

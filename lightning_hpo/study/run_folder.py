@@ -238,8 +238,8 @@ def _refuse_first_edition(folder: RunFolder) -> None:
     file = folder.first_edition
     if file.exists() and not folder.study_file.exists():
         raise StudyMismatchError(
-            f"{folder.path} holds a run of an earlier version, whose study is {file.name}: choose another `name`, begin "
-            f"anew with `overwrite=True`, or go on with it by `storage={sqlite_url(file)!r}`."
+            f"{folder.path} holds a run of an earlier version, whose study is {file.name}: choose another `name`, "
+            f"begin anew with `overwrite=True`, or go on with it by `storage={sqlite_url(file)!r}`."
         )
 
 

@@ -21,10 +21,17 @@ def as_asked(_: int, asked: int) -> tuple[int, bool]:
 
 @dataclass
 class Simulation:
-    """What happened: the rows at the end, and every job in the order it was handed out."""
+    """What happened: the rows at the end, and every job in the order it was handed out.
+
+    Args:
+        rows: where it starts.
+        jobs: none at first.
+        replaces_broken: whether the scheduler lets a trial go on whose value is no number, because it is replaced.
+    """
 
     rows: list[Row] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
+    replaces_broken: bool = False
 
     @property
     def steps(self) -> int:
@@ -35,7 +42,11 @@ class Simulation:
         """Begin a job and return its trial's number."""
         number = len(self.rows) if job.trial is None else job.trial
         if job.trial is None:
-            self.rows.append(Row(number, target=job.max_steps))
+            self.rows.append(Row(number, params=job.params or {}, parent=job.parent))
+        if job.replaces is not None:
+            before, parent = self.rows[job.replaces], self.rows[number if job.parent is None else job.parent]
+            self.rows[number] = replace(self.rows[number], start=before.step, member=before.home, forked_at=parent.step)
+            self.rows[job.replaces] = replace(before, state="pruned")
         self.rows[number] = replace(self.rows[number], target=job.max_steps)
         self.jobs.append(replace(job, trial=number))
         return number
@@ -53,7 +64,7 @@ class Simulation:
         assert row.target is not None
         step, over = stand(number, row.target)
         value = evaluate(number, step)
-        if math.isnan(value):
+        if math.isnan(value) and not (self.replaces_broken and step < limit):
             self.rows[number] = replace(row, target=None, state="failed")
             return
         state: State = "complete" if step >= limit or over else "running"
@@ -84,7 +95,8 @@ def simulate(
         Rows and jobs.
     """
     chance = random.Random(seed)
-    run = Simulation([replace(row, target=None) for row in rows])
+    broken = getattr(scheduler, "replaces_broken", False)
+    run = Simulation([replace(row, target=None) for row in rows], replaces_broken=broken)
     working: list[int] = []
     while True:
         while len(working) < workers and (job := scheduler.next(run.rows)) is not None:
@@ -148,7 +160,7 @@ class SchedulerTestCase:
         for stand in (as_asked, self.stand):
             whole = simulate(scheduler, self.value, stand=stand)
             for kill_at in range(0, len(whole.jobs), max(len(whole.jobs) // 25, 1)):
-                run = Simulation()
+                run = Simulation(replaces_broken=getattr(scheduler, "replaces_broken", False))
                 for _ in range(kill_at):
                     job = scheduler.next(run.rows)
                     run.finish(run.start(job), self.value, scheduler.max_steps, stand)

@@ -99,12 +99,26 @@ class Hyperparameters:
         """Take note that a checkpoint was restored that was written with ``params``."""
         self._applied = {**self._applied, **params}
 
-    def prepare(self, params: Mapping[str, Any]) -> None:
-        """Change only what a new epoch needs before it begins, ahead of :meth:`apply`."""
+    def prepare(self, params: Mapping[str, Any]) -> bool:
+        """Change only what a new epoch needs before it begins, ahead of :meth:`apply`.
+
+        Returns:
+            Whether the loaders of the next epoch are to be made again.
+        """
+        renewed = False
         for name, place in self._places.items():
             if isinstance(place, BatchSize):
                 place.write(params[name])
-        self._change_data(params)
+                renewed = renewed or not place.is_in_loader
+        return self._change_data(params) or renewed
+
+    def of_epoch(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the hyperparameters that :meth:`prepare` changes."""
+        return {
+            name: value
+            for name, value in params.items()
+            if split_name(name)[0] == "data" or isinstance(self._places.get(name), BatchSize)
+        }
 
     def read_back(self, params: Mapping[str, Any]) -> None:
         """Look whether what was changed last is in effect.
@@ -234,11 +248,11 @@ class Hyperparameters:
             raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {effective!r} is in effect.")
         self._written[path] = _copied(value)
 
-    def _change_data(self, params: Mapping[str, Any]) -> None:
-        """Change the data module, once for each change: the loaders are made again, so workers see the new values."""
+    def _change_data(self, params: Mapping[str, Any]) -> bool:
+        """Change the data module, once for each change; say whether the loaders are to be made again for it."""
         own = {name: value for name, value in params.items() if split_name(name)[0] == "data"}
         if own == self._data or not own:
-            return
+            return False
         built = [name for name in own if name in self._built]
         if built and self._rebuild is not None:
             live = live_roots(self._trainer, self._module)
@@ -253,8 +267,10 @@ class Hyperparameters:
                 self._write(live, path, was.get(path), wanted.get(path, _MISSING))
         self._tell("data", params)
         self._data = own
-        if built or hasattr(self._owners["data"], HOOK):
+        renewed = bool(built) or hasattr(self._owners["data"], HOOK)  # so workers see the new values
+        if renewed:
             self._loaders.renew()
+        return renewed
 
     def _tell(self, head: str, params: Mapping[str, Any]) -> None:
         """Put into ``hparams`` what no build puts there, and call ``on_hyperparameters``."""

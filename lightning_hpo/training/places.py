@@ -118,8 +118,13 @@ class BatchSize:
         if self.key in self.owner.hparams:
             self.owner.hparams[self.key] = value
         self.asked = value
-        if self.trainer.train_dataloader is not None and _batch_size(self.trainer) != value:
+        if not self.is_in_loader:
             self.trainer.reload_dataloaders_every_n_epochs = 1
+
+    @property
+    def is_in_loader(self) -> bool:
+        """Whether the loader has what was asked for, or is yet to be made."""
+        return self.trainer.train_dataloader is None or _batch_size(self.trainer) == self.asked
 
     def read(self) -> Iterable[int]:
         """Read the attribute; the loader follows with the epoch."""
