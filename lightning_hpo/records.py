@@ -179,7 +179,8 @@ class Row:
     @property
     def idle(self) -> bool:
         """Whether the trial may be given a job: it is not finished, and no job works on it."""
-        reached = self.target is None or (bool(self.values) and self.step >= self.target)
+        # A job that reports while it trains may have reported at its target and still be running.
+        reached = self.target is None or (self.scored and bool(self.values) and self.step >= self.target)
         return self.state == "running" and reached
 
     def at(self, rung: int, following: float = math.inf) -> float | None:
