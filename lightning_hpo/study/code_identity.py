@@ -7,7 +7,8 @@ by its bytecode, which is only compared under the same minor version of Python.
 Counted are the given classes and functions, their bases outside the libraries, and functions and classes of the same
 file that they use by name; with them the values that they hold: class attributes, default arguments, fields of
 dataclasses, variables of a closure, arguments of a partial. Of an object, numbers, texts, containers and arrays of them
-are compared. Not seen: other files, global values, other objects, and the data itself.
+are compared. Not seen: other files, global values, other objects, and the data itself. A file that is edited while the
+process runs counts as it is when it is read first.
 
 A list, dict or array counts as it was when this process saw it first: code often collects in one what happens. For the
 same reason, what the code itself assigns while it runs (a counter in a closure or of a callable object) does not count.
@@ -70,9 +71,9 @@ def code_parts(subjects: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def comparable(one: str | None, other: str | None) -> bool:
+def comparable(stored: str | None, new: str | None) -> bool:
     """Whether two hashes of a piece of code, or None where there is no such piece, differ only if the code does."""
-    return one is None or other is None or one.rpartition(":")[0] == other.rpartition(":")[0]
+    return stored is None or new is None or stored.rpartition(":")[0] == new.rpartition(":")[0]
 
 
 def _pieces(subject: Any, seen: set[int]) -> Iterator[tuple[str, str]]:

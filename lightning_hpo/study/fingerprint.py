@@ -42,7 +42,7 @@ def fingerprint(
     elif dataclasses.is_dataclass(scheduler):
         budget |= {k: v for k, v in dataclasses.asdict(scheduler).items() if k not in _MAY_GROW}
     return {
-        "space": {name: format_distribution(one) for name, one in space.items()},
+        "space": {name: format_distribution(distribution) for name, distribution in space.items()},
         **asked,
         "scheduler": budget,
         "trains": [part and _identity(part) for part in parts] if trains else None,
@@ -82,7 +82,7 @@ def settings(chooser: Any) -> dict[str, Any]:
 
     Seeds do not count: the tuner has its own. Nor does what the object itself has changed since it was seen first.
     """
-    while hasattr(chooser, "sampler"):  # one that wraps another
+    while hasattr(chooser, "sampler"):  # a sampler that wraps another
         chooser = chooser.sampler
     return dict(first_seen(chooser, _settings, {}))
 
@@ -92,9 +92,13 @@ def _settings(chooser: Any) -> dict[str, Any]:
     names = (name for name in inspect.signature(kind).parameters if name != "seed" and not name.startswith("warn"))
     held = {name: getattr(chooser, name, getattr(chooser, f"_{name}", None)) for name in names}
     plain = {
-        name: one if isinstance(one, bool | int | str) else repr(one) if isinstance(one, float) else label(one)
-        for name, one in held.items()
-        if one is not None
+        name: value
+        if isinstance(value, bool | int | str)
+        else repr(value)
+        if isinstance(value, float)
+        else label(value)
+        for name, value in held.items()
+        if value is not None
     }
     return {"type": kind.__name__, **plain}
 

@@ -1,4 +1,4 @@
-"""The folder of one search: its study, its trials, its lock, and what it was started with."""
+"""The folder of one search: its study, its trials, its lock, and the settings it was started with."""
 
 import contextlib
 import json
@@ -176,7 +176,7 @@ def open_study(
         folder: of the run; the study has its name.
         storage: Optuna storage or its URL; None is a journal in the folder.
         mode: direction of the study, or one for each objective.
-        fingerprint: what the search was called with, as JSON; stored with a new study, compared with an old one.
+        fingerprint: settings of the search, as JSON; stored with a new study, compared with an old one.
         sampler: that the returned study has.
         allow_changed: continue although code or space differ, and write down from which trial on.
 
@@ -212,7 +212,7 @@ def _opened(
     """Load the study of a run from its storage, or make it there, and compare its settings."""
     with readable(folder.path):
         study = _study(storage, folder.name, mode, sampler)
-        directions = ["min" if one is StudyDirection.MINIMIZE else "max" for one in study.directions]
+        directions = ["min" if direction is StudyDirection.MINIMIZE else "max" for direction in study.directions]
         begun = bool(study.get_trials(deepcopy=False))
         noted = study.user_attrs
     asked = [mode] if isinstance(mode, str) else list(mode)
@@ -272,7 +272,7 @@ def _study(
     with contextlib.suppress(KeyError):  # there is none yet
         return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     modes = (mode,) if isinstance(mode, str) else mode
-    directions = [StudyDirection.MINIMIZE if one == "min" else StudyDirection.MAXIMIZE for one in modes]
+    directions = [StudyDirection.MINIMIZE if name == "min" else StudyDirection.MAXIMIZE for name in modes]
     with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
         storage.create_new_study(directions, name)
     return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
