@@ -40,6 +40,7 @@ class Interleaved:
         self._fits: dict[int, _Fit] = {}  # by member
 
     def __enter__(self) -> Self:
+        gc.freeze()  # objects that exist already, so that each collection is short
         # Around all fits: each of them restores what it found, at whatever time it ends.
         self._quiet = warnings_only(*CHATTY)
         self._quiet.__enter__()
@@ -51,6 +52,7 @@ class Interleaved:
         for fit in self._fits.values():
             fit.fiber.cancel()
         self._fits.clear()
+        gc.unfreeze()
         self._quiet.__exit__(kind, error, traceback)
 
     def pause(self) -> None:
@@ -66,13 +68,12 @@ class Interleaved:
             _raise_interrupt(fit.fiber.error)
             free_frames(fit.fiber.error)
             future.set_exception(fit.fiber.error)
+            gc.collect()  # a Trainer and its module refer to each other
         else:
             outcome: Outcome | None = fit.fiber.result if fit.fiber.done else fit.outcome
             assert outcome is not None
             future.set_result(outcome)
-        if fit.fiber.done:
-            gc.collect()  # a Trainer and its module refer to each other
-        else:
+        if not fit.fiber.done:
             self._fits[task.member] = fit
         return future
 
