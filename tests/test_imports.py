@@ -7,16 +7,17 @@ import pytest
 
 import lightning_hpo
 
-HEAVY = {"torch", "lightning", "optuna", "numpy", "scipy", "sklearn"}
+HEAVY = {"torch", "lightning", "optuna", "numpy", "scipy", "sklearn", "sqlalchemy", "pandas"}
+LIGHT = {"optuna", "numpy"}
 ALLOWED = {
     "lightning_hpo": set(),
     "lightning_hpo.schedulers": set(),
-    "lightning_hpo.space": {"optuna", "numpy", "scipy", "sklearn"},
-    "lightning_hpo.study.table": {"optuna", "numpy", "scipy", "sklearn"},
-    "lightning_hpo.samplers.adapter": {"optuna", "numpy", "scipy", "sklearn"},
-    "lightning_hpo.study.run_folder": {"optuna", "numpy", "scipy", "sklearn"},
-    "lightning_hpo.reporting.report": {"optuna", "numpy", "scipy", "sklearn"},  # to look at a run needs no torch
-    "lightning_hpo.tuners.hyperband": {"optuna", "numpy", "scipy", "sklearn"},  # a plain function needs no torch
+    "lightning_hpo.space": LIGHT,
+    "lightning_hpo.study.table": LIGHT,
+    "lightning_hpo.samplers.adapter": LIGHT,
+    "lightning_hpo.study.run_folder": LIGHT,
+    "lightning_hpo.reporting.report": LIGHT,  # to look at a run needs no torch
+    "lightning_hpo.tuners.hyperband": LIGHT,  # a plain function needs no torch
     "lightning_hpo.tuners.bayesian": {"optuna", "numpy", "scipy", "sklearn"},
     "lightning_hpo.executors": set(),  # a worker process for a plain function starts at once
     "lightning_hpo.checkpoints": set(),

@@ -16,10 +16,8 @@ from typing import Any
 import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import StorageError
@@ -29,6 +27,7 @@ from lightning_hpo.reporting.console import Console, spent
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.run_folder import FINGERPRINT
 from lightning_hpo.study.sqlite_file import check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.study.storage_errors import storage_errors
 from lightning_hpo.study.table import FAILURE, read_rows
 from lightning_hpo.study.trial_folders import STUDY_ID, identity_of
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line
@@ -95,7 +94,7 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
             attributes = study.user_attrs
     except KeyError:
         raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
-    except (StorageInternalError, SQLAlchemyError) as error:
+    except storage_errors() as error:
         raise unusable(path, error) from error
     noted = attributes.get(FINGERPRINT, {})
     monitor = noted.get("monitor") or "score"

@@ -13,8 +13,8 @@ from optuna.study import Study, StudyDirection
 
 from lightning_hpo.atomic import replacing
 from lightning_hpo.samplers.acquisition import expected_improvement
+from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.gaussian_process import GaussianProcessSampler
-from lightning_hpo.samplers.gp import Floats
 from lightning_hpo.samplers.observations import observe
 from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorModel
 from lightning_hpo.text import masked

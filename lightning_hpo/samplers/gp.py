@@ -23,16 +23,14 @@ Sources: Rasmussen & Williams 2006, chapters 2, 4, 5; length-scale prior: Hvarfn
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, blas, lapack
 from scipy.optimize import minimize
 from scipy.special import lambertw
 
-Floats: TypeAlias = NDArray[np.float64]
-Groups: TypeAlias = NDArray[np.intp]
+from lightning_hpo.samplers.arrays import Floats, Groups
 
 MEAN_VARIANCE = 1.0  # τ²
 _SQRT5 = math.sqrt(5.0)

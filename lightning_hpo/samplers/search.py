@@ -19,8 +19,8 @@ from scipy.optimize import minimize
 from scipy.stats import qmc
 
 from lightning_hpo.samplers.acquisition import AcquisitionFunction
+from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.gp import Floats
 from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorModel
 
 SOBOL_POINTS = 512

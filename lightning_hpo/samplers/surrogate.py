@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_hpo.samplers.arrays import Floats, Groups
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.gp import Floats, GaussianProcess, Groups, Hyperparameters, fit, prior_mode
+from lightning_hpo.samplers.gp import GaussianProcess, Hyperparameters, fit, prior_mode
 from lightning_hpo.samplers.observations import Observations
 from lightning_hpo.samplers.targets import Targets, WarpName, fit_targets
 

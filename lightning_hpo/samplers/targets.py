@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtri
 
-from lightning_hpo.samplers.gp import Floats
+from lightning_hpo.samplers.arrays import Floats
 
 WarpName = Literal["none", "half_log", "better_log", "half_rank"]
 # Rows gather at the optimum, and the transform follows them, but not without end: the spread is at least a hundredth of

@@ -14,11 +14,10 @@ from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.atomic import atomic_write, open_new
 from lightning_hpo.checkpoints.key import Key
@@ -36,6 +35,7 @@ from lightning_hpo.study.sqlite_file import (
     sqlite_url,
     unusable,
 )
+from lightning_hpo.study.storage_errors import storage_errors
 from lightning_hpo.study.trial_folders import study_id
 from lightning_hpo.text import hide_passwords
 
@@ -138,7 +138,7 @@ class RunFolder:
             raise StudyInUseError(
                 f"the study of {self.path} was changed by another process, which uses its storage from another `root`"
             ) from error
-        except (StorageInternalError, SQLAlchemyError) as error:
+        except storage_errors() as error:
             raise unusable(self.path, error) from error
         except OSError as error:
             where = str(error.filename or self.path)

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL
-
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import StorageError
 from lightning_hpo.text import hide_passwords
@@ -29,6 +27,8 @@ _SQLITE_ERRNO = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EROFS, "S
 
 def sqlite_url(file: Path) -> str:
     """URL of a file whose name may hold anything."""
+    from sqlalchemy import URL  # noqa: PLC0415  # slow to import, and not needed by every store
+
     return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
 
 
