@@ -94,7 +94,7 @@ def make_lr_schedule(
     }
     arguments |= {key: value for key, value in named.items() if value is not None}
     schedule_class = LR_SCHEDULES[name]
-    accepted = [key for key in inspect.signature(schedule_class).parameters if key not in ("optimizer", "last_epoch")]
+    accepted = _arguments_of(schedule_class)
     for key in arguments:
         if key not in accepted:
             raise TypeError(
@@ -107,3 +107,10 @@ def make_lr_schedule(
             write_lr(group, "lr", max_lr)
             write_lr(group, "initial_lr", max_lr)
     return schedule_class(optimizer, **arguments)
+
+
+def _arguments_of(schedule_class: type[ClosedFormLR]) -> list[str]:
+    """Return the names of a schedule's arguments: its own, then those that it passes on to its base."""
+    signatures = [inspect.signature(kind) for kind in schedule_class.__mro__ if issubclass(kind, ClosedFormLR)]
+    names = dict.fromkeys(name for signature in signatures for name in signature.parameters)
+    return [name for name in names if name not in ("optimizer", "last_epoch", "options")]

@@ -2,15 +2,15 @@
 """The schedules, one class per shape.
 
 Every class takes the arguments of :class:`ClosedFormLR` (``max_steps``, ``warmup``, ``min_lr``, ``min_lr_ratio``,
-``initial_lr``) and documents what it adds. Signatures are spelled out because LightningCLI turns them into flags.
+``initial_lr``, ``last_epoch``) and documents only its own.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import factors
-from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR, Options, OptionsWithoutWarmup
 from lightning_hpo.text import check_range, check_steps, nearest
 
 
@@ -47,20 +47,9 @@ class WarmupCosineLR(CosineLR):
         max_steps: int | None = None,
         *,
         warmup: int | float = 0.1,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Unpack[OptionsWithoutWarmup],
     ) -> None:
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, warmup=warmup, **options)
 
 
 class LinearDecayLR(ClosedFormLR):
@@ -81,15 +70,12 @@ class WarmupStableDecayLR(ClosedFormLR):
     a Hyperband promotion or a longer run loses no step.
 
     Args:
-        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
-        max_steps: as above.
-        warmup: as above; default the first twentieth.
+        optimizer: as in :class:`ClosedFormLR`.
+        max_steps: as in :class:`ClosedFormLR`.
+        warmup: as in :class:`ClosedFormLR`; default the first twentieth.
         decay: length of the cool-down: steps (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
         form: ``"linear"``, ``"1-sqrt"``, ``"cosine"`` or ``"1-square"``.
-        min_lr: as above.
-        min_lr_ratio: as above.
-        initial_lr: as above.
-        last_epoch: as above.
+        **options: as in :class:`ClosedFormLR`.
 
     Raises:
         ValueError: if warm-up and cool-down together are longer than ``max_steps``, or ``form`` is unknown.
@@ -105,10 +91,7 @@ class WarmupStableDecayLR(ClosedFormLR):
         warmup: int | float = 0.05,
         decay: int | float = 0.2,
         form: factors.Cooldown = "1-sqrt",
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Unpack[OptionsWithoutWarmup],
     ) -> None:
         if form not in factors.COOLDOWNS:
             raise ValueError(
@@ -117,15 +100,7 @@ class WarmupStableDecayLR(ClosedFormLR):
         self.decay = decay
         self.form = form
         self._cooldown = factors.COOLDOWNS[form]
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, warmup=warmup, **options)
 
     def _set_horizon(self, max_steps: int | None) -> None:
         super()._set_horizon(max_steps)
@@ -155,15 +130,11 @@ class StepDecayLR(_ClampedLR):
     """The base learning rate times ``decay_rate`` after every ``decay_steps`` steps, never below the minimum.
 
     Args:
-        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
-        max_steps: as above; only fractions need it.
+        optimizer: as in :class:`ClosedFormLR`.
+        max_steps: as in :class:`ClosedFormLR`; only fractions need it.
         decay_rate: factor of one decay, in [0, 1].
         decay_steps: steps between two decays (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
-        warmup: as above.
-        min_lr: as above.
-        min_lr_ratio: as above.
-        initial_lr: as above.
-        last_epoch: as above.
+        **options: as in :class:`ClosedFormLR`.
 
     Source: He et al. 2016 (arXiv 1512.03385), section 3.4, which divides by ten when the error plateaus.
 
@@ -180,23 +151,11 @@ class StepDecayLR(_ClampedLR):
         *,
         decay_rate: float = 0.1,
         decay_steps: int | float = 0.3,
-        warmup: int | float = 0,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Unpack[Options],
     ) -> None:
         self.decay_rate = check_range("decay_rate", decay_rate, 0.0, 1.0)
         self.decay_steps = decay_steps
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, **options)
 
     def _lengths(self) -> tuple[int | float, ...]:
         return (self.warmup, self.decay_steps)
@@ -214,15 +173,11 @@ class InverseSqrtLR(_ClampedLR):
     """Falls as one over the square root of the step: for runs whose length is not known.
 
     Args:
-        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
-        max_steps: as above; only a fractional warm-up needs it.
-        warmup: as above.
+        optimizer: as in :class:`ClosedFormLR`.
+        max_steps: as in :class:`ClosedFormLR`; only a fractional warm-up needs it.
         timescale: steps after the warm-up until the learning rate has fallen to 0.71 of the base value, >= 1;
             None = as long as the warm-up (10 000 where there is none).
-        min_lr: as above.
-        min_lr_ratio: as above.
-        initial_lr: as above.
-        last_epoch: as above.
+        **options: as in :class:`ClosedFormLR`.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 5.3; timescale: Zhai et al. 2022 (arXiv 2106.04560).
     """
@@ -232,23 +187,11 @@ class InverseSqrtLR(_ClampedLR):
         optimizer: Optimizer,
         max_steps: int | None = None,
         *,
-        warmup: int | float = 0,
         timescale: int | None = None,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Unpack[Options],
     ) -> None:
         self.timescale = None if timescale is None else check_steps("timescale", timescale, at_least=1)
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, **options)
 
     def _set_horizon(self, max_steps: int | None) -> None:
         super()._set_horizon(max_steps)
@@ -262,17 +205,15 @@ class InverseSqrtLR(_ClampedLR):
 class CosineRestartsLR(ClosedFormLR):
     """Cosine cycles, each ``mult`` times as long as the one before, with peaks that fall by ``decay``.
 
+    The warm-up comes before the first cycle; each cycle ends at the minimum.
+
     Args:
-        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
-        max_steps: as above; only fractions need it.
+        optimizer: as in :class:`ClosedFormLR`.
+        max_steps: as in :class:`ClosedFormLR`; only fractions need it.
         cycle_steps: length of the first cycle: steps (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
-        mult: a cycle's length over that of the one before, a whole number >= 1.
-        decay: a cycle's peak, above the minimum, over that of the one before, in [0, 1].
-        warmup: as above; before the first cycle.
-        min_lr: as above; reached at the end of each cycle.
-        min_lr_ratio: as above.
-        initial_lr: as above.
-        last_epoch: as above.
+        mult: ratio of the lengths of two successive cycles, a whole number >= 1.
+        decay: ratio of the peaks above the minimum of two successive cycles, in [0, 1].
+        **options: as in :class:`ClosedFormLR`.
 
     Source: Loshchilov and Hutter 2017, SGDR (arXiv 1608.03983); the decay of the peaks is an addition.
     """
@@ -287,24 +228,12 @@ class CosineRestartsLR(ClosedFormLR):
         cycle_steps: int | float = 0.25,
         mult: int = 1,
         decay: float = 1.0,
-        warmup: int | float = 0,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Unpack[Options],
     ) -> None:
         self.cycle_steps = cycle_steps
         self.mult = check_steps("mult", mult, at_least=1)
         self.decay = check_range("decay", decay, 0.0, 1.0)
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, **options)
 
     def _lengths(self) -> tuple[int | float, ...]:
         return (self.warmup, self.cycle_steps)
