@@ -12,7 +12,7 @@ Nothing is accumulated, so a schedule is exact wherever it is resumed, and its w
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,21 +20,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_hpo.lr_schedules.first_update import may_update, unbound_message
 from lightning_hpo.text import check_range, check_steps, length_message
-
-
-class OptionsWithoutWarmup(TypedDict, total=False):
-    """Keyword arguments of every schedule, but the warm-up; :class:`ClosedFormLR` documents them."""
-
-    min_lr: float
-    min_lr_ratio: float
-    initial_lr: float
-    last_epoch: int
-
-
-class Options(OptionsWithoutWarmup, total=False):
-    """Keyword arguments of every schedule; :class:`ClosedFormLR` documents them."""
-
-    warmup: int | float
 
 
 class ClosedFormLR(LRScheduler):

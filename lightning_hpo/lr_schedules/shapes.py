@@ -2,15 +2,16 @@
 """The schedules, one class per shape.
 
 Every class takes the arguments of :class:`ClosedFormLR` (``max_steps``, ``warmup``, ``min_lr``, ``min_lr_ratio``,
-``initial_lr``, ``last_epoch``) and documents only its own.
+``initial_lr``, ``last_epoch``) and documents only its own. LightningCLI follows ``**options`` to the base class, so
+each of them is a flag with its default and its text.
 """
 
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import factors
-from lightning_hpo.lr_schedules.closed_form import ClosedFormLR, Options, OptionsWithoutWarmup
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 from lightning_hpo.text import check_range, check_steps, nearest
 
 
@@ -47,7 +48,7 @@ class WarmupCosineLR(CosineLR):
         max_steps: int | None = None,
         *,
         warmup: int | float = 0.1,
-        **options: Unpack[OptionsWithoutWarmup],
+        **options: Any,
     ) -> None:
         super().__init__(optimizer, max_steps, warmup=warmup, **options)
 
@@ -91,7 +92,7 @@ class WarmupStableDecayLR(ClosedFormLR):
         warmup: int | float = 0.05,
         decay: int | float = 0.2,
         form: factors.Cooldown = "1-sqrt",
-        **options: Unpack[OptionsWithoutWarmup],
+        **options: Any,
     ) -> None:
         if form not in factors.COOLDOWNS:
             raise ValueError(
@@ -151,7 +152,7 @@ class StepDecayLR(_ClampedLR):
         *,
         decay_rate: float = 0.1,
         decay_steps: int | float = 0.3,
-        **options: Unpack[Options],
+        **options: Any,
     ) -> None:
         self.decay_rate = check_range("decay_rate", decay_rate, 0.0, 1.0)
         self.decay_steps = decay_steps
@@ -188,7 +189,7 @@ class InverseSqrtLR(_ClampedLR):
         max_steps: int | None = None,
         *,
         timescale: int | None = None,
-        **options: Unpack[Options],
+        **options: Any,
     ) -> None:
         self.timescale = None if timescale is None else check_steps("timescale", timescale, at_least=1)
         super().__init__(optimizer, max_steps, **options)
@@ -228,7 +229,7 @@ class CosineRestartsLR(ClosedFormLR):
         cycle_steps: int | float = 0.25,
         mult: int = 1,
         decay: float = 1.0,
-        **options: Unpack[Options],
+        **options: Any,
     ) -> None:
         self.cycle_steps = cycle_steps
         self.mult = check_steps("mult", mult, at_least=1)
