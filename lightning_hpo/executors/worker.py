@@ -20,7 +20,8 @@ from typing import Any
 
 from lightning_hpo.errors import JobError, ParameterMismatchError, WorkerStartError, failure_text, let_go
 from lightning_hpo.executors.watchdog import Silence
-from lightning_hpo.interrupts import PAUSING, only_here
+from lightning_hpo.interrupts import PAUSING, LocalHandler
+from lightning_hpo.quiet import hide_known_warnings
 from lightning_hpo.records import Outcome, Task, Work
 
 SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -215,6 +216,7 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
     """Life of a worker: take a task, do it, answer; until there is no parent or no more tasks."""
     del os.environ[_STARTING]
     os.setpgid(0, 0)
+    hide_known_warnings()
     if place.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place.gpus
     if (torch := sys.modules.get("torch")) is not None:
@@ -227,7 +229,9 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
     def note(_number: int, _frame: FrameType | None) -> None:
         terminated.set()
 
-    signal.signal(signal.SIGTERM, only_here(note, signal.SIG_DFL))  # a whole group may be told to end: then save first
+    signal.signal(
+        signal.SIGTERM, LocalHandler(note, signal.SIG_DFL)
+    )  # a whole group may be told to end: then save first
     for number in (signal.SIGINT, signal.SIGHUP):  # they are for the parent to decide
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PAUSING)

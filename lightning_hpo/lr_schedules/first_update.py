@@ -1,7 +1,6 @@
 """What must hold when an optimizer is about to make its first update: the schedule is tied to the training loop."""
 
 from typing import Any
-from weakref import WeakSet
 
 REMEDY = (
     "add the callback LRSchedule() to the Trainer"
@@ -17,8 +16,11 @@ def unbound_message(schedule: object) -> str:
     )
 
 
-tuned: WeakSet[Any] = WeakSet()
-"""Trainers whose LRSchedule will bind their schedules; before that, a Tuner may try learning rates or batch sizes."""
+WILL_BIND = "lr_schedules_will_be_bound"
+"""Attribute of a Trainer whose LRSchedule will bind its schedules.
+
+Before that, a Tuner of Lightning may try learning rates or batch sizes; it takes the callbacks away meanwhile.
+"""
 
 
 def refuse_chained(schedule: Any) -> None:
@@ -63,7 +65,7 @@ def may_update(schedule: Any, closure: Any, *, unbound: bool) -> bool:
     for config in own:
         refuse_chained(config.scheduler)
     by_epochs = any(config.interval == "epoch" for config in own)
-    if trainer is not None and trainer in tuned and (unbound or by_epochs):
+    if getattr(trainer, WILL_BIND, False) and (unbound or by_epochs):
         return False  # an LRSchedule binds before training begins
     if unbound:
         raise RuntimeError(unbound_message(schedule))

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import ClosedFormLR, make_lr_schedule
 from lightning_hpo.lr_schedules.closed_form import write_lr
-from lightning_hpo.lr_schedules.first_update import refuse_chained, tuned
+from lightning_hpo.lr_schedules.first_update import WILL_BIND, refuse_chained
 
 
 class LRSchedule(Callback):
@@ -69,7 +69,7 @@ class LRSchedule(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say that schedules will be bound: a Tuner tries learning rates and batch sizes before."""
-        tuned.add(trainer)
+        setattr(trainer, WILL_BIND, True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the schedule: after the optimizers exist, before a checkpoint is restored into both."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_hpo.quiet import CHATTY, warnings_only
+from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.records import never
 
 SURROUNDINGS = ("accelerator", "devices", "num_nodes", "strategy")
@@ -39,7 +39,7 @@ def ranks_of(trainer: Mapping[str, Any]) -> Ranks:
     import lightning.pytorch as pl  # noqa: PLC0415  # heavy, and rarely needed
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher  # noqa: PLC0415
 
-    with warnings_only(*CHATTY):
+    with known_warnings_hidden(), warnings_only(*CHATTY):
         probe = pl.Trainer(
             **given, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         )

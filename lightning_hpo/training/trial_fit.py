@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch.utils.data import DataLoader
 
-from lightning_hpo.quiet import CHATTY, warnings_only
+from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import Built
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
@@ -157,7 +157,7 @@ def quiet_and_seeded(seed: int, trial: int) -> Iterator[None]:
     np.random.seed(words[1])  # noqa: NPY002  # user code may draw from the global generator
     random.seed(words[2])
     try:
-        with warnings_only(*CHATTY):
+        with known_warnings_hidden(), warnings_only(*CHATTY):
             yield
     finally:
         set_rng_state(before)

@@ -16,6 +16,7 @@ from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import SearchFailedError, StudyPaused, explained, last_line
 from lightning_hpo.executors.worker import refuse_in_starting_worker
 from lightning_hpo.interrupts import Interrupts, pausing_signals
+from lightning_hpo.quiet import known_warnings_hidden
 from lightning_hpo.records import Mode, Row, Work, best_row
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.report import read_run, write_report
@@ -116,6 +117,7 @@ def conduct(
         study, _ = opened(folder)
         return _answer(read(study), study, folder, subject, mode=mode, study_in_folder=study_in_folder)
     with ExitStack() as stack:
+        stack.enter_context(known_warnings_hidden())
         stack.enter_context(explained(folder.path))
         stack.enter_context(folder.readable_errors())
         stack.enter_context(folder.locked(shared=shared))
