@@ -12,7 +12,7 @@ from torch import nn
 from lightning_hpo.errors import JobError
 from lightning_hpo.space import nested_config, split_name
 from lightning_hpo.text import listed, nearest
-from lightning_hpo.training.builder import Builder, Built
+from lightning_hpo.training.builder import Builder, Built, part_of
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.ranks import SURROUNDINGS
 
@@ -62,7 +62,7 @@ class Factories(Builder):
             _check_argument(f"`space` has the name {name!r}", targets[head], argument, head)
         for argument in self._trainer:
             _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
-            if argument in _part(names, "trainer"):
+            if argument in part_of(names, "trainer"):
                 raise ValueError(f"`trainer` and `space` both give a value for 'trainer.{argument}'.")
 
     def build(self, params: Mapping[str, Any]) -> Built:
@@ -71,16 +71,16 @@ class Factories(Builder):
         data = (
             None
             if self._data is None
-            else _build_one("datamodule", self._data, _part(params, "data"), pl.LightningDataModule)
+            else _build_one("datamodule", self._data, part_of(params, "data"), pl.LightningDataModule)
         )
-        arguments = {**copy.deepcopy(self._trainer), **_part(params, "trainer")}
+        arguments = {**copy.deepcopy(self._trainer), **part_of(params, "trainer")}
         for given in arguments.values():
             of_lightning(given)
         return Built(module, data, arguments)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Call the model's factory."""
-        module: pl.LightningModule = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
+        module: pl.LightningModule = _build_one("model", self._model, part_of(params, "model"), pl.LightningModule)
         return module
 
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
@@ -139,8 +139,3 @@ def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dic
         and name not in params
         and parameter.kind is not parameter.POSITIONAL_ONLY
     }
-
-
-def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
-    """Arguments for one receiver: ``{"lr": 1, "data.size": 2}`` -> ``{"size": 2}`` for ``data``."""
-    return {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_hpo.errors import ParameterMismatchError
+
 Path: TypeAlias = tuple[tuple[str, Any], ...]
 """Steps from a root to a value: (how, key), e.g. ("attribute", "p") or ("item", 0)."""
 
@@ -74,6 +76,9 @@ def put(root: Any, path: Path, value: Any) -> None:
         LookupError: if the place is not there, or cannot be changed.
     """
     owner, (how, key) = get(root, path[:-1]), path[-1]
+    if isinstance(owner, tuple):
+        put(root, path[:-1], tuple(value if index == key else old for index, old in enumerate(owner)))
+        return
     try:
         current = _step(owner, how, key)
         if isinstance(current, torch.Tensor) and current.shape == torch.as_tensor(value).shape:
@@ -91,6 +96,26 @@ def put(root: Any, path: Path, value: Any) -> None:
             owner[key] = value
     except (AttributeError, TypeError, ValueError) as error:
         raise LookupError(f"{key!r}: {error}") from error
+
+
+def put_and_check(root: Any, path: Path, value: Any) -> None:
+    """Change the value at ``path`` and read it back.
+
+    Raises:
+        ParameterMismatchError: if it cannot be set, or is not in effect afterwards.
+    """
+    try:
+        put(root, path, value)
+        effective = get(root, path)
+    except LookupError as error:
+        raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, and cannot be set: {error}") from error
+    if not same(effective, value):
+        raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {effective!r} is in effect.")
+
+
+def copy_of(value: Any) -> Any:
+    """Return a value that later changes of a tensor in place do not reach."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def text(path: Path) -> str:

@@ -3,15 +3,12 @@
 import copy
 import importlib
 import inspect
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -19,9 +16,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_hpo.lr_schedules import ClosedFormLR
 from lightning_hpo.space import from_unit, split_name
-from lightning_hpo.training.leaves import Fixed, Path, leaves, same
+from lightning_hpo.training.builder import part_of
+from lightning_hpo.training.leaves import Fixed, Path, copy_of, leaves, same
 from lightning_hpo.training.lr_schedule import LRSchedule
-from lightning_hpo.training.random_state import rng_state, set_rng_state
+from lightning_hpo.training.random_state import seeded
 from lightning_hpo.training.usage import BUILDING, is_used
 
 Build: TypeAlias = Callable[[Mapping[str, Any]], tuple[pl.LightningModule, pl.LightningDataModule | None]]
@@ -85,7 +83,7 @@ def of_module(trainer: pl.Trainer, module: pl.LightningModule) -> Rebuild | None
     owners = {"model": module, "data": data}
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        built = {head: _again(one, _part(params, head)) for head, one in owners.items() if one is not None}
+        built = {head: _again(one, part_of(params, head)) for head, one in owners.items() if one is not None}
         return built["model"], built.get("data")
 
     def takes(name: str) -> bool:
@@ -122,7 +120,7 @@ class Twin:
 
     def leaves(self) -> dict[Path, Any]:
         """Every plain value, as it is now."""
-        return {path: _kept(value) for path, value in leaves(self.roots).items()}
+        return {path: copy_of(value) for path, value in leaves(self.roots).items()}
 
 
 def live_roots(trainer: pl.Trainer, module: pl.LightningModule) -> Roots:
@@ -137,7 +135,7 @@ def live_roots(trainer: pl.Trainer, module: pl.LightningModule) -> Roots:
 
 def twin(trainer: pl.Trainer, build: Build, params: Mapping[str, Any]) -> Twin:
     """Build module, optimizers and schedules again, attached to a copy of the Trainer; no random number is used up."""
-    with own_random_numbers(), warnings.catch_warnings():
+    with seeded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module, data = build(params)
         other = _attached(trainer, module)
@@ -160,7 +158,7 @@ def note_base_lrs(optimizers: Sequence[Any]) -> None:
     for optimizer in optimizers:
         for group in getattr(optimizer, "param_groups", ()):
             if "lr" in group:
-                group.setdefault("initial_lr", _kept(group["lr"]))
+                group.setdefault("initial_lr", copy_of(group["lr"]))
 
 
 def differing(before: Mapping[Path, Any], after: Mapping[Path, Any]) -> set[Path]:
@@ -267,19 +265,6 @@ def _attached(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
     return other
 
 
-@contextmanager
-def own_random_numbers() -> Iterator[None]:
-    """Draw the same random numbers at each build, and use up none of training's."""
-    before = rng_state()
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  # user code may draw from the global generator
-    random.seed(0)
-    try:
-        yield
-    finally:
-        set_rng_state(before)
-
-
 def _again(owner: Any, params: Mapping[str, Any]) -> Any:
     hparams = {**copy.deepcopy(dict(owner.hparams)), **params}
     instantiator = hparams.pop("_instantiator", None)  # what a LightningCLI builds with
@@ -292,14 +277,6 @@ def _again(owner: Any, params: Mapping[str, Any]) -> Any:
 def _accepts(kind: type, key: str) -> bool:
     parameters = inspect.signature(kind).parameters
     return key in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-
-
-def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
-    return {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}
-
-
-def _kept(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _is_known(parameter: Any) -> bool:

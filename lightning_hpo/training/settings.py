@@ -15,8 +15,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_hpo.errors import ParameterMismatchError
-from lightning_hpo.training.leaves import Path, get, leaves, put, same, text
+from lightning_hpo.training.leaves import Path, get, leaves, put_and_check, same
 from lightning_hpo.training.rebuild import advance, differing, is_rate, note_base_lrs
 
 _STORED = (bool, int, float, str, type(None), torch.Tensor)
@@ -58,12 +57,7 @@ class BuiltSettings:
         rates = {path for path in _values(trainer) if is_rate(path) and path[1] in touched}
         for path in sorted(self._changed.keys() | rates, key=repr):
             value = self._rate(path, live) if is_rate(path) else get(self._fresh, path)
-            try:
-                put(live, path, value)
-            except LookupError as error:
-                raise ParameterMismatchError(f"{text(path)}={value!r} cannot be set: {error}") from error
-            if not same(get(live, path), value):
-                raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {get(live, path)!r} is in effect.")
+            put_and_check(live, path, value)
         self._fresh = {}
 
     def _rate(self, path: Path, live: Any) -> Any:

@@ -1,7 +1,6 @@
 """One Trainer for a trial's folder: quiet, seeded, and exact to continue from its checkpoint."""
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +9,6 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch.utils.data import DataLoader
 
@@ -18,7 +16,7 @@ from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import Built
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
-from lightning_hpo.training.random_state import rng_state, set_rng_state
+from lightning_hpo.training.random_state import seeded
 from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, refuse_arguments, refuse_callbacks
 
 METRICS = "metrics.csv"
@@ -151,16 +149,9 @@ def quiet_and_seeded(seed: int, trial: int) -> Iterator[None]:
 
     The caller gets its random numbers back afterwards.
     """
-    before = rng_state()
     words = [int(word) for word in np.random.SeedSequence([seed, trial]).generate_state(3)]
-    torch.manual_seed(words[0])
-    np.random.seed(words[1])  # noqa: NPY002  # user code may draw from the global generator
-    random.seed(words[2])
-    try:
-        with known_warnings_hidden(), warnings_only(*CHATTY):
-            yield
-    finally:
-        set_rng_state(before)
+    with seeded(words), known_warnings_hidden(), warnings_only(*CHATTY):
+        yield
 
 
 def listed(given: Any) -> list[Any]:
