@@ -1,7 +1,7 @@
-"""Hyperparameters of a module that trains: what each of them changes, how to change it, what is in effect.
+"""Hyperparameters of a module that trains: the values that each of them changes, and how they are set and read back.
 
-A name of the space is bound to what changes when it changes: the module is built again with other values, and
-everything in which the builds differ is what the name stands for. So ``lr`` finds the groups that are built with a
+A name of the space is bound to the values that change with it: the module is built again with other hyperparameters,
+and the name stands for everything in which the builds differ. So ``lr`` finds the groups that are built with a
 tenth of it and a schedule's ``max_lr``, ``dropout`` finds attention, recurrent layers and ``self.p``, and a layer that
 happens to hold the same value is left alone. To change values, a new build with them is compared with a new build
 with those before, both at the step of the live schedules, and what differs is copied.
@@ -72,7 +72,7 @@ class Hyperparameters:
         note_base_lrs(trainer.optimizers)
         self._rebuild = rebuild or of_module(trainer, module)
         self._direct: dict[str, list[Path]] = {}  # of names whose value itself stands at these paths
-        self._built: list[str] = []  # names whose values show in a build
+        self._in_builds: list[str] = []  # names whose values show in a build
         self._paths: set[Path] = set()  # of what they change
         rest = [name for name in space if not self._bind_by_name(name)]
         if self._rebuild is not None:
@@ -84,10 +84,10 @@ class Hyperparameters:
         self._last_read: dict[Path, Any] = {}
         self._data: Mapping[str, Any] = {}
         self._loaders = Loaders(self._trainer)
-        self._batch_sizes: list[int] = []  # that the loader of the next epoch must have
+        self._batch_sizes: dict[str, int] = {}  # that the loader of the next epoch must have
 
     def apply(self, params: Mapping[str, Any], *, copied: bool = False) -> None:
-        """Change what the hyperparameters stand for, and call ``on_hyperparameters`` of module and data module.
+        """Set the values of the hyperparameters, and call ``on_hyperparameters`` of module and data module.
 
         Args:
             params: all of them.
@@ -111,7 +111,7 @@ class Hyperparameters:
         self._applied = {**self._applied, **params}
 
     def prepare(self, params: Mapping[str, Any]) -> bool:
-        """Change only what a new epoch needs before it begins, ahead of :meth:`apply`.
+        """Set only the values that a new epoch needs before it begins, ahead of :meth:`apply`.
 
         Returns:
             Whether the loaders of the next epoch are to be made again.
@@ -145,10 +145,10 @@ class Hyperparameters:
         self._last_read = {path: copy_of(value) for path, value in now.items()}
 
     def on_epoch_start(self) -> None:
-        """Read back what takes effect with a new epoch only."""
+        """Read back the values that take effect with a new epoch only."""
         self._loaders.restore()
-        asked, self._batch_sizes = self._batch_sizes, []
-        for size in asked:
+        asked, self._batch_sizes = self._batch_sizes, {}
+        for size in asked.values():
             if (in_use := batch_size_in_use(self._trainer)) != size:
                 raise ParameterMismatchError(
                     f"{BATCH_SIZE}={size!r} was asked for, the loader has {in_use!r}: "
@@ -179,7 +179,7 @@ class Hyperparameters:
         if effect is not None and effect.paths and not effect.fixed:
             live = self._roots()
             if all(_value(live, path) is not _MISSING for path in effect.paths):
-                self._built.append(name)
+                self._in_builds.append(name)
                 self._paths |= effect.paths | effect.unread
                 return
         if space[name].single():
@@ -187,8 +187,8 @@ class Hyperparameters:
         if hasattr(self._owners.get(split_name(name)[0]), HOOK):
             if not self._hook_uses(name, space):
                 raise MisconfigurationException(
-                    f"{name!r} is in the space, but {HOOK}(self, hparams) changes nothing with it. Let it set what"
-                    f" hparams[{split_name(name)[1]!r}] is about, or take the name out of the space."
+                    f"{name!r} is in the space, but {HOOK}(self, hparams) changes nothing with it. Let it set the"
+                    f" value that hparams[{split_name(name)[1]!r}] stands for, or take the name out of the space."
                 )
             return
         paths = [] if effect is not None else group_paths(name, self._trainer)
@@ -221,7 +221,7 @@ class Hyperparameters:
             for path in self._direct[name]:
                 put(live, path, params[name])
             if _is_batch_size(name):
-                self._batch_sizes.append(params[name])
+                self._batch_sizes[name] = params[name]
                 if self._trainer.train_dataloader is not None and batch_size_in_use(self._trainer) != params[name]:
                     self._loaders.renew()
                     renewed = True
@@ -232,12 +232,12 @@ class Hyperparameters:
         assert self._rebuild is not None
         before = {
             **self._rebuild.params,
-            **{name: self._applied[name] for name in self._built if name in self._applied},
+            **{name: self._applied[name] for name in self._in_builds if name in self._applied},
         }
-        return before, {**before, **{name: params[name] for name in self._built if name in params}}
+        return before, {**before, **{name: params[name] for name in self._in_builds if name in params}}
 
     def _write_built(self, params: Mapping[str, Any], *, copied: bool) -> None:
-        if self._rebuild is None or not self._built:
+        if self._rebuild is None or not self._in_builds:
             return
         before, after = self._builds(params)
         self._applied = dict(after)
@@ -280,7 +280,7 @@ class Hyperparameters:
         own = {name: value for name, value in params.items() if split_name(name)[0] == "data"}
         if own == self._data or not own:
             return False
-        built = [name for name in own if name in self._built]
+        built = [name for name in own if name in self._in_builds]
         if built and self._rebuild is not None:
             with seeded():
                 old, new = (self._rebuild.build(values)[1] for values in self._builds(own))
@@ -294,11 +294,11 @@ class Hyperparameters:
         return renewed
 
     def _tell(self, head: str, params: Mapping[str, Any]) -> None:
-        """Put into ``hparams`` what no build puts there, and call ``on_hyperparameters``."""
+        """Put the values that no build puts there into ``hparams``, and call ``on_hyperparameters``."""
         owner, own = self._owners[head], part_of(params, head)
         if owner is None or not own:
             return
-        built = part_of(dict.fromkeys(self._built), head)
+        built = part_of(dict.fromkeys(self._in_builds), head)
         owner.hparams.update({key: value for key, value in own.items() if key in owner.hparams and key not in built})
         hook: Callable[[dict[str, Any]], None] | None = getattr(owner, HOOK, None)
         if hook is not None:

@@ -1,4 +1,4 @@
-"""A module built a second time with other hyperparameters: what differs between the two is what they change."""
+"""A module built a second time with other hyperparameters: they change whatever differs between the two builds."""
 
 import copy
 import importlib
@@ -33,7 +33,7 @@ _LIBRARIES = ("lightning", "pytorch_lightning", "lightning_hpo")  # whose callba
 
 @dataclass(frozen=True)
 class Effect:
-    """What one hyperparameter changes.
+    """The values that a hyperparameter changes.
 
     Args:
         paths: of values that training reads.
@@ -56,7 +56,7 @@ class Rebuild:
 
     Args:
         build: builds it.
-        params: hyperparameters that the module at work was built with; others are as ``build`` has them.
+        params: hyperparameters that the live module was built with; others are as ``build`` has them.
         takes: whether ``build`` takes a name of the space.
         building: methods that have run before training, see :func:`~lightning_hpo.training.usage.is_used`.
         effects: of each name, found once for all that share it.
@@ -83,7 +83,7 @@ def of_module(trainer: pl.Trainer, module: pl.LightningModule) -> Rebuild | None
     owners = {"model": module, "data": data}
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        built = {head: _again(one, part_of(params, head)) for head, one in owners.items() if one is not None}
+        built = {head: _again(owner, part_of(params, head)) for head, owner in owners.items() if owner is not None}
         return built["model"], built.get("data")
 
     def takes(name: str) -> bool:
@@ -95,14 +95,14 @@ def of_module(trainer: pl.Trainer, module: pl.LightningModule) -> Rebuild | None
         return None
     try:
         twin(trainer, build, {})
-    except Exception:  # noqa: BLE001  # the constructor is the user's; without it only what can be proven is bound
+    except Exception:  # noqa: BLE001  # the constructor is the user's; without it only certain names are bound
         return None
     return Rebuild(build, {}, takes)
 
 
 @dataclass
 class Twin:
-    """A second build of what trains, which never trains itself.
+    """A second build of a module with its optimizers, schedules and data, which never trains.
 
     Args:
         roots: optimizers, schedules, module and data module.
@@ -115,7 +115,7 @@ class Twin:
     trainer: pl.Trainer
 
     def advance(self, live: Sequence[Any]) -> None:
-        """Bring the schedules to where those at work are; without training, so ReduceLROnPlateau stays."""
+        """Bring the schedules to the step of the live schedules; ReduceLROnPlateau stays, as nothing is trained."""
         advance(self.roots["schedules"], live)
 
     def leaves(self) -> dict[Path, Any]:
@@ -124,7 +124,7 @@ class Twin:
 
 
 def live_roots(trainer: pl.Trainer, module: pl.LightningModule) -> Roots:
-    """Return what is at work, in the form of a twin's roots."""
+    """Return the live objects in the form of a twin's roots."""
     return {
         "optimizers": list(trainer.optimizers),
         "schedules": [config.scheduler for config in trainer.lr_scheduler_configs],
@@ -149,7 +149,7 @@ def twin(trainer: pl.Trainer, build: Build, params: Mapping[str, Any]) -> Twin:
             if isinstance(callback, LRSchedule) and not roots["schedules"]:
                 roots["schedules"] = callback.bring(other.optimizers)
         note_base_lrs(roots["optimizers"])
-        weights = {name: one.detach().clone() for name, one in module.named_parameters() if _is_known(one)}
+        weights = {name: copy_of(weight) for name, weight in module.named_parameters() if _is_known(weight)}
         return Twin(roots, weights, other)
 
 
@@ -162,7 +162,7 @@ def note_base_lrs(optimizers: Sequence[Any]) -> None:
 
 
 def differing(before: Mapping[Path, Any], after: Mapping[Path, Any]) -> set[Path]:
-    """Return the paths whose values differ, or that only one of the two has."""
+    """Return the paths whose values differ, or that only one side has."""
     missing = object()
     return {
         path for path in before.keys() | after.keys() if not same(before.get(path, missing), after.get(path, missing))
@@ -195,10 +195,10 @@ def unread_names(space: Mapping[str, BaseDistribution], rebuild: Rebuild, traine
 
 def _effect(name: str, distribution: BaseDistribution, base: Twin, rebuild: Rebuild, trainer: pl.Trainer) -> Effect:
     before = base.leaves()
-    found, unread, error = set[Path](), set[Path](), None
+    read, unread, error = set[Path](), set[Path](), None
     fixed = weights = False
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
-    readers = [one for one in callbacks if type(one).__module__.partition(".")[0] not in _LIBRARIES]
+    readers = [callback for callback in callbacks if type(callback).__module__.partition(".")[0] not in _LIBRARIES]
     for value in other_values(distribution):
         try:
             other = twin(trainer, rebuild.build, {**rebuild.params, name: value})
@@ -209,17 +209,17 @@ def _effect(name: str, distribution: BaseDistribution, base: Twin, rebuild: Rebu
         moved = differing(before, after)
         rigid = {path for path in moved if isinstance(after.get(path, Fixed(None)), Fixed) or path not in before}
         fixed = fixed or bool(rigid)
-        weights = weights or any(not same(one, base.weights.get(key)) for key, one in other.weights.items())
+        weights = weights or any(not same(weight, base.weights.get(key)) for key, weight in other.weights.items())
         used = {path for path in moved - rigid if is_used(path, other.roots, readers, rebuild.building)}
-        found |= used
+        read |= used
         unread |= moved - rigid - used
-        if found:
+        if read:
             break
-    return Effect(frozenset(found), fixed, frozenset(unread - found), weights, error)
+    return Effect(frozenset(read), fixed, frozenset(unread - read), weights, error)
 
 
 def advance(schedules: Sequence[Any], live: Sequence[Any]) -> None:
-    """Bring schedules that have just been built to where those at work are."""
+    """Bring schedules that have just been built to the step of the live schedules."""
     for own, other in zip(schedules, live, strict=False):
         if type(own) is type(other):
             _advance(own, other)
@@ -276,7 +276,7 @@ def _again(owner: Any, params: Mapping[str, Any]) -> Any:
 
 def _accepts(kind: type, key: str) -> bool:
     parameters = inspect.signature(kind).parameters
-    return key in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return key in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _is_known(parameter: Any) -> bool:

@@ -1,9 +1,9 @@
 """Settings of optimizers and LR schedules that a trial was built with: they win over those of a restored checkpoint.
 
-A trial that continues another one's checkpoint with other hyperparameters gets the other's settings back with the
-optimizer's state. What differs between the two builds is then set again, at the step of the restored schedules. A trial
-that continues its own checkpoint was built in the same way, so nothing is touched, and what its own code has changed
-stays changed.
+A trial that continues the checkpoint of its parent with other hyperparameters gets the parent's settings back with the
+optimizer's state. Settings in which the two builds differ are then set again, at the step of the restored schedules. A
+trial that continues its own checkpoint was built in the same way, so nothing is touched, and changes by its own code
+stay.
 """
 
 import copy
@@ -22,11 +22,11 @@ _STORED = (bool, int, float, str, type(None), torch.Tensor)
 
 
 class BuiltSettings:
-    """What a Trainer's optimizers and schedules were built with; create it before a checkpoint is restored.
+    """Settings that a Trainer's optimizers and schedules were built with; create it before a checkpoint is restored.
 
     Args:
         trainer: in ``on_fit_start``.
-        before: what :attr:`values` was for the checkpoint that will be restored; None if there is none.
+        before: :attr:`values` of the checkpoint that will be restored; None if there is none.
     """
 
     def __init__(self, trainer: pl.Trainer, before: Sequence[tuple[Any, Any]] | None = None) -> None:
@@ -44,7 +44,7 @@ class BuiltSettings:
         self._fresh = copy.deepcopy(_roots(trainer)) if self._changed else {}
 
     def apply(self, trainer: pl.Trainer) -> None:
-        """Set what differs from the build that the restored checkpoint comes from, and read it back.
+        """Set the values that differ from the build of the restored checkpoint, and read them back.
 
         Raises:
             ParameterMismatchError: naming a setting that is not in effect.
@@ -61,7 +61,7 @@ class BuiltSettings:
         self._fresh = {}
 
     def _rate(self, path: Path, live: Any) -> Any:
-        """Learning rate at the step of its schedule; without one, as much reduced as it is."""
+        """Return the learning rate at the step of its schedule; without a schedule, reduced by as much as now."""
         own, now, base = get(self._fresh, path), get(live, path), self._before.get(path)
         optimizer = get(live, path[:2])
         clocks = [s for s in live["schedules"] if s.optimizer is optimizer and not isinstance(s, ReduceLROnPlateau)]
@@ -75,7 +75,7 @@ def names_in_groups(optimizers: Sequence[Optimizer], module: pl.LightningModule)
     """Return the names of the parameters in each group of each optimizer."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [
-        [[names.get(id(one), "") for one in group["params"]] for group in optimizer.param_groups]
+        [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
         for optimizer in optimizers
     ]
 
@@ -105,7 +105,9 @@ def _values(trainer: pl.Trainer) -> dict[Path, Any]:
 
 
 def _is_stored(value: Any) -> bool:
-    return isinstance(value, _STORED) or (isinstance(value, tuple) and all(isinstance(one, _STORED) for one in value))
+    return isinstance(value, _STORED) or (
+        isinstance(value, tuple) and all(isinstance(element, _STORED) for element in value)
+    )
 
 
 def _copied(value: Any) -> Any:

@@ -17,11 +17,11 @@ from lightning_hpo.training.builder import Built
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded
-from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, refuse_arguments, refuse_callbacks
+from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, validate_arguments, validate_callbacks
 
 METRICS = "metrics.csv"
 
-# What a search over many short fits wants, where a single fit would not; `trainer={...}` overrides each.
+# Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {
     "devices": 1,
     "enable_progress_bar": False,
@@ -31,18 +31,18 @@ TRAINER_DEFAULTS = {
 
 
 class JobCallback(Protocol):
-    """What decides over a fit: a callback that comes last, with parts that come first or after the module's hooks."""
+    """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
 
     first: FirstCallback
 
     def after_start(self) -> None:
-        """Do what comes after all hooks at the start of training."""
+        """Act after all hooks at the start of training."""
 
     def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
-        """Do what comes after all hooks of a training batch."""
+        """Act after all hooks of a training batch."""
 
     def after_validation(self, trainer: pl.Trainer) -> None:
-        """Do what comes after all hooks of a validation."""
+        """Act after all hooks of a validation."""
 
 
 def make_trainer(
@@ -72,12 +72,12 @@ def make_trainer(
     """
     own = listed(built.trainer.get("callbacks"))
     defaults = dict(TRAINER_DEFAULTS)
-    if any(isinstance(one, ProgressBar) for one in own):
+    if any(isinstance(callback, ProgressBar) for callback in own):
         del defaults["enable_progress_bar"]
-    if any(isinstance(one, ModelSummary) for one in own):
+    if any(isinstance(callback, ModelSummary) for callback in own):
         del defaults["enable_model_summary"]
     given = {**defaults, **built.trainer}
-    refuse_arguments(given)
+    validate_arguments(given)
     positions = [] if saved is None else saved["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     owner: Any = built.module if built.data is None else built.data
     loaders = owner.train_dataloader
@@ -91,9 +91,9 @@ def make_trainer(
 
     owner.train_dataloader = followed
     all_callbacks = [job.first, *own, *callbacks, job]
-    refuse_callbacks(all_callbacks)
+    validate_callbacks(all_callbacks)
     given.pop("callbacks", None)
-    given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
+    given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*listed(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
@@ -102,7 +102,7 @@ def make_trainer(
     _call_after(built.module, "on_validation_end", partial(job.after_validation, trainer), 0)
     # Lightning appends callbacks of its own, such as the timer of `max_time`.
     made: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
-    made.sort(key=lambda one: 2 if isinstance(one, Checkpoint) else 1 if one is job else 0)
+    made.sort(key=lambda callback: 2 if isinstance(callback, Checkpoint) else 1 if callback is job else 0)
     return trainer
 
 
@@ -119,7 +119,7 @@ def _call_after(module: Any, hook: str, then: Callable[..., None], count: int) -
 
 
 class _FollowedHook:
-    """A hook and what follows it; no closure, which a traceback would keep alive together with the module."""
+    """A hook that is followed by a call; no closure, which a traceback would keep alive together with the module."""
 
     def __init__(self, own: Callable[..., Any], then: Callable[..., None], count: int) -> None:
         self._own = own
@@ -132,7 +132,7 @@ class _FollowedHook:
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_FollowedHook":
-        """Stay what it is in a copy of the module, such as an average of its weights: it holds the Trainer."""
+        """Return itself for a copy of the module, such as an average of its weights: it holds the Trainer."""
         return self
 
 
@@ -155,5 +155,5 @@ def quiet_and_seeded(seed: int, trial: int) -> Iterator[None]:
 
 
 def listed(given: Any) -> list[Any]:
-    """What Trainer accepts for callbacks and plugins, as a list."""
+    """Return the callbacks or plugins that Trainer accepts as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
