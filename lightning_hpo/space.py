@@ -19,10 +19,11 @@ text                          meaning
 import ast
 import math
 from ast import literal_eval as read_literal  # literals only, whatever its name suggests
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeAlias
 
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lightning_hpo.quiet import known_warnings_hidden
@@ -300,3 +301,23 @@ def nested_config(params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
         config.setdefault(head, {})[rest] = value
     config.setdefault("trainer", {})["max_steps"] = max_steps
     return config
+
+
+def suggest(
+    trial: optuna.Trial, space: Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Let a trial suggest a value for each name of a space, or let a function of the trial do it."""
+    if callable(space):
+        return dict(space(trial))
+    return {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
+
+
+def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(name, choices)
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_float(name, low, high, log=log, step=step)
+        case IntDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_int(name, low, high, log=log, step=step)
+    raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")

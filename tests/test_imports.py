@@ -17,8 +17,7 @@ ALLOWED = {
     "lightning_hpo.samplers.adapter": LIGHT,
     "lightning_hpo.study.run_folder": LIGHT,
     "lightning_hpo.reporting.report": LIGHT,  # to look at a run needs no torch
-    "lightning_hpo.tuners.hyperband": LIGHT,  # a plain function needs no torch
-    "lightning_hpo.tuners.bayesian": {"optuna", "numpy", "scipy", "sklearn"},
+    "lightning_hpo.tuners.presets": LIGHT,  # a plain function needs no torch
     "lightning_hpo.executors": set(),  # a worker process for a plain function starts at once
     "lightning_hpo.checkpoints": set(),
     "lightning_hpo.interrupts": set(),

@@ -21,9 +21,9 @@ from optuna.study import StudyDirection
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import StorageError
-from lightning_hpo.records import Mode, Row, best_row, reach
+from lightning_hpo.records import Mode, Row, best_row, reach, spent
 from lightning_hpo.reporting.best import disagreement
-from lightning_hpo.reporting.console import Console, spent
+from lightning_hpo.reporting.console import Console
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.run_folder import FINGERPRINT
 from lightning_hpo.study.sqlite_file import check_study_file, readable, sqlite_url, unusable

@@ -36,7 +36,7 @@ _RANDOM_KEY = 1  # keeps the draws of the random fraction apart from other strea
 _LONG_AGO = datetime.fromtimestamp(0)  # noqa: DTZ006  # Optuna's times are naive; samplers must not see a clock
 
 
-class Asker:
+class SamplerAdapter:
     """Asks a sampler for new trials.
 
     Args:
