@@ -12,17 +12,17 @@ Nothing is accumulated, so a schedule is exact wherever it is resumed, and its w
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_hpo.lr_schedules.first_update import may_update, unbound_message
-from lightning_hpo.text import check_range, check_steps, length_message
+from lightning_hpo.lr_schedules.first_update import unbound_message
+from lightning_hpo.lr_schedules.horizon import HorizonLR
+from lightning_hpo.text import check_range
 
 
-class ClosedFormLR(LRScheduler):
+class ClosedFormLR(HorizonLR):
     """A learning rate that is a function of the step: base of every schedule here, and of your own.
 
     A subclass implements :meth:`factor`, and :meth:`_set_horizon` if it has lengths of its own that may be fractions.
@@ -52,9 +52,6 @@ class ClosedFormLR(LRScheduler):
         ValueError: if an argument is out of range, or the warm-up is longer than ``max_steps``.
     """
 
-    ends: ClassVar[bool] = True
-    """Whether the curve reaches its minimum at ``max_steps`` and stays there."""
-
     def __init__(
         self,
         optimizer: Optimizer,
@@ -77,8 +74,7 @@ class ClosedFormLR(LRScheduler):
         self.min_lr_ratio = check_range("min_lr_ratio", min_lr_ratio, 0.0, 1.0)
         self.initial_lr = check_range("initial_lr", initial_lr, 0.0, math.inf)
         self._constructed_lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        self._check_minimum(self._constructed_lrs)
-        self.max_steps: int | None = None
+        _check_minimum(self.min_lr, self._constructed_lrs)
         self._horizon_given = max_steps is not None
         self._set_horizon(max_steps)
         self._calls_of_torch = 0
@@ -92,75 +88,6 @@ class ClosedFormLR(LRScheduler):
         A curve that ends reaches 0 after :attr:`span` steps, from the end of the warm-up to the horizon.
         """
         raise NotImplementedError
-
-    # --- horizon ------------------------------------------------------------------------------------------------------
-
-    @property
-    def needs_max_steps(self) -> bool:
-        """Whether the curve depends on a horizon that was given neither at construction nor to :meth:`extend`."""
-        return not self._horizon_given and (
-            self.ends or any(isinstance(length, float) and length <= 1.0 for length in self._lengths())
-        )
-
-    def bind(self, max_steps: int) -> None:
-        """Take the horizon from the training loop; does nothing where the user gave one.
-
-        Args:
-            max_steps: length of the whole training in optimizer steps.
-
-        Raises:
-            ValueError: if ``max_steps`` is below 1 or shorter than the warm-up.
-        """
-        if not self._horizon_given:
-            self._rehorizon(max_steps)
-
-    def extend(self, max_steps: int) -> None:
-        """Move the horizon: from now on the learning rates are those of a schedule constructed with ``max_steps``.
-
-        Args:
-            max_steps: the new total in optimizer steps, counted from the start of training; may also be smaller.
-
-        Raises:
-            ValueError: if ``max_steps`` is below 1 or shorter than the warm-up.
-        """
-        self._rehorizon(max_steps)
-        self._horizon_given = True
-
-    def _rehorizon(self, max_steps: int) -> None:
-        before = self.max_steps
-        try:
-            self._set_horizon(max_steps)
-        except ValueError:
-            self._set_horizon(before)
-            raise
-        self._write_if_known()
-
-    def _lengths(self) -> tuple[int | float, ...]:
-        """Return the lengths that may be fractions of the horizon."""
-        return (self.warmup,)
-
-    def _set_horizon(self, max_steps: int | None) -> None:
-        """Set ``max_steps`` and what follows from it: ``warmup_steps`` here, more in subclasses."""
-        if max_steps is not None:
-            max_steps = check_steps("max_steps", max_steps, at_least=1)
-        self.max_steps = max_steps
-        self.warmup_steps = self._in_steps("warmup", self.warmup)
-        if max_steps is not None and self.warmup_steps > max_steps:
-            raise ValueError(f"`warmup` must not be longer than `max_steps`, got {self.warmup_steps} > {max_steps}.")
-        self.span = 1 if max_steps is None else max_steps - self.warmup_steps  # 1: factor(0) is 1 while unbound
-        self._unbound = max_steps is None and self.needs_max_steps
-
-    def _in_steps(self, name: str, length: int | float, at_least: int = 0) -> int:
-        """Return a length in steps; while unbound, a fraction counts as the shortest length that is not zero."""
-        if isinstance(length, float) and length > 1.0 and length.is_integer():
-            length = int(length)  # 1e3, as YAML and command lines have it
-        if not isinstance(length, float):
-            return check_steps(name, length, at_least, or_fraction=True)
-        if not 0.0 <= length <= 1.0 or (at_least and length == 0.0):
-            raise ValueError(length_message(name, length, at_least))
-        if self.max_steps is None:
-            return 1 if length else 0
-        return max(at_least, round(length * self.max_steps))
 
     # --- learning rates -----------------------------------------------------------------------------------------------
 
@@ -181,11 +108,6 @@ class ClosedFormLR(LRScheduler):
             return
         self.last_epoch += 1
         self._write()
-
-    def _before_first_update(self, _optimizer: Optimizer, _args: Any, kwargs: Any) -> None:
-        """Refuse to train by a schedule that no training loop has tied to itself; removed at the first step."""
-        if not may_update(self, kwargs.get("closure"), unbound=self._unbound):
-            self._unbound = False  # until it is bound, its shortest form
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group at ``last_epoch``.
@@ -301,7 +223,7 @@ class ClosedFormLR(LRScheduler):
             raise ValueError(f"`lr` has {len(values)} values for {len(groups)} parameter groups: {values}.")
         for value in values:
             check_range("lr", value, 0.0, math.inf)
-        self._check_minimum(values)
+        _check_minimum(self.min_lr, values)
         self._adopt_new_groups()
         self.base_lrs = list(values)
         self._note_initial_lrs()
@@ -316,17 +238,9 @@ class ClosedFormLR(LRScheduler):
         """Give groups that were added to the optimizer after construction their own ``lr`` as base value."""
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:
             base = float(group.setdefault("initial_lr", float(group["lr"])))
-            self._check_minimum([base])
+            _check_minimum(self.min_lr, [base])
             self.base_lrs.append(base)
             self._constructed_lrs.append(base)
-
-    def _check_minimum(self, base_lrs: Sequence[float]) -> None:
-        for base in base_lrs:
-            if self.min_lr > base:
-                raise ValueError(
-                    f"`min_lr` must not be above the learning rate of a parameter group, got {self.min_lr!r} >"
-                    f" {base!r}; `min_lr_ratio` is relative to each group."
-                )
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -371,3 +285,12 @@ def write_lr(group: dict[str, Any], key: str, value: float | Tensor) -> None:
         group[key].fill_(value)
     else:
         group[key] = value
+
+
+def _check_minimum(min_lr: float, base_lrs: Sequence[float]) -> None:
+    for base in base_lrs:
+        if min_lr > base:
+            raise ValueError(
+                f"`min_lr` must not be above the learning rate of a parameter group, got {min_lr!r} > {base!r};"
+                " `min_lr_ratio` is relative to each group."
+            )

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
-from lightning_hpo.training.builder import Built
+from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.trainer import FirstCallback, stop, validate_callbacks
@@ -85,12 +85,12 @@ class NoFiles(SealedCheckpointIO):
 
 
 def fit_one_batch(
-    built: Built, folder: Path, max_steps: int, key: Key, callbacks: Sequence[pl.Callback] = ()
+    components: TrialComponents, folder: Path, max_steps: int, key: Key, callbacks: Sequence[pl.Callback] = ()
 ) -> dict[str, float]:
     """Fit a batch and validate a batch, with everything that a job has; nothing is logged or left behind.
 
     Args:
-        built: module, data and arguments of the Trainer.
+        components: module, data and arguments of the Trainer.
         folder: for the time of the check.
         max_steps: the full budget.
         key: of the run.
@@ -104,12 +104,17 @@ def fit_one_batch(
         MisconfigurationException: if a callback does, or Lightning refuses the combination.
     """
     job = OneBatch(folder)
-    arguments = dict(built.trainer)
+    arguments = dict(components.trainer)
     arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
     trainer = make_trainer(
-        Built(built.module, built.data, arguments), folder, job, NoFiles(key), callbacks=callbacks, max_steps=max_steps
+        TrialComponents(components.module, components.data, arguments),
+        folder,
+        job,
+        NoFiles(key),
+        callbacks=callbacks,
+        max_steps=max_steps,
     )
-    trainer.fit(built.module, datamodule=built.data)
+    trainer.fit(components.module, datamodule=components.data)
     if not job.trained:
         raise ValueError(
             "the Trainer ends before its first training batch, so a trial would have no score: check `max_time` and "

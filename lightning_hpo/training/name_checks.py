@@ -21,7 +21,7 @@ class NameCheck(pl.Callback):
     Args:
         builder: of what a trial trains.
         space: name -> distribution.
-        params: hyperparameters that the Trainer's module was built with.
+        params: hyperparameters that the Trainer's module was components with.
     """
 
     def __init__(self, builder: Builder, space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ def build_of(builder: Builder) -> Build:
     """Return a function that builds module and data module of hyperparameters."""
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        built = builder.build(params)
-        return built.module, built.data
+        components = builder.build(params)
+        return components.module, components.data
 
     return build

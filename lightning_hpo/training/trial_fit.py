@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch.utils.data import DataLoader
 
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
-from lightning_hpo.training.builder import Built
+from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded
@@ -46,7 +46,7 @@ class JobCallback(Protocol):
 
 
 def make_trainer(
-    built: Built,
+    components: TrialComponents,
     folder: Path,
     job: JobCallback,
     io: SealedCheckpointIO,
@@ -58,28 +58,28 @@ def make_trainer(
     """Make a Trainer that keeps everything in one folder, and let the training loaders tell their position.
 
     Args:
-        built: what will be trained; its ``train_dataloader`` and the last hooks of the start, a batch and a validation
-            are wrapped.
+        components: of the trial; its ``train_dataloader`` and the last hooks of the start, a batch and a validation are
+            wrapped.
         folder: for checkpoints and metrics.
         job: comes after all other callbacks.
         io: saves and loads its checkpoints.
-        callbacks: more, after those of ``built``.
+        callbacks: more, after those of ``components``.
         saved: content of the checkpoint to continue, or None; later rows of the metrics file are dropped.
-        **arguments: of the Trainer, that ``built`` must not have.
+        **arguments: of the Trainer, that ``components`` must not have.
 
     Raises:
         ValueError: for an argument of the Trainer that contradicts the budget.
     """
-    own = listed(built.trainer.get("callbacks"))
+    own = listed(components.trainer.get("callbacks"))
     defaults = dict(TRAINER_DEFAULTS)
     if any(isinstance(callback, ProgressBar) for callback in own):
         del defaults["enable_progress_bar"]
     if any(isinstance(callback, ModelSummary) for callback in own):
         del defaults["enable_model_summary"]
-    given = {**defaults, **built.trainer}
+    given = {**defaults, **components.trainer}
     validate_arguments(given)
     positions = [] if saved is None else saved["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-    owner: Any = built.module if built.data is None else built.data
+    owner: Any = components.module if components.data is None else components.data
     loaders = owner.train_dataloader
 
     def followed() -> Any:
@@ -97,9 +97,9 @@ def make_trainer(
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*listed(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
-    _call_after(built.module, "on_train_start", job.after_start, 0)
-    _call_after(built.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
-    _call_after(built.module, "on_validation_end", partial(job.after_validation, trainer), 0)
+    _call_after(components.module, "on_train_start", job.after_start, 0)
+    _call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
+    _call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
     # Lightning appends callbacks of its own, such as the timer of `max_time`.
     made: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
     made.sort(key=lambda callback: 2 if isinstance(callback, Checkpoint) else 1 if callback is job else 0)

@@ -137,7 +137,7 @@ class PopulationTuner(Tuner):
     def _search(self, target: Target) -> Result:
         builder = target.builder
         assert builder is not None  # optimize() is refused
-        ranks = ranks_of(builder.surroundings)
+        ranks = ranks_of(builder.distributed_arguments)
         if ranks.size > 1:
             raise ValueError(
                 f"`trainer` trains each member in {ranks.size} processes, but a PopulationTuner trains all members in "
