@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.schedulers import Scheduler
+from lightning_hpo.schedulers.base import Scheduler
 from lightning_hpo.space import format_distribution
 from lightning_hpo.study.code_identity import PYTHON, code_parts, first_seen
 

@@ -30,7 +30,10 @@ _OF_MODULES = (set(vars(pl.LightningModule())) | set(vars(pl.LightningDataModule
 _OF_OPTIMIZERS = (set(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "_opt_called"}) - {"param_groups"}
 _OF_SCHEDULES = {"_last_lr", "_first_update", "_calls_of_torch"}
 # Objects of these packages are no settings.
-_FOREIGN = ("logging", "threading", "_thread", "weakref", "multiprocessing", "torch._dynamo", "torch._inductor")
+_FOREIGN = (
+    "_thread", "logging", "multiprocessing", "optuna", "sqlalchemy", "threading", "torch._dynamo", "torch._inductor",
+    "weakref",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
-from lightning_hpo.lr_schedules import ClosedFormLR, make_lr_schedule
-from lightning_hpo.lr_schedules.closed_form import write_lr
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR, write_lr
 from lightning_hpo.lr_schedules.first_update import WILL_BIND, validate_not_chained
+from lightning_hpo.lr_schedules.shapes import make_lr_schedule
 
 
 class LRSchedule(Callback):

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_hpo.lr_schedules import ClosedFormLR
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 from lightning_hpo.space import from_unit, split_name
 from lightning_hpo.training.builder import part_of
 from lightning_hpo.training.leaves import Fixed, Path, copy_of, leaves, same

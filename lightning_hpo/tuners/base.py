@@ -22,7 +22,7 @@ from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
-from lightning_hpo.schedulers import Bracket, Coverage, Scheduler
+from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
 from lightning_hpo.space import Space, nested_config, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
