@@ -44,7 +44,7 @@ class HorizonLR(LRScheduler):
         )
 
     def bind(self, max_steps: int) -> None:
-        """Take the horizon from the training loop; does nothing where the user gave one.
+        """Take the horizon from the training loop; does nothing where the user gave a horizon.
 
         Args:
             max_steps: length of the whole training in optimizer steps.
@@ -81,7 +81,7 @@ class HorizonLR(LRScheduler):
         return (self.warmup,)
 
     def _set_horizon(self, max_steps: int | None) -> None:
-        """Set ``max_steps`` and what follows from it: ``warmup_steps`` here, more in subclasses."""
+        """Set ``max_steps`` and the lengths that follow from it: ``warmup_steps`` here, more in subclasses."""
         if max_steps is not None:
             max_steps = check_steps("max_steps", max_steps, at_least=1)
         self.max_steps = max_steps
@@ -134,7 +134,7 @@ class ClosedFormLR(HorizonLR):
         max_steps: horizon in optimizer steps, >= 1; None = unbound.
         warmup: length of the linear warm-up: steps (int >= 0) or a fraction of ``max_steps`` (float in [0, 1)).
         min_lr: absolute learning rate at the end, the same for all groups; at most the smallest base value.
-        min_lr_ratio: the same as a share of each group's base value, in [0, 1]. Give one of the two.
+        min_lr_ratio: the same as a share of each group's base value, in [0, 1]. Give only one of the two.
         initial_lr: learning rate at step 0 of the warm-up.
         last_epoch: as in torch: -1 for a new run; n - 1 to stand at step n.
 
@@ -295,7 +295,7 @@ class ClosedFormLR(HorizonLR):
         """Change the base learning rate, in force at once, at every later step, and after a save and restore.
 
         Args:
-            lr: the new base value: a float for all groups, or a sequence with one for each.
+            lr: the new base value: a float for all groups, or a sequence with a float for each.
 
         Raises:
             ValueError: if a value is negative, not finite or below ``min_lr``, or their number is not that of groups.

@@ -45,7 +45,7 @@ def may_update(schedule: Any, closure: Any, *, unbound: bool) -> bool:
 
     Args:
         schedule: a schedule that counts optimizer steps.
-        closure: what the optimizer's ``step`` was called with. Lightning's is a partial with the module among its
+        closure: argument of the optimizer's ``step``. Lightning's is a partial with the module among its
             arguments; any other says nothing, and only a missing horizon is refused.
         unbound: whether the schedule has no horizon.
 

@@ -163,7 +163,7 @@ def log_prior(theta: Floats) -> tuple[float, Floats]:
     None is much shorter than a seventh of the range, ℓ₀: a factor exp(-(ℓ₀/ℓ)²), as an inverse gamma density has it. A
     dozen rows cannot tell a function that is rough everywhere from one that they are too few for. The likelihood is
     flat there, the density above rises towards zero, and a model of unrelated rows spends trials on the closest
-    neighbourhood of the best one.
+    neighbourhood of the best row.
     """
     location, spread = _lengthscale_prior(len(theta) - 2)
     locations = np.full(len(theta), location)

@@ -100,7 +100,7 @@ class Search:
             rows = self.encoding.snap(rows)
             new = self._new(rows)
             if new.any():
-                # known rows stay in the table, so that its parts keep their places, but as copies of a new one
+                # known rows stay in the table, so that its parts keep their places, but as copies of a new row
                 rows[~new] = rows[int(np.argmax(new))]
         halves = np.array_split(np.arange(len(spread)), 2)
         return rows, [*halves, np.arange(len(spread), len(rows))]

@@ -59,7 +59,7 @@ class Attributes:
             self._data[key] = {name for name, value in _vars(owner).items() if _is_long(value)}
 
     def changed(self) -> Changes:
-        """Return a copy of what has changed."""
+        """Return a copy of the changes."""
         changes: Changes = {}
         for key, owner in self._owners():
             before = self._before.get(key, {})
@@ -70,7 +70,7 @@ class Attributes:
         return changes
 
     def put_back(self, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-        """Put back what :meth:`changed` returned; tensors that are not there yet come to ``device``."""
+        """Put changes back; tensors that are not there yet come to ``device``."""
         for key, owner in list(self._owners()):
             for name, value in changes.get(key, {}).items():
                 if isinstance(owner, _Weights):

@@ -103,9 +103,9 @@ def _callable(role: str, factory: Any, kind: type) -> Callable[..., Any]:
     return made
 
 
-def _check_argument(what: str, factory: Callable[..., Any], argument: str, head: str) -> None:
+def _check_argument(subject: str, factory: Callable[..., Any], argument: str, head: str) -> None:
     if head == "trainer" and argument in _OURS:
-        raise ValueError(f"{what}, but {_OURS[argument]}.")
+        raise ValueError(f"{subject}, but {_OURS[argument]}.")
     parameters = inspect.signature(factory).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
@@ -116,20 +116,20 @@ def _check_argument(what: str, factory: Callable[..., Any], argument: str, head:
             f" and {more} more" if (more := len(known) - _MOST_LISTED) > 0 else ""
         )
         hint = nearest(argument, known)
-        raise ValueError(f"{what}, but {name} has no argument {argument!r}.{hint} It takes {takes}.")
+        raise ValueError(f"{subject}, but {name} has no argument {argument!r}.{hint} It takes {takes}.")
 
 
 def _call(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
     try:
-        built = of_lightning(factory(**_own_defaults(factory, params), **params))
+        component = of_lightning(factory(**_own_defaults(factory, params), **params))
     except (JobError, TrialPruned):
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"`{role}` cannot be built with {listed(params) or 'no arguments'}: {why}") from error
-    if not isinstance(built, kind):
-        raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(built)}.")
-    return built
+    if not isinstance(component, kind):
+        raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(component)}.")
+    return component
 
 
 def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A name of the space is bound to the values that change with it: the module is bu
 and the name stands for everything in which the builds differ. So ``lr`` finds the groups that are built with a
 tenth of it and a schedule's ``max_lr``, ``dropout`` finds attention, recurrent layers and ``self.p``, and a layer that
 happens to hold the same value is left alone. To change values, a new build with them is compared with a new build
-with those before, both at the step of the live schedules, and what differs is copied.
+with those before, both at the step of the live schedules, and the differences are copied.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -73,7 +73,7 @@ class Hyperparameters:
         self._rebuild = rebuild or of_module(trainer, module)
         self._direct: dict[str, list[Path]] = {}  # of names whose value itself stands at these paths
         self._in_builds: list[str] = []  # names whose values show in a build
-        self._paths: set[Path] = set()  # of what they change
+        self._paths: set[Path] = set()  # of the values that they change
         rest = [name for name in space if not self._bind_by_name(name)]
         if self._rebuild is not None:
             self._rebuild.find_effects({name: space[name] for name in rest}, trainer)
@@ -125,7 +125,7 @@ class Hyperparameters:
         return {name: value for name, value in params.items() if split_name(name)[0] == "data" or name in batch_sizes}
 
     def read_back(self, params: Mapping[str, Any]) -> None:
-        """Check that what was changed last is in effect.
+        """Check that the last changes are in effect.
 
         A value that the user's own schedule, callback or code changes in training is no mismatch. A value that stays
         where it was although the hyperparameter has changed is.
@@ -197,7 +197,7 @@ class Hyperparameters:
         self._direct[name] = paths
 
     def _hook_uses(self, name: str, space: Mapping[str, BaseDistribution]) -> bool:
-        """Call the hook with the first value, another, and the first again, and compare what it sets."""
+        """Call the hook with the first value, another, and the first again, and compare the values that it sets."""
         head, key = split_name(name)
         middle = {other: from_unit(distribution, 0.5) for other, distribution in space.items()}
         first, *others = other_values(space[name])
@@ -210,7 +210,9 @@ class Hyperparameters:
         before = set_by(first)
         for other in others:
             moved = differing(before, set_by(other))
-            if moved - differing(before, set_by(first)):  # what moves with every call is no hyperparameter's
+            if moved - differing(
+                before, set_by(first)
+            ):  # a value that moves with every call does not depend on the hyperparameter
                 return True
         return False
 
@@ -258,7 +260,7 @@ class Hyperparameters:
                 schedule._last_lr = [copy_of(group["lr"]) for group in schedule.optimizer.param_groups]  # noqa: SLF001
 
     def _write(self, live: Roots, paths: set[Path], was: Mapping[Path, Any], wanted: Mapping[Path, Any]) -> None:
-        """Write the wanted values of a second build where a first build of what is in effect has others."""
+        """Write the values of a new build at paths where it differs from a build of the values in effect."""
         for path in sorted(paths, key=repr):
             value = wanted.get(path, _MISSING)
             if value is _MISSING or isinstance(value, Fixed):
@@ -280,15 +282,15 @@ class Hyperparameters:
         own = {name: value for name, value in params.items() if split_name(name)[0] == "data"}
         if own == self._data or not own:
             return False
-        built = [name for name in own if name in self._in_builds]
-        if built and self._rebuild is not None:
+        rebuilt = any(name in self._in_builds for name in own)
+        if rebuilt and self._rebuild is not None:
             with seeded():
                 old, new = (self._rebuild.build(values)[1] for values in self._builds(own))
             was, wanted = leaves({"data": [old]}), leaves({"data": [new]})
             self._write(self._roots(), differing(was, wanted), was, wanted)
         self._tell("data", params)
         self._data = own
-        renewed = bool(built) or hasattr(self._owners["data"], HOOK)  # workers then see the new values
+        renewed = rebuilt or hasattr(self._owners["data"], HOOK)  # workers then see the new values
         if renewed:
             self._loaders.renew()
         return renewed
@@ -298,8 +300,8 @@ class Hyperparameters:
         owner, own = self._owners[head], part_of(params, head)
         if owner is None or not own:
             return
-        built = part_of(dict.fromkeys(self._in_builds), head)
-        owner.hparams.update({key: value for key, value in own.items() if key in owner.hparams and key not in built})
+        rebuilt = part_of(dict.fromkeys(self._in_builds), head)
+        owner.hparams.update({key: own[key] for key in own if key in owner.hparams and key not in rebuilt})
         hook: Callable[[dict[str, Any]], None] | None = getattr(owner, HOOK, None)
         if hook is not None:
             hook(own)

@@ -1,8 +1,8 @@
 """State of a module, its data and its callbacks that changes in training and stands in no ``state_dict``.
 
-Lightning's checkpoint holds weights, optimizers, LR schedules, and what callbacks declare. A module that anneals a
-coefficient, unfreezes a layer, counts epochs or keeps a running value does so in plain attributes; torchmetrics keep
-their sums in such attributes too. :class:`LiveState` notes the changes since training began and puts them back.
+Lightning's checkpoint holds weights, optimizers, LR schedules, and the states that callbacks declare. A module that
+anneals a coefficient, unfreezes a layer, counts epochs or keeps a running value does so in plain attributes;
+torchmetrics keep their sums there too. :class:`LiveState` notes the changes since training began and puts them back.
 
 It covers attributes (see :mod:`lightning_hpo.training.attributes`), whether a parameter requires a gradient, whether a
 submodule trains or evaluates, non-persistent buffers, Lightning's sums of an epoch's metrics, its
@@ -64,7 +64,7 @@ class LiveState:
         }
 
     def restore(self, state: State, *, with_stop: bool = True) -> None:
-        """Put back what :meth:`state` returned.
+        """Put the result of :meth:`state` back.
 
         Args:
             state: as returned.

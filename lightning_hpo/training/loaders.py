@@ -87,7 +87,7 @@ class FollowedLoader:
     _starts_workers = False
     _epochs = 0  # that were begun
     _restored: State | None = None  # until its batches are passed over
-    _passed: Iterator[Any] | None = None  # what follows them
+    _passed: Iterator[Any] | None = None  # the batches that follow
     _together: list["FollowedLoader"]  # all that are read in one epoch
     _place: int  # among them
     _created: State | None = None  # random numbers before the first iterator was made

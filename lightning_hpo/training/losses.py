@@ -17,7 +17,7 @@ class LossWatch:
         self._losses: list[tuple[int, torch.Tensor]] = []  # with their steps
 
     def note(self, trainer: pl.Trainer, outputs: Any) -> None:
-        """Take the loss of a batch from what ``training_step`` returned.
+        """Take the loss of a batch from the outputs of ``training_step``.
 
         Raises:
             DivergedError: if it is on a CPU and not finite.

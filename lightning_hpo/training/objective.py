@@ -53,7 +53,7 @@ class Objective:
         max_steps: the full budget of a trial in optimizer steps, which is also the horizon of its LR schedules.
         trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
         seed: with the trial's number, it seeds everything random in a trial.
-        checkpoint_every: save each time so many steps are done; what a kill costs at most. Default 25.
+        checkpoint_every: save each time so many steps are done; a kill costs no more than these. Default 25.
         root: folder for the trials of ``study.optimize``; None uses a temporary folder.
         stop_on_nan: end a trial at its first training loss that is NaN or infinite, as failed with ``diverged at step
             s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are

@@ -21,7 +21,7 @@ def trainer_path(key: str) -> Path:
 
 
 def batch_size_paths(head: str, owner: Any) -> list[Path]:
-    """Return the paths of what ``train_dataloader()`` may read; empty if there is nothing.
+    """Return the paths of the batch size that ``train_dataloader()`` may read; empty if there is none.
 
     Args:
         head: root of the paths.

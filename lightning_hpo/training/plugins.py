@@ -46,7 +46,7 @@ class SealedCheckpointIO(CheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Verify the hash, and load more than tensors and plain values only from a file that the run has signed.
 
-        ``weights_only`` says nothing here: it would be for the caller to know who wrote the file.
+        ``weights_only`` is ignored: the caller cannot know who wrote the file.
         """
         content, self._content = self._content, None
         if content is not None and path == self._path and map_location is None:

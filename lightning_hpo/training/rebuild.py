@@ -69,7 +69,7 @@ class Rebuild:
     effects: dict[str, Effect] = field(default_factory=dict)
 
     def find_effects(self, space: Mapping[str, BaseDistribution], trainer: pl.Trainer) -> None:
-        """Find what each name of a space changes, unless that is known."""
+        """Find the effect of each name of a space, unless it is known."""
         names = [name for name in space if name not in self.effects and self.takes(name)]
         if names:
             base = twin(trainer, self.build, self.params)
@@ -83,8 +83,8 @@ def of_module(trainer: pl.Trainer, module: pl.LightningModule) -> Rebuild | None
     owners = {"model": module, "data": data}
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        built = {head: _again(owner, part_of(params, head)) for head, owner in owners.items() if owner is not None}
-        return built["model"], built.get("data")
+        again = {head: _again(owner, part_of(params, head)) for head, owner in owners.items() if owner is not None}
+        return again["model"], again.get("data")
 
     def takes(name: str) -> bool:
         head, key = split_name(name)
@@ -267,7 +267,7 @@ def _attached(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
 
 def _again(owner: Any, params: Mapping[str, Any]) -> Any:
     hparams = {**copy.deepcopy(dict(owner.hparams)), **params}
-    instantiator = hparams.pop("_instantiator", None)  # what a LightningCLI builds with
+    instantiator = hparams.pop("_instantiator", None)  # a LightningCLI builds with it
     if instantiator is not None:
         module, _, name = str(instantiator).rpartition(".")
         return getattr(importlib.import_module(module), name)(type(owner), hparams)

@@ -123,7 +123,7 @@ class TrialTrainer(pl.Trainer):
 
 
 class FirstCallback(pl.Callback):
-    """Prepares a Trainer before the callbacks of the user; a job adds what it does before their other hooks."""
+    """Prepares a Trainer before the callbacks of the user; a job adds its own actions before their other hooks."""
 
     def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
         """Do what Lightning does too late, or not as a trial needs it."""
