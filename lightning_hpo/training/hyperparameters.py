@@ -39,6 +39,7 @@ from lightning_hpo.training.rebuild import (
     of_module,
     other_values,
     twin,
+    with_share,
 )
 
 HOOK = "on_hyperparameters"
@@ -268,12 +269,8 @@ class Hyperparameters:
                     f"{text(path)} needs a new module with {self._applied!r}: the hyperparameters cannot change"
                     " together."
                 )
-            before: Any = was.get(path)
-            current = _value(live, path)
-            moved = current is not _MISSING and before is not None and not same(current, before)
-            if is_rate(path) and moved and float(before) != 0:
-                # The user's own code or ReduceLROnPlateau has moved it: the share stays.
-                value = float(current) * (float(value) / float(before))
+            if is_rate(path) and (current := _value(live, path)) is not _MISSING:
+                value = with_share(value, current, was.get(path))
             put_and_check(live, path, value)
             self._written[path] = copy_of(value)
 

@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -100,7 +100,7 @@ class LRSchedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind: the checkpoint is restored and the data are known, no batch has been trained on."""
         for config in trainer.lr_scheduler_configs:
-            if not _nested(config.scheduler):
+            if not _ours(config.scheduler):
                 continue
             if config.frequency != 1:
                 raise MisconfigurationException(
@@ -196,10 +196,10 @@ def bind_to_steps(trainer: Trainer, max_steps: int | None) -> None:
         RuntimeError: if a ``ChainedScheduler`` holds such a schedule, which would lose the effect of the others.
     """
     for config in trainer.lr_scheduler_configs:
-        if _nested(config.scheduler):
+        if _ours(config.scheduler):
             config.interval = "step"
             _bind(config.scheduler, max_steps)
-            if config.scheduler not in _nested(config.scheduler):
+            if config.scheduler not in _ours(config.scheduler):
                 _write_active(config.scheduler)
 
 
@@ -226,15 +226,20 @@ def _write_active(schedule: Any) -> None:
         active.load_state_dict({"last_epoch": active.last_epoch})
 
 
+def nested(schedule: Any) -> Iterator[Any]:
+    """Yield a schedule and all schedules inside it."""
+    yield schedule
+    for inner in getattr(schedule, "_schedulers", ()):
+        yield from nested(inner)
+
+
 def _schedules(trainer: Trainer) -> list[ClosedFormLR]:
-    return [schedule for config in trainer.lr_scheduler_configs for schedule in _nested(config.scheduler)]
+    return [schedule for config in trainer.lr_scheduler_configs for schedule in _ours(config.scheduler)]
 
 
-def _nested(schedule: Any) -> list[ClosedFormLR]:
-    """Schedules of this package in a schedule, itself included."""
-    if isinstance(schedule, ClosedFormLR):
-        return [schedule]
-    return [found for inner in getattr(schedule, "_schedulers", ()) for found in _nested(inner)]
+def _ours(schedule: Any) -> list[ClosedFormLR]:
+    """Return the schedules of this package in a schedule, itself included."""
+    return [inner for inner in nested(schedule) if isinstance(inner, ClosedFormLR)]
 
 
 def _go_to_global_step(schedule: ClosedFormLR, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,7 +4,7 @@ import copy
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 from lightning_hpo.space import from_unit, split_name
 from lightning_hpo.training.builder import part_of
 from lightning_hpo.training.leaves import Fixed, Path, copy_of, leaves, same
-from lightning_hpo.training.lr_schedule import LRSchedule
+from lightning_hpo.training.lr_schedule import LRSchedule, nested
 from lightning_hpo.training.random_state import seeded
 from lightning_hpo.training.usage import BUILDING, is_used
 
@@ -230,8 +230,22 @@ def is_rate(path: Path) -> bool:
     return path[0] == ("item", "optimizers") and path[-1] == ("item", "lr")
 
 
+def with_share(wanted: Any, current: Any, before: Any) -> Any:
+    """Return a learning rate to write where code of the user may have moved the rate: the share of the move stays.
+
+    Args:
+        wanted: rate by the hyperparameters.
+        current: rate in effect.
+        before: rate by the hyperparameters before, at the same step; None if it is not known.
+    """
+    if before is None or float(before) == 0 or same(current, before):
+        return wanted
+    rate = float(current) * (float(wanted) / float(before))
+    return torch.tensor(rate, dtype=current.dtype) if isinstance(current, torch.Tensor) else rate
+
+
 def _advance(own: Any, other: Any) -> None:
-    for inner, live in zip(_nested(own), _nested(other), strict=False):
+    for inner, live in zip(nested(own), nested(other), strict=False):
         if isinstance(inner, ClosedFormLR) and live.max_steps is not None:
             inner.bind(live.max_steps)
     if isinstance(own, ClosedFormLR):
@@ -246,12 +260,6 @@ def _advance(own: Any, other: Any) -> None:
 def _position(schedule: Any) -> int:
     inner = getattr(schedule, "_schedulers", None)
     return int(schedule.last_epoch) if hasattr(schedule, "last_epoch") else _position(inner[0]) if inner else 0
-
-
-def _nested(schedule: Any) -> Iterator[Any]:
-    yield schedule
-    for inner in getattr(schedule, "_schedulers", ()):
-        yield from _nested(inner)
 
 
 def _attached(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:

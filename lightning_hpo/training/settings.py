@@ -15,8 +15,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_hpo.training.leaves import Path, get, leaves, put_and_check, same
-from lightning_hpo.training.rebuild import advance, differing, is_rate, note_base_lrs
+from lightning_hpo.training.leaves import Path, get, leaves, put_and_check
+from lightning_hpo.training.rebuild import advance, differing, is_rate, note_base_lrs, with_share
 
 _STORED = (bool, int, float, str, type(None), torch.Tensor)
 
@@ -62,13 +62,9 @@ class BuiltSettings:
 
     def _rate(self, path: Path, live: Any) -> Any:
         """Return the learning rate at the step of its schedule; without a schedule, reduced by as much as now."""
-        own, now, base = get(self._fresh, path), get(live, path), self._before.get(path)
-        optimizer = get(live, path[:2])
+        own, optimizer = get(self._fresh, path), get(live, path[:2])
         clocks = [s for s in live["schedules"] if s.optimizer is optimizer and not isinstance(s, ReduceLROnPlateau)]
-        if clocks or base is None or same(now, base) or float(base) == 0:
-            return own
-        rate = float(now) * (float(own) / float(base))
-        return torch.tensor(rate, dtype=now.dtype) if isinstance(now, torch.Tensor) else rate
+        return own if clocks else with_share(own, get(live, path), self._before.get(path))
 
 
 def names_in_groups(optimizers: Sequence[Optimizer], module: pl.LightningModule) -> list[list[list[str]]]:

@@ -35,11 +35,10 @@ _NOT_ZERO = {
 }
 
 # Callbacks that no trial can have, and the remedy.
-_CHANGES_PARAMETERS: dict[type[Callback], str] = {
-    BatchSizeFinder: "changes the batch size, so the recorded one would be wrong: put 'data.batch_size' into the space",
-    LearningRateFinder: "changes the learning rate, so the recorded one would be wrong: put 'lr' into the space",
-}
-_CANNOT_BE_JUDGED: dict[type[Callback], str] = {
+_NOT_IN_TRIALS: dict[type[Callback], str] = {
+    BatchSizeFinder: "changes the batch size, so the recorded value would be wrong: put 'data.batch_size' into the "
+    "space",
+    LearningRateFinder: "changes the learning rate, so the recorded value would be wrong: put 'lr' into the space",
     ModelPruning: "keeps its masks in no checkpoint, so no trial could be continued: prune the best model",
     SpikeDetection: "cannot be restored from a checkpoint by Lightning 2.6, so no trial could be continued: give the "
     "tuner `stop_on_nan=True`",
@@ -64,13 +63,11 @@ def validate_callbacks(callbacks: list[Callback]) -> None:
         MisconfigurationException: if a callback is at odds with validation or checkpoints.
     """
     for callback in callbacks:
-        name = type(callback).__name__
-        for kind, why in _CHANGES_PARAMETERS.items():
+        for kind, why in _NOT_IN_TRIALS.items():
             if isinstance(callback, kind):
-                raise ParameterMismatchError(f"{name} {why}.")
-        for kind, why in _CANNOT_BE_JUDGED.items():
-            if isinstance(callback, kind):
-                raise MisconfigurationException(f"{name} {why}.")
+                finds = kind in (BatchSizeFinder, LearningRateFinder)
+                error = ParameterMismatchError if finds else MisconfigurationException
+                raise error(f"{type(callback).__name__} {why}.")
 
 
 class TrialTrainer(pl.Trainer):
