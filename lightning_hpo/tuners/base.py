@@ -296,7 +296,7 @@ class Tuner:
             return self._search(Target(FunctionWork(function), [function]))
 
     def _search(self, target: Target) -> Result:
-        ranks = Ranks() if target.builder is None else ranks_of(target.builder.surroundings)
+        ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
         self._validate_workers(ranks.size)
         asked = self._fingerprint(target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))

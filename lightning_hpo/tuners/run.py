@@ -13,6 +13,7 @@ from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import SearchFailedError, StudyPaused, explained, last_line
 from lightning_hpo.executors.worker import validate_not_starting
 from lightning_hpo.interrupts import Interrupts, pausing_signals
+from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.records import Row, Work, best_row
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.report import read_run, write_report
@@ -132,6 +133,8 @@ def open_run(
         StorageError: if the folder or the study cannot be used.
     """
     with ExitStack() as stack:
+        stack.enter_context(known_warnings_hidden())
+        stack.enter_context(warnings_only(*CHATTY))  # once, not at each job
         stack.enter_context(explained(folder.path))
         stack.enter_context(folder.readable_errors())
         stack.enter_context(folder.locked(shared=options.shared))
