@@ -92,11 +92,7 @@ def _settings(chooser: Any) -> dict[str, Any]:
     names = (name for name in inspect.signature(kind).parameters if name != "seed" and not name.startswith("warn"))
     held = {name: getattr(chooser, name, getattr(chooser, f"_{name}", None)) for name in names}
     plain = {
-        name: value
-        if isinstance(value, bool | int | str)
-        else repr(value)
-        if isinstance(value, float)
-        else label(value)
+        name: repr(value) if isinstance(value, float) else value if isinstance(value, int | str) else label(value)
         for name, value in held.items()
         if value is not None
     }
