@@ -140,7 +140,38 @@ class Objective:
         """
         assert task.job.trial is not None
         with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
-            return self._run(task, should_pause, callbacks)
+            begin, is_own = self._begin(task)
+            saved = None if begin is None else checkpoints.load(begin, key=self.key)
+            if is_own and saved is not None:
+                outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
+                if outcome is not None:  # a kill fell between the end of the job and its record
+                    return outcome
+            components = self.builder.build(task.params)
+            job = Leg(
+                task.job.max_steps,
+                task.folder / CHECKPOINT,
+                every=self._every,
+                monitor=self.monitor,
+                should_pause=should_pause,
+                stop_on_nan=self._stop_on_nan,
+                identity=task.identity,
+                forked=begin is not None and not is_own,
+            )
+            trainer = make_trainer(
+                components,
+                task.folder,
+                job,
+                SealedCheckpointIO(begin, saved, self.key),
+                callbacks=callbacks,
+                saved=saved,
+                max_steps=self.max_steps,
+            )
+            try:
+                trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
+            except SystemExit:
+                if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
+                    raise
+            return self._outcome(job, trainer.global_step)
 
     def use_key(self, key: Key) -> None:
         """Sign checkpoints with the key of a run, and recognise the files of the run by it."""
@@ -186,52 +217,23 @@ class Objective:
         with warnings_only("optuna"):
             return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
 
-    def _run(self, task: Task, should_pause: Callable[[], bool], more: Sequence[pl.Callback]) -> Outcome:
+    def _begin(self, task: Task) -> tuple[Path | None, bool]:
+        """Return the checkpoint that a job begins from, and whether it is the trial's own."""
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = task.folder / CHECKPOINT
         checkpoints.remove_leftovers(checkpoint)
-        source, damaged = checkpoints.newest_intact(checkpoint, self.key)
+        own, damaged = checkpoints.newest_intact(checkpoint, self.key)
         for file in damaged:
             aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-        begin = source or task.source
-        saved = None if begin is None else checkpoints.load(begin, key=self.key)
-        if source is not None and saved is not None:
-            outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
-            if outcome is not None:  # a kill fell between the end of the job and its record
-                return outcome
+        return own or task.source, own is not None
 
-        components = self.builder.build(task.params)
-        job = Leg(
-            task.job.max_steps,
-            checkpoint,
-            every=self._every,
-            monitor=self.monitor,
-            should_pause=should_pause,
-            stop_on_nan=self._stop_on_nan,
-            identity=task.identity,
-            forked=source is None and begin is not None,
-        )
-        trainer = make_trainer(
-            components,
-            task.folder,
-            job,
-            SealedCheckpointIO(begin, saved, self.key),
-            callbacks=more,
-            saved=saved,
-            max_steps=self.max_steps,
-        )
-        try:
-            trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
-        except SystemExit:
-            if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
-                raise
+    def _outcome(self, job: Leg, step: int) -> Outcome:
         if job.paused:
-            return Outcome(None, trainer.global_step, values=job.values, ended=PAUSED)
+            return Outcome(None, step, values=job.values, ended=PAUSED)
         for name in self.also:
             _score(name, job.metrics)
-        score = _score(self.monitor, job.metrics)
-        return Outcome(score, trainer.global_step, job.metrics, values=job.values, ended=job.ended)
+        return Outcome(_score(self.monitor, job.metrics), step, job.metrics, values=job.values, ended=job.ended)
 
 
 @contextlib.contextmanager
