@@ -144,6 +144,8 @@ class Row:
         member: number of the first trial of the member of a population that it belongs to; None if it is the first.
         forked_at: step of its parent at which its weights were taken; None if it has no parent.
         stopped: steps at which a callback asked to stop it, although it is to train on.
+        step: of its last value, or where its training began.
+        score: value that the trial competes with: its last one, if that is a finite number.
     """
 
     number: int
@@ -159,6 +161,15 @@ class Row:
     member: int | None = None
     forked_at: int | None = None
     stopped: tuple[int, ...] = ()
+    step: int = field(init=False, repr=False, compare=False)
+    score: float | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        step = max(self.values, default=self.start)
+        value = self.values[step] if self.values and self.scored else math.nan
+        # Computed once, as a search reads them of all its trials after each job.
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "score", value if math.isfinite(value) else None)
 
     @property
     def home(self) -> int:
@@ -168,19 +179,9 @@ class Row:
     @property
     def idle(self) -> bool:
         """Whether the trial may be given a job: it is not finished, and no job works on it."""
-        reached = self.target is None or (bool(self.values) and self.step >= self.target)
+        # A job that reports while it trains may have reported at its target and still be running.
+        reached = self.target is None or (self.scored and bool(self.values) and self.step >= self.target)
         return self.state == "running" and reached
-
-    @property
-    def step(self) -> int:
-        """Step of its last value, or where its training began."""
-        return max(self.values, default=self.start)
-
-    @property
-    def score(self) -> float | None:
-        """Value that the trial competes with: its last one, if that is a finite number."""
-        value = self.values[self.step] if self.values and self.scored else math.nan
-        return value if math.isfinite(value) else None
 
     def at(self, rung: int, following: float = math.inf) -> float | None:
         """Return the trial's value at a rung, or None if it has none there.
@@ -203,7 +204,7 @@ class Row:
 def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
     """Return the best trial, or None without any score; :func:`ranked` says what is better."""
     sign = 1 if mode == "min" else -1
-    return min((row for row in rows if row.score is not None), key=lambda row: _rank(row, sign), default=None)
+    return min([row for row in rows if row.score is not None], key=lambda row: _rank(row, sign), default=None)
 
 
 def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:
@@ -224,8 +225,7 @@ def reach(row: Row) -> float:
 
 
 def _rank(row: Row, sign: int) -> tuple[bool, float, float, int]:
-    assert row.score is not None
-    return not row.feasible, -reach(row), sign * row.score, row.number
+    return not row.feasible, -reach(row), sign * (row.score or 0.0), row.number  # every row here has a score
 
 
 def spent(rows: Sequence[Row]) -> int:

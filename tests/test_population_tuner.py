@@ -14,8 +14,6 @@ import optuna
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from lightning_hpo import checkpoints
 from lightning_hpo.__main__ import main
@@ -23,6 +21,7 @@ from lightning_hpo.errors import StorageError, StudyMismatchError
 from lightning_hpo.space import parse_space
 from lightning_hpo.study.lineage import ReplayLR, lineage, plot, replay, schedule_of, to_study, winner
 from lightning_hpo.tuners.population import PopulationTuner
+from tests.studies import study_of
 from tests.test_kill import in_a_child
 from tests.test_population_callback import Data, Net
 
@@ -117,8 +116,7 @@ def test_killed_ten_times_and_continued_equals_uninterrupted(uninterrupted, tmp_
 
 def test_the_study_is_a_journal_that_optuna_and_the_command_line_read(uninterrupted, capsys):
     run = uninterrupted.best_checkpoint.parent
-    assert not (run / "study.db").exists()
-    plain = optuna.load_study(study_name="run", storage=JournalStorage(JournalFileBackend(str(run / "study.journal"))))
+    plain = study_of(run)
     assert [one.params for one in lineage(plain)] == [one.params for one in lineage(uninterrupted)]
     assert main(["show", str(run)]) == 0
     out = capsys.readouterr().out

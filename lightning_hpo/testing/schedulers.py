@@ -1,4 +1,4 @@
-"""What every scheduler must keep, checked without a Trainer."""
+"""The contract of every scheduler, checked without a Trainer."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Stand = Callable[[int, int], tuple[int, bool]]  # (trial number, step asked for)
 
 
 def as_asked(_: int, asked: int) -> tuple[int, bool]:
-    """Stand at exactly the step that was asked for, and be ready to go on."""
+    """Reach exactly the step of the job, and be ready to go on."""
     return asked, False
 
 
@@ -52,7 +52,7 @@ class Simulation:
         return number
 
     def finish(self, number: int, evaluate: Evaluate, limit: int, stand: Stand = as_asked) -> None:
-        """End the job at work on a trial.
+        """End the running job of a trial.
 
         Args:
             number: of the trial.
@@ -86,7 +86,7 @@ def simulate(
     Args:
         scheduler: to run.
         evaluate: (trial number, step) -> value; NaN fails the trial.
-        workers: jobs at work at a time; a random one of them ends next.
+        workers: jobs at a time; a random job of them ends next.
         seed: of the order in which jobs end.
         rows: where to start, e.g. the rows of an interrupted run.
         stand: (trial number, step asked for) -> where the trial then stands, and whether it has ended by itself.
@@ -108,7 +108,7 @@ def simulate(
 
 
 class SchedulerTestCase:
-    """Inherit, and define a pytest fixture ``scheduler``. A ``mode`` field is turned round where there is one."""
+    """Inherit, and define a pytest fixture ``scheduler``. If it has a ``mode``, both modes are tested."""
 
     def value(self, number: int, step: int) -> float:
         """Pseudo-random values with ties and failures."""
@@ -171,7 +171,7 @@ class SchedulerTestCase:
                 assert again.rows == whole.rows
 
     def stand(self, number: int, asked: int) -> tuple[int, bool]:
-        """Every third trial ends by itself at a step of its own; others may stand up to two steps beyond the asked."""
+        """Every third trial ends by itself at a step of its own; others may be up to two steps beyond their job's."""
         end = 1 + random.Random(f"end {number}").randrange(6)
         if number % 3 == 0 and asked >= end:
             return end, True

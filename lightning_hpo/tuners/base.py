@@ -85,8 +85,8 @@ class Parts:
     propose: MakeProposer = SamplerProposer
     work: "Callable[[Objective], Work]" = lambda objective: objective.run
     executor: MakeExecutor = make_executor
-    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader  # a name for the reader
-    converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above  # as above
+    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader
+    converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above
     study: optuna.Study | None = None
     pruner: BasePruner | None = None
     constraints: Sequence[str] = ()
@@ -107,8 +107,8 @@ class Tuner:
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
-        storage: an Optuna storage or its URL. Default: SQLite in the run folder. What keeps a second process away is a
-            lock in ``root/name``, so processes that use one storage need the same ``root``.
+        storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
+            second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
         root: folder of all runs.
         trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
             they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
@@ -296,7 +296,7 @@ class Tuner:
             return self._search(Target(FunctionWork(function), [function]))
 
     def _search(self, target: Target) -> Result:
-        ranks = Ranks() if target.builder is None else ranks_of(target.builder.surroundings)
+        ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
         self._validate_workers(ranks.size)
         asked = self._fingerprint(target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
