@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.study.shared_folder import Graft
+from lightning_hpo.study.population_folder import NextPhase
 from lightning_hpo.text import nearest
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.rebuild import Rebuild
@@ -31,14 +31,16 @@ class Population(Protocol):
     def join(self, step: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
         """Take the member's place and return its hyperparameters."""
 
-    def report(self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False) -> Graft | None:
+    def report(
+        self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False
+    ) -> NextPhase | None:
         """Write down a score, and whether the member was asked to stop there; say how to go on."""
 
-    def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
+    def decide(self, step: int, capture: Callable[[], State]) -> NextPhase | None:
         """Say again how to go on after a step that was reported before; None if it was not."""
 
-    def applied(self, step: int, graft: Graft) -> None:
-        """Write down that the member goes on as the graft says."""
+    def applied(self, step: int, following: NextPhase) -> None:
+        """Write down that the member goes on as decided."""
 
     def beat(self) -> None:
         """Give a sign of life."""
@@ -74,7 +76,7 @@ class Member(pl.Callback):
         """How to build the module again; None builds it from its saved hparams."""
         self._params: dict[str, Any] = {}
         self._decided_at = 0
-        self._pending: Graft | None = None
+        self._pending: NextPhase | None = None
         self._metrics_before: set[str] = set()
         self._validated: set[str] = set()  # metrics that validation logs
 
@@ -90,9 +92,10 @@ class Member(pl.Callback):
         """Let EarlyStopping judge a validation before the population does, wherever it was given."""
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
         own = callbacks.index(self)
-        later = [one for one in callbacks[own:] if isinstance(one, EarlyStopping)]
-        # A new list: Lightning is going through the old one.
-        trainer.callbacks = [*callbacks[:own], *later, *(one for one in callbacks[own:] if one not in later)]  # type: ignore[attr-defined]  # as above
+        later = [callback for callback in callbacks[own:] if isinstance(callback, EarlyStopping)]
+        rest = [callback for callback in callbacks[own:] if callback not in later]
+        # A new list: Lightning is going through the old list.
+        trainer.callbacks = [*callbacks[:own], *later, *rest]  # type: ignore[attr-defined]  # as above
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find where each hyperparameter takes effect, and join the population."""
@@ -126,16 +129,16 @@ class Member(pl.Callback):
         """Do what was decided."""
         if trainer.is_global_zero:
             self._population.beat()
-        graft, self._pending = self._pending, None
-        if graft is None:
+        following, self._pending = self._pending, None
+        if following is None:
             return
-        if graft.state is not None:
-            transplant(graft.state, trainer, pl_module)
-        self._params = dict(graft.params)
-        self._bound().apply(self._params, copied=graft.state is not None)
+        if following.state is not None:
+            transplant(following.state, trainer, pl_module)
+        self._params = dict(following.params)
+        self._bound().apply(self._params, copied=following.state is not None)
         if trainer.is_global_zero:
-            self._population.applied(trainer.global_step, graft)
-        self._log(trainer, parent=graft.parent)
+            self._population.applied(trainer.global_step, following)
+        self._log(trainer, parent=following.parent)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what training has logged."""
@@ -161,7 +164,7 @@ class Member(pl.Callback):
         self._decided_at = trainer.global_step
         stopped = self._was_asked_to_stop(trainer)
 
-        def report(step: int, collect: Callable[[], State]) -> Graft | None:
+        def report(step: int, collect: Callable[[], State]) -> NextPhase | None:
             return self._population.report(step, score, collect, stopped=stopped)
 
         self._decide(trainer, pl_module, report)
@@ -185,10 +188,10 @@ class Member(pl.Callback):
     def _stop_here(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let EarlyStopping judge a validation of an epoch's end now, not after the decision that follows from it."""
         if trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1:
-            for one in trainer.early_stopping_callbacks:
-                if one._check_on_train_epoch_end and one.monitor in self._validated:  # noqa: SLF001  # no public name
-                    one._check_on_train_epoch_end = False  # noqa: SLF001  # as above
-                    one.on_validation_end(trainer, pl_module)
+            for callback in trainer.early_stopping_callbacks:
+                if callback._check_on_train_epoch_end and callback.monitor in self._validated:  # noqa: SLF001  # no public name
+                    callback._check_on_train_epoch_end = False  # noqa: SLF001  # as above
+                    callback.on_validation_end(trainer, pl_module)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Whether this validation is one of a decision."""
@@ -196,7 +199,7 @@ class Member(pl.Callback):
 
     def _was_asked_to_stop(self, trainer: pl.Trainer) -> bool:
         """Whether EarlyStopping has asked; the Trainer is the user's, and what else stops it has other reasons."""
-        reasons = {one.stopping_reason for one in trainer.early_stopping_callbacks}
+        reasons = {callback.stopping_reason for callback in trainer.early_stopping_callbacks}
         return trainer.should_stop and bool(reasons - {EarlyStoppingReason.NOT_STOPPED})
 
     def _answer_stop(self, trainer: pl.Trainer) -> None:
@@ -209,13 +212,13 @@ class Member(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        question: Callable[[int, Callable[[], State]], Graft | None],
+        question: Callable[[int, Callable[[], State]], NextPhase | None],
     ) -> None:
         """Ask in one process, tell all: every rank gets the same hyperparameters and the same weights."""
         step = trainer.global_step
         last = 0 <= trainer.max_steps <= step
-        graft = self._ask(trainer, lambda: question(step, lambda: capture(trainer, pl_module)))
-        self._pending = None if last else graft
+        following = self._ask(trainer, lambda: question(step, lambda: capture(trainer, pl_module)))
+        self._pending = None if last else following
         if self._pending is not None:
             self._bound().prepare(self._pending.params)
 

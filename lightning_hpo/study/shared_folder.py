@@ -26,12 +26,11 @@ from lightning_hpo.atomic import atomic_write, open_own
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.explore import Interval
-from lightning_hpo.schedulers.population import Rules, Standing
+from lightning_hpo.schedulers.population import MemberScore, Rules
 from lightning_hpo.study.lineage import Segment, intervals
 from lightning_hpo.study.locks import Lock
-from lightning_hpo.study.population_folder import alone_in, remove_leftovers, with_storage_errors
+from lightning_hpo.study.population_folder import NextPhase, State, alone_in, remove_leftovers, with_storage_errors
 
-State = dict[str, Any]
 _BEATS = 20  # signs of life per timeout
 
 
@@ -60,39 +59,20 @@ class Record:
     stopped: int | None = None
 
     @property
-    def standing(self) -> Standing | None:
-        """Last value of the monitored metric, and what goes with it; None before the first one."""
-        values = {step: value for one in self.segments for step, value in one.values.items()}
+    def member_score(self) -> MemberScore | None:
+        """Last value of the monitored metric, and what goes with it; None before the first score."""
+        values = {step: value for segment in self.segments for step, value in segment.values.items()}
         params, stopped = self.segments[-1].params, self.stopped == self.step
-        return Standing(values[self.step], params, stopped) if self.step in values else None
+        return MemberScore(values[self.step], params, stopped) if self.step in values else None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**self.__dict__, "segments": [one.as_json() for one in self.segments]}
+        return {**self.__dict__, "segments": [segment.as_json() for segment in self.segments]}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Record":
         """Undo :meth:`as_json`."""
-        return cls(**{**stored, "segments": [Segment.from_json(one) for one in stored["segments"]]})
-
-
-@dataclass(frozen=True)
-class Graft:
-    """Go on with other hyperparameters, and with the weights in ``state`` unless it is None.
-
-    Args:
-        donor: member that the hyperparameters come from.
-        parent: number of the donor's segment.
-        forked_at: the donor's step.
-        params: hyperparameters from now on.
-        state: of the donor, see :mod:`lightning_hpo.training.state_transfer`.
-    """
-
-    donor: int
-    parent: int
-    forked_at: int
-    params: Mapping[str, Any]
-    state: State | None
+        return cls(**{**stored, "segments": [Segment.from_json(segment) for segment in stored["segments"]]})
 
 
 class SharedFolder:
@@ -184,7 +164,9 @@ class SharedFolder:
         return dict(self.record.segments[-1].params)
 
     @with_storage_errors
-    def report(self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False) -> Graft | None:
+    def report(
+        self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False
+    ) -> NextPhase | None:
         """Write down a score, publish the state if others may copy it, and say how to go on."""
         self.record.segments[-1].values[step] = float(score)
         self.record.step = step
@@ -196,38 +178,40 @@ class SharedFolder:
         return self.decide(step, capture)
 
     @with_storage_errors
-    def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
+    def decide(self, step: int, capture: Callable[[], State]) -> NextPhase | None:
         """Say how to go on after a reported step; None after another, or if the decision was carried out already."""
         if step != self.record.step or step == self._carried_out:
             return None
         records = self._gather(step)
-        standings = {member: known for member, one in records.items() if (known := one.standing) is not None}
-        _, top = self._rules.truncate(standings)
+        member_scores = {
+            member: known for member, record in records.items() if (known := record.member_score) is not None
+        }
+        _, top = self._rules.truncate(member_scores)
         self._publish(step, capture, is_donor=self._member in top)
         history = self._history(step)
         while (
-            self._member in standings
-            and (fork := self._rules.decide(self._member, step, standings, history)) is not None
+            self._member in member_scores
+            and (fork := self._rules.decide(self._member, step, member_scores, history)) is not None
         ):
             if fork.donor == self._member:
-                return Graft(self._member, self.record.segments[-1].number, step, fork.params, None)
+                return NextPhase(self._member, self.record.segments[-1].number, step, fork.params, None)
             taken = self._take(fork.donor, step)
             if taken is None:
-                del standings[fork.donor]
+                del member_scores[fork.donor]
                 continue
-            if dict(taken["params"]) != dict(standings[fork.donor].params):  # the donor went on in the meantime
-                standings[fork.donor] = replace(standings[fork.donor], params=taken["params"])
-                fork = self._rules.explore_from(self._member, step, fork.donor, standings[fork.donor], history)
-            return Graft(fork.donor, taken["number"], taken["step"], fork.params, taken["state"])
+            if dict(taken["params"]) != dict(member_scores[fork.donor].params):  # the donor went on in the meantime
+                member_scores[fork.donor] = replace(member_scores[fork.donor], params=taken["params"])
+                fork = self._rules.explore_from(self._member, step, fork.donor, member_scores[fork.donor], history)
+            return NextPhase(fork.donor, taken["number"], taken["step"], fork.params, taken["state"])
         return None
 
     @with_storage_errors
-    def applied(self, step: int, graft: Graft) -> None:
-        """Write down that the member goes on as the graft says."""
-        self._begin_segment(step, graft.params, graft.parent, graft.forked_at)
+    def applied(self, step: int, following: NextPhase) -> None:
+        """Write down that the member goes on as decided."""
+        self._begin_segment(step, following.params, following.parent, following.forked_at)
         self._carried_out = step
-        if graft.state is not None:
-            self._note(f"step {step}: copied member {graft.donor} at its step {graft.forked_at}")
+        if following.state is not None:
+            self._note(f"step {step}: copied member {following.donor} at its step {following.forked_at}")
         self._write()
 
     @with_storage_errors
@@ -262,7 +246,7 @@ class SharedFolder:
         return self.record.as_json()
 
     def _begin_segment(self, start: int, params: Mapping[str, Any], parent: int | None, forked_at: int | None) -> None:
-        last = max(one.number for one in self.record.segments)
+        last = max(segment.number for segment in self.record.segments)
         number = (last // self._size + 1) * self._size + self._member
         self.record.segments.append(
             Segment(number, self._member, start, dict(params), parent=parent, forked_at=forked_at)
@@ -275,13 +259,18 @@ class SharedFolder:
             before: its record when it died.
             step: of the last decision before the checkpoint.
         """
-        own = {one.number: one for one in self.record.segments}
-        written = {one.number: one for one in before.segments}
-        if all(number in own and one.values.keys() <= own[number].values.keys() for number, one in written.items()):
+        own = {segment.number: segment for segment in self.record.segments}
+        written = {segment.number: segment for segment in before.segments}
+        if all(
+            number in own and segment.values.keys() <= own[number].values.keys() for number, segment in written.items()
+        ):
             return  # nothing was written after the checkpoint
         last = self.record.segments[-1]
         is_first = last.parent is None and last.start == step
-        self.record.segments = [*written.values(), *(one for number, one in own.items() if number not in written)]
+        self.record.segments = [
+            *written.values(),
+            *(segment for number, segment in own.items() if number not in written),
+        ]
         self._begin_segment(step, last.params, None if is_first else last.number, None if is_first else step)
 
     def _gather(self, step: int) -> dict[int, Record]:
@@ -306,7 +295,7 @@ class SharedFolder:
     def _history(self, step: int) -> list[Interval]:
         """All intervals that any member has written down, the dead ones' too, up to this member's step."""
         others = (read_record(self._path, member) for member in range(self._size) if member != self._member)
-        return intervals([one for record in (self.record, *others) if record for one in record.segments], step)
+        return intervals([segment for record in (self.record, *others) if record for segment in record.segments], step)
 
     def _silent(self, member: int) -> bool:
         """Whether a member gave no sign of life while we watched it for the timeout; clocks are not compared."""

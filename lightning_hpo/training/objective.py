@@ -34,7 +34,7 @@ from lightning_hpo.training.check import fit_one_batch
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
-from lightning_hpo.training.run_to_step import Leg, finished_outcome
+from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
 from lightning_hpo.training.trial_report import TrialReport
 
@@ -147,7 +147,7 @@ class Objective:
                 if outcome is not None:  # a kill fell between the end of the job and its record
                     return outcome
             components = self.builder.build(task.params)
-            job = Leg(
+            job = RunToStep(
                 task.job.max_steps,
                 task.folder / CHECKPOINT,
                 every=self._every,
@@ -228,7 +228,7 @@ class Objective:
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
         return own or task.source, own is not None
 
-    def _outcome(self, job: Leg, step: int) -> Outcome:
+    def _outcome(self, job: RunToStep, step: int) -> Outcome:
         if job.paused:
             return Outcome(None, step, values=job.values, ended=PAUSED)
         for name in self.also:
