@@ -168,7 +168,7 @@ class MemberJob(pl.Callback):
         if self._restored is not None:
             self._bound().prepare(self._task.params)
             self._restored = None
-        self._log(trainer)
+        log_hyperparameters(trainer, self._params)
 
     def after_start(self) -> None:
         """Put back what hooks at the start of training may have reset."""
@@ -193,7 +193,7 @@ class MemberJob(pl.Callback):
         if copied is not None or self._params != dict(self._task.params):
             self._params = dict(self._task.params)
             self._bound().apply(self._params, copied=copied is not None)
-            self._log(trainer, self._task.job.parent)
+            log_hyperparameters(trainer, self._params, self._task.job.parent)
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
@@ -220,7 +220,8 @@ class MemberJob(pl.Callback):
         if self._ends:
             self._bound().read_back(self._params)
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._judged = Outcome(self._score(metrics), self._step, metrics)
+            require_logged(self._monitor, metrics)
+            self._judged = Outcome(metrics[self._monitor], self._step, metrics)
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
@@ -281,21 +282,6 @@ class MemberJob(pl.Callback):
         finally:
             self._saved = {}
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        if self._monitor not in metrics:
-            raise MisconfigurationException(
-                f"`monitor` {self._monitor!r} is not logged in validation; logged: "
-                f"{', '.join(sorted(metrics)) or 'nothing'}.{nearest(self._monitor, metrics)}"
-            )
-        return metrics[self._monitor]
-
-    def _log(self, trainer: pl.Trainer, parent: int | None = None) -> None:
-        numbers = {f"pbt/{name}": float(v) for name, v in self._params.items() if isinstance(v, int | float)}
-        if parent is not None:
-            numbers["pbt/parent"] = float(parent)
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
-
     def _bound(self) -> Hyperparameters:
         assert self._effects is not None
         return self._effects
@@ -306,6 +292,25 @@ def require_whole_weights(trainer: pl.Trainer) -> None:
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         kind = type(trainer.strategy).__name__
         raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
+
+
+def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
+    """Raise MisconfigurationException if validation has not logged the metric that is the score."""
+    if monitor not in metrics:
+        logged = sorted(metrics)
+        raise MisconfigurationException(
+            f"`monitor` {monitor!r} is not logged in validation; logged: {', '.join(logged) or 'nothing'}."
+            f"{nearest(monitor, logged)}"
+        )
+
+
+def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: int | None = None) -> None:
+    """Log the hyperparameters that are numbers, and the trial that was copied."""
+    numbers = {f"pbt/{name}": float(value) for name, value in params.items() if isinstance(value, int | float)}
+    if parent is not None:
+        numbers["pbt/parent"] = float(parent)
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=trainer.global_step)
 
 
 def outcome_in(saved: Mapping[str, Any]) -> Outcome:
