@@ -13,7 +13,7 @@ import yaml
 from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints.origin import difference
 from lightning_hpo.records import Row
-from lightning_hpo.space import split_name
+from lightning_hpo.space import SearchSpace, split_name
 
 
 def write_answer(
@@ -71,7 +71,13 @@ def keep_best(checkpoint: Path, path: Path) -> None:
     fresh.unlink(missing_ok=True)  # a rename leaves both names if they were one file already
 
 
-def disagreement(best: Row, identity: Mapping[str, Any], best_checkpoint: Path, best_params: Path) -> str | None:
+def disagreement(
+    best: Row,
+    identity: Mapping[str, Any],
+    best_checkpoint: Path,
+    best_params: Path,
+    space: SearchSpace | None = None,
+) -> str | None:
     """Say how the files of the best trial differ from the study; None if they agree or are not there.
 
     Args:
@@ -79,13 +85,16 @@ def disagreement(best: Row, identity: Mapping[str, Any], best_checkpoint: Path, 
         identity: of the trial, as its checkpoints carry it.
         best_checkpoint: where ``best.ckpt`` is.
         best_params: where ``best.yaml`` is.
+        space: of the study, if it is known.
     """
     if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.step)) is not None:
         return f"{best_checkpoint.name} {what}"
     config: Any = None
     with contextlib.suppress(OSError, yaml.YAMLError):  # not there, or what somebody else has written
         config = yaml.safe_load(best_params.read_text(encoding="utf-8"))
-    for name, value in best.params.items():
+    for name, value in (best.params if space is None else space.plain(best.params)).items():
+        if any(other.startswith(f"{name}.") for other in best.params):
+            continue  # a part of it has a name of its own
         found = _look_up(config, split_name(name))
         if found and found[0] != value:
             return f"{best_params.name} has another {name!r} than the best trial, {best.number}"

@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Mode, Row
+from lightning_hpo.space import Space, parse_space
 
 _NAME = "view"
 _LEAST_POINTS = 10  # with fewer, Optuna's model-based samplers draw at random
@@ -41,7 +42,8 @@ class Asker:
 
     Args:
         sampler: any Optuna sampler. It is copied; the given object is not changed.
-        space: name -> distribution.
+        space: as a person types it, or parsed. The sampler is asked for the names that a trial has only, each after
+            those that its condition names.
         mode: whether lower or higher values are better.
         seed: of the search.
         study_notes: what the sampler wrote about the study in an earlier process.
@@ -55,7 +57,7 @@ class Asker:
     def __init__(
         self,
         sampler: BaseSampler,
-        space: Mapping[str, BaseDistribution],
+        space: Space,
         *,
         mode: Mode,
         seed: int,
@@ -64,7 +66,9 @@ class Asker:
         rungs: Sequence[int] = (),
     ) -> None:
         self._sampler = copy.deepcopy(sampler)
-        self._space = dict(space)
+        self._space = parse_space(space)
+        if self._space.conditions and getattr(self._sampler, "space", self) is None:
+            self._sampler.space = self._space  # type: ignore[attr-defined]  # a sampler that models conditions
         self._seed = seed
         self._storage = _View()
         self._random_share = random_share
@@ -115,7 +119,9 @@ class Asker:
         sampler.before_trial(study, trial)
         relative_space = sampler.infer_relative_search_space(study, trial)
         relative = sampler.sample_relative(study, trial, relative_space) if relative_space else {}
-        for name, distribution in self._space.items():
+
+        def pick(name: str) -> Any:
+            distribution = self._space[name]
             if distribution.single():
                 value = distribution.to_external_repr(_only_value(distribution))
             elif name in relative:
@@ -125,7 +131,9 @@ class Asker:
             # Some samplers look at what the trial has so far.
             trial.params[name] = _plain(distribution, value)
             trial.distributions[name] = distribution
-        return dict(trial.params)
+            return trial.params[name]
+
+        return self._space.draw(pick)
 
     @property
     def study_notes(self) -> dict[str, Any]:
@@ -164,7 +172,7 @@ class Asker:
         rung = self._rung
         state, value = _seen(row) if rung is None else _seen_at(row, rung, self._following.get(rung, rung))
         params = {name: value for name, value in row.params.items() if name in self._space}
-        if row.params and not _fits(params, self._space):  # the space has changed since
+        if row.params and not self._space.fits(params):  # the space has changed since
             state, value, params = TrialState.FAIL, None, {}
         return FrozenTrial(
             number=row.number,
@@ -282,14 +290,6 @@ def _seen_at(row: Row, rung: int, following: float) -> tuple[TrialState, float |
         return TrialState.COMPLETE, value
     at_work = row.state == "running" and not row.idle
     return (TrialState.RUNNING if at_work else TrialState.FAIL), None
-
-
-def _fits(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> bool:
-    """Whether a trial has a value inside the distribution for every parameter."""
-    return params.keys() == space.keys() and all(
-        one._contains(one.to_internal_repr(params[name]))  # noqa: SLF001  # has no public name
-        for name, one in space.items()
-    )
 
 
 def _only_value(distribution: Any) -> float:

@@ -2,13 +2,11 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution
-
 from lightning_hpo.schedulers import Scheduler
-from lightning_hpo.space import format_distribution
+from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.code_identity import PYTHON, code_parts, first_seen
 
 # Settings of a scheduler that may change when a study is continued: more of the same.
@@ -16,7 +14,7 @@ _MAY_GROW = ("n_trials", "iterations")
 
 
 def fingerprint(
-    space: Mapping[str, BaseDistribution],
+    space: Space,
     scheduler: Scheduler,
     parts: Sequence[Any],
     code: Sequence[Any],
@@ -38,7 +36,7 @@ def fingerprint(
     if dataclasses.is_dataclass(scheduler):
         budget |= {k: v for k, v in dataclasses.asdict(scheduler).items() if k not in _MAY_GROW}
     return {
-        "space": {name: format_distribution(one) for name, one in space.items()},
+        "space": parse_space(space).texts(),
         **asked,
         "scheduler": budget,
         "trains": [part and _identity(part) for part in parts] if trains else None,

@@ -92,7 +92,7 @@ class TrialTable:
         trial = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
-            distributions=dict(distributions),
+            distributions={name: distributions[name] for name in params},
             user_attrs={} if parent is None else {PARENT: parent},
             system_attrs={**(notes or {}), BY_JOB: True},
         )

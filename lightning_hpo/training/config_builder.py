@@ -16,9 +16,9 @@ import lightning.pytorch as pl
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningCLI
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import CategoricalDistribution
 
-from lightning_hpo.space import from_unit
+from lightning_hpo.space import SearchSpace, from_unit
 from lightning_hpo.text import masked, nearest
 from lightning_hpo.training.builder import Builder, Built
 from lightning_hpo.training.ranks import SURROUNDINGS
@@ -96,17 +96,17 @@ class ConfigBuilder(Builder):
         """Trainer arguments of the config that a search does not use, because the tuner has its own."""
         return {name: value for name, value in self._given(self._base.trainer).items() if name in _BUDGET}
 
-    def check_space(self, names: Mapping[str, BaseDistribution]) -> None:
+    def check_space(self, names: SearchSpace) -> None:
         """Parse each bound and choice, and compare what the config then holds with what was asked."""
         owners: dict[str, str] = {}
-        for name, distribution in names.items():
+        for name in names:
             path = ".".join(_full_path(self._base, name))
             if owners.setdefault(path, name) != name:
                 raise ValueError(f"`space` names {path!r} twice: as {owners[path]!r} and as {name!r}.")
             head, _, rest = name.partition(".")
             if head == "trainer" and rest in _BUDGET:
                 raise ValueError(f"`space` has the name {name!r}, but that is the tuner's own.")
-            for value in _probes(distribution):
+            for value in _probes(names, name):
                 try:
                     config = self._parse({name: value})
                 except (ArgumentError, KeyError, TypeError, ValueError) as error:
@@ -208,9 +208,10 @@ def _class_name(cli: Any, base: Namespace) -> str:
     return str(given).rpartition(".")[2]
 
 
-def _probes(distribution: BaseDistribution) -> list[Any]:
+def _probes(space: SearchSpace, name: str) -> list[Any]:
+    distribution = space[name]
     if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
+        return [space.deliver({name: choice})[name] for choice in distribution.choices]
     return [from_unit(distribution, place) for place in (0.0, 0.5, 1.0)]
 
 

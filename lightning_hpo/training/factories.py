@@ -10,7 +10,7 @@ from optuna import TrialPruned
 from torch import nn
 
 from lightning_hpo.errors import JobError
-from lightning_hpo.space import nested_config, split_name
+from lightning_hpo.space import SearchSpace, nested_config, part, replaced, split_name
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.builder import Builder, Built
 from lightning_hpo.training.namespaces import is_a, of_lightning
@@ -49,7 +49,7 @@ class Factories(Builder):
         """Copied, as a strategy can serve one Trainer only."""
         return {name: copy.deepcopy(self._trainer[name]) for name in SURROUNDINGS if name in self._trainer}
 
-    def check_space(self, names: Mapping[str, Any]) -> None:
+    def check_space(self, names: SearchSpace) -> None:
         """Compare the names with the signatures of model, data and Trainer."""
         targets: dict[str, Callable[..., Any]] = {"model": self._model, "trainer": pl.Trainer}
         if self._data is not None:
@@ -59,10 +59,13 @@ class Factories(Builder):
             if head not in targets:
                 hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
                 raise ValueError(f"`space` has the name {name!r}; it must start with {', '.join(targets)}.{hint}")
-            _check_argument(f"`space` has the name {name!r}", targets[head], argument, head)
+            outer, _, inner = argument.partition(".")
+            _check_argument(f"`space` has the name {name!r}", targets[head], outer, head)
+            if inner and f"{head}.{outer}" not in names and outer not in part(names, head):
+                _check_inside(f"`space` has the name {name!r}", targets[head], outer, inner)
         for argument in self._trainer:
             _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
-            if argument in _part(names, "trainer"):
+            if argument in part(names, "trainer"):
                 raise ValueError(f"`trainer` and `space` both give a value for 'trainer.{argument}'.")
 
     def build(self, params: Mapping[str, Any]) -> Built:
@@ -71,16 +74,16 @@ class Factories(Builder):
         data = (
             None
             if self._data is None
-            else _build_one("datamodule", self._data, _part(params, "data"), pl.LightningDataModule)
+            else _build_one("datamodule", self._data, part(params, "data"), pl.LightningDataModule)
         )
-        arguments = {**copy.deepcopy(self._trainer), **_part(params, "trainer")}
+        arguments = {**copy.deepcopy(self._trainer), **part(params, "trainer")}
         for given in arguments.values():
             of_lightning(given)
         return Built(module, data, arguments)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Call the model's factory."""
-        module: pl.LightningModule = _build_one("model", self._model, _part(params, "model"), pl.LightningModule)
+        module: pl.LightningModule = _build_one("model", self._model, part(params, "model"), pl.LightningModule)
         return module
 
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
@@ -119,7 +122,7 @@ def _check_argument(what: str, factory: Callable[..., Any], argument: str, head:
 
 def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
     try:
-        built = of_lightning(factory(**_own_defaults(factory, params), **params))
+        built = of_lightning(factory(**_arguments(factory, params)))
     except (JobError, TrialPruned):
         raise
     except Exception as error:
@@ -128,6 +131,40 @@ def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any]
     if not isinstance(built, kind):
         raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(built)}.")
     return built
+
+
+def _check_inside(what: str, factory: Callable[..., Any], argument: str, path: str) -> None:
+    """Look for a path inside the default value of an argument."""
+    default = _default(factory, argument)
+    name = getattr(factory, "__name__", repr(factory))
+    if default is None:
+        raise ValueError(
+            f"{what}, but {name} has no default value of {argument!r} to change {path!r} in. Give it one, or name "
+            f"whole values: '{argument}': lightning_hpo.choice(first=..., second=...)."
+        )
+    try:
+        replaced(default, path, None, check_only=True)
+    except LookupError as error:
+        raise ValueError(f"{what}, but {error.args[0]}") from None
+
+
+def _arguments(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call: the parameters, those inside an argument put into a copy of it."""
+    arguments = _own_defaults(factory, params)
+    for name, value in params.items():
+        outer, _, inner = name.partition(".")
+        if inner:
+            holder = arguments[outer] if outer in arguments else copy.deepcopy(_default(factory, outer))
+            arguments[outer] = replaced(holder, inner, value)
+        else:
+            arguments[outer] = value
+    return arguments
+
+
+def _default(factory: Callable[..., Any], argument: str) -> Any:
+    """Default value of an argument; None if there is none."""
+    parameter = inspect.signature(factory).parameters.get(argument)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,8 +176,3 @@ def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dic
         and name not in params
         and parameter.kind is not parameter.POSITIONAL_ONLY
     }
-
-
-def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
-    """Arguments for one receiver: ``{"lr": 1, "data.size": 2}`` -> ``{"size": 2}`` for ``data``."""
-    return {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}

@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
-from lightning_hpo.space import from_unit, split_name
+from lightning_hpo.space import SearchSpace, from_unit, split_name
 from lightning_hpo.training.leaves import Fixed, Path, get, leaves, put, same, text
 from lightning_hpo.training.places import BatchSize, Loaders, Setting, TrainerSetting
 from lightning_hpo.training.rebuild import (
@@ -63,13 +63,14 @@ class Hyperparameters:
         self._module = module
         self._owners: dict[str, Any] = {"model": module, "data": getattr(trainer, "datamodule", None)}
         note_base_lrs(trainer.optimizers)
-        self._rebuild = rebuild or of_module(trainer, module)
+        self._rebuild = rebuild or of_module(trainer, module, space)
+        self._deliver = space.deliver if isinstance(space, SearchSpace) else dict
         self._places: dict[str, TrainerSetting | BatchSize | Setting] = {}
         self._built: list[str] = []
         self._paths: set[Path] = set()
         rest = [name for name in space if not self._bind_place(name)]
         if self._rebuild is not None:
-            self._rebuild.find_effects({name: space[name] for name in rest}, trainer)
+            self._rebuild.find_effects(rest, space, trainer)
         for name in rest:
             self._bind(name, space)
         self._applied: Mapping[str, Any] = {} if self._rebuild is None else self._rebuild.params
@@ -88,12 +89,13 @@ class Hyperparameters:
         Raises:
             ParameterMismatchError: if a value that was asked for is not in effect afterwards.
         """
+        values = self._deliver(params)
         for name, place in self._places.items():
-            place.write(params[name])
+            place.write(values[name])
         self._change_data(params)
         self._write_built(params, copied=copied)
-        self._tell("model", params)
-        self._check_places(params)
+        self._tell("model", values)
+        self._check_places(values)
 
     def restored(self, params: Mapping[str, Any]) -> None:
         """Take note that a checkpoint was restored that was written with ``params``."""
@@ -177,8 +179,9 @@ class Hyperparameters:
         """Call the hook with one value, another, and the first again; what follows is what it sets."""
         head, key = split_name(name)
         owner = self._owners[head]
-        own = {split_name(one)[1]: from_unit(space[one], 0.5) for one in space if split_name(one)[0] == head}
-        values = other_values(space[name])
+        middle = self._deliver({one: from_unit(space[one], 0.5) for one in space})
+        own = {split_name(one)[1]: value for one, value in middle.items() if split_name(one)[0] == head}
+        values = [self._deliver({name: value})[name] for value in other_values(space[name])]
 
         def looks(value: Any) -> dict[Path, Any]:
             getattr(owner, HOOK)({**own, key: value})
@@ -251,7 +254,7 @@ class Hyperparameters:
             was, wanted = leaves({"data": [old]}), leaves({"data": [new]})
             for path in sorted(differing(was, wanted), key=repr):
                 self._write(live, path, was.get(path), wanted.get(path, _MISSING))
-        self._tell("data", params)
+        self._tell("data", self._deliver(params))
         self._data = own
         if built or hasattr(self._owners["data"], HOOK):
             self._loaders.renew()

@@ -24,12 +24,12 @@ from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.schedulers import Job
-from lightning_hpo.space import Space, from_unit, parse_space
+from lightning_hpo.space import SearchSpace, Space, parse_space
 from lightning_hpo.study.table import ENDED
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.apart import call_apart
-from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.builder import Builder, ValueBuilder
 from lightning_hpo.training.check import fit_one_batch
 from lightning_hpo.training.factories import Factories
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
@@ -81,7 +81,7 @@ class Objective:
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
-        self.space = {} if callable(space) else parse_space(space)
+        self.space = SearchSpace({}) if callable(space) else parse_space(space)
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
@@ -91,7 +91,8 @@ class Objective:
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
-        self.builder = model if isinstance(model, Builder) else Factories(model, data, trainer)
+        builder = model if isinstance(model, Builder) else Factories(model, data, trainer)
+        self.builder = ValueBuilder(builder, self.space)
         self._every = checkpoint_every
         self._root = root
         self._stop_on_nan = stop_on_nan
@@ -183,7 +184,7 @@ class Objective:
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
         if self._suggest_from is self.space:
-            return {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
+            return self.space.middle()
         with warnings_only("optuna"):
             return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
 
@@ -287,13 +288,11 @@ def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
     return float(metrics[monitor])
 
 
-def suggest(
-    trial: optuna.Trial, space: Mapping[str, BaseDistribution] | Callable[[optuna.Trial], Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Let a trial suggest a value for each name of a space, or let a function of the trial do it."""
+def suggest(trial: optuna.Trial, space: SearchSpace | Callable[[optuna.Trial], Mapping[str, Any]]) -> dict[str, Any]:
+    """Let a trial suggest a value for each name of a space that it has, or let a function of the trial do it."""
     if callable(space):
         return dict(space(trial))
-    return {name: _suggest(trial, name, distribution) for name, distribution in space.items()}
+    return space.draw(lambda name: _suggest(trial, name, space[name]))
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:

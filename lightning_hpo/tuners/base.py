@@ -20,7 +20,7 @@ from lightning_hpo.reporting.result import Result
 from lightning_hpo.samplers.adapter import Asker
 from lightning_hpo.schedulers import Bracket, Coverage, FullBudget, Job, Scheduler
 from lightning_hpo.schedulers.direction import direction
-from lightning_hpo.space import Space, nested_config, parse_space
+from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.leases import Claims, turn
 from lightning_hpo.study.run_folder import RunFolder, open_study
@@ -135,7 +135,7 @@ class Tuner:
             self.mode: Mode = direction(monitor, mode)
             if getattr(scheduler, "mode", self.mode) != self.mode:
                 raise ValueError(f"`mode` is {self.mode!r} for the tuner and {scheduler.mode!r} for its scheduler.")  # type: ignore[attr-defined]  # checked by getattr
-            self.space: dict[str, BaseDistribution] = parse_space(space)
+            self.space = parse_space(space)
         self.scheduler = scheduler
         self.monitor = monitor
         self.seed = seed
@@ -220,7 +220,9 @@ class Tuner:
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
-            return self._search(Subject(objective.run, parts, objective.check, objective.builder, objective.use_key))
+            return self._search(
+                Subject(objective.run, parts, objective.check, objective.builder, objective.use_key, self.space.deliver)
+            )
 
     def objective(
         self,
@@ -263,7 +265,8 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
-            return self._search(Subject(FunctionWork(function), [function]))
+            deliver = self.space.deliver
+            return self._search(Subject(FunctionWork(function, deliver), [function], deliver=deliver))
 
     def _search(self, subject: Subject) -> Result:
         ranks = Ranks() if subject.builder is None else ranks_of(subject.builder.surroundings)
@@ -346,7 +349,7 @@ class Tuner:
                 keep_checkpoints=self._keep_checkpoints,
                 converged=lambda: self._converged(session.study),
                 settle=settle if subject.builder else lambda *_: None,  # a function keeps nothing in a folder
-                config=nested_config if subject.builder is None else subject.builder.config,
+                config=self.space.config if subject.builder is None else subject.builder.config,
                 turn=own_turn if self._shared else nullcontext,
                 poll=_POLL if self._shared else None,
             ).run(session.interrupts.pause_wanted)

@@ -22,7 +22,7 @@ from lightning_hpo.reporting.console import spent
 from lightning_hpo.samplers.keyed import KeyedSampler
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.schedulers.direction import direction
-from lightning_hpo.space import Space, nested_config, parse_space
+from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import label, settings
 from lightning_hpo.study.run_folder import RunFolder, open_study
 from lightning_hpo.study.table import ENDED, FAILURE, STEP, attach, read_rows
@@ -288,7 +288,7 @@ class OptunaTuner(Tuner):
         best = best_row(rows, self.mode)
         if best is None:
             return
-        folder, config = session.folder, nested_config if builder is None else builder.config
+        folder, config = session.folder, self.space.config if builder is None else builder.config
         write_answer(
             best,
             identity_of(study_id(session.study), best.number, best.params),
@@ -367,7 +367,7 @@ def create_optuna_study(
         Best parameters: {'x': ...}
         Best score: ...
     """
-    distributions = parse_space(space)
+    parsed = parse_space(space)
     study = optuna.create_study(
         direction="maximize",
         sampler=TPESampler(seed=seed),
@@ -376,7 +376,7 @@ def create_optuna_study(
         study_name=study_name,
         load_if_exists=study_name is not None,
     )
-    study.optimize(lambda trial: objective_fn(suggest(trial, distributions)), n_trials=n_trials)
+    study.optimize(lambda trial: objective_fn(parsed.deliver(suggest(trial, parsed))), n_trials=n_trials)
     say(f"Best parameters: {study.best_params}\nBest score: {study.best_value}")
     return study
 

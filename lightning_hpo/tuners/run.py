@@ -4,7 +4,7 @@ A tuner brings the inner part, a loop that takes an opened :class:`Session` to i
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +37,7 @@ class Subject:
         check: finds mistakes before the first training step; None if there is nothing to check.
         builder: of what a trial trains; None for a function.
         use_key: takes the run's key, which its checkpoints are signed with.
+        deliver: makes what model or function receive of the parameters that a study stores.
     """
 
     work: Work
@@ -44,6 +45,7 @@ class Subject:
     check: Callable[[], None] | None = None
     builder: Builder | None = None
     use_key: Callable[[Key], None] | None = None
+    deliver: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,13 @@ def _answer(
     if best is None or best.score is None:
         raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
     return Result(
-        best_params=dict(best.params),
+        best_params=subject.deliver(best.params),
         best_score=best.score,
         best_checkpoint=folder.best_checkpoint if folder.best_checkpoint.exists() else None,
         best_trial=best.number,
         study=study,
         rows=tuple(rows),
-        build=None if subject.builder is None else subject.builder.build_model,
+        build=None if subject.builder is None else subject.builder.of_values.build_model,
         folder=folder.path if study_in_folder else None,
     )
 
