@@ -16,7 +16,7 @@ from optuna.samplers import RandomSampler, TPESampler
 
 from lightning_hpo import GaussianProcessSampler, KernelDensitySampler
 from lightning_hpo.records import Row
-from lightning_hpo.samplers.adapter import Asker
+from lightning_hpo.samplers.adapter import SamplerAdapter
 from lightning_hpo.space import parse_space
 
 FLAT = {
@@ -40,7 +40,7 @@ def function(params):
 
 def curve(space, sampler, seed, trials):
     """Best value so far, after each trial."""
-    asker = Asker(sampler, parse_space(space), mode="min", seed=seed)
+    asker = SamplerAdapter(sampler, parse_space(space), mode="min", seed=seed)
     rows, notes, best = [], [], []
     for number in range(trials):
         params, note = asker.ask(rows, notes, 1)

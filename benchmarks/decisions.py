@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler
 
 from lightning_hpo.records import Row
 from lightning_hpo.samplers import KernelDensitySampler
-from lightning_hpo.samplers.adapter import Asker
+from lightning_hpo.samplers.adapter import SamplerAdapter
 
 
 def rows_of_a_search(trials: int) -> list[Row]:
@@ -37,7 +37,7 @@ def milliseconds(sampler: BaseSampler, rows: list[Row], questions: int) -> list[
     """CPU of each (decision, suggestion) while the table grows; the first one fills the view and is left out."""
     of = problem("digits")
     scheduler = asynchronous_hyperband(of.max_epochs)
-    asker = Asker(sampler, of.space, mode="min", seed=0)
+    asker = SamplerAdapter(sampler, of.space, mode="min", seed=0)
     notes: list[Mapping[str, Any]] = [{}] * len(rows)
     rows = list(rows)
     spent = []

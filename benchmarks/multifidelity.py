@@ -34,7 +34,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from peers import Method, OptunaHyperband, PeerDEHB, SyneTuneASHA, Work
 
 from lightning_hpo.records import Row
-from lightning_hpo.samplers.adapter import Asker
+from lightning_hpo.samplers.adapter import SamplerAdapter
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, Hyperband, Scheduler
 
 RESULTS = Path(__file__).parent / "results" / "multifidelity.jsonl"
@@ -47,7 +47,7 @@ class Ours:
 
     def __init__(self, scheduler: Scheduler, sampler: BaseSampler, of: Problem, seed: int, **asker: Any) -> None:
         self.scheduler = scheduler
-        self.asker = Asker(sampler, of.space, mode="min", seed=seed, **asker)
+        self.asker = SamplerAdapter(sampler, of.space, mode="min", seed=seed, **asker)
         self.rows: list[Row] = []
         self.notes: list[Mapping[str, Any]] = []
 
@@ -95,7 +95,7 @@ def tuner(name: str) -> Callable[[Problem, int], Method]:
         import lightning_hpo
 
         made = getattr(lightning_hpo, name)(of.space, max_steps=of.max_epochs, min_steps=1, timeout=1.0, seed=seed)
-        sampler, share = made._sampler, made._random_share  # noqa: SLF001  # the rule itself is measured
+        sampler, share = made._goal.sampler, made._parts.propose.keywords["random_share"]  # noqa: SLF001  # the rule itself is measured
         return Ours(made.scheduler, sampler, of, seed, random_share=share)
 
     return make

@@ -23,7 +23,7 @@ warnings.simplefilter("ignore")
 from lightning_hpo import FullBudget, Hyperband, RandomTuner  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.records import Row  # noqa: E402
-from lightning_hpo.samplers.adapter import Asker  # noqa: E402
+from lightning_hpo.samplers.adapter import SamplerAdapter  # noqa: E402
 from lightning_hpo.space import parse_space  # noqa: E402
 from tests.small import Data, Net  # noqa: E402
 
@@ -115,7 +115,7 @@ def per_decision() -> None:
                     Row(n, {"lr": 0.1, "hidden": 16, "dropout": 0.1}, {1: float(n)}, state="pruned")
                     for n in range(count)
                 ]
-                asker = Asker(RandomSampler(), space, mode="min", seed=0)
+                asker = SamplerAdapter(RandomSampler(), space, mode="min", seed=0)
                 notes = [{}] * count
                 asker.ask(rows, notes, 1)
                 times = []

@@ -118,16 +118,25 @@ if TYPE_CHECKING:
     from lightning_hpo.schedulers import (
         SuccessiveHalving as SuccessiveHalving,
     )
+    from lightning_hpo.space import (
+        choice as choice,
+    )
+    from lightning_hpo.space import (
+        parse_space as parse_space,
+    )
+    from lightning_hpo.space import (
+        when as when,
+    )
     from lightning_hpo.study.lineage import replay as replay
     from lightning_hpo.training.objective import Objective as Objective
-    from lightning_hpo.tuners.base import RandomTuner as RandomTuner
     from lightning_hpo.tuners.base import Tuner as Tuner
-    from lightning_hpo.tuners.bayesian import BayesianTuner as BayesianTuner
-    from lightning_hpo.tuners.hyperband import ASHATuner as ASHATuner
-    from lightning_hpo.tuners.hyperband import HyperbandTuner as HyperbandTuner
     from lightning_hpo.tuners.optuna import OptunaTuner as OptunaTuner
     from lightning_hpo.tuners.optuna import create_optuna_study as create_optuna_study
     from lightning_hpo.tuners.population import PopulationTuner as PopulationTuner
+    from lightning_hpo.tuners.presets import ASHATuner as ASHATuner
+    from lightning_hpo.tuners.presets import BayesianTuner as BayesianTuner
+    from lightning_hpo.tuners.presets import HyperbandTuner as HyperbandTuner
+    from lightning_hpo.tuners.presets import RandomTuner as RandomTuner
 
 __version__ = "0.1.0"
 
@@ -147,14 +156,14 @@ _NAMES = {
     "reporting.lr_plot": "plot_lr_schedule",
     "reporting.result": "Result",
     "samplers": "GaussianProcessSampler KernelDensitySampler",
+    "space": "choice parse_space when",
     "schedulers": "ASHA AsyncHyperband FullBudget Hyperband MedianStopping Scheduler SuccessiveHalving",
     "study.lineage": "replay",
     "training.objective": "Objective",
-    "tuners.base": "RandomTuner Tuner",
-    "tuners.bayesian": "BayesianTuner",
-    "tuners.hyperband": "ASHATuner HyperbandTuner",
+    "tuners.base": "Tuner",
     "tuners.optuna": "OptunaTuner create_optuna_study",
     "tuners.population": "PopulationTuner",
+    "tuners.presets": "ASHATuner BayesianTuner HyperbandTuner RandomTuner",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

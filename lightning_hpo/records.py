@@ -215,3 +215,8 @@ def reach(row: Row) -> float:
 def _rank(row: Row, sign: int) -> tuple[bool, float, float, int]:
     assert row.score is not None
     return not row.feasible, -reach(row), sign * row.score, row.number
+
+
+def spent(rows: Sequence[Row]) -> int:
+    """Optimizer steps that have led to a recorded value; those of a parent count once."""
+    return sum(row.step - row.start for row in rows)

@@ -16,8 +16,7 @@ ALLOWED = {
     "lightning_hpo.samplers.adapter": {"optuna", "numpy", "scipy", "sklearn"},
     "lightning_hpo.study.run_folder": {"optuna", "numpy", "scipy", "sklearn"},
     "lightning_hpo.reporting.report": {"optuna", "numpy", "scipy", "sklearn"},  # to look at a run needs no torch
-    "lightning_hpo.tuners.hyperband": {"optuna", "numpy", "scipy", "sklearn"},  # a plain function needs no torch
-    "lightning_hpo.tuners.bayesian": {"optuna", "numpy", "scipy", "sklearn"},
+    "lightning_hpo.tuners.presets": {"optuna", "numpy", "scipy", "sklearn"},  # a plain function needs no torch
     "lightning_hpo.executors": set(),  # a worker process for a plain function starts at once
     "lightning_hpo.checkpoints": set(),
     "lightning_hpo.interrupts": set(),

@@ -8,7 +8,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from lightning_hpo.records import Row
-from lightning_hpo.samplers.adapter import Asker, model_rung
+from lightning_hpo.samplers.adapter import SamplerAdapter, model_rung
 from lightning_hpo.schedulers import AsyncHyperband
 
 SPACE = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(1e-4, 1.0, log=True)}
@@ -35,7 +35,7 @@ class PartialWitness(Witness):
 
 
 def shown(witness, rows):
-    asker = Asker(witness(), SPACE, mode="min", seed=0)
+    asker = SamplerAdapter(witness(), SPACE, mode="min", seed=0)
     asker.ask(rows, [{}] * len(rows), 1)
     return witness.seen
 
@@ -87,14 +87,14 @@ class TestWhatASamplerSees:
         assert trials[10].intermediate_values == {1: 0.5, 3: 0.25}
 
     def test_the_view_follows_when_the_rung_changes(self):
-        asker = Asker(Witness(), SPACE, mode="min", seed=0)
+        asker = SamplerAdapter(Witness(), SPACE, mode="min", seed=0)
         low = [row(n, {1: float(n)}) for n in range(12)]
         asker.ask(low, [{}] * 12, 1)
         assert [trial.value for trial in Witness.seen] == [float(n) for n in range(12)]
         high = [row(n, {1: float(n), 3: 100.0 + n}) if n < 10 else low[n] for n in range(12)]
         asker.ask(high, [{}] * 12, 1)
         assert [trial.value for trial in Witness.seen] == [100.0 + n for n in range(10)] + [None] * 2
-        fresh = Asker(Witness(), SPACE, mode="min", seed=0)
+        fresh = SamplerAdapter(Witness(), SPACE, mode="min", seed=0)
         kept = Witness.seen
         fresh.ask(high, [{}] * 12, 1)
         assert kept == Witness.seen
@@ -103,7 +103,7 @@ class TestWhatASamplerSees:
 def play(sampler, trials, *, seed=0, workers=1, **options):
     """A search on a bowl at (0.3, 0.01), higher in short runs; returns rows and CPU seconds."""
     scheduler = AsyncHyperband(27, iterations=None)
-    asker = Asker(sampler, SPACE, mode="min", seed=seed, **options)
+    asker = SamplerAdapter(sampler, SPACE, mode="min", seed=seed, **options)
     rows, notes, seconds = [], [], []
     working = []
     while len(rows) < trials:
@@ -136,14 +136,17 @@ class TestAnySampler:
         step = model_rung(rows, 50)
         rows = [Row(one.number, one.params, {step: one.values[step]}) for one in rows if step in one.values]
         rows = [Row(number, one.params, one.values) for number, one in enumerate(rows)]
-        asked = [Asker(sampler(), SPACE, mode="min", seed=seed).ask(rows, [{}] * len(rows), 1)[0] for seed in range(30)]
+        asked = [
+            SamplerAdapter(sampler(), SPACE, mode="min", seed=seed).ask(rows, [{}] * len(rows), 1)[0]
+            for seed in range(30)
+        ]
         near = sum(abs(one["x"] - 0.3) < 0.2 and abs(math.log10(one["y"]) + 2) < 0.8 for one in asked)
         assert near < 12 if sampler is RandomSampler else near > 15
 
     @pytest.mark.parametrize("sampler", [lambda: TPESampler(constant_liar=True), GPSampler, RandomSampler])
     def test_parallel_questions_give_distinct_points(self, sampler):
         rows, notes = list(play(sampler(), 30)[0]), [{}] * 30
-        asker = Asker(sampler(), SPACE, mode="min", seed=0)
+        asker = SamplerAdapter(sampler(), SPACE, mode="min", seed=0)
         for _ in range(8):
             params, note = asker.ask(rows, notes, 1)
             rows.append(Row(len(rows), params, target=1))
@@ -167,7 +170,7 @@ class TestAnySampler:
         rows, _ = play(TPESampler(), 40, random_share=third)
         for seed in (0, 1):
             one, other = (
-                Asker(TPESampler(), SPACE, mode="min", seed=seed, random_share=third).ask(rows, [{}] * 40, 1)
+                SamplerAdapter(TPESampler(), SPACE, mode="min", seed=seed, random_share=third).ask(rows, [{}] * 40, 1)
                 for _ in range(2)
             )
             assert one == other

@@ -29,6 +29,7 @@ from lightning_hpo import (
     checkpoints,
 )
 from lightning_hpo.errors import SearchFailedError, StorageError, StudyInUseError, StudyMismatchError
+from lightning_hpo.tuners.base import Parts
 from tests.small import Data, Net
 
 CPU = {"accelerator": "cpu", "log_every_n_steps": 1}
@@ -272,16 +273,14 @@ class Together:
 
 
 def test_results_that_come_together_are_all_recorded_also_if_one_of_them_ends_the_search(tmp_path):
-    class AtOnce(RandomTuner):
-        def _executor(self, work, interrupts):
-            return Together(work, 4)
+    at_once = Parts(executor=lambda work, options, interrupts: Together(work, 4))
 
     def unlucky(job, params):
         if job.trial == 1:
             raise RuntimeError("no luck")
         return job.trial
 
-    tuner = AtOnce(XY, max_steps=1, n_trials=4, max_failed=1, root=tmp_path, name="f", verbose=False)
+    tuner = Tuner(XY, FullBudget(1, 4), parts=at_once, max_failed=1, root=tmp_path, name="f", verbose=False)
     with pytest.raises(SearchFailedError, match="1 trials in a row failed, the last one with: RuntimeError: no luck"):
         tuner.optimize(unlucky)
     study = optuna.load_study(study_name="f", storage=f"sqlite:///{tmp_path}/f/study.db")

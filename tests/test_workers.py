@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, Tuner
-from lightning_hpo.executors.pool import WorkerProcesses, gpu_shares
+from lightning_hpo.executors.processes import WorkerProcesses, gpu_shares
 from tests.functions import accident, loss, pruning, torch_is_loaded, where
 from tests.small import Data, Net
 from tests.test_kill import in_a_child

@@ -75,7 +75,9 @@ class HPOCLI(LightningCLI):
         options = {**kwargs.get("fit", {}), "description": _DESCRIPTION}
         tune = self._prepare_subcommand_parser(trainer, "fit", **options)
         tune.add_argument("--space", type=dict[str, Any], default={}, sub_configs=True, help=SPACE_HELP)
-        tune.add_subclass_arguments(Tuner, "tuner", skip={"space", "trainer"}, instantiate=False, required=True)
+        tune.add_subclass_arguments(
+            Tuner, "tuner", skip={"space", "trainer", "parts"}, instantiate=False, required=True
+        )
         tune.add_argument(
             "--dry_run", "--dry-run", action="store_true", help="Print the plan and its price, and stop there."
         )
@@ -149,7 +151,7 @@ def _say(text: str) -> None:
 
 def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Tuner, "tuner", skip={"space", "trainer"})
+    parser.add_subclass_arguments(Tuner, "tuner", skip={"space", "trainer", "parts"})
 
     mistakes: list[Exception] = []
 

@@ -34,13 +34,13 @@ _one_starts = threading.Lock()  # the environment belongs to all threads
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
-def refuse_in_starting_worker() -> None:
+def validate_not_starting() -> None:
     """Raise WorkerStartError if a worker process that is importing the main script has come here."""
     if _STARTING in os.environ:
         raise WorkerStartError(f"{_GUARD}.")
 
 
-def refuse_daemonic(workers: int) -> None:
+def validate_not_daemonic(workers: int) -> None:
     """Raise ValueError in a process that may not start worker processes."""
     if multiprocessing.current_process().daemon:
         raise ValueError(

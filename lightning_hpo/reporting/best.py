@@ -4,16 +4,83 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints.origin import difference
-from lightning_hpo.records import Row
+from lightning_hpo.records import CHECKPOINT, Mode, Row, best_row, reach
+from lightning_hpo.reporting.events import Event, JobEnded, StudyRead
 from lightning_hpo.space import SearchSpace, split_name
+from lightning_hpo.study.run_folder import RunFolder
+from lightning_hpo.study.trial_folders import identity_of
+
+
+class BestFiles:
+    """Keeps ``best.ckpt`` and ``best.yaml`` true, and removes checkpoints that nobody needs; an observer.
+
+    Args:
+        folder: of the run.
+        study_id: of the study.
+        config: makes ``best.yaml`` of a trial's parameters and the full budget.
+        mode: whether lower or higher scores are better.
+        max_steps: full budget of a trial.
+        keep_checkpoints: keep those of trials that are neither best nor to be continued.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        study_id: str,
+        config: Callable[[Mapping[str, Any], int], Mapping[str, Any]],
+        *,
+        mode: Mode,
+        max_steps: int,
+        keep_checkpoints: bool,
+    ) -> None:
+        self._folder = folder
+        self._study_id = study_id
+        self._config = config
+        self._mode = mode
+        self._max_steps = max_steps
+        self._keep_checkpoints = keep_checkpoints
+        self._written: tuple[int, float, int] | None = None  # best trial, how far it got and its step, as in the files
+        self._ended: set[int] = set()  # trials whose checkpoints were looked at since they ended
+
+    def on(self, event: Event) -> None:
+        """Bring the files up to date with the rows."""
+        if not isinstance(event, StudyRead | JobEnded):
+            return
+        best = best_row(event.rows, self._mode)
+        before = self._written
+        if best is not None and (best.number, reach(best), best.step) != before:
+            write_answer(
+                best,
+                identity_of(self._study_id, best.number, best.params),
+                self._checkpoint(best.number),
+                self._config(best.params, self._max_steps),
+                best_checkpoint=self._folder.best_checkpoint,
+                best_params=self._folder.best_params,
+            )
+            self._written = best.number, reach(best), best.step
+        if not self._keep_checkpoints:
+            ended = {row.number for row in event.rows if row.state != "running"}
+            former = set() if before is None else {before[0]} & ended
+            for number in (ended - self._ended | former) - ({best.number} if best is not None else set()):
+                self._drop(number)
+            self._ended = ended
+
+    def _checkpoint(self, number: int) -> Path:
+        return self._folder.trial(number) / CHECKPOINT
+
+    def _drop(self, number: int) -> None:
+        checkpoint = self._checkpoint(number)
+        if checkpoint.parent.is_dir() and self._folder.holds(checkpoint.parent):
+            checkpoints.remove(checkpoint)
 
 
 def write_answer(

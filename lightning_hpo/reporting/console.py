@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from operator import eq
 from typing import Any
 
-from lightning_hpo.records import Mode, Row, best_row, ranked
+from lightning_hpo.records import Mode, Row, best_row, ranked, spent
+from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
 from lightning_hpo.schedulers import Bracket, Coverage
 from lightning_hpo.space import SearchSpace
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line, say
@@ -29,9 +30,18 @@ class Console:
         self.monitor = monitor
         self._mode = mode
         self._verbose = verbose
+        self.planned_steps = 0
+        """Optimizer steps of the whole search; 0 if that is not known."""
         self._started = time.monotonic()
         self._steps = 0
         self._kept: list[str] | None = None  # lines to be printed later
+
+    def on(self, event: Event) -> None:
+        """Print a line for a job that has ended, and the table when the search is over."""
+        if isinstance(event, JobEnded):
+            self.job(event.row, event.steps, event.rows, event.reason)
+        elif isinstance(event, SearchEnded):
+            self.table(event.rows)
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -94,12 +104,12 @@ class Console:
             ended = sum(row.state != "running" for row in rows)
             self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {spent(rows):,} steps are done")
 
-    def job(self, row: Row, steps: int, rows: Sequence[Row], planned: int, reason: str = "") -> None:
+    def job(self, row: Row, steps: int, rows: Sequence[Row], reason: str = "") -> None:
         """One line for a job that gave a score, or failed for a reason."""
         self._steps += steps
         done = spent(rows)
         pace = (time.monotonic() - self._started) / max(self._steps, 1)
-        left = f", about {_duration(pace * (planned - done))} left" if planned > done else ""
+        left = f", about {_duration(pace * (self.planned_steps - done))} left" if self.planned_steps > done else ""
         gave_none = row.state == "failed" or not row.values
         outcome = row.state if gave_none else f"{self.monitor} {row.values[row.step]:.5g}"
         reason = reason or row.ended or ""
@@ -136,11 +146,6 @@ class Console:
             self._kept.append(text)
         elif self._verbose:
             say(one_line(hide_passwords(text)))
-
-
-def spent(rows: Sequence[Row]) -> int:
-    """Optimizer steps that have led to a recorded value; those of a parent count once."""
-    return sum(row.step - row.start for row in rows)
 
 
 def _note(row: Row) -> str:

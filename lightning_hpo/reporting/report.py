@@ -23,9 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import StorageError
-from lightning_hpo.records import Mode, Row, best_row, reach
+from lightning_hpo.records import Mode, Row, best_row, reach, spent
 from lightning_hpo.reporting.best import disagreement
-from lightning_hpo.reporting.console import ABSENT, Console, spent
+from lightning_hpo.reporting.console import ABSENT, Console
 from lightning_hpo.space import SearchSpace, parse_space
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.run_folder import FINGERPRINT

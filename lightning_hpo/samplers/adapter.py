@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ _RANDOM_KEY = 1  # keeps the draws of the random fraction apart from other strea
 _LONG_AGO = datetime.fromtimestamp(0)  # noqa: DTZ006  # Optuna's times are naive; samplers must not see a clock
 
 
-class Asker:
+class SamplerAdapter:
     """Asks a sampler for new trials.
 
     Args:
@@ -88,7 +89,11 @@ class Asker:
             self._storage.set_study_system_attr(self._study_id, key, value)
 
     def ask(
-        self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]], steps: int
+        self,
+        rows: Sequence[Row],
+        notes: Sequence[Mapping[str, Any]],
+        steps: int,
+        given: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Suggest parameters for the trial that comes after ``rows``.
 
@@ -96,6 +101,7 @@ class Asker:
             rows: all trials so far.
             notes: what earlier suggestions left beside each of them.
             steps: at which the trial will be judged first.
+            given: parameters of the new trial that are decided already, as a study stores them.
 
         Returns:
             The parameters, as plain Python values inside their distributions, and the sampler's notes on this trial.
@@ -103,16 +109,21 @@ class Asker:
         number = len(rows)
         chance = np.random.default_rng([self._seed, number, _RANDOM_KEY]).random()
         sampler = self._random if chance < self._random_share(steps) else self._sampler
-        trial = self._frozen(Row(number), {})
+        fixed = {"fixed_params": dict(given)} if given else {}  # where Optuna's own study keeps them
+        trial = self._frozen(Row(number), fixed)
         self._show(rows, notes)
         self._storage.trials.append(trial)
         study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=sampler)
-        params = self._suggest(study, sampler, trial)
+        params = self._suggest(study, sampler, trial, given)
         if any(row.params == params for row in rows if row.state == "running" and not row.idle):
-            params = self._suggest(study, self._random, trial)  # samplers that cannot see who is at work repeat it
-        return params, dict(trial.system_attrs)
+            params = self._suggest(
+                study, self._random, trial, given
+            )  # samplers that cannot see who is at work repeat it
+        return params, {key: value for key, value in trial.system_attrs.items() if key not in fixed}
 
-    def _suggest(self, study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial) -> dict[str, Any]:
+    def _suggest(
+        self, study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Go through a sampler's interface the way Optuna does."""
         trial.params, trial.distributions = {}, {}
         reseed(sampler, self._seed, trial.number)
@@ -122,7 +133,9 @@ class Asker:
 
         def pick(name: str) -> Any:
             distribution = self._space[name]
-            if distribution.single():
+            if name in given:
+                value = given[name]
+            elif distribution.single():
                 value = distribution.to_external_repr(_only_value(distribution))
             elif name in relative:
                 value = relative[name]

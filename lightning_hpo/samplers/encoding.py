@@ -207,7 +207,7 @@ class Encoding:
         return kinds[index.reshape(-1)]
 
     def settle(self, units: Floats) -> Floats:
-        """Put the middle in the place of parameters that a configuration lacks, and a choice where it has one.
+        """Put the middle in the place of parameters that a configuration lacks, and one of few values where it has one.
 
         Args:
             units: search columns, shape (m, d); changed in place.
@@ -215,10 +215,11 @@ class Encoding:
         if self._space is None:
             return units
         has = self.active(units)
-        for i, column in enumerate(self.columns):
-            units[~has[:, i], i] = column.absent
-            if column.absent < 0:
-                units[has[:, i] & (units[:, i] < 0), i] = 0.0
+        for i, (name, column) in enumerate(zip(self.names, self.columns, strict=True)):
+            if name in self._space.conditions:
+                units[~has[:, i], i] = column.absent
+                if column.values is not None:  # the middle is none of them
+                    units[has[:, i], i] = column.nearest(units[has[:, i], i])
         return units
 
     def filled(self, units: Floats, rng: np.random.Generator) -> Floats:

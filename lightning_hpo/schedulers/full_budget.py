@@ -30,7 +30,7 @@ class FullBudget:
     def next(self, rows: Sequence[Row]) -> Job | None:
         """Continue the first trial that lacks its value, else start a new one."""
         for row in [row for row in rows if row.state == "running"]:  # few of many
-            if row.idle and row.at(self.max_steps) is None:
+            if row.idle and not (row.scored and row.at(self.max_steps) is not None):
                 return Job(self.max_steps, trial=row.number)
         return Job(self.max_steps) if len(rows) < self.n_trials else None
 

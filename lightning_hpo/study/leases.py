@@ -1,21 +1,22 @@
-"""Several processes on one study: one decides at a time, and who works on a trial holds a lock on it.
+"""Several processes on one study: one at a time decides, and a process that trains a trial holds a lease on it.
 
-A process takes its turn by a lock on the run, reads what the others have written, records what came of its job, decides
-which job is next and claims the trial, and ends its turn; training happens in between. The claim is a lock in the
-trial's folder with the promised step in its file. Dies the process, the kernel frees both locks: the others see the
-trial idle and continue it from its checkpoint. Nothing depends on a clock.
+A process takes the study lock, reads what the others have written, records what came of its job, decides which job is
+next, leases the trial, and frees the study lock; training happens without it. A lease is a lock in the trial's folder,
+with the step that the process trains to in its file. When the process dies, the kernel frees both locks: the others see
+the trial idle and continue it from its checkpoint. Nothing depends on a clock.
 """
 
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from lightning_hpo.study.locks import Lock
 
 
-class Claims:
-    """Which trials are at work, in whatever process. To be used in one's turn only.
+class Leases:
+    """Which trials are at work, in whatever process. To be used under the study lock only.
 
     Args:
         trials: folder of the run that holds the trials' own folders.
@@ -26,11 +27,13 @@ class Claims:
         self._own: dict[int, tuple[Lock, int]] = {}
 
     def take(self, number: int, target: int) -> None:
-        """Claim an idle trial, and say up to which step it will be trained."""
+        """Lease an idle trial, and say up to which step it will be trained."""
         lock = Lock(self._path(number))
         lock.path.parent.mkdir(parents=True, exist_ok=True)
         if not lock.take():
-            raise RuntimeError(f"trial {number} is at work in another process.")  # the table was not read in our turn
+            raise RuntimeError(
+                f"trial {number} is at work in another process."
+            )  # the table was not read under the lock
         lock.write(str(target))
         self._own[number] = lock, target
 
@@ -39,13 +42,16 @@ class Claims:
         if number in self._own:
             self._own.pop(number)[0].free()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Give all trials back."""
         for number in list(self._own):
             self.free(number)
 
     def target(self, number: int) -> int | None:
-        """Step that is promised for a trial at work; None if it is idle."""
+        """Step that a trial at work is trained to; None if it is idle."""
         if number in self._own:
             return self._own[number][1]
         lock = Lock(self._path(number))
@@ -63,7 +69,7 @@ class Claims:
 
 
 @contextmanager
-def turn(run: Path) -> Iterator[None]:
+def study_lock(run: Path) -> Iterator[None]:
     """Wait until no other process decides, and keep it so while the block runs."""
     lock = Lock(run / "turn")
     lock.take(wait=True)

@@ -109,6 +109,4 @@ class StudyLineage:
         return stops
 
     def _add(self, segment: Segment, max_steps: int) -> None:
-        self._table.add(
-            segment.params, self._rules.space, target=max_steps, parent=segment.parent, notes=segment.notes()
-        )
+        self._table.add(segment.params, self._rules.space, parent=segment.parent, notes=segment.notes())

@@ -5,7 +5,8 @@ second, so what a scheduler sees has already survived a crash.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,12 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lightning_hpo.records import Row, State
-from lightning_hpo.study.leases import Claims
+from lightning_hpo.study.leases import Leases
 
 # User attributes, so that a dashboard shows them.
 PARENT = "parent"
 FAILURE = "failure"
 ENDED = "ended"  # why a trial finished by itself
-STEP = "step"  # where a trial stood whose study takes no intermediate values, if that is not the full budget
 # System attribute of a trial whose values are scores of jobs, each with a checkpoint. A trial without it reports its
 # validations while it trains, and has a score when it has ended.
 BY_JOB = "lightning_hpo:by_job"
@@ -41,20 +41,34 @@ class TrialTable:
     """The rows of one study, each change written to the storage before it shows in :attr:`rows`.
 
     Args:
-        study: to read and extend. Without ``claims`` this process must be its only writer.
+        study: to read and extend. Without ``leases`` this process must be its only writer, apart from its own jobs.
         storage: of ``study``.
-        claims: where several processes share the study, what says who works on which trial.
+        leases: where several processes share the study, which process works on which trial.
+        at: step of the value of a finished trial that has no values at steps, as other programs write them. None
+            leaves such a trial without values.
+        is_ours: whether a running trial, by its number, is one of this search; other ones are left alone.
     """
 
-    def __init__(self, study: optuna.Study, storage: BaseStorage, claims: Claims | None = None) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: BaseStorage,
+        leases: Leases | None = None,
+        *,
+        at: int | None = None,
+        is_ours: Callable[[int], bool] = lambda number: True,  # noqa: ARG005  # a name for the reader  # a name for the reader
+    ) -> None:
         self._study = study
         self._storage = storage
-        self._claims = claims
+        self._leases = leases
+        self._at = at
+        self._is_ours = is_ours
         self._study_id = storage.get_study_id_from_name(study.study_name)
-        trials = study.get_trials(deepcopy=False)
-        self._ids = [trial._trial_id for trial in trials]  # noqa: SLF001  # the storage's handle has no public name
-        self._rows = [_row(trial) for trial in trials]
-        self._notes = [dict(trial.system_attrs) for trial in trials]
+        self._ids: list[int] = []
+        self._rows: list[Row] = []
+        self._notes: list[dict[str, Any]] = []
+        for trial in study.get_trials(deepcopy=False):
+            self._append(trial)
         self._study_notes = dict(storage.get_study_system_attrs(self._study_id))
 
     @property
@@ -84,122 +98,183 @@ class TrialTable:
         params: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
         *,
-        target: int,
         parent: int | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> int:
-        """Write a new running trial, all parameters in one transaction, and return its number."""
+        """Write a new running trial, all parameters in one transaction, and return its number.
+
+        Args:
+            params: of the trial.
+            distributions: name -> distribution of each parameter.
+            parent: number of the trial whose weights it starts from, at the last step that it has a value at.
+            notes: of the sampler.
+        """
+        notes = {**(notes or {}), BY_JOB: True}
+        if parent is not None and self._rows[parent].values and SEGMENT not in notes:
+            step = self._rows[parent].step
+            notes[SEGMENT] = {"start": step, "forked_at": step}
         trial = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
             distributions={name: distributions[name] for name in params},
             user_attrs={} if parent is None else {PARENT: parent},
-            system_attrs={**(notes or {}), BY_JOB: True},
+            system_attrs=notes,
         )
         self._ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
-        start = _start(notes or {})
-        self._rows.append(Row(len(self._rows), params=dict(params), target=target, parent=parent, start=start))
-        self._notes.append(dict(notes or {}))
-        if self._claims is not None:
-            self._claims.take(len(self._rows) - 1, target)
+        self._rows.append(Row(len(self._rows), params=dict(params), parent=parent, start=_start(notes)))
+        self._notes.append(dict(notes))
         return len(self._rows) - 1
+
+    def enqueued(self, number: int) -> dict[str, Any] | None:
+        """Return the parameters that a person has chosen for a trial which waits to be started; None for another."""
+        trial = self._storage.get_trial(self._ids[number]) if not self._rows[number].values else None
+        if trial is None or trial.state is not TrialState.WAITING:
+            return None
+        return dict(trial.system_attrs.get("fixed_params", {}))
+
+    def fill(
+        self,
+        number: int,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        notes: Mapping[str, Any],
+    ) -> None:
+        """Start an enqueued trial with all its parameters."""
+        trial_id = self._ids[number]
+        for key, value in {**notes, BY_JOB: True}.items():
+            self._storage.set_trial_system_attr(trial_id, key, value)
+        for name, value in params.items():
+            distribution = distributions[name]
+            self._storage.set_trial_param(trial_id, name, distribution.to_internal_repr(value), distribution)
+        self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        self._replace(number, self._storage.get_trial(trial_id))
+
+    def attach(self, number: int) -> optuna.Trial:
+        """Take up a trial that is enqueued, or was left behind by a process that has died, as Optuna's own."""
+        trial = self._storage.get_trial(self._ids[number])
+        if trial.state is TrialState.WAITING:
+            self._storage.set_trial_state_values(self._ids[number], TrialState.RUNNING)
+        return optuna.Trial(self._study, self._ids[number])
+
+    def reread(self, number: int) -> None:
+        """Read a trial that others write to: a new one, or one whose job reports its validations.
+
+        A trial that only this table writes to is not read again.
+        """
+        if number < len(self._rows):
+            if self._rows[number].state == "running" and not self._rows[number].scored:
+                self._replace(number, self._storage.get_trial(self._ids[number]))
+            return
+        for trial in self._study.get_trials(deepcopy=False)[len(self._rows) :]:
+            self._append(trial)
 
     def refresh(self) -> None:
         """Read what other processes have written, and which trials are at work; for a study that is shared."""
-        assert self._claims is not None
-        trials = self._study.get_trials(deepcopy=False)
-        for index, trial in enumerate(trials):
-            known = index < len(self._rows)
-            if known and self._rows[index].state != "running":
-                continue  # it has ended
-            row = _row(trial)
-            if row.state == "running":
-                row = replace(row, target=self._claims.target(row.number))
-            if not known:
-                self._ids.append(trial._trial_id)  # noqa: SLF001  # the storage's handle has no public name
-                self._rows.append(row)
-                self._notes.append(dict(trial.system_attrs))
-            elif row != self._rows[index]:  # who reads the rows may compare by identity
-                self._rows[index] = row
+        assert self._leases is not None
+        for index, trial in enumerate(self._study.get_trials(deepcopy=False)):
+            if index >= len(self._rows):
+                self._append(trial)
+            elif self._rows[index].state == "running":
+                self._replace(index, trial)
         self._study_notes = dict(self._storage.get_study_system_attrs(self._study_id))
 
-    def promise(self, number: int, target: int | None) -> None:
+    def assign(self, number: int, target: int | None) -> None:
         """Mark a trial as worked on up to ``target``, or as free again (None). The mark dies with this process."""
-        if self._claims is not None:
-            self._claims.free(number)
+        if self._leases is not None:
+            self._leases.free(number)
             if target is not None:
-                self._claims.take(number, target)
+                self._leases.take(number, target)
         self._rows[number] = replace(self._rows[number], target=target)
 
     def record(self, number: int, step: int, value: float) -> None:
-        """Write the value of the monitored metric at ``step`` (any float, NaN included); a promise of it is kept."""
-        self._storage.set_trial_intermediate_value(self._ids[number], step, value)
+        """Write the value of the monitored metric at ``step`` (any float, NaN included), unless it is there."""
         row = self._rows[number]
-        if self._claims is not None and row.target is not None and step >= row.target:
-            self._claims.free(number)
+        if step not in row.values or row.scored:
+            self._storage.set_trial_intermediate_value(self._ids[number], step, value)
+        if self._leases is not None and row.target is not None and step >= row.target:
+            self._leases.free(number)
         self._rows[number] = replace(row, values={**row.values, step: value})
 
-    def complete(self, number: int, value: float, ended: str | None = None) -> None:
-        """End a trial that reached the full budget with ``value``, or finished by itself before.
+    def constrain(self, number: int, name: str, value: float) -> None:
+        """Write the value of a constraint, unless it is there: a kill can fall between it and the trial's end."""
+        trial = optuna.Trial(self._study, self._ids[number])
+        if name not in self._storage.get_trial(self._ids[number]).constraints:
+            trial.set_constraint(name, value)
+        if value > 0:
+            self._rows[number] = replace(self._rows[number], feasible=False)
+
+    def complete(self, number: int, values: Sequence[float], ended: str | None = None) -> None:
+        """End a trial that reached the full budget, or finished by itself before.
 
         Args:
             number: of the trial.
-            value: its last one.
+            values: its last ones, one for each objective.
             ended: why it finished by itself.
         """
         if ended is not None:
             self._storage.set_trial_user_attr(self._ids[number], ENDED, ended)
             self._rows[number] = replace(self._rows[number], ended=ended)
-        self._finish(number, TrialState.COMPLETE, value)
+        self._finish(number, TrialState.COMPLETE, values)
 
     def prune(self, number: int) -> None:
         """End a trial that will get no further budget; its last value stays its value."""
         values = self._rows[number].values
         last = values[max(values)] if values else math.nan
-        self._finish(number, TrialState.PRUNED, None if math.isnan(last) else last)
+        self._finish(number, TrialState.PRUNED, None if math.isnan(last) else [last])
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial that gave no usable value, and keep the reason with it."""
         self._storage.set_trial_user_attr(self._ids[number], FAILURE, reason)
         self._finish(number, TrialState.FAIL, None)
 
-    def _finish(self, number: int, state: TrialState, value: float | None) -> None:
-        self._storage.set_trial_state_values(self._ids[number], state, None if value is None else [value])
-        self._rows[number] = replace(self._rows[number], target=None, state=_STATES[state])
-        if self._claims is not None:
-            self._claims.free(number)
+    def _finish(self, number: int, state: TrialState, values: Sequence[float] | None) -> None:
+        values = None if values is None else list(values)
+        if not self._rows[number].scored:  # Optuna has asked its sampler, and tells it
+            trial = self._storage.get_trial(self._ids[number])
+            self._study.sampler.after_trial(self._study, trial, state, values)
+        self._storage.set_trial_state_values(self._ids[number], state, values)
+        scored = self._rows[number].scored or state is not TrialState.FAIL
+        self._rows[number] = replace(self._rows[number], target=None, state=_STATES[state], scored=scored)
+        if self._leases is not None:
+            self._leases.free(number)
+
+    def _append(self, trial: FrozenTrial) -> None:
+        self._ids.append(trial._trial_id)  # noqa: SLF001  # the storage's handle has no public name  # the storage's handle has no public name
+        self._rows.append(self._row(trial))
+        self._notes.append(dict(trial.system_attrs))
+
+    def _replace(self, number: int, trial: FrozenTrial) -> None:
+        row = self._row(trial)
+        if row != self._rows[number]:  # readers of the rows may compare by identity
+            self._rows[number] = row
+            self._notes[number] = dict(trial.system_attrs)
+
+    def _row(self, trial: FrozenTrial) -> Row:
+        row = row_of(trial, self._at)
+        if row.state != "running":
+            return row
+        if not self._is_ours(row.number):
+            return replace(row, target=sys.maxsize)
+        if self._leases is not None:
+            return replace(row, target=self._leases.target(row.number))
+        known = self._rows[row.number].target if row.number < len(self._rows) else None
+        return replace(row, target=known)
 
 
 def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:
-    """Rows of a study that somebody else may be writing.
-
-    Args:
-        study: to read.
-        at: step of the values of a trial that has no intermediate ones, as in a study with several objectives; of
-            those the first counts. None leaves such a trial without values.
-    """
-    trials = study.get_trials(deepcopy=False)
-    rows = [_row(trial) for trial in trials]
-    if at is None:
-        return rows
-    return [
-        replace(row, values={trial.user_attrs.get(STEP, at): trial.values[0]})
-        if trial.values and not row.values
-        else row
-        for row, trial in zip(rows, trials, strict=True)
-    ]
+    """Rows of a study that somebody else may be writing; ``at`` as for :class:`TrialTable`."""
+    return [row_of(trial, at) for trial in study.get_trials(deepcopy=False)]
 
 
-def attach(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
-    """Take up a running trial whose process has died."""
-    return optuna.Trial(study, trial._trial_id)  # noqa: SLF001  # the storage's handle has no public name
-
-
-def _row(trial: FrozenTrial) -> Row:
+def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
+    """Return a trial as a row; ``at`` as for :class:`TrialTable`."""
+    values = dict(trial.intermediate_values)
+    if at is not None and trial.values and not values:
+        values = {at: trial.values[0]}
     return Row(
         number=trial.number,
         params=dict(trial.params),
-        values=dict(trial.intermediate_values),
+        values=values,
         parent=trial.user_attrs.get(PARENT),
         state=_STATES[trial.state],
         start=_start(trial.system_attrs),

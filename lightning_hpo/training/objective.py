@@ -15,7 +15,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 
 from lightning_hpo import checkpoints
@@ -24,7 +23,7 @@ from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.schedulers import Job
-from lightning_hpo.space import SearchSpace, Space, parse_space
+from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.table import ENDED
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
@@ -286,21 +285,3 @@ def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
             f"Add self.log({monitor!r}, ...) to validation_step."
         )
     return float(metrics[monitor])
-
-
-def suggest(trial: optuna.Trial, space: SearchSpace | Callable[[optuna.Trial], Mapping[str, Any]]) -> dict[str, Any]:
-    """Let a trial suggest a value for each name of a space that it has, or let a function of the trial do it."""
-    if callable(space):
-        return dict(space(trial))
-    return space.draw(lambda name: _suggest(trial, name, space[name]))
-
-
-def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> Any:
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            return trial.suggest_categorical(name, choices)
-        case FloatDistribution(low=low, high=high, log=log, step=step):
-            return trial.suggest_float(name, low, high, log=log, step=step)
-        case IntDistribution(low=low, high=high, log=log, step=step):
-            return trial.suggest_int(name, low, high, log=log, step=step)
-    raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")

@@ -1,36 +1,45 @@
-"""Tuners: a scheduler and a sampler over a LightningModule or a function, with everything kept in a run folder."""
+"""The tuner: a scheduler, a proposer and an executor in one loop, with everything kept in a run folder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import BaseStorage
+from optuna.pruners import BasePruner
+from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
-from lightning_hpo.executors.pool import InProcess, WorkerProcesses
-from lightning_hpo.executors.worker import refuse_daemonic
+from lightning_hpo.executors.base import Executor
+from lightning_hpo.executors.in_process import InProcess
+from lightning_hpo.executors.processes import WorkerProcesses
+from lightning_hpo.executors.worker import validate_not_daemonic
 from lightning_hpo.interrupts import Interrupts
-from lightning_hpo.records import FunctionWork, Mode, Row, Work
+from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
+from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
+from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
-from lightning_hpo.samplers.adapter import Asker
-from lightning_hpo.schedulers import Bracket, Coverage, FullBudget, Job, Scheduler
-from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers import Bracket, Coverage, Scheduler
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
-from lightning_hpo.study.leases import Claims, turn
-from lightning_hpo.study.run_folder import RunFolder, open_study
-from lightning_hpo.study.table import TrialTable, read_rows
 from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import Ranks, ranks_of
-from lightning_hpo.tuners.options import Options, refuse_unknown, refuse_wrong
-from lightning_hpo.tuners.run import Session, Subject, conduct
-from lightning_hpo.tuners.search import Limits, Search
+from lightning_hpo.tuners.options import (
+    Goal,
+    Limits,
+    Options,
+    RunOptions,
+    TrialOptions,
+    WorkerOptions,
+    group,
+    validate_names,
+)
+from lightning_hpo.tuners.proposers import Define, MakeProposer, SamplerProposer
+from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
+from lightning_hpo.tuners.search import Search
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -38,7 +47,46 @@ if TYPE_CHECKING:
 
     from lightning_hpo.training.objective import Objective
 
-_POLL = 0.5  # seconds between looks at what the other processes of a shared study have done
+
+MakeExecutor: TypeAlias = Callable[[Work, WorkerOptions, Interrupts], AbstractContextManager[Executor]]
+
+
+def make_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) -> InProcess | WorkerProcesses:
+    """Make the executor that the options ask for: in this process, or worker processes."""
+    if options.in_process:
+        return InProcess(work, interrupts.pause_wanted, trial_timeout=options.trial_timeout)
+    processes = WorkerProcesses(
+        work,
+        options.workers,
+        options.devices_per_trial,
+        trial_timeout=options.trial_timeout,
+        max_retries=options.max_retries,
+    )
+    interrupts.listeners.append(processes.pause)
+    return processes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a tuner is composed of beside its scheduler; presets give it, and so may you.
+
+    Args:
+        propose: makes the proposer. Default: the sampler, asked for all parameters at once.
+        executor: makes the executor. Default: this process, or worker processes, as the options say.
+        observers: made when the run is open, and told what happens in the search.
+        converged: of the study: start no more trials.
+        study: a study of the user's own, in place of the run's.
+        pruner: Optuna's, which is asked at every validation of a trial.
+        constraints: logged metrics that must be <= 0 in a feasible trial.
+    """
+
+    propose: MakeProposer = SamplerProposer
+    executor: MakeExecutor = make_executor
+    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader  # a name for the reader
+    converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above  # as above
+    study: optuna.Study | None = None
+    pruner: BasePruner | None = None
+    constraints: Sequence[str] = ()
 
 
 class Tuner:
@@ -97,67 +145,41 @@ class Tuner:
     """
 
     def __init__(
-        self,
-        space: Space,
-        scheduler: Scheduler,
-        *,
-        monitor: str | None = None,
-        mode: Mode | None = None,
-        sampler: BaseSampler | None = None,
-        seed: int = 0,
-        name: str | None = None,
-        storage: str | BaseStorage | None = None,
-        root: str | Path = "runs",
-        trainer: Mapping[str, Any] | None = None,
-        checkpoint_every: int = 25,
-        keep_checkpoints: bool = False,
-        workers: int = 1,
-        devices_per_trial: int = 1,
-        timeout: float | None = None,
-        total_steps: int | None = None,
-        max_failed: float = 5,
-        trial_timeout: float | None = None,
-        max_retries: int = 0,
-        stop_on_nan: bool = False,
-        isolate: bool = False,
-        allow_changed: bool = False,
-        shared: bool = False,
-        verbose: bool = True,
+        self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = Parts(), **options: Unpack[Options]
     ) -> None:
         with explained(None):
-            refuse_wrong(
-                {
-                    "sampler": sampler, "seed": seed, "timeout": timeout, "total_steps": total_steps,
-                    "max_failed": max_failed, "trial_timeout": trial_timeout, "workers": workers,
-                    "devices_per_trial": devices_per_trial, "max_retries": max_retries,
-                }
-            )  # fmt: skip
-            self.mode: Mode = direction(monitor, mode)
-            if getattr(scheduler, "mode", self.mode) != self.mode:
-                raise ValueError(f"`mode` is {self.mode!r} for the tuner and {scheduler.mode!r} for its scheduler.")  # type: ignore[attr-defined]  # checked by getattr
-            self.space = parse_space(space)
+            validate_names(type(self), options)
+            chosen = options.get("sampler")
+            sampler = RandomSampler() if chosen is None else chosen
+            self._goal = group(Goal, {**options, "sampler": sampler, "constraints": parts.constraints})
+            self._run = group(RunOptions, options)
+            self._trials = group(TrialOptions, options)
+            self._workers = group(WorkerOptions, options)
+            self._limits = group(Limits, options)
+            self._define = space if callable(space) else None
+            self.space = parse_space({"defined_by": [label(space)]} if callable(space) else space)
+            """Name -> distribution; of a function of a trial, its name for the fingerprint."""
+            mode = getattr(scheduler, "mode", self.mode)
+            if mode != self.mode:
+                raise ValueError(f"`mode` is {self.mode!r} for the tuner and {mode!r} for its scheduler.")
         self.scheduler = scheduler
-        self.monitor = monitor
-        self.seed = seed
-        self._sampler = sampler or RandomSampler()
-        self._name = name
-        self._storage = storage
-        self._study_in_folder = storage is None
-        self._root = root
-        self._trainer = {"devices": devices_per_trial, **(trainer or {})}
-        self._workers = workers
-        self._devices_per_trial = devices_per_trial
-        self._checkpoint_every = checkpoint_every
-        self._keep_checkpoints = keep_checkpoints
-        self._limits = Limits(timeout=timeout, total_steps=total_steps, max_failed=max_failed)
-        self._trial_timeout = trial_timeout
-        self._max_retries = max_retries
-        self._stop_on_nan = stop_on_nan
-        self._isolate = isolate
-        self._allow_changed = allow_changed
-        self._shared = shared
-        self._verbose = verbose
+        self._parts = parts
         self._builder: Builder | None = None
+
+    @property
+    def monitor(self) -> str | None:
+        """Metric that ranks trials."""
+        return self._goal.monitors[0]
+
+    @property
+    def mode(self) -> Mode:
+        """Whether lower or higher scores are better."""
+        return self._goal.modes[0]
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random."""
+        return self._goal.seed
 
     @classmethod
     def from_cli(cls, cli: "LightningCLI", space: Space, **options: Any) -> Self:
@@ -221,7 +243,7 @@ class Tuner:
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
             return self._search(
-                Subject(objective.run, parts, objective.check, objective.builder, objective.use_key, self.space.deliver)
+                Target(objective.run, parts, objective.check, objective.builder, objective.use_key, self.space.deliver)
             )
 
     def objective(
@@ -229,14 +251,12 @@ class Tuner:
         model: "Callable[..., pl.LightningModule] | Builder | None" = None,
         *,
         datamodule: "Callable[..., pl.LightningDataModule] | None" = None,
-        space: Callable[[optuna.Trial], Mapping[str, Any]] | None = None,
     ) -> "Objective":
         """Return what :meth:`fit` runs for each job.
 
         Args:
             model: as for :meth:`fit`.
             datamodule: as for :meth:`fit`.
-            space: instead of the tuner's own.
         """
         from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
 
@@ -245,17 +265,19 @@ class Tuner:
             raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
         if self.monitor is None:
             raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
-        return Objective(
+        objective = Objective(
             model,
-            self.space if space is None else space,
+            self._define or self.space,
             data=datamodule,
             monitor=self.monitor,
             max_steps=self.scheduler.max_steps,
-            trainer=self._trainer,
+            trainer={"devices": self._workers.devices_per_trial, **(self._trials.trainer or {})},
             seed=self.seed,
-            checkpoint_every=self._checkpoint_every,
-            stop_on_nan=self._stop_on_nan,
+            checkpoint_every=self._trials.checkpoint_every,
+            stop_on_nan=self._trials.stop_on_nan,
         )
+        objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
+        return objective
 
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
         """Search over any function, without Lightning.
@@ -266,150 +288,112 @@ class Tuner:
         """
         with explained(None):
             deliver = self.space.deliver
-            return self._search(Subject(FunctionWork(function, deliver), [function], deliver=deliver))
+            return self._search(Target(FunctionWork(function, deliver), [function], deliver=deliver))
 
-    def _search(self, subject: Subject) -> Result:
-        ranks = Ranks() if subject.builder is None else ranks_of(subject.builder.surroundings)
-        if ranks.size > 1:
-            self._refuse_ranks(ranks.size)
-        if self._workers > 1 or self._isolate:
-            refuse_daemonic(self._workers)
-        asked = self._fingerprint(subject)  # now: what trains may change what its code holds
-        default = "-".join(label(one) for one in (type(self), subject.parts[0]))
-        return conduct(
-            RunFolder(self._root, default if self._name is None else self._name),
-            Console(self.monitor or "score", self.mode, verbose=self._verbose),
-            subject,
+    def _search(self, target: Target) -> Result:
+        ranks = Ranks() if target.builder is None else ranks_of(target.builder.surroundings)
+        self._validate_workers(ranks.size)
+        asked = self._fingerprint(target)  # now: what trains may change what its code holds
+        folder = open_folder(self._run, "-".join(label(part) for part in (type(self), target.parts[0])), target)
+        pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
+        opened: dict[str, Any] = {
+            "max_steps": self.scheduler.max_steps, "ranks": ranks, "given": self._parts.study,
+        }  # fmt: skip
+        if ranks.rank > 0:
+            if pruner is not None:
+                from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
+
+                target = replace(target, work=along(target.work, str(self.monitor)))
+            return follow_run(self._run, folder, target, self._goal, asked, **opened)
+        with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
+            if self._parts.pruner is not None:
+                run.study.pruner = self._parts.pruner
+            observers = self._observers(run)
+            self.say_plan(run.console, f"{type(self).__name__} in {folder.path}", run.table.rows)
+            if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
+                run.target.check()
+            with self._parts.executor(self._work(run, pruner), self._workers, run.interrupts) as executor:
+                Search(
+                    scheduler=self.scheduler,
+                    proposer=self._parts.propose(
+                        run.study, run.table, self._define or self.space, self._goal, self._rungs()
+                    ),
+                    table=run.table,
+                    executor=executor,
+                    goal=self._goal,
+                    limits=self._limits,
+                    observers=observers,
+                    study_id=study_id(run.study),
+                    folder=folder.trial,
+                    settle=settle if target.builder else lambda *_: None,  # a function keeps nothing in a folder
+                    converged=lambda: self._parts.converged(run.study),
+                    lock=run.lock,
+                    poll=POLL if self._run.shared else None,
+                ).run(run.interrupts.pause_wanted)
+            run.raise_if_paused()
+            with run.lock():
+                run.report()
+                for observer in observers:
+                    observer.on(SearchEnded(run.table.rows))
+            return run.result()
+
+    def _observers(self, run: Run) -> list[Observer]:
+        files = BestFiles(
+            run.folder,
+            study_id(run.study),
+            self.space.config if run.target.builder is None else run.target.builder.config,
             mode=self.mode,
-            opened=lambda folder: self._open(folder, asked),
-            loop=self._loop,
-            conclude=self._conclude,
-            read=lambda study: read_rows(study, at=self.scheduler.max_steps),
-            study_in_folder=self._study_in_folder,
-            ranks=ranks,
-            along=self._along(subject),
-            shared=self._shared,
+            max_steps=self.scheduler.max_steps,
+            keep_checkpoints=self._trials.keep_checkpoints,
         )
+        run.console.planned_steps = self.planned_steps()
+        return [files, run.console, *self._parts.observers(run)]
 
-    def _refuse_ranks(self, size: int) -> None:
-        """Raise ValueError if this tuner cannot search over trials that train in several processes each."""
-        if self._workers > 1 or self._isolate:
+    def _work(self, run: Run, pruner: BasePruner | None) -> Work:
+        """Return the work of a job; with a pruner, its trial reports validations."""
+        if pruner is None:
+            return run.target.work
+        if not self._workers.in_process and isinstance(run.storage, InMemoryStorage):
+            raise ValueError("trials are to train in worker processes, but the study is in the memory of this process: "
+                             "give it a storage that others can report to, a file's or a database's.")  # fmt: skip
+        from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
+
+        return reporting(run.target.work, run.study, run.storage, str(self.monitor))
+
+    def _validate_workers(self, ranks: int) -> None:
+        """Raise ValueError for workers that cannot be had."""
+        if self._workers.in_process:
+            return
+        if ranks > 1:
             raise ValueError(
-                f"`workers` is {self._workers} and `isolate` {self._isolate}, but each trial trains in {size} "
-                "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process "
-                "cannot start: leave both out, or train each trial on one device."
+                f"`workers` is {self._workers.workers} and `isolate` {self._workers.isolate}, but each trial trains in "
+                f"{ranks} processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker "
+                "process cannot start: leave both out, or train each trial on one device."
             )
+        validate_not_daemonic(self._workers.workers)
 
-    def _along(self, subject: Subject) -> Work:
-        """What another rank than the first does for a job."""
-        return subject.work
-
-    def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
-        return open_study(
-            folder, self._storage, self.mode, fingerprint, self._sampler, allow_changed=self._allow_changed
-        )
-
-    def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
-        """Search in an opened run, to its end or a pause, and return all trials."""
-        run = session.folder.path
-        claims = Claims(run / "trials") if self._shared else None
-        table = TrialTable(session.study, session.storage, claims)
-
-        @contextmanager
-        def own_turn() -> Iterator[None]:
-            with turn(run):
-                table.refresh()
-                yield
-
-        self._announce(session, self.space, table.rows)
-        if subject.check is not None and self.scheduler.next(table.rows) is not None:
-            subject.check()
-        released = nullcontext() if claims is None else closing(claims)
-        with released, self._executor(subject.work, session.interrupts) as executor:
-            Search(
-                scheduler=self.scheduler,
-                table=table,
-                asker=Asker(
-                    self._sampler,
-                    self.space,
-                    mode=self.mode,
-                    seed=self.seed,
-                    study_notes=table.study_notes,
-                    random_share=self._random_share,
-                    rungs=sorted({rung.max_steps for bracket in self.plan() for rung in bracket.rungs}),
-                ),
-                space=self.space,
-                study_id=study_id(session.study),
-                folder=session.folder,
-                executor=executor,
-                limits=self._limits,
-                console=session.console,
-                mode=self.mode,
-                planned=self.planned_steps(),
-                keep_checkpoints=self._keep_checkpoints,
-                converged=lambda: self._converged(session.study),
-                settle=settle if subject.builder else lambda *_: None,  # a function keeps nothing in a folder
-                config=self.space.config if subject.builder is None else subject.builder.config,
-                turn=own_turn if self._shared else nullcontext,
-                poll=_POLL if self._shared else None,
-            ).run(session.interrupts.pause_wanted)
-        return table.rows
-
-    def _announce(self, session: Session, space: Mapping[str, BaseDistribution], rows: Sequence[Row]) -> None:
-        self.say_plan(session.console, f"{type(self).__name__} in {session.folder.path}", space, rows)
-
-    def say_plan(
-        self, console: Console, title: str, space: Mapping[str, BaseDistribution], rows: Sequence[Row]
-    ) -> None:
+    def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
         """Print what is about to happen."""
+        space = {} if self._define else self.space
         console.plan(title, space, self.plan(), rows, covers=self.plan_covers, stops=self._limits.texts())
 
-    def _random_share(self, steps: int) -> float:
-        """Share of the trials judged first at ``steps`` that are drawn at random, not by the sampler."""
-        return 0.0
+    def _rungs(self) -> list[int]:
+        return sorted({rung.max_steps for bracket in self.plan() for rung in bracket.rungs})
 
-    def _converged(self, study: optuna.Study) -> bool:
-        """Whether no more trials are worth starting; asked before each new one."""
-        return False
-
-    def _conclude(self, session: Session) -> None:
-        """Add to what is printed and kept at the end."""
-
-    def _executor(self, work: Work, interrupts: Interrupts) -> InProcess | WorkerProcesses:
-        if self._workers == 1 and not self._isolate:
-            return InProcess(work, interrupts.pause_wanted, trial_timeout=self._trial_timeout)
-        processes = WorkerProcesses(
-            work,
-            self._workers,
-            self._devices_per_trial,
-            trial_timeout=self._trial_timeout,
-            max_retries=self._max_retries,
-        )
-        interrupts.listeners.append(processes.pause)
-        return processes
-
-    def _fingerprint(self, subject: Subject) -> dict[str, Any]:
-        asked = {"monitor": self.monitor, "mode": self.mode, "seed": self.seed, "sampler": settings(self._sampler)}
+    def _fingerprint(self, target: Target) -> dict[str, Any]:
+        goal, several = self._goal, len(self._goal.modes) > 1
+        sampler = settings(goal.sampler)
+        if self._parts.pruner is not None:
+            sampler["pruner"] = settings(self._parts.pruner)
+        code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
         return fingerprint(
-            self.space, self.scheduler, subject.parts, self._code(subject), trains=subject.builder is not None, **asked
+            self.space,
+            self.scheduler,
+            target.parts,
+            code if self._define is None else [*code, self._define],
+            trains=target.builder is not None,
+            monitor=list(goal.monitors) if several else self.monitor,
+            mode=list(goal.modes) if several else self.mode,
+            seed=self.seed,
+            sampler=sampler,
         )
-
-    def _code(self, subject: Subject) -> Sequence[Any]:
-        """Classes and functions whose code is part of what was measured."""
-        return [code for one in subject.parts for code in (one.code if isinstance(one, Builder) else (one,))]
-
-
-class RandomTuner(Tuner):
-    """Random search at the full budget, or any other sampler through ``sampler=``.
-
-    Args:
-        space: as for :class:`Tuner`.
-        max_steps: budget of every trial, in optimizer steps.
-        n_trials: trials in all, those of an earlier call included.
-        **options: as for :class:`Tuner`.
-    """
-
-    def __init__(self, space: Space, *, max_steps: int, n_trials: int, **options: Unpack[Options]) -> None:
-        with explained(None):
-            refuse_unknown(type(self), options)
-            super().__init__(space, FullBudget(max_steps, n_trials), **options)

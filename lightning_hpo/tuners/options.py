@@ -1,20 +1,26 @@
-"""The arguments that all tuners share, and what is said of one that no tuner has."""
+"""The options that all tuners share: flat keywords for people, grouped and checked for the code that uses them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from lightning_hpo.records import Mode
+from lightning_hpo.errors import SearchFailedError
+from lightning_hpo.records import Mode, Row
+from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.text import nearest, require_int
+
+_ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
+Group = TypeVar("Group")
 
 
 class Options(TypedDict, total=False):
-    """Arguments that all tuners share; see :class:`~lightning_hpo.Tuner`."""
+    """Keywords that all tuners share; see :class:`~lightning_hpo.Tuner`."""
 
     monitor: str | None
     mode: Mode | None
@@ -40,33 +46,176 @@ class Options(TypedDict, total=False):
     verbose: bool
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What is searched for; several metrics make a search with several objectives, of which the first ranks trials.
+
+    Args:
+        monitor: metric that the module logs in validation, or several.
+        mode: whether lower or higher values are better, or one for each metric; None is ``"min"``, unless the name of a
+            metric suggests otherwise.
+        sampler: that proposes trials; None is the tuner's default.
+        seed: of everything random.
+        constraints: logged metrics that must be <= 0 in a feasible trial.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument.
+    """
+
+    monitor: str | Sequence[str] | None = None
+    mode: Mode | Sequence[Mode] | None = None
+    sampler: BaseSampler | None = None
+    seed: int = 0
+    constraints: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.sampler is not None and not isinstance(self.sampler, BaseSampler):
+            raise TypeError(f"`sampler` must be an Optuna sampler, got {self.sampler!r}.")
+        require_int("seed", self.seed, 0)
+        modes = self._given_modes
+        if len(modes) != len(self.monitors) or not modes:
+            raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
+        object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
+
+    @property
+    def monitors(self) -> tuple[str | None, ...]:
+        """All metrics; one None without any."""
+        return (self.monitor,) if isinstance(self.monitor, str | None) else tuple(self.monitor)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Direction of each metric."""
+        return tuple(self.mode)  # type: ignore[arg-type]  # resolved in __post_init__
+
+    @property
+    def _given_modes(self) -> tuple[Mode | None, ...]:
+        return (self.mode,) * len(self.monitors) if isinstance(self.mode, str | None) else tuple(self.mode)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a search keeps everything, and who may work on it; see :class:`~lightning_hpo.Tuner`."""
+
+    name: str | None = None
+    root: str | Path = "runs"
+    storage: str | BaseStorage | None = None
+    allow_changed: bool = False
+    shared: bool = False
+    verbose: bool = True
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """How a trial trains and what it keeps; see :class:`~lightning_hpo.Tuner`."""
+
+    trainer: Mapping[str, Any] | None = None
+    checkpoint_every: int = 25
+    keep_checkpoints: bool = False
+    stop_on_nan: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Where jobs run; see :class:`~lightning_hpo.Tuner`.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument.
+    """
+
+    workers: int = 1
+    devices_per_trial: int = 1
+    isolate: bool = False
+    trial_timeout: float | None = None
+    max_retries: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive("trial_timeout", self.trial_timeout)
+        for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
+            require_int(name, getattr(self, name), least)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether jobs run in this process."""
+        return self.workers == 1 and not self.isolate
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to start no more jobs.
+
+    Args:
+        timeout: seconds from now, or None.
+        total_steps: recorded optimizer steps, those of earlier calls included, or None.
+        max_failed: failed trials in a row (an int), or as a share of all that have ended (a float below 1), which is
+            judged from the tenth on.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument.
+    """
+
+    timeout: float | None = None
+    total_steps: int | None = None
+    max_failed: int | float = 5
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "total_steps", "max_failed"):
+            require_positive(name, getattr(self, name))
+
+    def check_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
+        """Raise SearchFailedError if too many trials failed.
+
+        Args:
+            in_a_row: failed trials since the last one that did not fail.
+            rows: all trials.
+            last: reason of the last failure.
+        """
+        if self.max_failed >= 1:
+            if in_a_row >= self.max_failed:
+                raise SearchFailedError(f"{in_a_row} trials in a row failed, the last one with: {last}")
+            return
+        ended = [row for row in rows if row.state != "running"]
+        failed = sum(row.state == "failed" for row in ended)
+        if in_a_row and len(ended) >= _ENOUGH_TO_JUDGE and failed >= self.max_failed * len(ended):
+            raise SearchFailedError(f"{failed} of {len(ended)} trials failed, the last one with: {last}")
+
+    def texts(self) -> list[str]:
+        """Each limit that ends a search before its scheduler does, as words."""
+        steps = None if self.total_steps is None else f"once {self.total_steps:,} optimizer steps are recorded"
+        time = None if self.timeout is None else f"after {self.timeout:g} s"
+        return [text for text in (steps, time) if text is not None]
+
+
+DEFAULTS = {
+    field.name: field.default
+    for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits)
+    for field in fields(kind)
+}
+"""Default of each keyword."""
+
+
+def group(kind: type[Group], options: Mapping[str, Any]) -> Group:
+    """Make a group of options from flat keywords; those of other groups are left out."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # each kind is a dataclass
+    return kind(**{name: value for name, value in options.items() if name in names})
+
+
 def arguments_of(kind: type) -> list[str]:
     """Names of the arguments that a tuner takes."""
-    own = [name for name, one in inspect.signature(kind).parameters.items() if one.kind is not one.VAR_KEYWORD]
+    variable = inspect.Parameter.VAR_KEYWORD
+    own = [name for name, given in inspect.signature(kind).parameters.items() if given.kind is not variable]
     return [*own, *(name for name in Options.__annotations__ if name not in own)]
 
 
-def refuse_unknown(kind: type, options: Mapping[str, Any]) -> None:
+def validate_names(kind: type, options: Mapping[str, Any]) -> None:
     """Raise TypeError if there is an option that no tuner has."""
     for name in options:
         if name not in Options.__annotations__:
             raise TypeError(f"{kind.__name__} has no argument {name!r}.{nearest(name, arguments_of(kind))}")
 
 
-def refuse_wrong(options: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for an option outside its range, with its value and what is accepted."""
-    if options["sampler"] is not None and not isinstance(options["sampler"], BaseSampler):
-        raise TypeError(f"`sampler` must be an Optuna sampler, got {options['sampler']!r}.")
-    refuse_wrong_limits(options)
-    for name, least in (("seed", 0), ("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
-        require_int(name, options[name], least)
-
-
-def refuse_wrong_limits(options: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError for a limit that is no number above 0."""
-    for name in ("timeout", "total_steps", "max_failed", "trial_timeout"):
-        value = options.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise TypeError(f"`{name}` must be a number above 0, got {value!r}.")
-        if value is not None and not float(value) > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value!r}.")
+def require_positive(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless ``value`` is None or a number above 0."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise TypeError(f"`{name}` must be a number above 0, got {value!r}.")
+    if value is not None and not float(value) > 0:
+        raise ValueError(f"`{name}` must be above 0, got {value!r}.")

@@ -1,40 +1,36 @@
 """A whole population from one script."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-import optuna
-from optuna.storages import BaseStorage
-
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.round_member import NEVER, train_to_the_end
 from lightning_hpo.errors import SearchFailedError, explained
 from lightning_hpo.quiet import CHATTY, warnings_only
-from lightning_hpo.records import Row, best_row
+from lightning_hpo.records import best_row
 from lightning_hpo.reporting.best import write_answer
+from lightning_hpo.reporting.events import SearchEnded
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.schedulers import FullBudget, Job
 from lightning_hpo.schedulers.explore import Explore
 from lightning_hpo.schedulers.population import Donor, Rules
 from lightning_hpo.space import Space
 from lightning_hpo.study.fingerprint import label
-from lightning_hpo.study.journal import JOURNAL, open_journal
-from lightning_hpo.study.run_folder import RunFolder, open_study
-from lightning_hpo.study.table import TrialTable
+from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import study_id
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.name_checks import ChangeableNames, build_of
 from lightning_hpo.training.objective import Objective
 from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.trial_fit import JobCallback, make_trainer, quiet_and_seeded
 from lightning_hpo.tuners.base import Tuner
-from lightning_hpo.tuners.options import Options, refuse_unknown
+from lightning_hpo.tuners.options import DEFAULTS, Options, validate_names
 from lightning_hpo.tuners.rounds import Rounds
-from lightning_hpo.tuners.run import Session, Subject
+from lightning_hpo.tuners.run import Run, Target, open_folder, open_run
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed")
@@ -90,7 +86,7 @@ class PopulationTuner(Tuner):
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
-            refuse_unknown(type(self), options)
+            validate_names(type(self), options)
             if population_size < 2:
                 raise ValueError(f"`population_size` must be an int >= 2, got {population_size!r}.")
             if interval < 1:
@@ -106,9 +102,8 @@ class PopulationTuner(Tuner):
                     "turns. For members in processes of their own, give each Trainer the callback "
                     "PopulationBasedTraining."
                 )
-            defaults = inspect.signature(Tuner).parameters
-            for argument, value in options.items():  # a command line gives every option, most of them at its default
-                if argument not in _TAKEN and (argument not in defaults or value != defaults[argument].default):
+            for argument, value in options.items():  # a command line gives options at their default too
+                if argument not in _TAKEN and value != DEFAULTS.get(argument, value):
                     raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
             for argument, value in (options.get("trainer") or {}).items():
                 if argument in _RHYTHM:
@@ -139,29 +134,33 @@ class PopulationTuner(Tuner):
         """
         raise TypeError("PopulationTuner copies weights between members, so it takes a LightningModule: use fit().")
 
-    def _open(self, folder: RunFolder, fingerprint: Mapping[str, Any]) -> tuple[optuna.Study, BaseStorage]:
-        def opened(storage: str | BaseStorage | None) -> tuple[optuna.Study, BaseStorage]:
-            return open_study(folder, storage, self.mode, fingerprint, allow_changed=self._allow_changed)
-
-        own = self._storage is None and not folder.study_file.exists()
-        return opened(open_journal(folder.path / JOURNAL, opened) if own else self._storage)
-
-    def _refuse_ranks(self, size: int) -> None:
-        raise ValueError(
-            f"`trainer` trains each member in {size} processes, but a PopulationTuner trains all members in this one; "
-            "give each Trainer the callback PopulationBasedTraining instead."
-        )
-
-    def _loop(self, session: Session, subject: Subject) -> Sequence[Row]:
-        builder = subject.builder
+    def _search(self, target: Target) -> Result:
+        builder = target.builder
         assert builder is not None  # optimize() is refused
-        folder, key = session.folder.path / "members", session.folder.key()
-        table = TrialTable(session.study, session.storage)
+        ranks = ranks_of(builder.surroundings)
+        if ranks.size > 1:
+            raise ValueError(
+                f"`trainer` trains each member in {ranks.size} processes, but a PopulationTuner trains all members in "
+                "this one; give each Trainer the callback PopulationBasedTraining instead."
+            )
+        asked = self._fingerprint(target)
+        folder = open_folder(self._run, "-".join(label(part) for part in (type(self), target.parts[0])), target)
+        steps = self.scheduler.max_steps
+        with open_run(self._run, folder, target, self._goal, asked, max_steps=steps, ranks=ranks) as run:
+            self.say_plan(run.console, f"{type(self).__name__} in {folder.path}", run.table.rows)
+            if target.check is not None and not run.table.rows:
+                target.check()
+            self._train(run, builder)
+            run.raise_if_paused()
+            run.console.on(SearchEnded(run.table.rows))
+            run.report()
+            return run.result()
+
+    def _train(self, run: Run, builder: Builder) -> None:
+        folder, key = run.folder.path / "members", run.folder.key()
+        table = run.table
         for leftover in folder.glob("*/.*.tmp"):
             leftover.unlink(missing_ok=True)
-        self._announce(session, self.space, table.rows)
-        if subject.check is not None and not table.rows:
-            subject.check()
 
         def fit_member(number: int, params: Mapping[str, Any], member: JobCallback, source: Path | None) -> None:
             with quiet_and_seeded(self.seed, number):
@@ -184,7 +183,7 @@ class PopulationTuner(Tuner):
             rounds = Rounds(
                 table,
                 self.rules,
-                study=study_id(session.study),
+                study=study_id(run.study),
                 population_size=self.population_size,
                 monitor=str(self.monitor),
                 interval=self.interval,
@@ -193,13 +192,12 @@ class PopulationTuner(Tuner):
                 key=key,
                 fit=fit_member,
                 build=build_of(builder),
-                say=session.console.line,
+                say=run.console.line,
             )
             with closing(rounds):
-                rounds.run(session.interrupts.pause_wanted)
-        if not session.interrupts.pause_wanted():
-            self._keep_best(rounds, session.folder, builder)
-        return table.rows
+                rounds.run(run.interrupts.pause_wanted)
+        if not run.interrupts.pause_wanted():
+            self._keep_best(rounds, run.folder, builder)
 
     def _keep_best(self, rounds: Rounds, folder: RunFolder, builder: Builder) -> None:
         """Write the files of the best trial: its member's checkpoint at the step of its score.
@@ -223,10 +221,10 @@ class PopulationTuner(Tuner):
             best_params=folder.best_params,
         )
 
-    def _fingerprint(self, subject: Subject) -> dict[str, Any]:
+    def _fingerprint(self, target: Target) -> dict[str, Any]:
         rules = {name: value for name, value in vars(self.rules).items() if name not in ("space", "mode", "seed")}
         explore = self.rules.explore
         if not isinstance(explore, str):
             rules["explore"] = repr(explore) if is_dataclass(explore) else label(explore)
         population = {"population_size": self.population_size, "interval": self.interval, **rules}
-        return {**super()._fingerprint(subject), "population": population}
+        return {**super()._fingerprint(target), "population": population}

@@ -83,7 +83,7 @@ class Seat:
             return
         score = row.values[self.step]
         if math.isfinite(score):
-            self.rounds.table.complete(trial, score)
+            self.rounds.table.complete(trial, [score])
         else:
             self.rounds.table.fail(trial, f"the last score is {score}")
 

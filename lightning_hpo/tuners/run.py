@@ -1,11 +1,8 @@
-"""The outer run, the same for every kind of search: its folder, its lock, its study, signals, and the answer.
-
-A tuner brings the inner part, a loop that takes an opened :class:`Session` to its end and returns the rows.
-"""
+"""An opened run, the same for every search: its folder, its lock, its study, the signals that pause it, its answer."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,22 +11,27 @@ from optuna.storages import BaseStorage, InMemoryStorage
 
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import SearchFailedError, StudyPaused, explained, last_line
-from lightning_hpo.executors.worker import refuse_in_starting_worker
+from lightning_hpo.executors.worker import validate_not_starting
 from lightning_hpo.interrupts import Interrupts, pausing_signals
-from lightning_hpo.records import Mode, Row, Work, best_row
+from lightning_hpo.records import Row, Work, best_row
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.report import read_run, write_report
 from lightning_hpo.reporting.result import Result
-from lightning_hpo.study.leases import turn
-from lightning_hpo.study.run_folder import RunFolder
+from lightning_hpo.study.leases import Leases, study_lock
+from lightning_hpo.study.run_folder import RunFolder, open_study
+from lightning_hpo.study.table import TrialTable, read_rows
+from lightning_hpo.study.trial_folders import belongs, identity_of, study_id
 from lightning_hpo.text import say
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import Ranks
+from lightning_hpo.tuners.options import Goal, RunOptions
+
+POLL = 0.5  # seconds between looks at what the other processes of a shared study have done
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a search is over: a LightningModule with its data, or a function.
+class Target:
+    """What is searched over: a module or a function.
 
     Args:
         work: carries out a job.
@@ -37,7 +39,7 @@ class Subject:
         check: finds mistakes before the first training step; None if there is nothing to check.
         builder: of what a trial trains; None for a function.
         use_key: takes the run's key, which its checkpoints are signed with.
-        deliver: makes what model or function receive of the parameters that a study stores.
+        deliver: makes what module or function receive of the parameters that a study stores.
     """
 
     work: Work
@@ -49,124 +51,211 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Session:
+class Run:
     """An opened run: this process holds its lock, and has taken its signals.
 
     Args:
         folder: of the run.
         study: everything that was decided or measured.
         storage: of the study.
-        console: what is printed goes through it.
+        table: of the study.
+        target: what is searched over; under a distributed strategy, the other ranks train along.
+        goal: metrics and their directions.
+        console: prints lines.
         interrupts: whether a pause is wanted.
+        lock: held while something is decided and recorded; the table is then up to date.
+        shared: whether other processes work on the study too.
+        study_in_folder: whether the study is in the run folder; then a report is written.
     """
 
     folder: RunFolder
     study: optuna.Study
     storage: BaseStorage
+    table: TrialTable
+    target: Target
+    goal: Goal
     console: Console
     interrupts: Interrupts
+    lock: Callable[[], AbstractContextManager[None]]
+    shared: bool
+    study_in_folder: bool
+
+    def raise_if_paused(self) -> None:
+        """Raise StudyPaused if a signal asked for a pause; the last line says how to continue."""
+        received = self.interrupts.received
+        if received is not None:
+            line = last_line(f"paused by {received.name}", self.folder.path, "run the same command to continue")
+            say(line, sys.stderr)
+            raise StudyPaused(128 + received)
+
+    def report(self) -> None:
+        """Write the report of a study that is in the run folder."""
+        if self.study_in_folder:
+            self.console.line(f"report: {write_report(read_run(self.folder.path))}")
+
+    def result(self) -> Result:
+        """Return the answer.
+
+        Raises:
+            SearchFailedError: if no trial succeeded.
+        """
+        return answer(
+            self.table.rows, self.study, self.folder, self.target, self.goal, study_in_folder=self.study_in_folder
+        )
 
 
-def conduct(
+@contextmanager
+def open_run(
+    options: RunOptions,
     folder: RunFolder,
-    console: Console,
-    subject: Subject,
+    target: Target,
+    goal: Goal,
+    fingerprint: Mapping[str, Any],
     *,
-    mode: Mode,
-    opened: Callable[[RunFolder], tuple[optuna.Study, BaseStorage]],
-    loop: Callable[[Session, Subject], Sequence[Row]],
-    conclude: Callable[[Session], None],
-    read: Callable[[optuna.Study], Sequence[Row]],
-    study_in_folder: bool,
+    max_steps: int,
     ranks: Ranks,
-    along: Work,
-    shared: bool = False,
-) -> Result:
-    """Open a run, let a loop search, and say what was found.
-
-    Of several ranks, the first does so; the others train along and then read what was found.
+    given: optuna.Study | None = None,
+) -> Iterator[Run]:
+    """Hold a run while the block searches.
 
     Args:
+        options: of the run.
         folder: of the run.
-        console: prints the table at the end.
-        subject: what is searched over.
-        mode: whether lower or higher scores are better.
-        opened: opens the study.
-        loop: the search itself, over the subject it is given; returns all trials.
-        conclude: adds to what is printed and kept at the end.
-        read: all trials of a finished study.
-        study_in_folder: whether the study is in the run folder's own database; then a report is written.
-        ranks: which of how many processes this is.
-        along: carries out a job on another rank than the first.
-        shared: let other processes that say so work on the run at the same time.
+        target: what is searched over.
+        goal: metrics and their directions.
+        fingerprint: what must not change when a study is continued.
+        max_steps: full budget of a trial.
+        ranks: in how many processes a trial trains; this is the first of them.
+        given: a study of the user's own, in place of the run's.
 
     Raises:
-        StudyPaused: if a signal asked for a pause; all is saved.
-        SearchFailedError: if no trial succeeded.
-        StorageError: if the study cannot be used.
-        RankLostError: if another rank is gone.
-        WorkerStartError: in a worker process that imports a script without ``if __name__ == "__main__":``.
+        StudyInUseError: if another process holds the run.
+        StudyMismatchError: if the study was made with other settings.
+        StorageError: if the folder or the study cannot be used.
     """
-    refuse_in_starting_worker()
-    if subject.use_key is not None:
-        with explained(folder.path), folder.readable_errors():
-            subject.use_key(folder.key())
-    if ranks.rank > 0:
-        from lightning_hpo.executors.distributed import follow  # noqa: PLC0415  # loads torch, and few searches need it
-
-        follow(folder.path, ranks, along, subject.check)
-        study, _ = opened(folder)
-        return _answer(read(study), study, folder, subject, mode=mode, study_in_folder=study_in_folder)
     with ExitStack() as stack:
         stack.enter_context(explained(folder.path))
         stack.enter_context(folder.readable_errors())
-        stack.enter_context(folder.locked(shared=shared))
-        with turn(folder.path):
-            folder.remove_leftovers(alone=not shared)
-            study, storage = opened(folder)
+        stack.enter_context(folder.locked(shared=options.shared))
+        with study_lock(folder.path):
+            folder.remove_leftovers(alone=not options.shared)
+            study, storage = _study(options, folder, goal, fingerprint, given)
         stack.callback(folder.note_checksum)
         if ranks.size > 1:
-            if isinstance(storage, InMemoryStorage):
-                raise ValueError(f"`storage` is in the memory of one process, but {ranks.size} train: give a file's or"
-                                 " a database's.")  # fmt: skip
-            from lightning_hpo.executors.distributed import Leader  # noqa: PLC0415  # as above
-
-            leader = stack.enter_context(Leader(folder.path, ranks))
-            check = subject.check and leader.lead_check(subject.check)
-            subject = replace(subject, work=leader.lead_work(subject.work), check=check)
+            target = stack.enter_context(_led(folder, target, ranks, storage))
         interrupts = stack.enter_context(pausing_signals())
-        session = Session(folder, study, storage, console, interrupts)
-        rows = loop(session, subject)
-        if interrupts.received is not None:
-            _say_paused(interrupts.received.name, folder)
-            raise StudyPaused(128 + interrupts.received)
-        console.table(rows)
-        with console.later(), turn(folder.path):
-            if study_in_folder:
-                console.line(f"report: {write_report(read_run(folder.path))}")
-            conclude(session)
-        return _answer(rows, study, folder, subject, mode=mode, study_in_folder=study_in_folder)
+        console = Console(goal.monitors[0] or "score", goal.modes[0], verbose=options.verbose)
+        leases = stack.enter_context(Leases(folder.path / "trials")) if options.shared else None
+        own = study_id(study)
+
+        def is_ours(number: int) -> bool:  # a study that was given may have trials at work elsewhere
+            return given is None or belongs(folder.trial(number), identity_of(own, number, None))
+
+        table = TrialTable(study, storage, leases, at=max_steps, is_ours=is_ours)
+
+        @contextmanager
+        def lock() -> Iterator[None]:
+            with console.later():
+                if not options.shared:
+                    yield
+                    return
+                with study_lock(folder.path):
+                    table.refresh()
+                    yield
+
+        in_folder = given is None and options.storage is None
+        yield Run(
+            folder, study, storage, table, target, goal, console, interrupts, lock, options.shared, in_folder
+        )  # fmt: skip
 
 
-def _answer(
-    rows: Sequence[Row], study: optuna.Study, folder: RunFolder, subject: Subject, *, mode: Mode, study_in_folder: bool
+def follow_run(
+    options: RunOptions,
+    folder: RunFolder,
+    target: Target,
+    goal: Goal,
+    fingerprint: Mapping[str, Any],
+    *,
+    max_steps: int,
+    ranks: Ranks,
+    given: optuna.Study | None = None,
 ) -> Result:
-    best = best_row(rows, mode)
+    """Train along with rank 0 until its search is over, and return its answer; arguments are those of open_run."""
+    from lightning_hpo.executors.distributed import follow  # loads torch, and few searches need it  # noqa: PLC0415  # loads torch, and few searches need it
+
+    follow(folder.path, ranks, target.work, target.check)
+    study, _ = _study(options, folder, goal, fingerprint, given)
+    in_folder = given is None and options.storage is None
+    return answer(read_rows(study, at=max_steps), study, folder, target, goal, study_in_folder=in_folder)
+
+
+def open_folder(options: RunOptions, default_name: str, target: Target) -> RunFolder:
+    """Make the run folder, and give its key to the target.
+
+    Raises:
+        WorkerStartError: in a worker process that imports a script without ``if __name__ == "__main__":``.
+        StorageError: if the folder cannot be written.
+    """
+    validate_not_starting()
+    folder = RunFolder(options.root, default_name if options.name is None else options.name)
+    if target.use_key is not None:
+        with explained(folder.path), folder.readable_errors():
+            target.use_key(folder.key())
+    return folder
+
+
+def answer(
+    rows: Sequence[Row],
+    study: optuna.Study,
+    folder: RunFolder,
+    target: Target,
+    goal: Goal,
+    *,
+    study_in_folder: bool,
+) -> Result:
+    """Return the best of all trials as a result.
+
+    Raises:
+        SearchFailedError: if no trial succeeded.
+    """
+    best = best_row(rows, goal.modes[0])
     if best is None or best.score is None:
         raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
     return Result(
-        best_params=subject.deliver(best.params),
+        best_params=target.deliver(best.params),
         best_score=best.score,
         best_checkpoint=folder.best_checkpoint if folder.best_checkpoint.exists() else None,
         best_trial=best.number,
         study=study,
         rows=tuple(rows),
-        build=None if subject.builder is None else subject.builder.of_values.build_model,
+        build=None if target.builder is None else target.builder.of_values.build_model,
         folder=folder.path if study_in_folder else None,
     )
 
 
-def _say_paused(signal_name: str, folder: RunFolder) -> None:
-    """Print where everything is kept and how to continue."""
-    line = last_line(f"paused by {signal_name}", folder.path, "run the same command to continue")
-    say(line, sys.stderr)
+def _study(
+    options: RunOptions, folder: RunFolder, goal: Goal, fingerprint: Mapping[str, Any], given: optuna.Study | None
+) -> tuple[optuna.Study, BaseStorage]:
+    if given is not None:
+        study_id(given)  # made while nobody else opens the study
+        return given, given._storage  # a study does not show its storage  # noqa: SLF001  # a study does not show its storage
+    return open_study(
+        folder, options.storage, goal.modes, fingerprint, goal.sampler, allow_changed=options.allow_changed
+    )
+
+
+@contextmanager
+def _led(folder: RunFolder, target: Target, ranks: Ranks, storage: BaseStorage) -> Iterator[Target]:
+    """Lead the other ranks, which train along, while the block runs."""
+    if isinstance(storage, InMemoryStorage):
+        raise ValueError(
+            f"`storage` is in the memory of one process, but {ranks.size} train: give a file's or a database's."
+        )
+    from lightning_hpo.executors.distributed import Leader  # loads torch, and few searches need it  # noqa: PLC0415  # loads torch, and few searches need it
+
+    with Leader(folder.path, ranks) as leader:
+        yield replace(
+            target,
+            work=leader.lead_work(target.work),
+            check=None if target.check is None else leader.lead_check(target.check),
+        )

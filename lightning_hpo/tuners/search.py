@@ -1,4 +1,4 @@
-"""The one loop: ask the scheduler, run the job, record what came of it, repeat."""
+"""The one loop: ask the scheduler, propose a trial, run the job, record what came of it, tell the observers, repeat."""
 
 import math
 import time
@@ -9,87 +9,56 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+import optuna
 
-from lightning_hpo import checkpoints
 from lightning_hpo.errors import ParameterMismatchError, RankLostError, SearchFailedError, failure_text
-from lightning_hpo.executors.pool import Executor
-from lightning_hpo.records import CHECKPOINT, Mode, Outcome, Row, Task, best_row, reach
-from lightning_hpo.reporting.best import write_answer
-from lightning_hpo.reporting.console import Console, spent
-from lightning_hpo.samplers.adapter import Asker
-from lightning_hpo.schedulers import Job, Scheduler
-from lightning_hpo.space import nested_config
-from lightning_hpo.study.run_folder import RunFolder
-from lightning_hpo.study.table import SEGMENT, TrialTable
+from lightning_hpo.executors.base import Executor
+from lightning_hpo.records import CHECKPOINT, Job, Outcome, Task, spent
+from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, Observer, StudyRead
+from lightning_hpo.schedulers import Scheduler
+from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import identity_of
+from lightning_hpo.tuners.options import Goal, Limits
+from lightning_hpo.tuners.proposers import ProposalError, Proposer
 
-_ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to start no more jobs.
-
-    Args:
-        timeout: seconds from now, or None.
-        total_steps: recorded optimizer steps, those of earlier calls included, or None.
-        max_failed: failed trials in a row (an int), or as a share of all that have ended (a float below 1), which is
-            judged from the tenth on.
-    """
-
-    timeout: float | None = None
-    total_steps: int | None = None
-    max_failed: int | float = 5
-
-    def refuse_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
-        """Raise SearchFailedError if too many trials failed.
-
-        Args:
-            in_a_row: failed trials since the last one that did not.
-            rows: all trials.
-            last: reason of the last failure.
-        """
-        if self.max_failed >= 1:
-            if in_a_row >= self.max_failed:
-                raise SearchFailedError(f"{in_a_row} trials in a row failed, the last one with: {last}")
-            return
-        ended = [row for row in rows if row.state != "running"]
-        failed = sum(row.state == "failed" for row in ended)
-        if in_a_row and len(ended) >= _ENOUGH_TO_JUDGE and failed >= self.max_failed * len(ended):
-            raise SearchFailedError(f"{failed} of {len(ended)} trials failed, the last one with: {last}")
-
-    def texts(self) -> list[str]:
-        """Each limit that ends a search before its scheduler does, as words."""
-        steps = None if self.total_steps is None else f"once {self.total_steps:,} optimizer steps are recorded"
-        time = None if self.timeout is None else f"after {self.timeout:g} s"
-        return [text for text in (steps, time) if text is not None]
+_STOPS = (SearchFailedError, ParameterMismatchError, RankLostError)  # errors that end the search
 
 
 @dataclass
 class Search:
-    """One run of the loop over one study. All that outlives it is in the table and the folder."""
+    """One run of the loop over one study. All that outlives it is in the table and the trials' folders.
+
+    Args:
+        scheduler: says which trial gets how many steps.
+        proposer: gives a job its trial and parameters.
+        table: of the study.
+        executor: runs jobs.
+        goal: metrics and constraints.
+        limits: when to start no more jobs.
+        observers: told what happens, in this order.
+        study_id: of the study.
+        folder: of a trial by its number.
+        settle: makes sure that a trial's folder belongs to the trial.
+        converged: asked before a new trial is started; True starts none.
+        lock: held while something is decided and recorded.
+        poll: seconds between looks at what other processes have done; None if there are none.
+    """
 
     scheduler: Scheduler
+    proposer: Proposer
     table: TrialTable
-    asker: Asker
-    space: Mapping[str, BaseDistribution]
-    study_id: str
-    folder: RunFolder
     executor: Executor
+    goal: Goal
     limits: Limits
-    console: Console
-    mode: Mode
-    planned: int
-    keep_checkpoints: bool
-    converged: Callable[[], bool]  # asked before a new trial is started
-    settle: Callable[[Path, Mapping[str, Any]], None]  # makes sure that a trial's folder is its own
-    config: Callable[[Mapping[str, Any], int], dict[str, Any]] = nested_config
-    turn: Callable[[], AbstractContextManager[None]] = nullcontext  # around all that is decided and recorded
-    poll: float | None = None  # seconds between looks at what other processes have done; None if there are none
+    observers: Sequence[Observer]
+    study_id: str
+    folder: Callable[[int], Path]
+    settle: Callable[[Path, Mapping[str, Any]], None]
+    converged: Callable[[], bool]
+    lock: Callable[[], AbstractContextManager[None]] = nullcontext
+    poll: float | None = None
     _running: dict[Future[Outcome], Task] = field(default_factory=dict)
     _failed_in_a_row: int = 0
-    _shown: tuple[int, float, int] | None = None  # best trial, how far it got and its step, as the files have it
 
     def run(self, stop_wanted: Callable[[], bool]) -> None:
         """Start jobs while the scheduler has any and no limit is reached, and record what comes back.
@@ -100,42 +69,34 @@ class Search:
             RankLostError: if a process that trains along is gone.
         """
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
-        with self.console.later(), self.turn():
-            for row in self.table.rows:  # a process died between the last value of a trial and its end
-                if row.state == "running" and row.values and (row.ended or row.step >= self.scheduler.max_steps):
-                    self.table.complete(row.number, row.values[row.step])
+        with self.lock():
+            self._complete_recorded()
         done: set[Future[Outcome]] = set()
         while True:
-            with self.console.later(), self.turn():
+            with self.lock():
                 self._end_all(done)
-                self._show_best()  # of a process that died before it could, too, and before its checkpoint is continued
+                self._tell(StudyRead(self.table.rows))  # before a checkpoint of the best trial is continued
                 tasks = self._decide(deadline, stop_wanted)
-                elsewhere = any(row.state == "running" and not row.idle for row in self.table.rows)
+                elsewhere = self._others_train()
             for task in tasks:
                 self._running[self.executor.submit(task)] = task
             done = set()
             if self._running:
                 done = wait(self._running, self.poll, return_when=FIRST_COMPLETED).done
-            elif elsewhere and not stop_wanted() and not self._enough(deadline):
-                time.sleep(self.poll or 0)  # what comes next depends on another process
+            elif elsewhere and self.poll and not stop_wanted() and not self._enough(deadline):
+                time.sleep(self.poll)  # what comes next depends on another process
             else:
                 break
-        with self.console.later(), self.turn():
-            at_work = any(row.state == "running" and not row.idle for row in self.table.rows)
-            if not stop_wanted() and not at_work and self.scheduler.next(self.table.rows) is None:
-                self._retire([row.number for row in self.table.rows if row.state == "running"])
-            self._show_best()
+        with self.lock():
+            if not stop_wanted() and not self._others_train() and self.scheduler.next(self.table.rows) is None:
+                self._retire([row.number for row in self.table.rows if row.idle])
+            self._tell(StudyRead(self.table.rows))
 
-    def _end_all(self, done: set[Future[Outcome]]) -> None:
-        """Record every outcome, also if one of them ends the search."""
-        errors: list[Exception] = []
-        for future in sorted(done, key=lambda one: self._running[one].folder):
-            try:
-                self._end(self._running.pop(future), future)
-            except (SearchFailedError, ParameterMismatchError, RankLostError) as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
+    def _complete_recorded(self) -> None:
+        """End trials whose process died between their last value and their end."""
+        for row in self.table.rows:
+            if row.idle and row.values and row.scored and (row.ended or row.step >= self.scheduler.max_steps):
+                self.table.complete(row.number, [row.values[row.step]])
 
     def _decide(self, deadline: float, stop_wanted: Callable[[], bool]) -> list[Task]:
         """Take a job for each free worker, if there are so many."""
@@ -145,125 +106,123 @@ class Search:
             job = self.scheduler.next(self.table.rows)
             if job is None or (job.trial is None and self.converged()):
                 break
-            tasks.append(self._begin(job))
+            task = self._begin(job)
+            if task is not None:
+                tasks.append(task)
+                self._tell(JobStarted(task))
         return tasks
 
-    def _enough(self, deadline: float) -> bool:
-        total = self.limits.total_steps
-        return time.monotonic() >= deadline or (total is not None and spent(self.table.rows) >= total)
-
-    def _begin(self, job: Job) -> Task:
-        """Write down a new trial, or take up an old one, and say what is to be done."""
-        if job.trial is None:
-            number = len(self.table.rows)
-            self.asker.recall(self.table.study_notes)
-            params, notes = self.asker.ask(self.table.rows, self.table.notes, job.max_steps)
-            params |= job.params or {}
-            self.table.note(self.asker.study_notes)
-            self.settle(self.folder.trial(number), identity_of(self.study_id, number, params))
-            notes |= self._origin(job.parent)
-            self.table.add(params, self.space, target=job.max_steps, parent=job.parent, notes=notes)
-        else:
-            number = job.trial
-            self.settle(self.folder.trial(number), self._identity(self.table.rows[number]))
-            self.table.promise(number, job.max_steps)
+    def _begin(self, job: Job) -> Task | None:
+        """Give a job its trial, and say what is to be done; None if no parameters could be proposed."""
+        try:
+            number, params = self.proposer.propose(self.table, job)
+        except ProposalError as error:
+            self._ended(error.trial, 0, failure_text(error.__cause__ or error))
+            return None
+        self.table.assign(number, job.max_steps)
         row = self.table.rows[number]
+        identity = identity_of(self.study_id, number, row.params)
+        self.settle(self.folder(number), identity)
         return Task(
             Job(job.max_steps, number, row.parent, row.params),
-            row.params,
-            self.folder.trial(number),
-            source=None if row.parent is None else self.folder.trial(row.parent) / CHECKPOINT,
-            identity=self._identity(row),
+            params,
+            self.folder(number),
+            source=None if row.parent is None else self.folder(row.parent) / CHECKPOINT,
+            identity=identity,
         )
 
-    def _identity(self, row: Row) -> Mapping[str, Any]:
-        return identity_of(self.study_id, row.number, row.params)
-
-    def _origin(self, parent: int | None) -> dict[str, Any]:
-        """Notes on where the training of a new trial begins: at its parent's last step."""
-        if parent is None or not self.table.rows[parent].values:
-            return {}
-        step = self.table.rows[parent].step
-        return {SEGMENT: {"start": step, "forked_at": step}}
+    def _end_all(self, done: set[Future[Outcome]]) -> None:
+        """Record every outcome, also if one of them ends the search."""
+        errors: list[Exception] = []
+        for future in sorted(done, key=lambda future: self._running[future].folder):
+            try:
+                self._end(self._running.pop(future), future)
+            except _STOPS as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _end(self, task: Task, future: Future[Outcome]) -> None:
         """Record the outcome of a job before anything is decided from it."""
         number = task.job.trial
         assert number is not None
-        before = self.table.rows[number].step
-        error = future.exception()
+        before, error = self.table.rows[number].step, future.exception()
+        self.table.reread(number)  # a job may have reported its validations
         if isinstance(error, ParameterMismatchError | RankLostError):
-            self.table.promise(number, None)
+            self.table.assign(number, None)
             raise error
-        if error is None and future.result().score is None:
-            self.table.promise(number, None)  # paused
+        reason = None
+        if isinstance(error, optuna.TrialPruned):  # raised by the user's function or callback
+            self.table.prune(number)
+        elif error is not None:
+            reason = failure_text(error, task.params)
+        elif future.result().score is None:  # paused
+            self.table.assign(number, None)
             return
-        reason = failure_text(error, task.params) if error is not None else self._record(number, task, future.result())
-        if reason is None:
-            self._failed_in_a_row = 0
         else:
-            self._failed_in_a_row += 1
+            reason = self._record(number, task, future.result())
+        self._ended(number, before, reason)
+
+    def _ended(self, number: int, before: int, reason: str | None) -> None:
+        """Record a failure, tell that a job has ended, and give up if too many trials fail."""
+        self._failed_in_a_row = 0 if reason is None else self._failed_in_a_row + 1
+        if reason is not None:
             self.table.fail(number, reason)
         retired = getattr(self.scheduler, "retired", None)
         self._retire([] if retired is None else retired(self.table.rows))
-        self._show_best()
-        if self.table.rows[number].state != "running":
-            self._drop_checkpoints([number])
         row = self.table.rows[number]
-        self.console.job(row, row.step - before, self.table.rows, self.planned, reason or "")
-        self.limits.refuse_failures(self._failed_in_a_row, self.table.rows, reason or "")
+        self._tell(JobEnded(row, row.step - before, self.table.rows, reason or ""))
+        self.limits.check_failures(self._failed_in_a_row, self.table.rows, (reason or "").partition("\n")[0])
 
     def _record(self, number: int, task: Task, outcome: Outcome) -> str | None:
-        """Write a score at the step where the Trainer stood; say why if it is no score."""
-        reason = _reason(self.console.monitor, outcome.score)
+        """Write the values at the step where the Trainer stood; say why if they are no values."""
+        for name in self.goal.constraints:
+            self.table.constrain(number, name, outcome.metrics[name])
+        if outcome.pruned and outcome.step < self.scheduler.max_steps:
+            self.table.prune(number)
+            return None
+        values, reason = _values(self.goal.monitors, outcome)
         if reason is None:
-            score, ended = float(outcome.score or 0.0), outcome.early_end(task.job.max_steps)
-            self.table.record(number, outcome.step, score)
-            if ended is not None or outcome.step >= self.scheduler.max_steps:
-                self.table.complete(number, score, ended)
+            whole = outcome.step >= self.scheduler.max_steps
+            ended = None if whole else outcome.early_end(task.job.max_steps)
+            self.table.record(number, outcome.step, values[0])
+            if whole or ended is not None:
+                self.table.complete(number, values, ended)
         return reason
 
     def _retire(self, numbers: list[int]) -> None:
         for number in numbers:
             self.table.prune(number)
-        self._drop_checkpoints(numbers)
 
-    def _show_best(self) -> None:
-        """Keep ``best.ckpt`` and ``best.yaml`` true."""
-        best = best_row(self.table.rows, self.mode)
-        if best is None:
-            return
-        shown = (best.number, reach(best), best.step)
-        if shown == self._shown:
-            return
-        write_answer(
-            best,
-            self._identity(best),
-            self.folder.trial(best.number) / CHECKPOINT,
-            self.config(best.params, self.scheduler.max_steps),
-            best_checkpoint=self.folder.best_checkpoint,
-            best_params=self.folder.best_params,
-        )
-        before, self._shown = self._shown, shown
-        # The first time in a process, the best trial of an earlier one may have been kept for nothing.
-        ended = range(len(self.table.rows)) if before is None else (before[0],)
-        self._drop_checkpoints([number for number in ended if self.table.rows[number].state != "running"])
+    def _others_train(self) -> bool:
+        return any(row.state == "running" and not row.idle for row in self.table.rows)
 
-    def _drop_checkpoints(self, numbers: list[int]) -> None:
-        """Remove the checkpoints of trials that will not be continued, except the best one's."""
-        if self.keep_checkpoints or not numbers:
-            return
-        best = best_row(self.table.rows, self.mode)
-        for number in numbers:
-            checkpoint = self.folder.trial(number) / CHECKPOINT
-            if (best is None or best.number != number) and self.folder.holds(checkpoint.parent):
-                checkpoints.remove(checkpoint)
+    def _enough(self, deadline: float) -> bool:
+        total = self.limits.total_steps
+        return time.monotonic() >= deadline or (total is not None and spent(self.table.rows) >= total)
+
+    def _tell(self, event: Event) -> None:
+        for observer in self.observers:
+            observer.on(event)
 
 
-def _reason(name: str, score: object) -> str | None:
-    """Why a score cannot be used, or None if it can."""
+def _values(monitors: Sequence[str | None], outcome: Outcome) -> tuple[list[float], str | None]:
+    """Return the value of each objective, and why they cannot be used, or None if they can.
+
+    Several values come from the logged metrics, or are what a user's function has returned.
+    """
+    given: Any = outcome.score
+    if len(monitors) > 1:
+        given = [outcome.metrics[str(name)] for name in monitors] if outcome.metrics else outcome.score
+    values: list[float] = []
     try:
-        value = float(score)  # type: ignore[arg-type]  # a user's function may return anything
-    except (TypeError, ValueError, OverflowError):
-        return f"the {name} is not a number: {score!r}"
-    return None if math.isfinite(value) else f"the {name} is {value}"
+        for name, value in zip(monitors, given if len(monitors) > 1 else [given], strict=True):
+            try:
+                values.append(float(value))
+            except (TypeError, ValueError, OverflowError):
+                return [], f"the {name or 'score'} is not a number: {value!r}"
+            if not math.isfinite(values[-1]):
+                return [], f"the {name or 'score'} is {values[-1]}"
+    except (TypeError, ValueError):
+        return [], f"{len(monitors)} numbers were expected, one for each `monitor`, got {given!r}"
+    return values, None

@@ -12,6 +12,7 @@ import tomllib
 
 import pytest
 
+import lightning_hpo
 from lightning_hpo import RandomTuner, checkpoints
 from lightning_hpo.__main__ import main
 from lightning_hpo.errors import StorageError
@@ -22,7 +23,7 @@ from tests.faults.scripts import run
 from tests.small import Data, Net
 
 X = {"x": "uniform(0, 1)"}
-SOURCE = pathlib.Path(study_file.__file__).parent
+SOURCE = pathlib.Path(lightning_hpo.__file__).parent
 ODD = [
     "", ".", "/", "../x", "/abs", "CON", "\0", "x" * 600, "🙂", "<script>alert(1)</script>", "'; DROP TABLE trials; --",
     '"><img onerror=alert(1) src=x>', "=HYPERLINK(\"http://a\")", "\x1b[31mred", "a|b", "two\nlines",
@@ -61,7 +62,7 @@ class TestWhatIsWritten:
             for line in path.read_text().splitlines()
             if re.search(r"(?<!`)torch\.load\(|pl_load\(|load_from_checkpoint\(", line)
         ]
-        assert reads == ["checkpoints.py"]
+        assert reads == ["files.py"]
 
     def test_versions_with_known_holes_are_excluded(self):
         project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text())["project"]

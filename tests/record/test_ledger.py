@@ -26,7 +26,7 @@ from lightning_hpo import (
     checkpoints,
 )
 from lightning_hpo.__main__ import main
-from lightning_hpo.reporting.console import spent
+from lightning_hpo.records import spent
 from lightning_hpo.study.lineage import replay
 
 CPU = {"accelerator": "cpu", "logger": False}

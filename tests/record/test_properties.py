@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_hpo import HyperbandTuner, Job, Objective, checkpoints
 from lightning_hpo.quiet import warnings_only
-from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Task
-from lightning_hpo.reporting.console import spent
+from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Task, spent
 from lightning_hpo.training.trial_fit import quiet_and_seeded
 
 PROPERTY = settings(

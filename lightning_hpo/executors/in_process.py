@@ -1,0 +1,63 @@
+"""Jobs in this process, one after the other."""
+
+import contextlib
+import gc
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+
+from lightning_hpo.errors import let_go
+from lightning_hpo.executors.watchdog import Watchdog
+from lightning_hpo.records import Outcome, Task, Work
+
+
+class InProcess:
+    """Runs each job here and now.
+
+    Args:
+        work: carries out a task; its second argument says whether to pause.
+        should_pause: handed to ``work``, which asks it after every optimizer step and validation batch.
+        trial_timeout: seconds without such a question after which the job counts as hanging. A thread cannot be
+            stopped from outside, so the stacks of all threads are printed and the process exits with code 1; the same
+            command continues the trial from its checkpoint. None waits for ever.
+    """
+
+    workers = 1
+
+    def __init__(self, work: Work, should_pause: Callable[[], bool], *, trial_timeout: float | None = None) -> None:
+        self._work = work
+        self._should_pause = should_pause
+        self._watchdog = None if trial_timeout is None else Watchdog(trial_timeout)
+
+    def __enter__(self) -> Self:
+        # A Trainer and its module refer to each other, so only the collector frees them. What exists already stays;
+        # set aside, it need not be looked through after every job.
+        gc.freeze()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        gc.unfreeze()
+
+    def submit(self, task: Task) -> "Future[Outcome]":
+        """Run the job to its end and return its finished future."""
+        future: Future[Outcome] = Future()
+        try:
+            with contextlib.nullcontext() if self._watchdog is None else self._watchdog.watching(task):
+                future.set_result(self._work(task, self._asked))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the future carries it, SystemExit of user code too
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of Ctrl-C
+                raise KeyboardInterrupt from error
+            let_go(error)
+            future.set_exception(error)
+        gc.collect()
+        return future
+
+    def _asked(self) -> bool:
+        if self._watchdog is not None:
+            self._watchdog.progress += 1
+        return self._should_pause()

@@ -1,0 +1,209 @@
+"""Presets: tuners that are composed of a scheduler, a sampler and observers, and override nothing."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Unpack
+
+import optuna
+from optuna.trial import TrialState
+
+from lightning_hpo.errors import explained
+from lightning_hpo.reporting.beliefs import Beliefs, has_choice
+from lightning_hpo.reporting.events import Observer
+from lightning_hpo.samplers import GaussianProcessSampler, KernelDensitySampler, expected_improvement_share
+from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, MedianStopping, Scheduler
+from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.space import Space
+from lightning_hpo.tuners.base import Parts, Tuner
+from lightning_hpo.tuners.options import Limits, Options, group, validate_names
+from lightning_hpo.tuners.proposers import SamplerProposer
+from lightning_hpo.tuners.run import Run
+
+_RANDOM = 1 / 3  # share of trials that no sampler proposes, as in BOHB (Falkner et al. 2018, Algorithm 2)
+
+
+class RandomTuner(Tuner):
+    """Random search at the full budget, or any other sampler through ``sampler=``.
+
+    Args:
+        space: as for :class:`Tuner`.
+        max_steps: budget of every trial, in optimizer steps.
+        n_trials: trials in all, those of an earlier call included.
+        **options: as for :class:`Tuner`.
+    """
+
+    def __init__(self, space: Space, *, max_steps: int, n_trials: int, **options: Unpack[Options]) -> None:
+        with explained(None):
+            super().__init__(space, FullBudget(max_steps, n_trials), **options)
+
+
+class HyperbandTuner(Tuner):
+    """Asynchronous Hyperband with a model: many configurations for a few steps, the best of them for more.
+
+    No worker ever waits. New trials start in brackets, from one that judges after ``min_steps`` to one that trains to
+    ``max_steps`` at once, as a hedge: where short runs mislead, the later brackets find what the earlier ones missed.
+
+    Args:
+        space: as for :class:`Tuner`.
+        max_steps: full budget of a trial, in optimizer steps.
+        min_steps: the smallest budget a trial is judged at. Default: ``max_steps / eta**3``, which gives four brackets.
+        eta: of ``eta`` trials one is promoted.
+        iterations: how many times to run all brackets (:class:`~lightning_hpo.AsyncHyperband`). Default: once; with
+            ``total_steps`` as often as it takes to spend them; with ``timeout`` alone without end.
+        **options: as for :class:`Tuner`. ``sampler`` proposes two thirds of the trials, and learns from the highest
+            rung with enough values; the others are drawn at random (BOHB's rule). Default:
+            :class:`~lightning_hpo.KernelDensitySampler`, for trials that enter above the lowest rung only. Those at the
+            lowest are all random: evaluations are cheap there, and a model of short runs misleads where they do.
+
+    Source: Li et al. 2018 (JMLR 18-185) and 2020 (arXiv 1810.05934); Falkner et al. 2018 (arXiv 1807.01774).
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        max_steps: int,
+        min_steps: int | None = None,
+        eta: int = 3,
+        iterations: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        with explained(None):
+            validate_names(type(self), options)
+            group(Limits, options)
+            mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
+            least = _least(max_steps, min_steps, eta)
+            total = options.get("total_steps")
+            if iterations is None and total is not None:
+                once = sum(bracket.steps for bracket in AsyncHyperband(max_steps, least, eta, mode).plan())
+                iterations = total // once + 2  # one more than it takes: trials that fail leave their steps to others
+            elif iterations is None and options.get("timeout") is None:
+                iterations = 1
+            scheduler = AsyncHyperband(max_steps, least, eta, mode, iterations)
+            lowest = None
+            if options.get("sampler") is None:
+                options["sampler"] = KernelDensitySampler(options.get("seed", 0))
+                lowest = scheduler.plan()[0].rungs[0].max_steps
+            share = partial(_random_share, lowest=lowest)
+            super().__init__(space, scheduler, parts=Parts(partial(SamplerProposer, random_share=share)), **options)
+
+
+class ASHATuner(Tuner):
+    """ASHA: a trial is promoted as soon as it is among the best 1/eta of its rung; no worker ever waits.
+
+    The simplest of the tuners that stop early, and the fastest where short runs tell the truth. Where they may mislead,
+    :class:`HyperbandTuner` is the safer choice.
+
+    Args:
+        space: as for :class:`Tuner`.
+        max_steps: full budget of a trial, in optimizer steps.
+        min_steps: the smallest budget a trial is judged at. Default: ``max_steps / eta**3``, which gives four rungs.
+        eta: of ``eta`` trials one is promoted.
+        n_trials: configurations to start. Default: as many as spend about the steps of :class:`HyperbandTuner`; with
+            ``total_steps`` as many as it takes to spend them; with ``timeout`` alone without end.
+        **options: as for :class:`Tuner`. ``sampler`` proposes two thirds of the trials, as for :class:`HyperbandTuner`.
+            Default: all at random, since all evaluations cost the same.
+
+    Source: Li et al. 2020 (arXiv 1810.05934), Algorithm 2.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        max_steps: int,
+        min_steps: int | None = None,
+        eta: int = 3,
+        n_trials: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        with explained(None):
+            validate_names(type(self), options)
+            group(Limits, options)
+            mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
+            least = _least(max_steps, min_steps, eta)
+            total = options.get("total_steps")
+            bracket = ASHA(max_steps, least, eta, mode).plan()[0]
+            if n_trials is None and total is not None:
+                n_trials = (total // bracket.steps + 2) * bracket.trials
+            elif n_trials is None and options.get("timeout") is None:
+                n_trials = len(bracket.rungs) * bracket.trials
+            parts = Parts(partial(SamplerProposer, random_share=_random_share))
+            super().__init__(space, ASHA(max_steps, least, eta, mode, n_trials), parts=parts, **options)
+
+
+class BayesianTuner(Tuner):
+    """Gaussian-process search: each trial gets the full budget, and is chosen by expected improvement.
+
+    At the end it prints what the model believes (its best configuration with a standard deviation, and how much each
+    parameter matters) and, where matplotlib is installed, draws a slice through the model along each parameter into
+    ``slices.png`` of the run folder. :func:`lightning_hpo.samplers.predicted_best` and its kin take ``result.study``.
+
+    Args:
+        space: as for :class:`Tuner`.
+        max_steps: budget of every trial, in optimizer steps.
+        n_trials: trials in all, those of an earlier call included.
+        n_startup_trials: as many are spread over the space before the model takes over.
+        median_stopping: give up a trial at a tenth, two tenths, ... of its budget if it is worse than the median of
+            earlier trials there. The model learns from what it had reached.
+        stop_below: start no more trials once the expected improvement of the next one is below this share of the range
+            of the scores so far, e.g. 0.001; None goes on to ``n_trials``.
+        surrogate: any scikit-learn regressor whose ``predict`` takes ``return_std=True``, in place of the built-in
+            Gaussian process.
+        **options: as for :class:`Tuner`; ``sampler`` is chosen here.
+
+    Raises:
+        TypeError, ValueError: as for :class:`Tuner`, or if ``stop_below`` is not between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        max_steps: int,
+        n_trials: int,
+        n_startup_trials: int = 10,
+        median_stopping: bool = False,
+        stop_below: float | None = None,
+        surrogate: Any = None,
+        **options: Unpack[Options],
+    ) -> None:
+        with explained(None):
+            validate_names(type(self), options)
+            mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
+            if options.get("sampler") is not None:
+                raise TypeError("BayesianTuner chooses its own sampler; give another one to RandomTuner(sampler=...).")
+            if stop_below is not None and not 0 < stop_below < 1:
+                raise ValueError(f"`stop_below` must be between 0 and 1, got {stop_below!r}.")
+            scheduler: Scheduler = FullBudget(max_steps, n_trials)
+            if median_stopping:
+                scheduler = MedianStopping(max_steps, n_trials, mode=mode)
+            options["sampler"] = GaussianProcessSampler(
+                options.get("seed", 0), n_startup_trials=n_startup_trials, surrogate=surrogate
+            )
+            converged = partial(_converged, least=n_startup_trials, below=stop_below, seed=options.get("seed", 0))
+            super().__init__(space, scheduler, parts=Parts(observers=_beliefs, converged=converged), **options)
+
+
+def _random_share(steps: int, lowest: int | None = None) -> float:
+    """Share of random trials among those judged first at ``steps``; all of them at the lowest rung, if it is given."""
+    return 1.0 if steps == lowest else _RANDOM
+
+
+def _least(max_steps: int, min_steps: int | None, eta: int) -> int:
+    """``min_steps``, or its default where it is not given; the scheduler says what is wrong with an argument."""
+    if min_steps is not None or not (isinstance(max_steps, int) and isinstance(eta, int)):
+        return 1 if min_steps is None else min_steps
+    return max(max_steps // max(eta, 1) ** 3, 1)
+
+
+def _beliefs(run: Run) -> Sequence[Observer]:
+    return [Beliefs(run.study, run.folder.path, run.console)]
+
+
+def _converged(study: optuna.Study, *, least: int, below: float | None, seed: int) -> bool:
+    """Whether the next trial's expected improvement is below a share of the range of the scores so far."""
+    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    if below is None or complete < least or not has_choice(study):
+        return False
+    return expected_improvement_share(study, seed) < below

@@ -1,0 +1,158 @@
+"""Proposers: which trial a job is for, and with which parameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import optuna
+from optuna.pruners import BasePruner
+
+from lightning_hpo.errors import LightningHPOError
+from lightning_hpo.records import Job
+from lightning_hpo.samplers.adapter import SamplerAdapter
+from lightning_hpo.samplers.keyed import KeyedSampler
+from lightning_hpo.space import Space, parse_space, suggest
+from lightning_hpo.study.table import TrialTable
+from lightning_hpo.tuners.options import Goal
+
+Define: TypeAlias = Callable[[optuna.Trial], Mapping[str, Any]]
+
+
+class ProposalError(LightningHPOError):
+    """The user's function of a trial has raised; the cause says what, and ``trial`` is the number of the trial."""
+
+    def __init__(self, trial: int) -> None:
+        super().__init__(f"no parameters for trial {trial}")
+        self.trial = trial
+
+
+class Proposer(Protocol):
+    """Gives a job its trial and parameters; never decides budgets."""
+
+    def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
+        """Return the number of the job's trial, and the parameters to train with.
+
+        Args:
+            table: of the study; a job without a trial adds a new one to it.
+            job: what the scheduler asks for.
+
+        Raises:
+            ProposalError: if a function of the user fails; the trial is in the table.
+        """
+
+
+class MakeProposer(Protocol):
+    """Makes a proposer when the study is open."""
+
+    def __call__(
+        self,
+        study: optuna.Study,
+        table: TrialTable,
+        space: Space | Define,
+        goal: Goal,
+        rungs: Sequence[int],
+    ) -> Proposer:
+        """Make it.
+
+        Args:
+            study: of the search.
+            table: of the study.
+            space: name -> distribution, or a function of a trial that returns name -> value.
+            goal: directions, sampler and seed.
+            rungs: steps at which trials are judged, rising.
+        """
+
+
+class SamplerProposer:
+    """Asks any Optuna sampler for all parameters at once, from the rows of the table.
+
+    Args:
+        study: not used: the sampler sees the rows.
+        table: of the study.
+        space: name -> distribution.
+        goal: directions, sampler and seed.
+        rungs: steps at which trials are judged, rising.
+        random_share: of the steps at which a trial will be judged first, the probability that it is drawn at random
+            and not proposed by the sampler. Default: 0.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        table: TrialTable,
+        space: Space | Define,
+        goal: Goal,
+        rungs: Sequence[int],
+        *,
+        random_share: Callable[[int], float] = lambda steps: 0.0,  # noqa: ARG005  # a name for the reader
+    ) -> None:
+        if callable(space):
+            raise TypeError(
+                "a function of a trial as the `space` is for OptunaTuner; here, map names to distributions."
+            )
+        assert goal.sampler is not None
+        self._space = parse_space(space)
+        self._adapter = SamplerAdapter(
+            goal.sampler,
+            self._space,
+            mode=goal.modes[0],
+            seed=goal.seed,
+            study_notes=table.study_notes,
+            random_share=random_share,
+            rungs=rungs,
+        )
+
+    def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
+        """Return the trial's own parameters, or new ones for a new or an enqueued trial."""
+        enqueued = None if job.trial is None else table.enqueued(job.trial)
+        if job.trial is not None and enqueued is None:
+            return job.trial, table.rows[job.trial].params
+        self._adapter.recall(table.study_notes)
+        number = len(table.rows) if job.trial is None else job.trial
+        given = job.params or enqueued or {}
+        params, notes = self._adapter.ask(table.rows[:number], table.notes[:number], job.max_steps, given)
+        table.note(self._adapter.study_notes)
+        if job.trial is None:
+            return table.add(params, self._space, parent=job.parent, notes=notes), params
+        table.fill(job.trial, params, self._space, notes)
+        return job.trial, params
+
+
+class OptunaProposer:
+    """Lets Optuna's own study ask its sampler: enqueued trials, functions of a trial, several objectives.
+
+    Args:
+        study: asked; its sampler and pruner are set.
+        table: of the study.
+        space: name -> distribution, or a function of a trial that returns name -> value.
+        goal: its sampler becomes the study's.
+        rungs: not used.
+        pruner: becomes the study's.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        table: TrialTable,
+        space: Space | Define,
+        goal: Goal,
+        rungs: Sequence[int],
+        *,
+        pruner: BasePruner,
+    ) -> None:
+        self._study = study
+        self._space = space if callable(space) else parse_space(space)
+        assert goal.sampler is not None
+        keyed = isinstance(goal.sampler, KeyedSampler)  # of a study that was searched in this process before
+        study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed)
+        study.pruner = pruner
+
+    def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
+        """Ask the study for a trial, or take one up that was enqueued or left behind, and let it suggest."""
+        trial = self._study.ask() if job.trial is None else table.attach(job.trial)
+        try:
+            params = suggest(trial, self._space)
+        except Exception as error:
+            raise ProposalError(trial.number) from error
+        finally:
+            table.reread(trial.number)
+        return trial.number, params
