@@ -126,11 +126,11 @@ class Search:
 
     def _climb(self, unit: Floats, value: float) -> Floats:
         for _ in range(_ROUNDS):
-            has = self.encoding.active(unit[None])[0]
-            discrete = [i for i in self.free if has[i] and self.encoding.columns[i].kind != "continuous"]
-            climbed = self.climbed[has[self.climbed]]
+            climbed = self.climbed[self.encoding.active(unit[None])[0, self.climbed]]
             if isinstance(self.model, GaussianProcessModel) and len(climbed):
                 unit, value = self._ascend(self.model, unit, value, climbed)
+            has = self.encoding.active(unit[None])[0]
+            discrete = [i for i in self.free if has[i] and self.encoding.columns[i].kind != "continuous"]
             if discrete:
                 unit, value, changed = self._change(unit, value, discrete)
                 if not changed:
