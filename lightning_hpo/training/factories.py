@@ -56,10 +56,9 @@ class Factories(Builder):
             targets["data"] = self._data
         for name in names:
             head, argument = split_name(name)
-            if head not in targets:
-                hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
-                raise ValueError(f"`space` has the name {name!r}; it must start with {', '.join(targets)}.{hint}")
             outer, _, inner = argument.partition(".")
+            if head not in targets or not _takes(targets[head], outer):
+                _refuse_place(name, head, argument, targets)
             _check_argument(f"`space` has the name {name!r}", targets[head], outer, head)
             if inner and f"{head}.{outer}" not in names and outer not in part(names, head):
                 _check_inside(f"`space` has the name {name!r}", targets[head], outer, inner)
@@ -131,6 +130,40 @@ def _build_one(role: str, factory: Callable[..., Any], params: Mapping[str, Any]
     if not isinstance(built, kind):
         raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(built)}.")
     return built
+
+
+def _refuse_place(name: str, head: str, argument: str, targets: Mapping[str, Callable[..., Any]]) -> None:
+    """Raise ValueError for a name of which another part of the trial has the argument."""
+    outer, last = argument.partition(".")[0], argument.rpartition(".")[2]
+    whole = name if head in targets or "." in name else f"{head}.{argument}"
+    for place in ("model", "data", "trainer"):
+        factory = targets.get(place)
+        for found in dict.fromkeys((head, outer, last)):
+            if place == head or factory is None or found not in _named(factory) or found in _OURS:
+                continue
+            rest = f".{argument}" if found == head else argument.removeprefix(outer) if found == outer else ""
+            raise ValueError(
+                f"`space` has the name {name!r}, but {_name_of(factory)} has the argument {found!r}: write "
+                f"'{place}.{found}{rest}'."
+            )
+    if head not in targets:
+        hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
+        raise ValueError(f"`space` has the name {whole!r}; it must start with {', '.join(targets)}.{hint}")
+
+
+def _named(factory: Callable[..., Any]) -> list[str]:
+    """Arguments that a factory names."""
+    parameters = inspect.signature(factory).parameters.values()
+    return [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+
+
+def _takes(factory: Callable[..., Any], argument: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return argument in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
+
+def _name_of(factory: Callable[..., Any]) -> str:
+    return str(getattr(factory, "__name__", repr(factory)))
 
 
 def _check_inside(what: str, factory: Callable[..., Any], argument: str, path: str) -> None:

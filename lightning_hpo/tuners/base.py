@@ -38,6 +38,7 @@ from lightning_hpo.tuners.options import (
     validate_names,
 )
 from lightning_hpo.tuners.proposers import Define, MakeProposer, SamplerProposer
+from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
 
@@ -144,6 +145,16 @@ class Tuner:
         TypeError, ValueError: for an argument that is wrong, with its value and what is accepted.
     """
 
+    shared_arguments = tuple(Options.__annotations__)
+    """Names of the arguments that all tuners share."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Answer a wrong call of a subclass with what to write."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked_call(cls.__init__)  # type: ignore[method-assign]  # it keeps its signature
+
+    @checked_call
     def __init__(
         self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = Parts(), **options: Unpack[Options]
     ) -> None:
@@ -219,6 +230,7 @@ class Tuner:
         total = self._limits.total_steps
         return steps if total is None else min(steps or total, total)
 
+    @checked_call
     def fit(
         self,
         model: "Callable[..., pl.LightningModule] | Builder | None" = None,
@@ -279,6 +291,7 @@ class Tuner:
         objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
         return objective
 
+    @checked_call
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
         """Search over any function, without Lightning.
 
@@ -287,6 +300,7 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
+            validate_function(function)
             deliver = self.space.deliver
             return self._search(Target(FunctionWork(function, deliver), [function], deliver=deliver))
 
