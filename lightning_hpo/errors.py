@@ -1,12 +1,12 @@
 """What can go wrong: exceptions, what a trial's failure is stored as, and how a script ends.
 
-All exceptions of this package are :class:`LightningHPOError`, and ordinary exceptions: whoever catches one sees its
-class and text, and a notebook shows it and lives on. Only if one that left :func:`explained` ends the whole process
-does the exit code follow the table, through ``sys.excepthook``:
+All exceptions of this package are :class:`LightningHPOError`. They are ordinary exceptions: they can be caught, and a
+notebook shows them and lives on. If an exception that has left :func:`explained` ends the whole process, the exit code
+follows this table, through ``sys.excepthook``:
 
 ====  =================================================================================================
 0     the search is over
-1     an error that nobody foresaw
+1     an unforeseen error
 2     the call is wrong, does not fit the study, or the study is in use
 3     the failure limit was reached, or no trial succeeded
 4     the run folder, a checkpoint or the storage cannot be used: full, read-only, damaged
@@ -55,7 +55,7 @@ class ParameterMismatchError(LightningHPOError, RuntimeError):
 
 
 class RankLostError(LightningHPOError, RuntimeError):
-    """Another rank of a distributed training did not come out of a job that failed here; the job is not done."""
+    """Another rank of a distributed training did not end a job that failed here, so the job is not done."""
 
 
 class DivergedError(JobError):
@@ -63,7 +63,7 @@ class DivergedError(JobError):
 
 
 class SearchFailedError(LightningHPOError, RuntimeError):
-    """No trial succeeded, or so many in a row failed that going on makes no sense."""
+    """No trial succeeded, or too many failed in a row."""
 
     exit_code = FAILED
 
@@ -85,7 +85,7 @@ class StudyInUseError(LightningHPOError, RuntimeError):
 
 
 class DamagedCheckpointError(LightningHPOError, RuntimeError):
-    """A checkpoint is torn, changed, not written by us, or holds objects and was written by somebody else."""
+    """A checkpoint is torn, changed, not written by us, or holds objects and was written by another run."""
 
 
 class UnreadableStateError(LightningHPOError, ValueError):
@@ -100,7 +100,7 @@ class WorkerStartError(LightningHPOError, RuntimeError):
     exit_code = WRONG_CALL
 
 
-class StudyPaused(SystemExit):  # a way to leave, not an error
+class StudyPaused(SystemExit):  # not an error, so no LightningHPOError: ``except Exception`` does not catch it
     """The search was interrupted by a signal; everything is saved and the same call continues it.
 
     Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
@@ -121,17 +121,17 @@ def failure_text(error: BaseException, params: Mapping[str, Any] = MappingProxyT
     return hide_passwords(hide_values(text[: 2 * _LONGEST], params))[:_LONGEST]
 
 
-def let_go(error: BaseException) -> None:
-    """Free what the frames of an exception hold: a module and its tensors outlive their trial otherwise."""
+def free_frames(error: BaseException) -> None:
+    """Clear the frames of an exception, which otherwise keep a module and its tensors alive after their trial."""
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
     while chain:
-        one = chain.pop()
-        if one is None or id(one) in seen:
+        link = chain.pop()
+        if link is None or id(link) in seen:
             continue
-        seen.add(id(one))
-        traceback.clear_frames(one.__traceback__)
-        chain += [one.__cause__, one.__context__]
+        seen.add(id(link))
+        traceback.clear_frames(link.__traceback__)
+        chain += [link.__cause__, link.__context__]
 
 
 def exit_code(error: BaseException) -> int:

@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job came to.
+    """Outcome of a job.
 
     Args:
         score: the monitored metric at ``step``; None if the job was paused before its end.
@@ -134,12 +134,12 @@ class Row:
         number: of the trial in its study, counted from 0.
         params: name as typed in the space -> plain Python value; never changes.
         values: optimizer step -> value of the monitored metric there.
-        target: step that a job now at work has promised; None when no job works on the trial.
+        target: step that a running job trains to; None when no job works on the trial.
         parent: number of the trial whose weights it started from, or None.
-        state: ``"running"`` covers a trial at work and a paused one; the other states are final.
+        state: ``"running"`` covers a trial that trains and a paused one; the other states are final.
         start: step at which its own training began; above 0 where it goes on from its parent.
         ended: why training finished by itself below the full budget, e.g. ``"EarlyStopping at step 48"``; else None.
-        scored: whether its last value is a score that it competes with, and not a report from a fit under way.
+        scored: whether its last value is a score that it competes with, and not a report from a running fit.
         feasible: whether it keeps all constraints of the search.
     """
 
@@ -156,7 +156,7 @@ class Row:
 
     @property
     def idle(self) -> bool:
-        """Whether the trial may be given a job: not finished, and no job has promised a value that is missing."""
+        """Whether the trial may be given a job: it is not finished, and no job works on it."""
         reached = self.target is None or (bool(self.values) and self.step >= self.target)
         return self.state == "running" and reached
 
@@ -167,12 +167,12 @@ class Row:
 
     @property
     def score(self) -> float | None:
-        """Value that it competes with: its last one, if that is a finite number."""
+        """Value that the trial competes with: its last one, if that is a finite number."""
         value = self.values[self.step] if self.values and self.scored else math.nan
         return value if math.isfinite(value) else None
 
     def at(self, rung: int, following: float = math.inf) -> float | None:
-        """Return what counts as the trial's value at a rung, or None if it has none there.
+        """Return the trial's value at a rung, or None if it has none there.
 
         Args:
             rung: in optimizer steps. A Trainer can stand beyond it, so the first value at or after it counts.
@@ -199,7 +199,7 @@ def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:
     """Return the trials that have a score, best first.
 
     A feasible trial comes before an infeasible one. A finished trial, at the full budget or ended by itself, comes
-    before an unfinished one, and of unfinished trials the one that got further comes first: a value after few steps
+    before an unfinished one, and of two unfinished trials the one with more steps comes first: a value after few steps
     does not compete with a value after many. Then the score decides, and then the lower number. A trial that failed on
     its way to another rung keeps the score that it had.
     """
@@ -208,7 +208,7 @@ def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:
 
 
 def reach(row: Row) -> float:
-    """How far a trial has got: its last step, or infinity if it is finished."""
+    """Last step of a trial, or infinity if it is finished."""
     return math.inf if row.state == "complete" else row.step
 
 

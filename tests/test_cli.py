@@ -132,7 +132,11 @@ class TestMistakes:
             (["--space.model.hidden", "int(4, 8)", "--tuner.monitor", "val_lss"], "Did you mean 'val_loss'?"),
             (["--tuner.max_stps", "4"], "--tuner.max_stps is no option of RandomTuner. Did you mean 'max_steps'?"),
             (["--tuner.n_trials", "many"], "--tuner.n_trials must be int, got many."),
-            (["--tuner.trial_timeout", "soon"], "--tuner.trial_timeout must be float or None, got soon."),
+            (
+                ["--space.model.hidden", "int(4, 8)", "--tuner.trial_timeout", "soon"],
+                "`trial_timeout` must be a number of seconds, or a text such as '8h' or '1h30m', got 'soon'",
+            ),
+            (["--tuner.max_retries", "often"], "--tuner.max_retries must be int, got often."),
             (["--tuner.mode", "most"], "--tuner.mode must be one of 'min', 'max' or None, got most."),
             (["--space.model.hidden", "int(4, 8)", "--ckpt_path", "last"], "`ckpt_path`"),
             ([], "`space` is empty"),

@@ -309,6 +309,31 @@ def test_checkpoints_of_the_best_trial_and_of_a_former_best_one_after_a_restart(
     assert kept_after(5) == (3, [3])
 
 
+def test_overwrite_begins_anew_and_keeps_the_old_folder(tmp_path):
+    def search(**options):
+        tuner = RandomTuner(XY, max_steps=1, n_trials=3, root=tmp_path, name="f", verbose=False, **options)
+        return tuner.optimize(lambda job, params: params["x"])
+
+    first, again = search(), search(seed=1, overwrite=True)
+    assert recorded(first) != recorded(again)
+    (old,) = (path for path in tmp_path.iterdir() if path.name.startswith("f.old-"))
+    assert (old / "best.yaml").exists()
+    assert recorded(search(seed=1)) == recorded(again)
+    with pytest.raises(ValueError, match="`overwrite` moves a run folder away, which `storage` does not allow"):
+        search(overwrite=True, storage=f"sqlite:///{tmp_path}/s.db")
+
+
+@pytest.mark.parametrize(("text", "expected"), [("8h", 28800), ("30m", 1800), ("1h 30m", 5400), ("1.5s", 1.5), (2, 2)])
+def test_a_timeout_may_be_a_text(text, expected):
+    assert RandomTuner(XY, max_steps=1, n_trials=1, timeout=text)._limits.timeout == expected
+
+
+@pytest.mark.parametrize("text", ["8 hours", "", "h", "10", "-3m", "1h30"])
+def test_a_timeout_of_another_form_is_refused(text):
+    with pytest.raises(ValueError, match=r"`timeout` must be a number of seconds, or a text such as '8h' or '1h30m'"):
+        RandomTuner(XY, max_steps=1, n_trials=1, timeout=text)
+
+
 class TestRefuses:
     def test_a_call_that_was_wrong_before_its_first_trial_may_be_corrected(self, tmp_path):
         make = functools.partial(RandomTuner, {"lr": "loguniform(1e-3, 1)"}, max_steps=2, n_trials=1, trainer=CPU)
@@ -446,7 +471,10 @@ class TestRefuses:
             ({"max_steps": 9, "mode": "maximize"}, "'maximize'"),
             ({"max_steps": 9, "seed": -1}, "`seed`"),
             ({"max_steps": 9, "timeout": 0}, "`timeout` must be above 0"),
-            ({"max_steps": 9, "timeout": "10"}, "`timeout` must be a number above 0, got '10'"),
+            (
+                {"max_steps": 9, "timeout": "10"},
+                "`timeout` must be a number of seconds, or a text such as '8h' or '1h30m', got '10'",
+            ),
             ({"max_steps": 9, "total_steps": "9"}, "`total_steps` must be a number above 0, got '9'"),
             ({"max_steps": 9, "max_failed": True}, "`max_failed` must be a number above 0, got True"),
             ({"max_steps": 9, "sampler": "tpe"}, "`sampler` must be an Optuna sampler, got 'tpe'"),

@@ -182,7 +182,7 @@ MISTAKES = {
     "learning_rate": (lambda: fitted({"learning_rate": [0.1]}), "Net has no argument 'learning_rate'. It takes lr, "),
     "no_data": (lambda: fitted({"data.size": [1]}, datamodule=None), "Pass `datamodule=`"),
     "max_steps_name": (lambda: fitted({"trainer.max_steps": [1]}), "it is the budget: give `max_steps` to the tuner"),
-    "no_such_key": (lambda: fitted({"model.cfg.opt.lt": [1.0]}, Nested), "Opt has no 'lt'; it has lr. Did you mean 'lr'?"),
+    "no_such_key": (lambda: fitted({"model.cfg.opt.lt": [1.0]}, Nested), "Opt has no 'lt'; it has lr."),
     "no_default": (lambda: fitted({"model.other.lr": [1.0]}, Nested), "no default value of 'other' to change 'lr' in"),
     "inside_number": (lambda: fitted({"model.lr.low": [1.0]}), "float has no 'low'"),
 }  # fmt: skip

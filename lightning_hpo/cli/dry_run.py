@@ -4,9 +4,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lightning_hpo.records import CHECKPOINT, Outcome, Task
+from lightning_hpo.records import CHECKPOINT, Job, Outcome, Task
 from lightning_hpo.reporting.console import Console
-from lightning_hpo.schedulers import Job
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.tuners.base import Tuner

@@ -7,7 +7,7 @@ from lightning_hpo.records import Outcome, Task
 
 
 class Executor(Protocol):
-    """Runs jobs; ``submit`` never raises what the job raises, the future does."""
+    """Runs jobs. An exception of a job is raised by its future, never by ``submit``."""
 
     @property
     def workers(self) -> int:

@@ -1,9 +1,9 @@
-"""A search whose trials train in several processes: rank 0 decides, records and prints; the others train along.
+"""A search whose trials train in several processes: rank 0 decides, records and prints; the other ranks follow.
 
-Every process of a distributed strategy runs the whole script, the tuner in it included. Rank 0 searches as ever and
-says, in order, what it is about to do. The other ranks hold no lock and write nothing: they make the same calls, and
-meet rank 0 where ``Trainer.fit`` synchronises. They are told through a key-value store of torch that lives in the
-process of rank 0, with its port in the run folder; when that process ends, however it ends, they end too.
+Every process of a distributed strategy runs the whole script, the tuner in it included. Rank 0 searches as in a single
+process, and sends each job to the other ranks before it starts. The other ranks hold no lock and write nothing: they
+run the same jobs, which synchronise in ``Trainer.fit``. The messages go through a key-value store of torch in the
+process of rank 0; its port is in the run folder. When that process ends, for whatever reason, the other ranks end too.
 """
 
 import gc
@@ -27,8 +27,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import RankLostError
 from lightning_hpo.interrupts import PAUSING, only_here
-from lightning_hpo.records import Outcome, Task, Work, never
-from lightning_hpo.schedulers import Job
+from lightning_hpo.records import Job, Outcome, Task, Work, never
 from lightning_hpo.text import say
 from lightning_hpo.training.ranks import Ranks
 
@@ -41,7 +40,7 @@ T = TypeVar("T")
 
 
 class Leader:
-    """Rank 0: tells the other ranks what it does, while the block runs.
+    """Rank 0: sends its jobs to the other ranks while the block runs.
 
     Args:
         folder: of the run.
@@ -55,7 +54,7 @@ class Leader:
 
     def __enter__(self) -> Self:
         self._store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
-        token = uuid4().hex  # the port may have been another's
+        token = uuid4().hex  # another store may have had the port before
         self._store.set("token", token)
         atomic_write(self._address, json.dumps({"port": self._store.port, "token": token}))
         return self
@@ -69,11 +68,11 @@ class Leader:
         self._tell(op="over", found=kind is None)
         self._store.set("over", "")
         if self._ranks.started():
-            with suppress(DistError):  # who has not come for the answer by then is told by nobody
+            with suppress(DistError):  # ranks that arrive later get no answer
                 self._store.wait(self._from_each("seen"), _GRACE)
 
     def lead_work(self, work: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        """Return work that all ranks carry out together; this one's outcome counts."""
+        """Return work that all ranks carry out together; the outcome of rank 0 counts."""
 
         def together(task: Task, should_pause: Callable[[], bool], **options: Any) -> Outcome:
             return self._together(lambda: work(task, should_pause, **options), op="job", **_message(task))
@@ -90,7 +89,7 @@ class Leader:
             return call()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-                raise  # now means now
+                raise  # a second Ctrl-C: end at once
             if self._ranks.started():
                 try:
                     self._store.wait(self._from_each(f"ended/{number}"), _GRACE)
@@ -110,7 +109,7 @@ class Leader:
 
 
 def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | None) -> None:
-    """Do what rank 0 does, until it has an answer.
+    """Run the jobs that rank 0 sends, until its search is over.
 
     A job that fails here and not on rank 0 would leave rank 0 waiting for this process: then this process ends with
     exit code 1, which Lightning and torchrun take as the end of all.
@@ -127,7 +126,7 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
     store, watch = _connect(folder / _ADDRESS)
     watch.start()
     number = 0
-    with _deaf():
+    with _signals_left_to_rank_0():
         while True:
             message = json.loads(store.get(f"message/{number}"))
             if message["op"] == "over":
@@ -137,7 +136,7 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
                     work(_task(message), never)
                 elif check is not None:
                     check()
-            except BaseException:  # noqa: BLE001  # rank 0 tells what comes of it
+            except BaseException:  # noqa: BLE001  # rank 0 says what follows
                 store.set(f"ended/{number}/{ranks.rank}", "")
                 try:
                     store.wait([f"done/{number}"], _GRACE)
@@ -175,14 +174,16 @@ def _connect(address: Path) -> tuple[TCPStore, threading.Thread]:
         try:
             other.get("over")
         except DistError:
-            os.kill(os.getpid(), signal.SIGKILL)  # it may be waiting in a collective for the rank that is gone
+            os.kill(
+                os.getpid(), signal.SIGKILL
+            )  # this rank may be waiting in a collective operation for the rank that is gone
 
     return store, threading.Thread(target=watch, daemon=True)
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Leave the signals that mean pause to rank 0."""
+def _signals_left_to_rank_0() -> Iterator[None]:
+    """Ignore the signals that mean pause: rank 0 acts on them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -7,20 +7,20 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
-from lightning_hpo.errors import let_go
+from lightning_hpo.errors import free_frames
 from lightning_hpo.executors.watchdog import Watchdog
 from lightning_hpo.records import Outcome, Task, Work
 
 
 class InProcess:
-    """Runs each job here and now.
+    """Runs each job in this process, to its end, when it is submitted.
 
     Args:
-        work: carries out a task; its second argument says whether to pause.
-        should_pause: handed to ``work``, which asks it after every optimizer step and validation batch.
-        trial_timeout: seconds without such a question after which the job counts as hanging. A thread cannot be
-            stopped from outside, so the stacks of all threads are printed and the process exits with code 1; the same
-            command continues the trial from its checkpoint. None waits for ever.
+        work: carries out a task; its second argument returns whether to pause.
+        should_pause: handed to ``work``, which calls it after every optimizer step and validation batch.
+        trial_timeout: seconds without a call of ``should_pause`` after which the job counts as hanging. A thread cannot
+            be stopped from outside, so the stacks of all threads are printed and the process exits with code 1; the
+            same command continues the trial from its checkpoint. None waits for ever.
     """
 
     workers = 1
@@ -31,8 +31,8 @@ class InProcess:
         self._watchdog = None if trial_timeout is None else Watchdog(trial_timeout)
 
     def __enter__(self) -> Self:
-        # A Trainer and its module refer to each other, so only the collector frees them. What exists already stays;
-        # set aside, it need not be looked through after every job.
+        # A Trainer and its module refer to each other, so only the collector frees them, after every job. Objects that
+        # exist already are frozen, so that each collection is short.
         gc.freeze()
         return self
 
@@ -46,18 +46,18 @@ class InProcess:
         future: Future[Outcome] = Future()
         try:
             with contextlib.nullcontext() if self._watchdog is None else self._watchdog.watching(task):
-                future.set_result(self._work(task, self._asked))
+                future.set_result(self._work(task, self._pause_wanted))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the future carries it, SystemExit of user code too
-            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit of Ctrl-C
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into SystemExit
                 raise KeyboardInterrupt from error
-            let_go(error)
+            free_frames(error)
             future.set_exception(error)
         gc.collect()
         return future
 
-    def _asked(self) -> bool:
+    def _pause_wanted(self) -> bool:
         if self._watchdog is not None:
             self._watchdog.progress += 1
         return self._should_pause()

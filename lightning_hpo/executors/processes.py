@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
 
-from lightning_hpo.executors.worker import SPAWN, Place, Slot
+from lightning_hpo.executors.worker import SPAWN, WorkerProcess, WorkerResources
 from lightning_hpo.records import Outcome, Task, Work
 
 
@@ -14,17 +14,17 @@ class WorkerProcesses:
     """Runs jobs in processes of their own, which import everything once and then wait for the next job.
 
     A worker that crashes fails its job only; another takes its place. Workers end when this process does, however it
-    ends. Each worker sees its share of the GPUs, if there are any. It leads a process group of its own, so that what
-    the job has started ends with it.
+    ends. Each worker sees its share of the GPUs, if there are any. It leads a process group of its own, so that
+    processes which the job has started end with it.
 
     Args:
-        work: as for ``InProcess``; it is sent to the workers, so it must be made of importable parts.
+        work: as for ``InProcess``; it is pickled, so it must be made of importable parts.
         workers: number of processes, >= 1.
         devices_per_trial: GPUs that each worker sees.
         trial_timeout: seconds without progress (see ``InProcess``) after which a job is ended: SIGTERM to its
             process, 10 s later SIGKILL to its group. None waits for ever.
         max_retries: how many times a job whose process died or was ended so is started again, from its last
-            checkpoint. An exception of the job is not retried: it would come again.
+            checkpoint. An exception of the job is not retried, as it would be raised again.
 
     Raises:
         TypeError: if ``work`` cannot be sent to another process.
@@ -40,44 +40,46 @@ class WorkerProcesses:
         trial_timeout: float | None = None,
         max_retries: int = 0,
     ) -> None:
-        import torch  # noqa: PLC0415  # heavy, and only needed where a machine is shared out
+        import torch  # noqa: PLC0415  # heavy, and only needed with worker processes
 
         self.workers = workers
         self._pause: Any = SPAWN.RawValue("b", 0)  # without a lock, which a killed worker would keep
         shares = gpu_shares(visible_gpus(), workers, devices_per_trial)
         threads = max(torch.get_num_threads() // workers, 1)
-        self._slots = [
-            Slot((work, self._pause, Place(share, threads)), limit=trial_timeout, retries=max_retries)
+        self._processes = [
+            WorkerProcess(
+                (work, self._pause, WorkerResources(share, threads)), limit=trial_timeout, retries=max_retries
+            )
             for share in shares
         ]
 
     def __enter__(self) -> Self:
         try:
-            for slot in self._slots:
-                slot.start()
-            for slot in self._slots:
-                slot.wait_until_ready()
-        except BaseException:  # a second Ctrl-C too: processes that wait for a job would keep this one from ending
-            for slot in self._slots:
-                slot.stop(patient=False)
+            for process in self._processes:
+                process.start()
+            for process in self._processes:
+                process.wait_until_ready()
+        except BaseException:  # also after a second Ctrl-C: waiting workers would keep this process from ending
+            for process in self._processes:
+                process.stop(patient=False)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for slot in self._slots:
-            slot.stop(patient=error is None)
+        for process in self._processes:
+            process.stop(patient=error is None)
 
     def pause(self) -> None:
-        """Ask all jobs at work to save and return."""
+        """Ask all running jobs to save and return."""
         self._pause.value = 1
 
     def submit(self, task: Task) -> "Future[Outcome]":
-        """Give the job to a free worker, best the one that has worked on the trial before."""
-        free = [slot for slot in self._slots if slot.free]
-        slot = next((slot for slot in free if slot.last_trial == task.job.trial), free[0])
-        return slot.submit(task)
+        """Give the job to a free worker, preferably the last one that worked on the trial."""
+        free = [process for process in self._processes if process.free]
+        process = next((process for process in free if process.last_trial == task.job.trial), free[0])
+        return process.submit(task)
 
 
 def visible_gpus() -> list[str]:

@@ -1,4 +1,4 @@
-"""Jobs that hang: noticed by their silence, on the monotonic clock of the process that watches."""
+"""Jobs that hang: noticed by their idle time, on the monotonic clock of the process that watches."""
 
 import faulthandler
 import os
@@ -13,8 +13,8 @@ from lightning_hpo.records import Task
 from lightning_hpo.text import say
 
 
-class Silence:
-    """How long a counter has stood still.
+class IdleTime:
+    """Time since a counter has last changed.
 
     Args:
         read: returns the counter.
@@ -46,7 +46,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, task: Task) -> Iterator[None]:
-        """Watch while the block runs. What keeps the interpreter's lock while it hangs cannot be noticed."""
+        """Watch while the block runs. A hang that holds the interpreter's lock cannot be noticed."""
         done = threading.Event()
         threading.Thread(target=self._watch, args=(task, done), daemon=True).start()
         try:
@@ -55,9 +55,9 @@ class Watchdog:
             done.set()
 
     def _watch(self, task: Task, done: threading.Event) -> None:
-        silence = Silence(lambda: self.progress)
+        idle = IdleTime(lambda: self.progress)
         while not done.wait(min(self._limit / 10, 1.0)):
-            if silence.seconds() > self._limit:
+            if idle.seconds() > self._limit:
                 faulthandler.dump_traceback(file=2)  # the file descriptor: sys.stderr may be replaced
                 line = last_line(
                     f"no progress for {self._limit:g} s in trial {task.job.trial}; its stacks are above",

@@ -1,6 +1,6 @@
-"""One worker process after another: started, given jobs, watched and replaced; and what it does itself.
+"""A worker process: how it is started, given jobs, watched and replaced, and the function that runs in it.
 
-What is imported here is imported in every worker, so neither torch nor Lightning is: the job brings what it needs.
+Every worker imports this module, so it imports neither torch nor Lightning: a job imports what it needs.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
-from lightning_hpo.errors import JobError, ParameterMismatchError, WorkerStartError, failure_text, let_go
-from lightning_hpo.executors.watchdog import Silence
+from lightning_hpo.errors import JobError, ParameterMismatchError, WorkerStartError, failure_text, free_frames
+from lightning_hpo.executors.watchdog import IdleTime
 from lightning_hpo.interrupts import PAUSING, only_here
 from lightning_hpo.records import Outcome, Task, Work
 
@@ -30,12 +30,12 @@ _GUARD = (
     "`workers` > 1 starts processes that import the main script again, so what the script does must be under "
     '`if __name__ == "__main__":`, and model, data and function must be importable by name'
 )
-_one_starts = threading.Lock()  # the environment belongs to all threads
+_START = threading.Lock()  # held while the environment, which all threads share, is changed
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 def validate_not_starting() -> None:
-    """Raise WorkerStartError if a worker process that is importing the main script has come here."""
+    """Raise WorkerStartError in a worker process that is still importing the main script."""
     if _STARTING in os.environ:
         raise WorkerStartError(f"{_GUARD}.")
 
@@ -52,22 +52,22 @@ def validate_not_daemonic(workers: int) -> None:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a worker sends back for a job that raised, and as what the parent raises it again."""
+    """Answer of a worker to a job that raised: the text, and the exception class that the parent raises."""
 
     text: str
     kind: type[Exception]
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a worker may use."""
+class WorkerResources:
+    """GPUs and threads of a worker."""
 
     gpus: str | None
     threads: int
 
 
-class Slot:
-    """One worker process at a time, with a thread for each job that waits for its answer.
+class WorkerProcess:
+    """A worker process that is started again when it has died; a thread waits for the answer to each job.
 
     Args:
         arguments: of :func:`_serve`, after the connection and the progress.
@@ -75,11 +75,11 @@ class Slot:
         retries: of a job whose process has died.
     """
 
-    def __init__(self, arguments: tuple[Work, Any, Place], *, limit: float | None, retries: int) -> None:
+    def __init__(self, arguments: tuple[Work, Any, WorkerResources], *, limit: float | None, retries: int) -> None:
         self._arguments = arguments
         self._limit = limit
         self._retries = retries
-        self._progress: Any = SPAWN.RawValue("Q", 0)  # counts what should_pause was asked
+        self._progress: Any = SPAWN.RawValue("Q", 0)  # counts the calls of should_pause
         self._process: Any = None
         self._connection: Connection | None = None
         self._future: Future[Outcome] | None = None
@@ -88,7 +88,7 @@ class Slot:
 
     @property
     def free(self) -> bool:
-        """Whether it can take a job."""
+        """Whether the worker can take a job."""
         return self._future is None or self._future.done()
 
     def start(self) -> None:
@@ -98,7 +98,7 @@ class Slot:
         # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, PAUSING)
         try:
-            with _one_starts:
+            with _START:
                 os.environ[_STARTING] = "1"
                 try:
                     process.start()
@@ -108,7 +108,7 @@ class Slot:
         except Exception as error:
             if type(error).__name__ not in ("AttributeError", "TypeError", "PicklingError"):
                 raise
-            raise TypeError(  # a thing that cannot be sent
+            raise TypeError(  # not picklable
                 "`workers` > 1 needs a model, data module or function that can be imported by name, "
                 f"not a lambda or a local class: {error}"
             ) from None
@@ -152,7 +152,7 @@ class Slot:
         self._kill()
 
     def _attend(self, future: "Future[Outcome]", task: Task) -> None:
-        """Fulfil the future with what becomes of a job."""
+        """Set the result or the exception of a job's future."""
         answer: Outcome | _Failure | JobError
         for _ in range(1 + self._retries):
             try:
@@ -178,12 +178,12 @@ class Slot:
             self.start()
             self.wait_until_ready()
         assert self._connection is not None
-        silence = Silence(lambda: self._progress.value)
+        idle = IdleTime(lambda: self._progress.value)
         try:
             self._connection.send(task)
             while not self._connection.poll(None if self._limit is None else min(self._limit / 10, 1.0)):
                 assert self._limit is not None
-                if silence.seconds() > self._limit:
+                if idle.seconds() > self._limit:
                     self._process.terminate()
                     self._process.join(timeout=_GRACE)
                     self._kill()
@@ -198,7 +198,7 @@ class Slot:
         return answer
 
     def _kill(self) -> None:
-        """End the process, and what it has started and left behind."""
+        """End the process and all processes that it has started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # no such group: all of it has ended
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
@@ -211,24 +211,24 @@ def _end(code: int) -> str:
     )
 
 
-def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place: Place) -> None:
-    """Life of a worker: take a task, do it, answer; until there is no parent or no more tasks."""
+def _serve(connection: Connection, progress: Any, work: Work, pause: Any, resources: WorkerResources) -> None:
+    """Run in a worker: take a task, do it, answer; until the parent is gone or sends no more tasks."""
     del os.environ[_STARTING]
     os.setpgid(0, 0)
-    if place.gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place.gpus
+    if resources.gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = resources.gpus
     if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(place.threads)
+        torch.set_num_threads(resources.threads)
     else:  # the job may import it
-        os.environ["OMP_NUM_THREADS"] = str(place.threads)
+        os.environ["OMP_NUM_THREADS"] = str(resources.threads)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     terminated = threading.Event()
 
     def note(_number: int, _frame: FrameType | None) -> None:
         terminated.set()
 
-    signal.signal(signal.SIGTERM, only_here(note, signal.SIG_DFL))  # a whole group may be told to end: then save first
-    for number in (signal.SIGINT, signal.SIGHUP):  # they are for the parent to decide
+    signal.signal(signal.SIGTERM, only_here(note, signal.SIG_DFL))  # it may be sent to a whole group: save first
+    for number in (signal.SIGINT, signal.SIGHUP):  # the parent decides what they mean
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PAUSING)
 
@@ -243,11 +243,11 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, place:
         try:
             answer: Outcome | _Failure = work(task, should_pause)
         except BaseException as error:  # noqa: BLE001  # the parent records it
-            from optuna import TrialPruned  # noqa: PLC0415  # a function need not wait for it
+            from optuna import TrialPruned  # noqa: PLC0415  # a plain function does not need it
 
             kinds = (kind for kind in (ParameterMismatchError, TrialPruned) if isinstance(error, kind))
             answer = _Failure(failure_text(error), next(kinds, JobError))
-            let_go(error)
+            free_frames(error)
         _send(connection, answer)
         gc.collect()
 

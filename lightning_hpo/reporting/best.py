@@ -1,4 +1,4 @@
-"""Which trial is best, and the files that hold it."""
+"""The files of the best trial: ``best.ckpt`` and ``best.yaml``."""
 
 import contextlib
 import os
@@ -100,7 +100,7 @@ def write_answer(
     Args:
         best: the best trial.
         identity: of the trial, as its checkpoints carry it.
-        checkpoint: the trial's last one; need not exist, and may be of another step than the score.
+        checkpoint: the trial's last one; it need not exist, and may be of another step than the score.
         config: for ``best.yaml``.
         best_checkpoint: where ``best.ckpt`` is.
         best_params: where ``best.yaml`` is.
@@ -157,7 +157,7 @@ def disagreement(
     if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.step)) is not None:
         return f"{best_checkpoint.name} {what}"
     config: Any = None
-    with contextlib.suppress(OSError, yaml.YAMLError):  # not there, or what somebody else has written
+    with contextlib.suppress(OSError, yaml.YAMLError):  # the file is missing, or somebody else has written it
         config = yaml.safe_load(best_params.read_text(encoding="utf-8"))
     for name, value in (best.params if space is None else space.plain(best.params)).items():
         if any(other.startswith(f"{name}.") for other in best.params):
@@ -169,7 +169,7 @@ def disagreement(
 
 
 def _look_up(config: Any, path: Sequence[str]) -> list[Any]:
-    """The value at a path of a config, in a list; an empty list if the config is of another form."""
+    """Return the value at a path of a config in a list; an empty list if the config has another form."""
     if not path:
         return [config]
     if not isinstance(config, Mapping):

@@ -1,4 +1,4 @@
-"""What a search prints: the plan before the first step, a line per finished job, a table at the end."""
+"""Lines that a search prints: the plan before the first step, a line for each finished job, a table at the end."""
 
 import textwrap
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_hpo.records import Mode, Row, best_row, ranked, spent
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
-from lightning_hpo.schedulers import Bracket, Coverage
+from lightning_hpo.schedulers.base import Bracket, Coverage
 from lightning_hpo.space import SearchSpace
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line, say
 
@@ -21,7 +21,7 @@ class Console:
     """Prints plain lines, so that a log file and a terminal show the same.
 
     Args:
-        monitor: what the score is called.
+        monitor: name of the score.
         mode: whether lower or higher scores are better.
         verbose: False prints nothing.
     """
@@ -45,9 +45,9 @@ class Console:
 
     @contextmanager
     def later(self) -> Iterator[None]:
-        """Print what is said in the block when it is over, however it ends.
+        """Print the lines of the block when it is over, however it ends.
 
-        Around a lock: a terminal that does not take more lines must not keep other processes waiting for it.
+        It goes around a lock: a terminal that accepts no more lines must not keep other processes waiting.
         """
         self._kept = []
         try:
@@ -67,15 +67,15 @@ class Console:
         covers: Coverage = "all",
         stops: Sequence[str] = (),
     ) -> None:
-        """Say what is about to happen, and what a continued study already holds.
+        """Print the plan of the search, and what a continued study already holds.
 
         Args:
             title: first line.
             space: name -> distribution.
             brackets: of the plan; empty if there is none.
             rows: trials so far.
-            covers: what the plan counts.
-            stops: what ends the search earlier, e.g. "once 900 steps are done".
+            covers: which jobs the plan counts.
+            stops: limits that end the search earlier, e.g. "once 900 steps are done".
         """
         self.line(title)
         texts = space.texts() if isinstance(space, SearchSpace) else {}
@@ -92,10 +92,12 @@ class Console:
         if len(brackets) > once:
             self.line(f"  the same {len(brackets) // once} times")
         if brackets:
-            trials, jobs, steps = (sum(getattr(one, what) for one in brackets) for what in ("trials", "jobs", "steps"))
+            trials, jobs, steps = (
+                sum(getattr(bracket, name) for bracket in brackets) for name in ("trials", "jobs", "steps")
+            )
             least = "" if covers == "all" else "at least "
-            what = "each round" if covers == "round" else "in all"
-            self.line(f"  {what}: {trials} trials, {least}{jobs} jobs, {steps:,} optimizer steps")
+            scope = "each round" if covers == "round" else "in all"
+            self.line(f"  {scope}: {trials} trials, {least}{jobs} jobs, {steps:,} optimizer steps")
             if covers == "round":
                 self.line("  rounds follow each other until the search is stopped")
         for stop in stops:
@@ -105,7 +107,7 @@ class Console:
             self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {spent(rows):,} steps are done")
 
     def job(self, row: Row, steps: int, rows: Sequence[Row], reason: str = "") -> None:
-        """One line for a job that gave a score, or failed for a reason."""
+        """Print a line for a job that gave a score or failed."""
         self._steps += steps
         done = spent(rows)
         pace = (time.monotonic() - self._started) / max(self._steps, 1)
@@ -121,7 +123,7 @@ class Console:
         self.line(f"trial {row.number:>4} {at:<8} {outcome:<22}{so_far}  [{done:,} steps{left}]")
 
     def table(self, rows: Sequence[Row], count: int = 10) -> None:
-        """The best trials, best first, with why one ended by itself or that it failed later."""
+        """Print the best trials, best first, and why a trial ended by itself or that it failed later."""
         shown = ranked(rows, self._mode)
         names = list(dict.fromkeys(name for row in shown[:count] for name in row.params))
         notes = [_note(row) for row in shown[:count]]
@@ -149,13 +151,13 @@ class Console:
 
 
 def _note(row: Row) -> str:
-    """What a table says of a trial beside its values."""
+    """Note of a trial in the table: why it ended, whether it is infeasible."""
     later = "failed later" if row.state == "failed" else ""
     return "; ".join(text for text in (row.ended or "", "" if row.feasible else "infeasible", later) if text)
 
 
 def _once(brackets: Sequence[Bracket]) -> int:
-    """How many brackets there are until they repeat."""
+    """Number of brackets before they repeat."""
     count = len(brackets)
     lengths = (length for length in range(1, count) if count % length == 0)
     return next((length for length in lengths if all(map(eq, brackets, brackets[length:]))), count)

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_hpo.schedulers import Scheduler
+from lightning_hpo.schedulers.base import Scheduler
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.code_identity import PYTHON, code_parts, first_seen
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -147,6 +148,15 @@ class RunFolder:
                 raise
             raise StorageError(error.errno, f"the run folder cannot be used: {error.strerror}", where) from error
 
+    def set_aside(self) -> Path:
+        """Rename the folder, so that a run of its name begins anew; return the new path.
+
+        Raises:
+            StudyInUseError: if another process works on the run.
+        """
+        with self.locked():
+            return self.path.rename(_free_name(self.path))
+
     @contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[None]:
         """Hold the run for this process, or together with other processes that share it; the lock dies with it.
@@ -171,6 +181,13 @@ class RunFolder:
             if not shared:
                 owner.unlink(missing_ok=True)
             lock.free()
+
+
+def _free_name(folder: Path) -> Path:
+    """Return a name beside a folder that says when the folder was set aside."""
+    stamp = time.strftime("%Y%m%dT%H%M%S")
+    names = (folder.with_name(f"{folder.name}.old-{stamp}{end}") for end in ("", *map("-{}".format, range(1000))))
+    return next(name for name in names if not name.exists())
 
 
 def open_study(

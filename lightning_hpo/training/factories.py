@@ -142,8 +142,9 @@ def _refuse_place(name: str, head: str, argument: str, targets: Mapping[str, Cal
             if place == head or factory is None or found not in _named(factory) or found in _OURS:
                 continue
             rest = f".{argument}" if found == head else argument.removeprefix(outer) if found == outer else ""
+            rule = "" if head in targets else f"; it must start with {', '.join(targets)}"
             raise ValueError(
-                f"`space` has the name {name!r}, but {_name_of(factory)} has the argument {found!r}: write "
+                f"`space` has the name {name!r}{rule}, but {_name_of(factory)} has the argument {found!r}: write "
                 f"'{place}.{found}{rest}'."
             )
     if head not in targets:

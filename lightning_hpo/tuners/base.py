@@ -21,7 +21,7 @@ from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
-from lightning_hpo.schedulers import Bracket, Coverage, Scheduler
+from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
@@ -115,7 +115,7 @@ class Tuner:
         workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
         devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by :meth:`fit`; under
             :meth:`optimize` each worker sees so many GPUs of its own.
-        timeout: start no new job after so many seconds.
+        timeout: start no new job after so many seconds, or a text such as ``"8h"``, ``"30m"`` or ``"1h30m"``.
         total_steps: start no new job once so many optimizer steps are recorded. Jobs at work then come to their end, so
             more is spent: at most one job of each worker, fewer than ``workers * max_steps`` steps.
         max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
@@ -136,6 +136,8 @@ class Tuner:
             was begun with (see :mod:`lightning_hpo.study.code_identity`); a warning says what, and the study keeps a
             note. Trials outside a new range no longer count for the sampler. By default that is an error; another
             function given to :meth:`optimize` always is a warning.
+        overwrite: begin anew where the run folder holds a study already. The old folder is renamed, not deleted. A
+            call that is to continue after an interrupt must leave it out.
         shared: let several processes work on the study: start the same call in each, on one machine or on several that
             see ``root`` on a file system with working locks. They make exactly the planned trials together; a process
             that dies leaves its trial to the others. By default a second process is refused.
@@ -308,7 +310,8 @@ class Tuner:
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.surroundings)
         self._validate_workers(ranks.size)
         asked = self._fingerprint(target)  # now: what trains may change what its code holds
-        folder = open_folder(self._run, "-".join(label(part) for part in (type(self), target.parts[0])), target)
+        name = "-".join(label(part) for part in (type(self), target.parts[0]))
+        folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
         opened: dict[str, Any] = {
             "max_steps": self.scheduler.max_steps, "ranks": ranks, "given": self._parts.study,

@@ -1,6 +1,7 @@
 """The options that all tuners share: flat keywords for people, grouped and checked for the code that uses them."""
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -17,6 +18,7 @@ from lightning_hpo.text import require_int
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
 _ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 Group = TypeVar("Group")
 
 
@@ -35,14 +37,15 @@ class Options(TypedDict, total=False):
     keep_checkpoints: bool
     workers: int
     devices_per_trial: int
-    timeout: float | None
+    timeout: float | str | None
     total_steps: int | None
     max_failed: int | float
-    trial_timeout: float | None
+    trial_timeout: float | str | None
     max_retries: int
     stop_on_nan: bool
     isolate: bool
     allow_changed: bool
+    overwrite: bool
     shared: bool
     verbose: bool
 
@@ -95,14 +98,26 @@ class Goal:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a search keeps everything, and who may work on it; see :class:`~lightning_hpo.Tuner`."""
+    """Where a search keeps everything, and who may work on it; see :class:`~lightning_hpo.Tuner`.
+
+    Raises:
+        ValueError: for ``overwrite`` where a run folder cannot be moved away.
+    """
 
     name: str | None = None
     root: str | Path = "runs"
     storage: str | BaseStorage | None = None
     allow_changed: bool = False
+    overwrite: bool = False
     shared: bool = False
     verbose: bool = True
+
+    def __post_init__(self) -> None:
+        if self.overwrite and (self.shared or self.storage is not None):
+            other = "shared" if self.shared else "storage"
+            raise ValueError(
+                f"`overwrite` moves a run folder away, which `{other}` does not allow: choose a new `name`."
+            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ class WorkerOptions:
     max_retries: int = 0
 
     def __post_init__(self) -> None:
-        require_positive("trial_timeout", self.trial_timeout)
+        object.__setattr__(self, "trial_timeout", seconds("trial_timeout", self.trial_timeout))
         for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
             require_int(name, getattr(self, name), least)
 
@@ -148,7 +163,7 @@ class Limits:
     """When to start no more jobs.
 
     Args:
-        timeout: seconds from now, or None.
+        timeout: seconds from now, a text such as ``"8h"`` or ``"1h30m"``, or None.
         total_steps: recorded optimizer steps, those of earlier calls included, or None.
         max_failed: failed trials in a row (an int), or as a share of all that have ended (a float below 1), which is
             judged from the tenth on.
@@ -157,12 +172,13 @@ class Limits:
         TypeError, ValueError: for a wrong argument.
     """
 
-    timeout: float | None = None
+    timeout: float | None = None  # in seconds, once it is made
     total_steps: int | None = None
     max_failed: int | float = 5
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "total_steps", "max_failed"):
+        object.__setattr__(self, "timeout", seconds("timeout", self.timeout))
+        for name in ("total_steps", "max_failed"):
             require_positive(name, getattr(self, name))
 
     def check_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
@@ -223,3 +239,26 @@ def require_positive(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be a number above 0, got {value!r}.")
     if value is not None and not float(value) > 0:
         raise ValueError(f"`{name}` must be above 0, got {value!r}.")
+
+
+def seconds(name: str, value: Any) -> float | None:
+    """Return a length of time in seconds.
+
+    Args:
+        name: of the argument.
+        value: a number of seconds above 0, a text of numbers with the units d, h, m and s, or None.
+
+    Raises:
+        TypeError, ValueError: for another value.
+
+    Example:
+        >>> seconds("timeout", "1h30m"), seconds("timeout", 90)
+        (5400.0, 90)
+    """
+    if isinstance(value, str):
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", value)
+        if not parts or re.sub(r"\d+(?:\.\d+)?\s*[dhms]|\s", "", value):
+            raise ValueError(f"`{name}` must be a number of seconds, or a text such as '8h' or '1h30m', got {value!r}.")
+        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    require_positive(name, value)
+    return value  # type: ignore[no-any-return]  # a number above 0, or None

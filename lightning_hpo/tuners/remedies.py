@@ -53,7 +53,7 @@ _SENTENCES: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("model", "datamodule", "data", "train_dataloaders", "val_dataloaders"), _FIT),
         **dict.fromkeys(("patience", "early_stopping", "early_stopping_rounds"), _STOPPING),
         **dict.fromkeys(("resume", "load_if_exists", "restore", "continue_from"), _SAME_CALL),
-        **dict.fromkeys(("overwrite", "restart", "reset"), _SAME_CALL),
+        **dict.fromkeys(("restart", "reset"), "write overwrite=True to begin anew"),
         **dict.fromkeys(("silent", "quiet", "progress_bar", "show_progress_bar", "verbosity"), "write verbose=False"),
         "pruner": "only OptunaTuner has a pruner; HyperbandTuner and ASHATuner stop bad trials by themselves",
         "study": "only OptunaTuner takes a study; storage='sqlite:///...' keeps one anywhere",

@@ -189,7 +189,7 @@ def follow_run(
     return answer(read_rows(study, at=max_steps), study, folder, target, goal, study_in_folder=in_folder)
 
 
-def open_folder(options: RunOptions, default_name: str, target: Target) -> RunFolder:
+def open_folder(options: RunOptions, default_name: str, target: Target, rank: int = 0) -> RunFolder:
     """Make the run folder, and give its key to the target.
 
     Raises:
@@ -197,7 +197,12 @@ def open_folder(options: RunOptions, default_name: str, target: Target) -> RunFo
         StorageError: if the folder cannot be written.
     """
     validate_not_starting()
-    folder = RunFolder(options.root, default_name if options.name is None else options.name)
+    name = default_name if options.name is None else options.name
+    folder = RunFolder(options.root, name)
+    if options.overwrite and rank == 0 and folder.study_file.exists():
+        with explained(folder.path), folder.readable_errors():
+            folder.set_aside()
+        folder = RunFolder(options.root, name)
     if target.use_key is not None:
         with explained(folder.path), folder.readable_errors():
             target.use_key(folder.key())

@@ -15,7 +15,7 @@ from lightning_hpo.errors import ParameterMismatchError, RankLostError, SearchFa
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.records import CHECKPOINT, Job, Outcome, Task, spent
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, Observer, StudyRead
-from lightning_hpo.schedulers import Scheduler
+from lightning_hpo.schedulers.base import Scheduler
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.tuners.options import Goal, Limits

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.pruners import MedianPruner
 from optuna.samplers import BaseSampler
 
 from lightning_hpo import Hyperband, HyperbandTuner, OptunaTuner, PopulationTuner, RandomTuner, Tuner
@@ -171,11 +172,37 @@ def test_a_signal_pauses_one_process_and_the_others_go_on(tmp_path):
     assert len(trials(tmp_path / "runs")) == 17
 
 
-@pytest.mark.parametrize("kind", [PopulationTuner, OptunaTuner])
-def test_tuners_that_cannot_share_say_so(kind, tmp_path):
-    arguments = {PopulationTuner: {"max_steps": 200}, OptunaTuner: {"max_steps": 1, "n_trials": 1}}[kind]
+def test_a_population_that_cannot_share_says_so(tmp_path):
     with pytest.raises(ValueError, match="`shared`"):
-        kind(X, root=tmp_path, shared=True, **arguments)
+        PopulationTuner(X, root=tmp_path, shared=True, max_steps=200)
+
+
+def test_processes_share_a_study_that_optuna_asks(tmp_path):
+    """Its sampler and pruner see the trials of all processes; a killed one's trial is taken over."""
+    log = tmp_path / "log"
+
+    class Logs(Net):
+        def on_fit_start(self):
+            if self.trainer.max_steps == 8 and not self.trainer.fast_dev_run:
+                with log.open("a") as file:
+                    file.write(f"{self.hparams.lr}\n")
+
+    def search(name="s", **options):
+        return OptunaTuner(
+            {"lr": "loguniform(1e-3, 1)"}, max_steps=8, n_trials=9, monitor="val_loss", root=tmp_path, name=name,
+            shared=True, pruner=MedianPruner(n_startup_trials=2), verbose=False,
+            trainer={"accelerator": "cpu", "logger": False, "val_check_interval": 2, "check_val_every_n_epoch": None},
+        ).fit(Logs, datamodule=Data)  # fmt: skip
+
+    children = [in_a_child(search) for _ in range(3)]
+    os.kill(children[0], signal.SIGKILL)
+    ended(children[0])
+    assert [ended(child) for child in children[1:]] == [0, 0]
+    found = trials(tmp_path)
+    assert len(found) == 9
+    assert {trial.state.name for trial in found} <= {"COMPLETE", "PRUNED"}
+    assert len({trial.params["lr"] for trial in found}) == 9
+    assert all(list(trial.intermediate_values) == [2, 4, 6, 8][: len(trial.intermediate_values)] for trial in found)
 
 
 class Counting(BaseSampler):

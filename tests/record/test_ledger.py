@@ -28,6 +28,7 @@ from lightning_hpo import (
 from lightning_hpo.__main__ import main
 from lightning_hpo.records import spent
 from lightning_hpo.study.lineage import replay
+from lightning_hpo.tuners.search import Search
 
 CPU = {"accelerator": "cpu", "logger": False}
 SPACE = {"x": "uniform(0, 1)", "width": "int(1, 6)"}
@@ -460,16 +461,16 @@ class TestContinuedTrial:
             **options(tmp_path, name=name),
         )  # fmt: skip
         whole = make("whole").fit(Net, datamodule=Data)
-        tell = OptunaTuner._end
+        end = Search._end
         kills = []
 
-        def dies(self, trial, future, **more):
-            if len(kills) < 3 and trial.number == len(kills):
-                kills.append(trial.number)
+        def dies(self, task, future):
+            if len(kills) < 3 and task.job.trial == len(kills):
+                kills.append(task.job.trial)
                 raise KeyboardInterrupt
-            return tell(self, trial, future, **more)
+            return end(self, task, future)
 
-        monkeypatch.setattr(OptunaTuner, "_end", dies)
+        monkeypatch.setattr(Search, "_end", dies)
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 make("parts").fit(Net, datamodule=Data)
