@@ -20,20 +20,36 @@ column of the parameter that decides. So configurations of one branch differ by 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lightning_hpo.samplers.gp import Floats, Groups
-from lightning_hpo.space import SearchSpace, from_unit, to_unit
+from lightning_hpo.samplers.arrays import Floats, Groups
+from lightning_hpo.space.unit import from_unit, to_unit
 
 MOST_ORDERED = 32  # a range with more values is searched as if it were continuous
 Kind = Literal["continuous", "ordered", "categorical"]
+
+
+class Branched(Protocol):
+    """A parsed space with conditions (:class:`lightning_hpo.space.SearchSpace`)."""
+
+    conditions: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> BaseDistribution: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def fits(self, params: Mapping[str, Any]) -> bool:
+        """Whether these are the parameters of a trial."""
+
+    def draw(self, pick: Callable[[str], Any]) -> dict[str, Any]:
+        """Choose a value for each name that a trial has."""
 
 
 class Column:
@@ -128,7 +144,7 @@ class Encoding:
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
-        self._space = space if isinstance(space, SearchSpace) and space.conditions else None
+        self._space: Branched | None = space if getattr(space, "conditions", None) else None  # type: ignore[assignment]  # what has conditions is a parsed space
         kept = space if self._space is None else {k: v for k, v in space.items() if not v.single()}
         self.names = tuple(kept)
         self.columns = tuple(Column(distribution) for distribution in kept.values())

@@ -198,7 +198,7 @@ def _choice(where: str, options: Sequence[tuple[str | None, Any]], name: str = "
     for label, _ in options:
         if label is not None and not is_label(label):
             raise ValueError(f"{where}: the name {label!r} of a choice must be one word of letters, digits and _.")
-    stored = labels(where, options, name)
+    stored = labels(where, options, lambda value: masked(name, value))
     values = [number(value) for _, value in options]
     same = all(label is None for label, _ in options) and [*map(type, stored)] == [*map(type, values)]
     texts = (

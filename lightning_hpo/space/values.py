@@ -8,13 +8,11 @@ every Optuna tool shows, and the module receives the value that the label stands
 import copy
 import keyword
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
-
-from lightning_hpo.text import masked
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,15 @@ def choice(*values: Any, **named: Any) -> Choice:
     return Choice(options)
 
 
-def labels(where: str, options: Sequence[tuple[str | None, Any]], name: str = "") -> list[Any]:
+def labels(
+    where: str, options: Sequence[tuple[str | None, Any]], show: Callable[[Any], Any] = lambda value: value
+) -> list[Any]:
     """Return what a study stores of each value of a choice: the value itself, or a label.
 
     Args:
         where: for messages.
         options: label or None, and value.
-        name: of the parameter, if its values are not in ``where``; its values may be secret.
+        show: makes a value fit for a message; it may be a secret.
 
     Raises:
         ValueError: if a value is given twice, or nothing says how to call it.
@@ -68,7 +68,7 @@ def labels(where: str, options: Sequence[tuple[str | None, Any]], name: str = ""
         values = [value for _, value in given]
         if all(value != other for index, value in enumerate(values) for other in values[:index]):
             return values
-    texts = [label if label is not None else _label(where, value, masked(name, value)) for label, value in given]
+    texts = [label if label is not None else _label(where, value, show(value)) for label, value in given]
     if len({*texts}) < len(texts):
         texts = [
             repr(text) if label is None and isinstance(value, str) else _long_label(text, label, value)
@@ -76,7 +76,7 @@ def labels(where: str, options: Sequence[tuple[str | None, Any]], name: str = ""
         ]
     for index, text in enumerate(texts):
         if text in texts[:index]:
-            value = masked(name, given[index][1])
+            value = show(given[index][1])
             raise ValueError(
                 f"{where}: the choice {value!r} is given twice. Leave one out, or give each a name: "
                 "lightning_hpo.choice(first=..., second=...)."

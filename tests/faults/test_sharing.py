@@ -16,9 +16,11 @@ from optuna.samplers import BaseSampler
 from lightning_hpo import Hyperband, HyperbandTuner, OptunaTuner, PopulationTuner, RandomTuner, Tuner
 from lightning_hpo.errors import StudyInUseError
 from lightning_hpo.study.locks import Lock
-from lightning_hpo.study.run_folder import PLACE, RunFolder
+from lightning_hpo.study.opening import PLACE
+from lightning_hpo.study.run_folder import RunFolder
 from tests.faults.scripts import Script
 from tests.small import Data, Net
+from tests.studies import study_of
 from tests.test_kill import in_a_child
 
 X = {"x": "uniform(0, 1)"}
@@ -39,8 +41,7 @@ def ended(child):
 
 
 def trials(root):
-    url = f"sqlite:///{RunFolder(root, 's').study_file}"
-    return optuna.load_study(study_name="s", storage=url).get_trials(deepcopy=False)
+    return study_of(root / "s").get_trials(deepcopy=False)
 
 
 def test_each_trial_is_run_once_and_every_process_sees_the_end(tmp_path):
