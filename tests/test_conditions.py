@@ -14,6 +14,7 @@ from lightning_hpo import (
     RandomTuner,
     choice,
 )
+from lightning_hpo.samplers.adapter import SamplerAdapter
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.schedulers.population import Rules
 from lightning_hpo.space import parse_space, when
@@ -224,3 +225,28 @@ def test_cma_es_is_asked_for_what_all_trials_have(tmp_path):
         SPACE, max_steps=1, n_trials=8, sampler=CmaEsSampler(), mode="min", root=tmp_path, verbose=False
     ).optimize(lambda job, params: params["depth"])
     assert all(has_its_parameters(row.params) for row in result.trials())
+
+
+class TestStartingPoints:
+    SPACE = parse_space({**SPACE, "sizes": [(1,), (2,)]})
+
+    def test_a_partial_point_is_stored_and_filled_by_any_sampler(self):
+        point = self.SPACE.starting_point({"model.optimizer": "sgd", "sizes": (2,), "momentum": 0.95})
+        assert point == {"optimizer": "sgd", "sizes": "(2,)", "momentum": 0.95}
+        for sampler in (RandomSampler(), GaussianProcessSampler(0), KernelDensitySampler()):
+            params, _ = SamplerAdapter(sampler, self.SPACE, mode="min", seed=0).ask([], [], 1, point)
+            assert params.items() >= point.items()
+            assert self.SPACE.fits(params)
+
+    @pytest.mark.parametrize(
+        ("point", "words"),
+        [
+            ({"optimiser": "sgd"}, "names 'optimiser', which is not in the space. Did you mean 'optimizer'?"),
+            ({"depth": 9}, r"'depth' is 9, which is not in its space: int\(1, 4\)"),
+            ({"optimizer": "adagrad"}, "'optimizer' is 'adagrad', which is not in its space"),
+            ({"optimizer": "adam", "momentum": 0.9}, "its condition `optimizer == 'sgd'` does not hold there"),
+        ],
+    )
+    def test_a_point_outside_is_refused_with_both_shown(self, point, words):
+        with pytest.raises(ValueError, match=words):
+            self.SPACE.starting_point(point)

@@ -11,6 +11,7 @@ from lightning_hpo.space.grammar import Entry, read_entry
 from lightning_hpo.space.names import nested_config, split_name
 from lightning_hpo.space.unit import from_unit
 from lightning_hpo.space.values import alike, delivered, is_literal, plain
+from lightning_hpo.text import nearest
 
 Space: TypeAlias = Mapping[str, Any]
 """Dotted name -> text of the grammar, an Optuna distribution, a list, ``choice(...)`` or a fixed value."""
@@ -157,6 +158,35 @@ class SearchSpace(Mapping[str, BaseDistribution]):
         if not _holds(entry.distribution, value):
             raise ValueError(f"{name!r} is {value!r}, which is not in its space: {self.texts()[name]}.")
         return entry.distribution.to_external_repr(entry.distribution.to_internal_repr(value))
+
+    def starting_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a configuration that a person wants to try first, as a study stores it; a sampler fills the rest.
+
+        Args:
+            point: name, in any form that the space knows -> value that the module would receive, or its label.
+
+        Raises:
+            ValueError: for a name or a value outside the space, or a parameter that the trial would not have.
+
+        Example:
+            >>> parse_space({"act": [(1,), (2,)], "lr": "uniform(0, 1)"}).starting_point({"model.act": (2,)})
+            {'act': '(2,)'}
+        """
+        places = {split_name(name): name for name in self}
+        given: dict[str, Any] = {}
+        for typed, value in point.items():
+            name = typed if typed in self else places.get(split_name(typed))
+            if name is None:
+                raise ValueError(f"a starting point names {typed!r}, which is not in the space.{nearest(typed, self)}")
+            given[name] = self.stored(name, value)
+        for name in given:
+            condition = self.conditions.get(name)
+            if condition is not None and set(condition.names) <= given.keys() and not condition.holds(given):
+                raise ValueError(
+                    f"a starting point has {name!r}, but its condition `{condition.text}` does not hold there: "
+                    "leave it out."
+                )
+        return given
 
     def _meaning(self, name: str, value: Any, made: Callable[[Any], Any]) -> Any:
         meanings = self._entries[name].meanings if name in self._entries else {}
