@@ -41,7 +41,13 @@ def flat(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         if isinstance(value, Mapping) and not any(words <= value.keys() for words in _RANGE):
             yield from flat(value, f"{name}.")
         else:
-            yield name, value
+            yield name, _unquoted(value)
+
+
+def _unquoted(value: Any) -> Any:
+    """Take off the quotes, which the parser leaves on."""
+    quoted = isinstance(value, str) and value.startswith('"') and _GRAMMAR.match(value[1:])
+    return json.loads(value) if quoted else value
 
 
 def _quoted(text: str) -> str:

@@ -96,7 +96,7 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
     noted = attributes.get(FINGERPRINT, {})
     monitor = noted.get("monitor") or "score"
     max_steps = noted.get("scheduler", {}).get("max_steps", 1)
-    distributions = _joined(one for trial in trials for one in trial.distributions.items())
+    distributions = _joined(named for trial in trials for named in trial.distributions.items())
     return Run(
         path,
         read_rows(study, at=max_steps),

@@ -129,7 +129,7 @@ class GaussianProcessSampler(BaseSampler):
         del trial
         _sign(study)
         if self._branches:
-            return {name: one for name, one in self._branches.items() if not one.single()}
+            return {name: distribution for name, distribution in self._branches.items() if not distribution.single()}
         return _shared_space(study.get_trials(deepcopy=False))
 
     def sample_relative(

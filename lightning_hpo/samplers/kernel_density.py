@@ -81,7 +81,7 @@ class KernelDensitySampler(BaseSampler):
         del trial
         _sign(study)
         if self.space is not None and self.space.conditions:
-            return {name: one for name, one in self.space.items() if not one.single()}
+            return {name: distribution for name, distribution in self.space.items() if not distribution.single()}
         shared = intersection_search_space(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         return {name: distribution for name, distribution in shared.items() if not distribution.single()}
 

@@ -143,7 +143,7 @@ class _Reader:
             case ast.Eq() | ast.NotEq():
                 return OneOf(name, self.stored(name, value), isinstance(op, ast.NotEq))
             case ast.In() | ast.NotIn() if isinstance(value, list | tuple) and value:
-                stored = tuple(item for one in value for item in self.stored(name, one))
+                stored = tuple(item for listed in value for item in self.stored(name, listed))
                 return OneOf(name, stored, isinstance(op, ast.NotIn))
             case ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE():
                 return self.ordered(name, op, value)
@@ -176,10 +176,10 @@ class _Reader:
             self.number(name, value)
             return (value,)
         choices = domain.distribution.choices
-        meant = tuple(one for one in choices if _same(domain.meanings.get(one, one), value))
-        meant = meant or tuple(one for one in choices if isinstance(value, str) and one == value)
+        meant = tuple(choice for choice in choices if _same(domain.meanings.get(choice, choice), value))
+        meant = meant or tuple(choice for choice in choices if isinstance(value, str) and choice == value)
         if not meant:
-            known = [str(masked(name, one)) for one in choices]
+            known = [str(masked(name, choice)) for choice in choices]
             raise ValueError(
                 f"{self.where}: {name!r} is never {masked(name, value)!r}; it is one of {', '.join(known)}."
                 f"{nearest(value, known) if isinstance(value, str) else ''}"
@@ -190,10 +190,10 @@ class _Reader:
         domain, order = self.domains[name], _ORDERS[type(op)]
         self.number(name, value)
         if isinstance(domain.distribution, CategoricalDistribution):
-            meanings = {one: domain.meanings.get(one, one) for one in domain.distribution.choices}
-            if not all(_is_number(one) for one in meanings.values()):
+            meanings = {choice: domain.meanings.get(choice, choice) for choice in domain.distribution.choices}
+            if not all(_is_number(choice) for choice in meanings.values()):
                 raise ValueError(f"{self.where}: the choices of {name!r} are not all numbers: use == or in.")
-            return OneOf(name, tuple(stored for stored, one in meanings.items() if order(one, value)))
+            return OneOf(name, tuple(stored for stored, choice in meanings.items() if order(choice, value)))
         return Ordered(name, order, value)
 
     def number(self, name: str, value: Any) -> None:

@@ -104,9 +104,9 @@ def _options(value: Any) -> Sequence[tuple[str | None, Any]]:
         case Choice(options=options):
             return options
         case CategoricalDistribution(choices=choices):
-            return [(None, one) for one in choices]
+            return [(None, choice) for choice in choices]
         case list():
-            return [(None, one) for one in value]
+            return [(None, item) for item in value]
         case tuple() | Mapping():
             return []
     return [(None, value)] if has_label(value) else []
@@ -154,10 +154,12 @@ def _read_text(name: str, text: str) -> Entry:
     kind = node.func.id
     if kind not in _BUILDERS:
         raise ValueError(f"{where}: {kind!r} is unknown; use {GRAMMAR}.{nearest(kind, _BUILDERS)}")
-    arguments = [_literal(where, one, bare_words=kind == "choice") for one in node.args]
-    keywords = {one.arg: _literal(where, one.value, bare_words=kind == "choice") for one in node.keywords}
+    arguments = [_literal(where, argument, bare_words=kind == "choice") for argument in node.args]
+    keywords = {
+        argument.arg: _literal(where, argument.value, bare_words=kind == "choice") for argument in node.keywords
+    }
     if kind == "choice":
-        entry = _choice(where, [*((None, one) for one in arguments), *keywords.items()])
+        entry = _choice(where, [*((None, argument) for argument in arguments), *keywords.items()])
     else:
         distribution = _range(where, kind, arguments, keywords)
         entry = Entry(distribution, format_distribution(distribution), {})
@@ -202,8 +204,8 @@ def _choice(where: str, options: Sequence[tuple[str | None, Any]], name: str = "
     values = [number(value) for _, value in options]
     same = all(label is None for label, _ in options) and [*map(type, stored)] == [*map(type, values)]
     texts = (
-        ("" if label is None else f"{label}=") + (literal(value) if is_literal(value) else repr(one))
-        for one, (label, value) in zip(stored, options, strict=True)
+        ("" if label is None else f"{label}=") + (literal(value) if is_literal(value) else repr(kept))
+        for kept, (label, value) in zip(stored, options, strict=True)
     )
     meanings = {} if same else dict(zip(stored, values, strict=True))
     return Entry(CategoricalDistribution(stored), f"choice({', '.join(texts)})", meanings)
@@ -259,7 +261,7 @@ def _remedy_for_mapping(name: str, value: Mapping[Any, Any]) -> str:
         return f"is a dictionary. Write {_range_text(low, high, log=log)!r}."
     if isinstance(values := value.get("values", value.get("choices")), list | tuple) and all(map(has_label, values)):
         return f"is a dictionary. Write {_choice_text(values)!r}."
-    if any(isinstance(one, str | BaseDistribution | Choice | Conditional) for one in value.values()):
+    if any(isinstance(inner, str | BaseDistribution | Choice | Conditional) for inner in value.values()):
         first = next(iter(value))
         return f"is a dictionary. Write the names with dots, e.g. '{name}.{first}': ..."
     return "is a dictionary. Write lightning_hpo.choice(first={...}) to give it a name."

@@ -242,7 +242,7 @@ def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> 
 def _holds(distribution: BaseDistribution, value: Any) -> bool:
     """Whether a value is inside a distribution, of the right type."""
     if isinstance(distribution, CategoricalDistribution):
-        return any(type(one) is type(value) and one == value for one in distribution.choices) or (
+        return any(type(choice) is type(value) and choice == value for choice in distribution.choices) or (
             value in distribution.choices and not isinstance(value, bool)
         )
     number = isinstance(value, int | float) and not isinstance(value, bool)

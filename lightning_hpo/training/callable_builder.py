@@ -157,12 +157,16 @@ def _refuse_place(name: str, head: str, argument: str, targets: Mapping[str, Cal
 def _named(factory: Callable[..., Any]) -> list[str]:
     """Arguments that a factory names."""
     parameters = inspect.signature(factory).parameters.values()
-    return [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
 
 
 def _takes(factory: Callable[..., Any], argument: str) -> bool:
     parameters = inspect.signature(factory).parameters
-    return argument in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return argument in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _name_of(factory: Callable[..., Any]) -> str:

@@ -134,7 +134,7 @@ def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any],
     parameters.pop("self")
     is_init = function.__name__ == "__init__"
     name = type(owner).__name__ if is_init else function.__name__
-    variable = next((one for one in parameters.values() if one.kind is one.VAR_KEYWORD), None)
+    variable = next((parameter for parameter in parameters.values() if parameter.kind is parameter.VAR_KEYWORD), None)
     known = [*parameters]
     if variable is not None:
         del parameters[variable.name]
@@ -147,11 +147,20 @@ def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any],
             if is_init
             else _of_method(name, unknown[0], known)
         )
-    positional = [one.name for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    positional = [
+        parameter.name for parameter in parameters.values() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
     if len(args) > len(positional):
         extra = args[len(positional)]
-        named = [one for one in parameters.values() if one.kind is one.KEYWORD_ONLY and one.name not in kwargs]
-        first = next((one.name for one in named if one.default is one.empty), named[0].name if named else "name")
+        named = [
+            parameter
+            for parameter in parameters.values()
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in kwargs
+        ]
+        first = next(
+            (parameter.name for parameter in named if parameter.default is parameter.empty),
+            named[0].name if named else "name",
+        )
         raise TypeError(
             f"{name} takes {', '.join(positional)} by position and all else by name, e.g. {first}={_shown(extra)}."
         )
