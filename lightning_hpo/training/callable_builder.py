@@ -156,12 +156,9 @@ def _refuse_place(name: str, head: str, argument: str, targets: Mapping[str, Cal
 
 def _named(factory: Callable[..., Any]) -> list[str]:
     """Arguments that a factory names."""
-    parameters = inspect.signature(factory).parameters.values()
-    return [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
+    parameters = inspect.signature(factory).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [name for name, parameter in parameters.items() if parameter.kind not in variable]
 
 
 def _takes(factory: Callable[..., Any], argument: str) -> bool:

@@ -147,20 +147,12 @@ def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any],
             if is_init
             else _of_method(name, unknown[0], known)
         )
-    positional = [
-        parameter.name for parameter in parameters.values() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ]
+    positional = [key for key, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     if len(args) > len(positional):
         extra = args[len(positional)]
-        named = [
-            parameter
-            for parameter in parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in kwargs
-        ]
-        first = next(
-            (parameter.name for parameter in named if parameter.default is parameter.empty),
-            named[0].name if named else "name",
-        )
+        named = [key for key in parameters if key not in positional and key not in kwargs]
+        required = [key for key in named if parameters[key].default is inspect.Parameter.empty]
+        first = [*required, *named, "name"][0]
         raise TypeError(
             f"{name} takes {', '.join(positional)} by position and all else by name, e.g. {first}={_shown(extra)}."
         )
