@@ -105,6 +105,11 @@ class Rules:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if conditions := getattr(self.space, "conditions", {}):
+            raise ValueError(
+                f"`space` has a condition for {next(iter(conditions))!r}, but the parameters of a population change "
+                "while it trains: leave the condition out, or search with another tuner."
+            )
         if self.mode not in ("min", "max"):
             raise ValueError(f"`mode` must be 'min' or 'max', got {self.mode!r}.")
         if not 0 < self.quantile <= 0.5:

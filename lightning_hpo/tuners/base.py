@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
@@ -23,7 +22,7 @@ from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
-from lightning_hpo.space import Space, nested_config, parse_space
+from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder
@@ -39,6 +38,7 @@ from lightning_hpo.tuners.options import (
     validate_names,
 )
 from lightning_hpo.tuners.proposers import Define, MakeProposer, SamplerProposer
+from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
 
@@ -149,6 +149,16 @@ class Tuner:
         TypeError, ValueError: for an argument that is wrong, with its value and what is accepted.
     """
 
+    shared_arguments = tuple(Options.__annotations__)
+    """Names of the arguments that all tuners share."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Answer a wrong call of a subclass with what to write."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked_call(cls.__init__)  # type: ignore[method-assign]  # it keeps its signature
+
+    @checked_call
     def __init__(
         self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = Parts(), **options: Unpack[Options]
     ) -> None:
@@ -162,9 +172,7 @@ class Tuner:
             self._workers = group(WorkerOptions, options)
             self._limits = group(Limits, options)
             self._define = space if callable(space) else None
-            self.space: dict[str, BaseDistribution] = (
-                {"defined_by": CategoricalDistribution((label(space),))} if callable(space) else parse_space(space)
-            )
+            self.space = parse_space({"defined_by": [label(space)]} if callable(space) else space)
             """Name -> distribution; of a function of a trial, its name for the fingerprint."""
             mode = getattr(scheduler, "mode", self.mode)
             if mode != self.mode:
@@ -226,6 +234,7 @@ class Tuner:
         total = self._limits.total_steps
         return steps if total is None else min(steps or total, total)
 
+    @checked_call
     def fit(
         self,
         model: "Callable[..., pl.LightningModule] | Builder | None" = None,
@@ -249,8 +258,8 @@ class Tuner:
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
-            work = self._parts.work(objective)
-            return self._search(Target(work, parts, objective.check, objective.builder, objective.use_key))
+            work, deliver = self._parts.work(objective), self.space.deliver
+            return self._search(Target(work, parts, objective.check, objective.builder, objective.use_key, deliver))
 
     def objective(
         self,
@@ -285,6 +294,7 @@ class Tuner:
         objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
         return objective
 
+    @checked_call
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
         """Search over any function, without Lightning.
 
@@ -293,7 +303,9 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
-            return self._search(Target(FunctionWork(function), [function]))
+            validate_function(function)
+            deliver = self.space.deliver
+            return self._search(Target(FunctionWork(function, deliver), [function], deliver=deliver))
 
     def _search(self, target: Target) -> Result:
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
@@ -347,7 +359,7 @@ class Tuner:
         files = BestFiles(
             run.folder,
             study_id(run.study),
-            nested_config if run.target.builder is None else run.target.builder.config,
+            self.space.config if run.target.builder is None else run.target.builder.config,
             mode=self.mode,
             max_steps=self.scheduler.max_steps,
             keep_checkpoints=self._trials.keep_checkpoints,

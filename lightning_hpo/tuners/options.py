@@ -14,7 +14,8 @@ from optuna.storages import BaseStorage
 from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
-from lightning_hpo.text import nearest, require_int
+from lightning_hpo.text import require_int
+from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
 _ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -128,6 +129,9 @@ class TrialOptions:
     keep_checkpoints: bool = False
     stop_on_nan: bool = False
 
+    def __post_init__(self) -> None:
+        validate_trainer(self.trainer)
+
 
 @dataclass(frozen=True)
 class WorkerOptions:
@@ -226,7 +230,7 @@ def validate_names(kind: type, options: Mapping[str, Any]) -> None:
     """Raise TypeError if there is an option that no tuner has."""
     for name in options:
         if name not in Options.__annotations__:
-            raise TypeError(f"{kind.__name__} has no argument {name!r}.{nearest(name, arguments_of(kind))}")
+            raise TypeError(unknown_argument(kind.__name__, name, arguments_of(kind), options[name]))
 
 
 def require_positive(name: str, value: object) -> None:

@@ -119,7 +119,7 @@ def create_optuna_study(
         Best parameters: {'x': ...}
         Best score: ...
     """
-    distributions = parse_space(space)
+    parsed = parse_space(space)
     study = optuna.create_study(
         direction="maximize",
         sampler=TPESampler(seed=seed),
@@ -128,6 +128,6 @@ def create_optuna_study(
         study_name=study_name,
         load_if_exists=study_name is not None,
     )
-    study.optimize(lambda trial: objective_fn(suggest(trial, distributions)), n_trials=n_trials)
+    study.optimize(lambda trial: objective_fn(parsed.deliver(suggest(trial, parsed))), n_trials=n_trials)
     say(f"Best parameters: {study.best_params}\nBest score: {study.best_value}")
     return study
