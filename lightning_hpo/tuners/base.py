@@ -1,8 +1,9 @@
 """The tuner: a scheduler, a proposer and an executor in one loop, with everything kept in a run folder."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 import optuna
@@ -92,6 +93,18 @@ class Parts:
     constraints: Sequence[str] = ()
 
 
+@dataclass
+class _Prepared:
+    """A search in an opened run: first ``run``, then, when the run is closed, the result."""
+
+    run: Callable[[], None]
+    result: Result | None = None
+
+    def answer(self) -> Result:
+        assert self.result is not None
+        return self.result
+
+
 class Tuner:
     """Searches a space with any scheduler and any Optuna sampler.
 
@@ -101,49 +114,8 @@ class Tuner:
     Args:
         space: dotted name -> distribution, as text or Optuna's (see :mod:`lightning_hpo.space`).
         scheduler: which trial gets how many steps.
-        monitor: metric that the module logs in validation. Needed by :meth:`fit`.
-        mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
-            for a metric of which, by its name, more is better, such as ``val_acc``.
-        sampler: where to look next; any Optuna sampler. Default: random.
-        seed: of everything random.
-        name: of the run folder and the study. Default: made from the tuner's and the model's name.
-        storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
-            second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
-        root: folder of all runs.
-        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
-            they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
-        checkpoint_every: save within a job each time so many optimizer steps are done.
-        keep_checkpoints: keep those of trials that are neither best nor to be continued.
-        workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
-        devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by :meth:`fit`; under
-            :meth:`optimize` each worker sees so many GPUs of its own.
-        timeout: start no new job after so many seconds, or a text such as ``"8h"``, ``"30m"`` or ``"1h30m"``.
-        total_steps: start no new job once so many optimizer steps are recorded. Jobs at work then come to their end, so
-            more is spent: at most one job of each worker, fewer than ``workers * max_steps`` steps.
-        max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
-            at least ten ended trials has failed. With ``shared``, each process counts its own row of failures.
-        trial_timeout: fail a trial that makes no progress (no optimizer step, no validation batch) for so many seconds
-            of this machine's monotonic clock: ``no progress for T s``. A call of a function given to :meth:`optimize`
-            shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
-            10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
-            and the process exits with code 1; the same command continues. Default: wait for ever.
-        max_retries: how often a job whose worker process died (out of memory, a crash in native code) or hung is
-            started again, from its last checkpoint, before its trial counts as failed. Default 0: what kills a process
-            once mostly does so again. Exceptions are never retried.
-        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
-            (see :class:`~lightning_hpo.training.objective.Objective`).
-        isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
-            trial only. Model, data or function must then be importable by name.
-        allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
-            was begun with (see :mod:`lightning_hpo.study.code_identity`); a warning says what, and the study keeps a
-            note. Trials outside a new range no longer count for the sampler. By default that is an error; another
-            function given to :meth:`optimize` always is a warning.
-        overwrite: begin anew where the run folder holds a study already. The old folder is renamed, not deleted. A
-            call that is to continue after an interrupt must leave it out.
-        shared: let several processes work on the study: start the same call in each, on one machine or on several that
-            see ``root`` on a file system with working locks. They make exactly the planned trials together; a process
-            that dies leaves its trial to the others. By default a second process is refused.
-        verbose: print the plan, a line per job and a table.
+        parts: what the tuner is composed of beside the scheduler.
+        **options: keywords that all tuners share; see :class:`~lightning_hpo.tuners.options.Options`.
 
     Raises:
         TypeError, ValueError: for an argument that is wrong, with its value and what is accepted.
@@ -259,7 +231,10 @@ class Tuner:
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
             work, deliver = self._parts.work(objective), self.space.deliver
-            return self._search(Target(work, parts, objective.check, objective.builder, objective.use_key, deliver))
+            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver)
+            with self._search(target) as prepared:
+                prepared.run()
+            return prepared.answer()
 
     def objective(
         self,
@@ -305,9 +280,13 @@ class Tuner:
         with explained(None):
             validate_function(function)
             deliver = self.space.deliver
-            return self._search(Target(FunctionWork(function, deliver), [function], deliver=deliver))
+            with self._search(Target(FunctionWork(function, deliver), [function], deliver=deliver)) as prepared:
+                prepared.run()
+            return prepared.answer()
 
-    def _search(self, target: Target) -> Result:
+    @contextmanager
+    def _search(self, target: Target) -> Iterator["_Prepared"]:
+        """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
         self._validate_workers(ranks.size)
         asked = self._fingerprint(target)  # now: what trains may change what its code holds
@@ -322,7 +301,8 @@ class Tuner:
                 from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
 
                 target = replace(target, work=along(target.work, str(self.monitor)))
-            return follow_run(self._run, folder, target, self._goal, asked, **opened)
+            yield _Prepared(lambda: None, follow_run(self._run, folder, target, self._goal, asked, **opened))
+            return
         with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
@@ -331,7 +311,7 @@ class Tuner:
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
             with self._parts.executor(self._work(run, pruner), self._workers, run.interrupts) as executor:
-                Search(
+                search = Search(
                     scheduler=self.scheduler,
                     proposer=self._parts.propose(
                         run.study, run.table, self._define or self.space, self._goal, self._rungs()
@@ -347,13 +327,14 @@ class Tuner:
                     converged=lambda: self._parts.converged(run.study),
                     lock=run.lock,
                     poll=POLL if self._run.shared else None,
-                ).run(run.interrupts.pause_wanted)
+                )
+                yield (prepared := _Prepared(partial(search.run, run.interrupts.pause_wanted)))
             run.raise_if_paused()
             with run.lock():
                 run.report()
                 for observer in observers:
                     observer.on(SearchEnded(run.table.rows))
-            return run.result()
+            prepared.result = run.result()
 
     def _observers(self, run: Run) -> list[Observer]:
         files = BestFiles(
