@@ -13,7 +13,7 @@ from lightning_hpo.schedulers.pb2 import PB2
 from lightning_hpo.schedulers.population import MemberScore, Rules
 from lightning_hpo.space import parse_space, to_unit
 from lightning_hpo.study.lineage import Segment, intervals, lineage
-from lightning_hpo.study.shared_folder import read_record
+from lightning_hpo.study.member_files import read_record
 from lightning_hpo.tuners.population import PopulationTuner
 from tests.test_kill import in_a_child
 from tests.test_population_callback import Data, Net, good_donor, member, trainer

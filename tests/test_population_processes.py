@@ -13,7 +13,7 @@ import torch
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.study.lineage import lineage, schedule_of
-from lightning_hpo.study.shared_folder import read_record
+from lightning_hpo.study.member_files import read_record
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from tests.faults.scripts import run
 from tests.test_kill import in_a_child

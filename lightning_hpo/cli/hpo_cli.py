@@ -136,7 +136,7 @@ class HPOCLI(LightningCLI):
         if not str(config.get("lr_scheduler.class_path")).startswith("lightning_hpo."):
             return
         callbacks = config.trainer.callbacks or []
-        if any(str(one.get("class_path")).endswith(".LRSchedule") for one in callbacks):
+        if any(str(callback.get("class_path")).endswith(".LRSchedule") for callback in callbacks):
             return
         added = {"trainer": {"callbacks": [*callbacks, {"class_path": "lightning_hpo.LRSchedule"}]}}
         inner = self._subcommand_parsers[subcommand] if subcommand else parser

@@ -9,7 +9,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lightning_hpo.records import Mode
-from lightning_hpo.space import from_unit
+from lightning_hpo.space.unit import from_unit
 
 Params: TypeAlias = Mapping[str, Any]
 

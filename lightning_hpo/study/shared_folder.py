@@ -12,67 +12,23 @@ A state that is not signed with the key is read with ``weights_only=True``: it m
 A reader takes a damaged file for a missing one and writes down what it saw.
 """
 
-import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo.atomic import atomic_write, open_own
+from lightning_hpo.atomic import atomic_write
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.explore import Interval
-from lightning_hpo.schedulers.population import MemberScore, Rules
+from lightning_hpo.schedulers.population import Rules
 from lightning_hpo.study.lineage import Segment, intervals
 from lightning_hpo.study.locks import Lock
+from lightning_hpo.study.member_files import Record, SignsOfLife, member_folder, read_record, write_record
 from lightning_hpo.study.population_folder import NextPhase, State, alone_in, remove_leftovers, with_storage_errors
-
-_BEATS = 20  # signs of life per timeout
-
-
-@dataclass
-class Record:
-    """What one member tells the others.
-
-    Args:
-        member: who writes it.
-        segments: its trials.
-        status: "training", "finished" or "failed".
-        step: of its last score.
-        decided: step at which it last knew whether others may copy it.
-        published: step of its state on disk, or None.
-        events: what happened, for people to read.
-        stopped: last step at which it was asked to stop, or None.
-    """
-
-    member: int
-    segments: list[Segment]
-    status: str = "training"
-    step: int = 0
-    decided: int = 0
-    published: int | None = None
-    events: list[str] = field(default_factory=list)
-    stopped: int | None = None
-
-    @property
-    def member_score(self) -> MemberScore | None:
-        """Last value of the monitored metric, and what goes with it; None before the first score."""
-        values = {step: value for segment in self.segments for step, value in segment.values.items()}
-        params, stopped = self.segments[-1].params, self.stopped == self.step
-        return MemberScore(values[self.step], params, stopped) if self.step in values else None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {**self.__dict__, "segments": [segment.as_json() for segment in self.segments]}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Record":
-        """Undo :meth:`as_json`."""
-        return cls(**{**stored, "segments": [Segment.from_json(segment) for segment in stored["segments"]]})
 
 
 class SharedFolder:
@@ -109,8 +65,7 @@ class SharedFolder:
         self._agreed = {"population_size": population_size, "seed": rules.seed, "mode": rules.mode, **agreed}
         self._synchronous = synchronous
         self._timeout = timeout
-        self._last_beat = -timeout
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._signs = SignsOfLife(self._path, member, timeout)
         self._lock: Lock | None = None
         self._carried_out = 0  # step of the last decision that the member went on from
         self.record = Record(member, [])
@@ -131,11 +86,11 @@ class SharedFolder:
         Raises:
             RuntimeError: if another process on this machine is the same member.
         """
-        own = _folder(self._path, self._member)
+        own = member_folder(self._path, self._member)
         own.mkdir(parents=True, exist_ok=True)
         with alone_in(self._path):
             remove_leftovers(self._path)
-            self._agree()
+            _agree(self._path, self._agreed)
         lock = Lock(own / "lock")
         if not lock.take():
             raise RuntimeError(f"member {self._member} of {self._path} is at work in another process.")
@@ -217,12 +172,7 @@ class SharedFolder:
     @with_storage_errors
     def beat(self) -> None:
         """Give a sign of life; cheap enough for every step."""
-        now = time.monotonic()
-        if now - self._last_beat >= self._timeout / _BEATS:
-            self._last_beat = now
-            sign = _folder(self._path, self._member) / "alive"
-            os.close(open_own(sign, os.O_WRONLY | os.O_CREAT))
-            os.utime(sign)
+        self._signs.give()
 
     @with_storage_errors
     def leave(self, status: str, reason: str) -> None:
@@ -298,21 +248,14 @@ class SharedFolder:
         return intervals([segment for record in (self.record, *others) if record for segment in record.segments], step)
 
     def _silent(self, member: int) -> bool:
-        """Whether a member gave no sign of life while we watched it for the timeout; clocks are not compared."""
-        try:
-            stamp = (_folder(self._path, member) / "alive").stat().st_mtime_ns
-        except FileNotFoundError:
-            stamp = 0
-        now = time.monotonic()
-        if member not in self._seen or self._seen[member][0] != stamp:
-            self._seen[member] = (stamp, now)
-        silent = now - self._seen[member][1] > self._timeout
+        """Whether a member gave no sign of life while we watched it for the timeout."""
+        silent = self._signs.are_missing(member)
         if silent:
             self._note_once(f"member {member} gave no sign of life for {self._timeout:g} s: left out")
         return silent
 
     def _publish(self, step: int, capture: Callable[[], State], *, is_donor: bool) -> None:
-        path = _folder(self._path, self._member) / "state.ckpt"
+        path = member_folder(self._path, self._member) / "state.ckpt"
         if is_donor:
             last = self.record.segments[-1]
             content = {"step": step, "number": last.number, "params": dict(last.params), "state": capture()}
@@ -327,7 +270,7 @@ class SharedFolder:
         """Read a donor's state; None if it has none or it is damaged."""
         if self._synchronous and not self._wait_for_state(donor, step):
             return None
-        path = _folder(self._path, donor) / "state.ckpt"
+        path = member_folder(self._path, donor) / "state.ckpt"
         try:
             return checkpoints.load(path, key=Key.of(self._path))
         except FileNotFoundError:
@@ -346,17 +289,6 @@ class SharedFolder:
             time.sleep(0.02)
         return False
 
-    def _agree(self) -> None:
-        file = self._path / "population.json"
-        text = json.dumps(self._agreed, indent=1)
-        if not file.exists():
-            atomic_write(file, text)
-        stored = json.loads(file.read_text())
-        different = [key for key in {**stored, **self._agreed} if stored.get(key) != json.loads(text).get(key)]
-        if different:
-            listed = "; ".join(f"{key} was {stored.get(key)!r}, now {self._agreed.get(key)!r}" for key in different)
-            raise ValueError(f"the population in {self._path} was started with other settings: {listed}.")
-
     def _note(self, event: str) -> None:
         self.record.events.append(event)
 
@@ -365,27 +297,17 @@ class SharedFolder:
             self._note(event)
 
     def _write(self) -> None:
-        content = self.record.as_json()
-        atomic_write(
-            _folder(self._path, self._member) / "record.json",
-            json.dumps({"sha256": _digest(content), "content": content}),
-        )
+        write_record(self._path, self.record)
 
 
-def read_record(path: str | Path, member: int) -> Record | None:
-    """Read a member's record; None if there is none or it is damaged."""
-    try:
-        stored = json.loads((_folder(Path(path), member) / "record.json").read_text())
-        if stored["sha256"] != _digest(stored["content"]):
-            return None
-        return Record.from_json(stored["content"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # torn or changed: it is written again at each step
-        return None
-
-
-def _folder(path: Path, member: int) -> Path:
-    return path / f"member_{member:03d}"
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _agree(path: Path, agreed: Mapping[str, Any]) -> None:
+    """Write down what all members must agree on, or raise ValueError if it is something else already."""
+    file = path / "population.json"
+    text = json.dumps(agreed, indent=1)
+    if not file.exists():
+        atomic_write(file, text)
+    stored = json.loads(file.read_text())
+    different = [key for key in {**stored, **agreed} if stored.get(key) != json.loads(text).get(key)]
+    if different:
+        listed = "; ".join(f"{key} was {stored.get(key)!r}, now {agreed.get(key)!r}" for key in different)
+        raise ValueError(f"the population in {path} was started with other settings: {listed}.")

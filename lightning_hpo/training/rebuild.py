@@ -200,7 +200,8 @@ def unread_names(space: Mapping[str, BaseDistribution], rebuild: Rebuild, traine
 def _effect(
     name: str, space: Mapping[str, BaseDistribution], base: Twin, rebuild: Rebuild, trainer: pl.Trainer
 ) -> Effect:
-    complete = space.middle if isinstance(space, SearchSpace) else dict  # another branch has parameters of its own
+    # Another branch of a conditional space has parameters of its own.
+    complete = space.middle if isinstance(space, SearchSpace) and space.conditions else dict
     before = base.leaves()
     read, unread, error = set[Path](), set[Path](), None
     fixed = weights = False

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningCLI
 
+    from lightning_hpo.training.name_checks import NameCheck
     from lightning_hpo.training.objective import Objective
 
 
@@ -81,6 +82,9 @@ class Parts:
         study: a study of the user's own, in place of the run's.
         pruner: Optuna's, which is asked at every validation of a trial.
         constraints: logged metrics that must be <= 0 in a feasible trial.
+        check_names: looks at the names of the space in the check. Default: warns of names that change nothing.
+        single_process: why a trial cannot train in several processes; empty if it can.
+        no_function: why there is no :meth:`Tuner.optimize`; empty if there is.
     """
 
     propose: MakeProposer = SamplerProposer
@@ -91,6 +95,9 @@ class Parts:
     study: optuna.Study | None = None
     pruner: BasePruner | None = None
     constraints: Sequence[str] = ()
+    check_names: "Callable[..., NameCheck] | None" = None
+    single_process: str = ""
+    no_function: str = ""
 
 
 @dataclass
@@ -267,6 +274,8 @@ class Tuner:
             stop_on_nan=self._trials.stop_on_nan,
         )
         objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
+        if self._parts.check_names is not None:
+            objective.check_names = self._parts.check_names
         return objective
 
     @checked_call
@@ -278,6 +287,8 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
+            if self._parts.no_function:
+                raise TypeError(self._parts.no_function)
             validate_function(function)
             deliver = self.space.deliver
             with self._search(Target(FunctionWork(function, deliver), [function], deliver=deliver)) as prepared:
@@ -288,8 +299,8 @@ class Tuner:
     def _search(self, target: Target) -> Iterator["_Prepared"]:
         """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-        self._validate_workers(ranks.size)
-        asked = self._fingerprint(target)  # now: what trains may change what its code holds
+        _validate_workers(self._workers, ranks.size, self._parts.single_process)
+        asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
@@ -310,11 +321,13 @@ class Tuner:
             self.say_plan(run.console, f"{type(self).__name__} in {folder.path}", run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
-            with self._parts.executor(self._work(run, pruner), self._workers, run.interrupts) as executor:
+            with self._parts.executor(
+                _work(run, pruner, in_process=self._workers.in_process), self._workers, run.interrupts
+            ) as executor:
                 search = Search(
                     scheduler=self.scheduler,
                     proposer=self._parts.propose(
-                        run.study, run.table, self._define or self.space, self._goal, self._rungs()
+                        run.study, run.table, self._define or self.space, self._goal, _rungs(self.plan())
                     ),
                     table=run.table,
                     executor=executor,
@@ -349,51 +362,62 @@ class Tuner:
         run.console.planned_steps = self.planned_steps()
         return [files, run.console, *self._parts.observers(run)]
 
-    def _work(self, run: Run, pruner: BasePruner | None) -> Work:
-        """Return the work of a job; with a pruner, its trial reports validations."""
-        if pruner is None:
-            return run.target.work
-        if not self._workers.in_process and isinstance(run.storage, InMemoryStorage):
-            raise ValueError("trials are to train in worker processes, but the study is in the memory of this process: "
-                             "give it a storage that others can report to, a file's or a database's.")  # fmt: skip
-        from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
-
-        return reporting(run.target.work, run.study, run.storage, str(self.monitor))
-
-    def _validate_workers(self, ranks: int) -> None:
-        """Raise ValueError for workers that cannot be had."""
-        if self._workers.in_process:
-            return
-        if ranks > 1:
-            raise ValueError(
-                f"`workers` is {self._workers.workers} and `isolate` {self._workers.isolate}, but each trial trains in "
-                f"{ranks} processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker "
-                "process cannot start: leave both out, or train each trial on one device."
-            )
-        validate_not_daemonic(self._workers.workers)
-
     def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
         """Print what is about to happen."""
         space = {} if self._define else self.space
         console.plan(title, space, self.plan(), rows, covers=self.plan_covers, stops=self._limits.texts())
 
-    def _rungs(self) -> list[int]:
-        return sorted({rung.max_steps for bracket in self.plan() for rung in bracket.rungs})
 
-    def _fingerprint(self, target: Target) -> dict[str, Any]:
-        goal, several = self._goal, len(self._goal.modes) > 1
-        sampler = settings(goal.sampler)
-        if self._parts.pruner is not None:
-            sampler["pruner"] = settings(self._parts.pruner)
-        code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
-        return fingerprint(
-            self.space,
-            self.scheduler,
-            target.parts,
-            code if self._define is None else [*code, self._define],
-            trains=target.builder is not None,
-            monitor=list(goal.monitors) if several else self.monitor,
-            mode=list(goal.modes) if several else self.mode,
-            seed=self.seed,
-            sampler=sampler,
+def _rungs(brackets: Sequence[Bracket]) -> list[int]:
+    """Steps at which trials are judged, rising."""
+    return sorted({rung.max_steps for bracket in brackets for rung in bracket.rungs})
+
+
+def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
+    """Return the work of a job; with a pruner, its trial reports validations."""
+    if pruner is None:
+        return run.target.work
+    if not in_process and isinstance(run.storage, InMemoryStorage):
+        raise ValueError(
+            "trials are to train in worker processes, but the study is in the memory of this process: give it a storage "
+            "that others can report to, a file's or a database's."
         )
+    from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
+
+    return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
+
+
+def _validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:
+    """Raise ValueError for workers, or processes of each trial, that cannot be had."""
+    if ranks > 1 and single_process:
+        raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
+    if options.in_process:
+        return
+    if ranks > 1:
+        raise ValueError(
+            f"`workers` is {options.workers} and `isolate` {options.isolate}, but each trial trains in {ranks} "
+            "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
+            "start: leave both out, or train each trial on one device."
+        )
+    validate_not_daemonic(options.workers)
+
+
+def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
+    """What must not change when the study is continued."""
+    goal, parts, several = tuner._goal, tuner._parts, len(tuner._goal.modes) > 1  # noqa: SLF001  # of this module
+    sampler = settings(goal.sampler)
+    if parts.pruner is not None:
+        sampler["pruner"] = settings(parts.pruner)
+    code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
+    define = tuner._define  # noqa: SLF001  # as above
+    return fingerprint(
+        tuner.space,
+        tuner.scheduler,
+        target.parts,
+        code if define is None else [*code, define],
+        trains=target.builder is not None,
+        monitor=list(goal.monitors) if several else goal.monitors[0],
+        mode=list(goal.modes) if several else goal.modes[0],
+        seed=goal.seed,
+        sampler=sampler,
+    )
