@@ -47,6 +47,41 @@ class Record:
         params, stopped = self.segments[-1].params, self.stopped == self.step
         return MemberScore(values[self.step], params, stopped) if self.step in values else None
 
+    def begin(
+        self, start: int, params: Mapping[str, Any], parent: int | None, forked_at: int | None, members: int
+    ) -> None:
+        """Begin a segment.
+
+        Args:
+            start: optimizer step of the member.
+            params: hyperparameters.
+            parent: number of the segment that it goes on from, or None.
+            forked_at: step of the parent at which its weights were taken.
+            members: of the population; numbers are unique in it.
+        """
+        last = max(segment.number for segment in self.segments)
+        number = (last // members + 1) * members + self.member
+        self.segments.append(Segment(number, self.member, start, dict(params), parent=parent, forked_at=forked_at))
+
+    def branch_off(self, before: "Record", step: int, members: int) -> None:
+        """Keep what the member trained beyond its checkpoint: others may descend from it. It goes on as its own child.
+
+        Args:
+            before: its record when it died.
+            step: of the last decision before the checkpoint.
+            members: of the population.
+        """
+        own = {segment.number: segment for segment in self.segments}
+        written = {segment.number: segment for segment in before.segments}
+        if all(
+            number in own and segment.values.keys() <= own[number].values.keys() for number, segment in written.items()
+        ):
+            return  # nothing was written after the checkpoint
+        last = self.segments[-1]
+        is_first = last.parent is None and last.start == step
+        self.segments = [*written.values(), *(segment for number, segment in own.items() if number not in written)]
+        self.begin(step, last.params, None if is_first else last.number, None if is_first else step, members)
+
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {**self.__dict__, "segments": [segment.as_json() for segment in self.segments]}

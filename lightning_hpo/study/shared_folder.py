@@ -106,7 +106,7 @@ class SharedFolder:
         self._carried_out = self.record.segments[-1].start
         if before is not None:
             self.record.events = before.events
-            self._branch_off(before, step)
+            self.record.branch_off(before, step, self._size)
         if earlier is not None:
             self._note(f"step {step}: continued from a checkpoint")
         elif before is not None:
@@ -163,7 +163,7 @@ class SharedFolder:
     @with_storage_errors
     def applied(self, step: int, following: NextPhase) -> None:
         """Write down that the member goes on as decided."""
-        self._begin_segment(step, following.params, following.parent, following.forked_at)
+        self.record.begin(step, following.params, following.parent, following.forked_at, self._size)
         self._carried_out = step
         if following.state is not None:
             self._note(f"step {step}: copied member {following.donor} at its step {following.forked_at}")
@@ -194,34 +194,6 @@ class SharedFolder:
     def state_dict(self) -> dict[str, Any]:
         """Return the record, for a checkpoint of the member."""
         return self.record.as_json()
-
-    def _begin_segment(self, start: int, params: Mapping[str, Any], parent: int | None, forked_at: int | None) -> None:
-        last = max(segment.number for segment in self.record.segments)
-        number = (last // self._size + 1) * self._size + self._member
-        self.record.segments.append(
-            Segment(number, self._member, start, dict(params), parent=parent, forked_at=forked_at)
-        )
-
-    def _branch_off(self, before: Record, step: int) -> None:
-        """Keep what the member trained beyond its checkpoint: others may descend from it. It goes on as its own child.
-
-        Args:
-            before: its record when it died.
-            step: of the last decision before the checkpoint.
-        """
-        own = {segment.number: segment for segment in self.record.segments}
-        written = {segment.number: segment for segment in before.segments}
-        if all(
-            number in own and segment.values.keys() <= own[number].values.keys() for number, segment in written.items()
-        ):
-            return  # nothing was written after the checkpoint
-        last = self.record.segments[-1]
-        is_first = last.parent is None and last.start == step
-        self.record.segments = [
-            *written.values(),
-            *(segment for number, segment in own.items() if number not in written),
-        ]
-        self._begin_segment(step, last.params, None if is_first else last.number, None if is_first else step)
 
     def _gather(self, step: int) -> dict[int, Record]:
         """Read the records of the living; when synchronous, wait until they have reached ``step``."""

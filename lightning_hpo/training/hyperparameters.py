@@ -161,6 +161,10 @@ class Hyperparameters:
     def _roots(self) -> Roots:
         return {**live_roots(self._trainer, self._module), "trainer": [self._trainer]}
 
+    def _hook_roots(self) -> Roots:
+        """Roots of all values that ``on_hyperparameters`` may set."""
+        return {**live_roots(self._trainer, self._module), "callbacks": list(self._trainer.callbacks)}
+
     def _bind_by_name(self, name: str) -> bool:
         head, key = split_name(name)
         if head == "trainer":
@@ -188,7 +192,8 @@ class Hyperparameters:
         if space[name].single():
             return
         if hasattr(self._owners.get(split_name(name)[0]), HOOK):
-            if not self._hook_uses(name, space):
+            owner = self._owners[split_name(name)[0]]
+            if not _hook_uses(name, space, owner, self._deliver, self._hook_roots):
                 raise MisconfigurationException(
                     f"{name!r} is in the space, but {HOOK}(self, hparams) changes nothing with it. Let it set the"
                     f" value that hparams[{split_name(name)[1]!r}] stands for, or take the name out of the space."
@@ -198,26 +203,6 @@ class Hyperparameters:
         if not paths:
             raise MisconfigurationException(_why_not(name, effect, self._trainer))
         self._direct[name] = paths
-
-    def _hook_uses(self, name: str, space: Mapping[str, BaseDistribution]) -> bool:
-        """Call the hook with the first value, another, and the first again, and compare the values that it sets."""
-        head, key = split_name(name)
-        middle = self._deliver({other: from_unit(distribution, 0.5) for other, distribution in space.items()})
-        first, *others = (self._deliver({name: value})[name] for value in other_values(space[name]))
-
-        def set_by(value: Any) -> dict[Path, Any]:
-            getattr(self._owners[head], HOOK)({**part_of(middle, head), key: value})
-            live = {**live_roots(self._trainer, self._module), "callbacks": list(self._trainer.callbacks)}
-            return {path: copy_of(found) for path, found in leaves(live).items()}
-
-        before = set_by(first)
-        for other in others:
-            moved = differing(before, set_by(other))
-            if moved - differing(
-                before, set_by(first)
-            ):  # a value that moves with every call does not depend on the hyperparameter
-                return True
-        return False
 
     def _write_direct(self, params: Mapping[str, Any], names: Iterable[str]) -> bool:
         """Write values at their paths, and say whether the loader is to be made again for a batch size."""
@@ -308,6 +293,38 @@ class Hyperparameters:
 
 _MISSING = object()
 _COPIED = {("attribute", "param_groups"), ("attribute", "_buffers")}
+
+
+def _hook_uses(
+    name: str,
+    space: Mapping[str, BaseDistribution],
+    owner: Any,
+    deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    roots: Callable[[], Roots],
+) -> bool:
+    """Call the hook with the first value, another, and the first again, and compare the values that it sets.
+
+    Args:
+        name: of the hyperparameter.
+        space: name -> distribution.
+        owner: module or data module that has the hook.
+        deliver: gives the values that labels stand for.
+        roots: of the values that the hook may set.
+    """
+    head, key = split_name(name)
+    middle = deliver({other: from_unit(distribution, 0.5) for other, distribution in space.items()})
+    first, *others = (deliver({name: value})[name] for value in other_values(space[name]))
+
+    def set_by(value: Any) -> dict[Path, Any]:
+        getattr(owner, HOOK)({**part_of(middle, head), key: value})
+        return {path: copy_of(found) for path, found in leaves(roots()).items()}
+
+    before = set_by(first)
+    for other in others:
+        moved = differing(before, set_by(other))
+        if moved - differing(before, set_by(first)):  # what moves with every call does not depend on the value
+            return True
+    return False
 
 
 def _why_not(name: str, effect: Effect | None, trainer: Any) -> str:

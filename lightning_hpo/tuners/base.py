@@ -1,22 +1,17 @@
 """The tuner: a scheduler, a proposer and an executor in one loop, with everything kept in a run folder."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
-from lightning_hpo.executors.base import Executor
-from lightning_hpo.executors.in_process import InProcess
-from lightning_hpo.executors.processes import WorkerProcesses
 from lightning_hpo.executors.worker import validate_not_daemonic
-from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
@@ -38,7 +33,8 @@ from lightning_hpo.tuners.options import (
     group,
     validate_names,
 )
-from lightning_hpo.tuners.proposers import Define, MakeProposer, SamplerProposer
+from lightning_hpo.tuners.parts import Parts
+from lightning_hpo.tuners.proposers import Define
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
@@ -47,57 +43,10 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningCLI
 
-    from lightning_hpo.training.name_checks import NameCheck
     from lightning_hpo.training.objective import Objective
 
 
-MakeExecutor: TypeAlias = Callable[[Work, WorkerOptions, Interrupts], AbstractContextManager[Executor]]
-
-
-def make_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) -> InProcess | WorkerProcesses:
-    """Make the executor that the options ask for: in this process, or worker processes."""
-    if options.in_process:
-        return InProcess(work, interrupts.pause_wanted, trial_timeout=options.trial_timeout)
-    processes = WorkerProcesses(
-        work,
-        options.workers,
-        options.devices_per_trial,
-        trial_timeout=options.trial_timeout,
-        max_retries=options.max_retries,
-    )
-    interrupts.listeners.append(processes.pause)
-    return processes
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a tuner is composed of beside its scheduler; presets give it, and so may you.
-
-    Args:
-        propose: makes the proposer. Default: the sampler, asked for all parameters at once.
-        work: carries out the jobs of an objective. Default: its own.
-        executor: makes the executor. Default: this process, or worker processes, as the options say.
-        observers: made when the run is open, and told what happens in the search.
-        converged: of the study: start no more trials.
-        study: a study of the user's own, in place of the run's.
-        pruner: Optuna's, which is asked at every validation of a trial.
-        constraints: logged metrics that must be <= 0 in a feasible trial.
-        check_names: looks at the names of the space in the check. Default: warns of names that change nothing.
-        single_process: why a trial cannot train in several processes; empty if it can.
-        no_function: why there is no :meth:`Tuner.optimize`; empty if there is.
-    """
-
-    propose: MakeProposer = SamplerProposer
-    work: "Callable[[Objective], Work]" = lambda objective: objective.run
-    executor: MakeExecutor = make_executor
-    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader
-    converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above
-    study: optuna.Study | None = None
-    pruner: BasePruner | None = None
-    constraints: Sequence[str] = ()
-    check_names: "Callable[..., NameCheck] | None" = None
-    single_process: str = ""
-    no_function: str = ""
+_DEFAULT = Parts()
 
 
 @dataclass
@@ -139,7 +88,7 @@ class Tuner:
 
     @checked_call
     def __init__(
-        self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = Parts(), **options: Unpack[Options]
+        self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = _DEFAULT, **options: Unpack[Options]
     ) -> None:
         with explained(None):
             validate_names(type(self), options)
@@ -379,8 +328,8 @@ def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
         return run.target.work
     if not in_process and isinstance(run.storage, InMemoryStorage):
         raise ValueError(
-            "trials are to train in worker processes, but the study is in the memory of this process: give it a storage "
-            "that others can report to, a file's or a database's."
+            "trials are to train in worker processes, but the study is in the memory of this process: give it a "
+            "storage that others can report to, a file's or a database's."
         )
     from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
 

@@ -14,7 +14,8 @@ from lightning_hpo.records import Mode
 from lightning_hpo.schedulers import FullBudget
 from lightning_hpo.space import Space, parse_space, suggest
 from lightning_hpo.text import say
-from lightning_hpo.tuners.base import Parts, Tuner
+from lightning_hpo.tuners.base import Tuner
+from lightning_hpo.tuners.parts import Parts
 from lightning_hpo.tuners.proposers import Define, OptunaProposer
 
 

@@ -21,8 +21,9 @@ from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.table import SEGMENT, TrialTable
 from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
-from lightning_hpo.tuners.base import Parts, Tuner, make_executor
+from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.options import DEFAULTS, Goal, Options, WorkerOptions, validate_names
+from lightning_hpo.tuners.parts import Parts, make_executor
 from lightning_hpo.tuners.proposers import Define
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
