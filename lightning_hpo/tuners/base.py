@@ -253,9 +253,7 @@ class Tuner:
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
-        opened: dict[str, Any] = {
-            "max_steps": self.scheduler.max_steps, "ranks": ranks, "given": self._parts.study,
-        }  # fmt: skip
+        opened: Any = {"max_steps": self.scheduler.max_steps, "ranks": ranks, "given": self._parts.study}
         if ranks.rank > 0:
             if pruner is not None:
                 from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
@@ -266,7 +264,8 @@ class Tuner:
         with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
-            observers = self._observers(run)
+            observers = [self._best_files(run), run.console, *self._parts.observers(run)]
+            run.console.planned_steps = self.planned_steps()
             self.say_plan(run.console, f"{type(self).__name__} in {folder.path}", run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
@@ -298,18 +297,17 @@ class Tuner:
                     observer.on(SearchEnded(run.table.rows))
             prepared.result = run.result()
 
-    def _observers(self, run: Run) -> list[Observer]:
-        files = BestFiles(
+    def _best_files(self, run: Run) -> Observer:
+        builder = run.target.builder
+        return BestFiles(
             run.folder,
             study_id(run.study),
-            self.space.config if run.target.builder is None else run.target.builder.config,
+            self.space.config if builder is None else builder.config,
             mode=self.mode,
             max_steps=self.scheduler.max_steps,
             keep_checkpoints=self._trials.keep_checkpoints,
             complete_only=getattr(self.scheduler, "replaces_broken", False),
         )
-        run.console.planned_steps = self.planned_steps()
-        return [files, run.console, *self._parts.observers(run)]
 
     def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
         """Print what is about to happen."""
