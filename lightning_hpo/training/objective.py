@@ -24,6 +24,7 @@ from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, parse_space, suggest
+from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.table import ENDED
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
@@ -187,6 +188,7 @@ class Objective:
             return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
 
     def _run(self, task: Task, should_pause: Callable[[], bool], more: Sequence[pl.Callback]) -> Outcome:
+        assert task.job.trial is not None
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = task.folder / CHECKPOINT
         checkpoints.remove_leftovers(checkpoint)
@@ -202,12 +204,14 @@ class Objective:
                 return outcome
 
         built = self.builder.build(task.params)
+        begin_step = 0 if saved is None else int(saved["global_step"])
+        progress = ProgressFile(task.folder, task.job.trial, begin_step, task.job.max_steps, should_pause)
         job = Leg(
             task.job.max_steps,
             checkpoint,
             every=self._every,
             monitor=self.monitor,
-            should_pause=should_pause,
+            should_pause=progress.pause_wanted,
             stop_on_nan=self._stop_on_nan,
             identity=task.identity,
             forked=source is None and begin is not None,
@@ -221,11 +225,14 @@ class Objective:
             saved=saved,
             max_steps=self.max_steps,
         )
+        if trainer.is_global_zero:
+            progress.follow(job)
         try:
             trainer.fit(built.module, datamodule=built.data, ckpt_path=begin, weights_only=True)
         except SystemExit:
             if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                 raise
+        progress.close()
         if job.paused:
             return Outcome(None, trainer.global_step, values=job.values, ended=PAUSED)
         for name in self.also:
