@@ -22,6 +22,8 @@ from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
+from lightning_hpo.reporting.view import Watch
+from lightning_hpo.reporting.watching import make_plan, make_watch, shown
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
 from lightning_hpo.space import Space, nested_config, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
@@ -141,7 +143,8 @@ class Tuner:
         shared: let several processes work on the study: start the same call in each, on one machine or on several that
             see ``root`` on a file system with working locks. They make exactly the planned trials together; a process
             that dies leaves its trial to the others. By default a second process is refused.
-        verbose: print the plan, a line per job and a table.
+        verbose: print the plan, how the search stands, and a table: as a live view on a terminal; elsewhere, in CI and
+            with ``"lines"`` as plain lines, one for each job. False prints nothing.
 
     Raises:
         TypeError, ValueError: for an argument that is wrong, with its value and what is accepted.
@@ -311,11 +314,16 @@ class Tuner:
         with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
-            observers = self._observers(run)
-            self.say_plan(run.console, f"{type(self).__name__} in {folder.path}", run.table.rows)
+            title = f"{type(self).__name__} in {folder.path}"
+            watch = self._watch(run, title)
+            observers = self._observers(run, watch)
+            self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
-            with self._parts.executor(self._work(run, pruner), self._workers, run.interrupts) as executor:
+            with (
+                shown(watch, run.console, self._run.verbose),
+                self._parts.executor(self._work(run, pruner), self._workers, run.interrupts) as executor,
+            ):
                 Search(
                     scheduler=self.scheduler,
                     proposer=self._parts.propose(
@@ -340,7 +348,12 @@ class Tuner:
                     observer.on(SearchEnded(run.table.rows))
             return run.result()
 
-    def _observers(self, run: Run) -> list[Observer]:
+    def _watch(self, run: Run, title: str) -> Watch:
+        total, stops, workers = self._limits.total_steps, self._limits.texts(), self._workers.workers
+        plan = make_plan(title, self.plan(), self.plan_covers, total_steps=total, stops=stops, workers=workers)
+        return make_watch(plan, run.console, self.mode, run.folder)
+
+    def _observers(self, run: Run, watch: Watch) -> list[Observer]:
         files = BestFiles(
             run.folder,
             study_id(run.study),
@@ -349,8 +362,7 @@ class Tuner:
             max_steps=self.scheduler.max_steps,
             keep_checkpoints=self._trials.keep_checkpoints,
         )
-        run.console.planned_steps = self.planned_steps()
-        return [files, run.console, *self._parts.observers(run)]
+        return [files, watch, run.console, *self._parts.observers(run)]
 
     def _work(self, run: Run, pruner: BasePruner | None) -> Work:
         """Return the work of a job; with a pruner, its trial reports validations."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -46,7 +46,7 @@ class Options(TypedDict, total=False):
     allow_changed: bool
     overwrite: bool
     shared: bool
-    verbose: bool
+    verbose: bool | Literal["lines"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class RunOptions:
     allow_changed: bool = False
     overwrite: bool = False
     shared: bool = False
-    verbose: bool = True
+    verbose: bool | Literal["lines"] = True
 
     def __post_init__(self) -> None:
         if self.overwrite and (self.shared or self.storage is not None):

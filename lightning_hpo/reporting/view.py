@@ -1,0 +1,247 @@
+"""What can be said of a search at a moment: from its rows, its plan, and the progress of the jobs at work."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_hpo.atomic import atomic_write
+from lightning_hpo.records import Mode, Row, best_row, ranked, spent
+from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, SearchEnded, StudyRead
+from lightning_hpo.reporting.pace import Pace
+from lightning_hpo.study.progress import Progress, read_progress
+
+PLAN = "plan.json"
+BEST = 5
+"""Trials that a view shows beside the running ones."""
+_FRESH = 60.0  # seconds after which a job that has written no progress is not called running from outside
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is going to do, as far as that is known beforehand.
+
+    Args:
+        title: the tuner and its run folder.
+        steps: optimizer steps in all; 0 if that is not known.
+        jobs: in all; 0 if that is not known.
+        workers: jobs at a time.
+        brackets: the rungs of each bracket as (trials, optimizer steps).
+        stops: limits that end the search earlier, in words.
+    """
+
+    title: str = ""
+    steps: int = 0
+    jobs: int = 0
+    workers: int = 1
+    brackets: Sequence[Sequence[tuple[int, int]]] = ()
+    stops: Sequence[str] = ()
+
+    def write(self, folder: Path) -> None:
+        """Keep the plan in a run folder, for those who look from outside; without it on a full disk."""
+        with suppress(OSError):
+            atomic_write(folder / PLAN, json.dumps(self.__dict__))
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the plan that a run folder holds; an empty one if it holds none."""
+    try:
+        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        numbers = {name: int(content[name]) for name in ("steps", "jobs", "workers")}
+        brackets = tuple(
+            tuple((int(trials), int(steps)) for trials, steps in rungs) for rungs in content["brackets"]
+        )  # fmt: skip
+        return Plan(str(content["title"]), brackets=brackets, stops=tuple(map(str, content["stops"])), **numbers)
+    except (OSError, ValueError, TypeError, KeyError):
+        return Plan()
+
+
+@dataclass(frozen=True)
+class View:
+    """A search at a moment.
+
+    Args:
+        plan: of the search.
+        monitor: name of the score.
+        mode: whether lower or higher scores are better.
+        rows: all trials.
+        running: trial -> seconds since its job started.
+        progress: trial -> how far it has come, of trials that have told.
+        elapsed: seconds of this call.
+        left: seconds until the plan is done; None if that is not known.
+        checkpoint: of the best trial, if there is one.
+    """
+
+    plan: Plan
+    monitor: str
+    mode: Mode
+    rows: Sequence[Row]
+    running: Mapping[int, float] = field(default_factory=dict)
+    progress: Mapping[int, Progress] = field(default_factory=dict)
+    elapsed: float = 0.0
+    left: float | None = None
+    checkpoint: Path | None = None
+
+    @property
+    def done(self) -> int:
+        """Optimizer steps so far: the recorded ones, and those of the jobs at work."""
+        return spent(self.rows) + sum(
+            max(self.progress[number].step - self.rows[number].step, 0)
+            for number in self.running
+            if number in self.progress
+        )
+
+    @property
+    def best(self) -> Row | None:
+        """The best trial so far."""
+        return best_row(self.rows, self.mode)
+
+    def step(self, row: Row) -> int:
+        """Optimizer step at which a trial stands."""
+        job = self.progress.get(row.number) if row.number in self.running else None
+        return row.step if job is None else max(row.step, job.step)
+
+    def value(self, row: Row) -> float | None:
+        """The last value of a trial: of its running job, else its score."""
+        job = self.progress.get(row.number) if row.number in self.running else None
+        value = None if job is None else job.value
+        return row.score if value is None else value
+
+    def curve(self, row: Row) -> list[float]:
+        """Values of a trial in the order of their steps."""
+        job = self.progress.get(row.number)
+        points = {**(dict(job.curve) if job is not None else {}), **row.values}
+        return [points[step] for step in sorted(points)]
+
+
+class Watch:
+    """Follows a search, and says how it stands; an observer.
+
+    Args:
+        plan: of the search.
+        monitor: name of the score.
+        mode: whether lower or higher scores are better.
+        folder: of a trial by its number.
+        best_checkpoint: where that of the best trial is kept.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        monitor: str,
+        mode: Mode,
+        folder: Callable[[int], Path],
+        best_checkpoint: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.plan = plan
+        self._monitor = monitor
+        self._mode = mode
+        self._folder = folder
+        self._best_checkpoint = best_checkpoint
+        self._pace = Pace(plan.workers, clock=clock)
+        self._rows: Sequence[Row] = ()
+        self._running: tuple[int, ...] = ()
+        self._jobs = 0
+
+    def on(self, event: Event) -> None:
+        """Take note of what has happened."""
+        if isinstance(event, StudyRead | JobEnded | SearchEnded):
+            self._rows = event.rows
+        if isinstance(event, JobStarted):
+            trial = event.task.job.trial
+            assert trial is not None
+            self._pace.started(trial)
+            self._running = (*self._running, trial)
+        elif isinstance(event, JobEnded):
+            number = event.row.number
+            self._pace.ended(number, event.steps, read_progress(self._folder(number)))
+            self._running = tuple(trial for trial in self._running if trial != number)
+            self._jobs += event.steps > 0
+        elif isinstance(event, StudyRead) and not self._jobs:
+            self._jobs = sum(1 for row in event.rows for _ in row.values)  # of earlier calls
+
+    def view(self) -> View:
+        """Return how the search stands; called from another thread too."""
+        rows, running = tuple(self._rows), self._running
+        progress = {
+            number: job for number in running if (job := self._progress(number)) is not None
+        }  # fmt: skip
+        _add_best(progress, rows, self._mode, self._folder)
+        view = View(
+            self.plan,
+            self._monitor,
+            self._mode,
+            rows,
+            {number: self._pace.running(number) or 0.0 for number in running if number < len(rows)},
+            progress,
+            self._pace.elapsed,
+            checkpoint=self._best_checkpoint if self._best_checkpoint.exists() else None,
+        )
+        return View(**{**view.__dict__, "left": self._left(view)})
+
+    def left(self) -> float | None:
+        """Return the seconds until the plan is done; None if that is not known within a factor of 2."""
+        return self.view().left
+
+    def _left(self, view: View) -> float | None:
+        if self.plan.steps <= view.done:
+            return None
+        at_work = [view.progress[number] for number in view.running if number in view.progress]
+        return self._pace.left(self.plan.steps - view.done, self.plan.jobs - self._jobs - len(view.running), at_work)
+
+    def _progress(self, number: int) -> Progress | None:
+        return read_progress(self._folder(number))
+
+
+def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode, *, path: Path, at_work: bool) -> View:
+    """Return how a search stands, for a process that only reads its run folder.
+
+    Args:
+        rows: all trials.
+        plan: of the search.
+        monitor: name of the score.
+        mode: whether lower or higher scores are better.
+        path: of the run folder.
+        at_work: whether a process works on the run.
+    """
+
+    def folder(number: int) -> Path:
+        return path / "trials" / f"{number:04d}"
+
+    now = time.time()
+    progress: dict[int, Progress] = {}
+    running: dict[int, float] = {}
+    for row in rows:
+        if row.state != "running" or not at_work or row.idle:
+            continue
+        job = read_progress(folder(row.number))
+        if job is not None and job.step > row.step - 1 and now - job.at < _FRESH:
+            progress[row.number] = job
+            running[row.number] = job.seconds + now - job.at
+        elif job is None:
+            running[row.number] = 0.0
+    _add_best(progress, rows, mode, folder)
+    checkpoint = path / "best.ckpt"
+    view = View(
+        plan, monitor, mode, rows, running, progress, checkpoint=checkpoint if checkpoint.exists() else None
+    )  # fmt: skip
+    jobs = sum(len(row.values) for row in rows)
+    left = None
+    if at_work and plan.steps > view.done:
+        timed = [job for row in rows if (job := progress.get(row.number)) is not None]
+        left = Pace(plan.workers).left(plan.steps - view.done, plan.jobs - jobs, timed)
+    return View(**{**view.__dict__, "left": left})
+
+
+def _add_best(
+    progress: dict[int, Progress], rows: Sequence[Row], mode: Mode, folder: Callable[[int], Path]
+) -> None:  # fmt: skip
+    """Add the curves of the best trials."""
+    for row in ranked(rows, mode)[:BEST]:
+        if row.number not in progress and (job := read_progress(folder(row.number))) is not None:
+            progress[row.number] = job
