@@ -81,7 +81,8 @@ class Pace:
         if not is_known(timed):
             return None
         per_step = sum(job.seconds for job in timed) / sum(job.steps for job in timed)
-        return (max(jobs, 0) * self._per_job(at_work) + max(steps, 0) * per_step) / self._workers
+        at_once = min(self._workers, max(jobs, 0) + len(at_work)) or self._workers  # the last jobs leave workers idle
+        return (max(jobs, 0) * self._per_job(at_work) + max(steps, 0) * per_step) / at_once
 
     def _per_job(self, running: Sequence[Timed]) -> float:
         """Seconds of a worker for each job that are not steps: what is left of the time since all workers are warm."""

@@ -20,8 +20,8 @@ from optuna.samplers import RandomSampler
 from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
-from lightning_hpo.quiet import warnings_only
-from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task, never
+from lightning_hpo.quiet import CHATTY, warnings_only
+from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Row, Task, never
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import Space, from_unit, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
@@ -29,6 +29,7 @@ from lightning_hpo.study.table import ENDED
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.apart import call_apart
+from lightning_hpo.training.attachments import Attachments
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.check import fit_one_batch
 from lightning_hpo.training.factories import Factories
@@ -37,6 +38,7 @@ from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import Leg, finished_outcome
 from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
+from lightning_hpo.training.trial_info import trial_info
 from lightning_hpo.training.trial_report import TrialReport
 
 
@@ -59,6 +61,7 @@ class Objective:
         stop_on_nan: end a trial at its first training loss that is NaN or infinite, as failed with ``diverged at step
             s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
             looked at after every step, on other devices before each checkpoint and validation.
+        attached: loggers and callbacks of each trial.
 
     Raises:
         TypeError: if ``model`` or ``data`` is an instance, not something to build one with.
@@ -78,6 +81,7 @@ class Objective:
         checkpoint_every: int = 25,
         root: str | Path | None = None,
         stop_on_nan: bool = False,
+        attached: Attachments | None = None,
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
@@ -95,6 +99,7 @@ class Objective:
         self._every = checkpoint_every
         self._root = root
         self._stop_on_nan = stop_on_nan
+        self.attached = Attachments() if attached is None else attached
         self.builder.check_space(self.space)
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
@@ -170,6 +175,7 @@ class Objective:
             with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
                 names = self.check_names(self.builder, self.space, params)
                 built = self.builder.build(params)
+                self.attached.attach(built, trial_info(Path(folder), params, {}), logging=False)
                 return fit_one_batch(built, Path(folder), self.max_steps, self.key, [names]), names.unused
 
         with _naming(params), _wrong_call():
@@ -179,6 +185,20 @@ class Objective:
                 warnings.warn(message, stacklevel=2)
             for name in (self.monitor, *self.also):
                 _score(name, logged)
+
+    def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
+        """Let the logger of a trial say how the trial has ended.
+
+        Args:
+            folder: of the trial.
+            row: of the trial, which is complete, pruned or failed.
+            identity: of the trial.
+        """
+        assert self.attached.logger is not None
+        assert row.state != "running"
+        trial = trial_info(folder, row.params, identity, row.step).without_secrets()
+        with warnings_only(*CHATTY):
+            self.attached.logger.end(trial, row.score, row.step, row.state)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
@@ -205,6 +225,7 @@ class Objective:
 
         built = self.builder.build(task.params)
         begin_step = 0 if saved is None else int(saved["global_step"])
+        self.attached.attach(built, trial_info(task.folder, task.params, task.identity, begin_step))
         progress = ProgressFile(task.folder, task.job.trial, begin_step, task.job.max_steps, should_pause)
         job = Leg(
             task.job.max_steps,

@@ -21,6 +21,7 @@ from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
+from lightning_hpo.reporting.loggers import EndedTrials
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.reporting.view import Watch
 from lightning_hpo.reporting.watching import make_plan, make_watch, shown
@@ -145,6 +146,9 @@ class Tuner:
             that dies leaves its trial to the others. By default a second process is refused.
         verbose: print the plan, how the search stands, and a table: as a live view on a terminal; elsewhere, in CI and
             with ``"lines"`` as plain lines, one for each job. False prints nothing.
+        logger: ``"tensorboard"``, ``"csv"``, ``"wandb"`` or ``"mlflow"``, or a function of a
+            :class:`~lightning_hpo.training.trial_info.Trial` that returns Lightning loggers: one run for each trial.
+        callbacks: more of them for every Trainer, copied for each job; or a function of the trial that returns some.
 
     Raises:
         TypeError, ValueError: for an argument that is wrong, with its value and what is accepted.
@@ -250,7 +254,9 @@ class Tuner:
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
-            return self._search(Target(objective.run, parts, objective.check, objective.builder, objective.use_key))
+            target = Target(objective.run, parts, objective.check, objective.builder, objective.use_key)
+            logs = objective.attached.logger is not None
+            return self._search(replace(target, end_trial=objective.end_trial) if logs else target)
 
     def objective(
         self,
@@ -264,6 +270,7 @@ class Tuner:
             model: as for :meth:`fit`.
             datamodule: as for :meth:`fit`.
         """
+        from lightning_hpo.training.attachments import attachments  # noqa: PLC0415  # loads Lightning
         from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
 
         model = self._builder if model is None else model
@@ -281,6 +288,7 @@ class Tuner:
             seed=self.seed,
             checkpoint_every=self._trials.checkpoint_every,
             stop_on_nan=self._trials.stop_on_nan,
+            attached=attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer),
         )
         objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
         return objective
@@ -293,6 +301,9 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
+            for name in ("logger", "callbacks"):
+                if getattr(self._trials, name) is not None:
+                    raise ValueError(f"`{name}` is for Trainers, and a function has none: leave it out, or use fit().")
             return self._search(Target(FunctionWork(function), [function]))
 
     def _search(self, target: Target) -> Result:
@@ -362,7 +373,9 @@ class Tuner:
             max_steps=self.scheduler.max_steps,
             keep_checkpoints=self._trials.keep_checkpoints,
         )
-        return [files, watch, run.console, *self._parts.observers(run)]
+        end, key = run.target.end_trial, study_id(run.study)
+        loggers = [] if end is None else [EndedTrials(end, run.folder.trial, key)]
+        return [files, watch, run.console, *loggers, *self._parts.observers(run)]
 
     def _work(self, run: Run, pruner: BasePruner | None) -> Work:
         """Return the work of a job; with a pruner, its trial reports validations."""

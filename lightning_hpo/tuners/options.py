@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
@@ -47,6 +47,8 @@ class Options(TypedDict, total=False):
     overwrite: bool
     shared: bool
     verbose: bool | Literal["lines"]
+    logger: str | Callable[[Any], Any] | None
+    callbacks: Any
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class TrialOptions:
     checkpoint_every: int = 25
     keep_checkpoints: bool = False
     stop_on_nan: bool = False
+    logger: str | Callable[[Any], Any] | None = None
+    callbacks: Any = None
 
 
 @dataclass(frozen=True)

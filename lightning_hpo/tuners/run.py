@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -39,6 +40,7 @@ class Target:
         check: finds mistakes before the first training step; None if there is nothing to check.
         builder: of what a trial trains; None for a function.
         use_key: takes the run's key, which its checkpoints are signed with.
+        end_trial: tells the logger of a trial that has ended, given folder, row and identity; None without a logger.
     """
 
     work: Work
@@ -46,6 +48,7 @@ class Target:
     check: Callable[[], None] | None = None
     builder: Builder | None = None
     use_key: Callable[[Key], None] | None = None
+    end_trial: Callable[[Path, Row, Mapping[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)
