@@ -7,9 +7,9 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
+from lightning_hpo import samplers  # its names, which load scipy, are imported at their first use
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Event, SearchEnded
-from lightning_hpo.samplers import importance, plot_slices, predicted_best
 from lightning_hpo.text import listed
 
 
@@ -34,14 +34,14 @@ class Beliefs:
         study, line = self._study, self._console.line
         if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) or not has_choice(study):
             return
-        best = predicted_best(study)
+        best = samplers.predicted_best(study)
         spread = f" ± {best.sd:.2g}" if math.isfinite(best.sd) else ""
         line(f"the model expects most of {listed(best.params)}: {best.mean:.5g}{spread}")
         with contextlib.suppress(ValueError):  # another surrogate has no length scales
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in importance(study).items())
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in samplers.importance(study).items())
             line(f"how much each parameter matters to it: {shares}")
         with contextlib.suppress(ImportError):  # matplotlib is an extra
-            plot_slices(study, self._folder / "slices.png")
+            samplers.plot_slices(study, self._folder / "slices.png")
             line(f"slices through the model: {self._folder / 'slices.png'}")
 
 

@@ -39,8 +39,11 @@ class Console:
 
     def on(self, event: Event) -> None:
         """Print a line for a job that has ended, and the table when the search is over."""
-        if isinstance(event, JobEnded) and not (self.quiet_jobs and event.row.state != "failed"):
-            self.job(event.row, event.rows, event.reason)
+        if isinstance(event, JobEnded):
+            if not self.quiet_jobs or event.row.state == "failed":
+                self.job(event.row, event.rows, event.reason)
+            if event.remark:
+                self.line(event.remark)
         elif isinstance(event, SearchEnded):
             self.table(event.rows)
 

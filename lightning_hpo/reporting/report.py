@@ -16,10 +16,8 @@ from typing import Any
 import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import StorageError
@@ -28,7 +26,7 @@ from lightning_hpo.reporting.best import disagreement
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.run_folder import FINGERPRINT
-from lightning_hpo.study.sqlite_file import check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.study.storage_errors import readable, sqlite_url
 from lightning_hpo.study.table import FAILURE, read_rows
 from lightning_hpo.study.trial_folders import STUDY_ID, identity_of
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line
@@ -81,13 +79,12 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
     opened: str | BaseStorage
     if storage is not None:
         opened = storage
-    elif (file := path / "study.db").is_file():
-        check_study_file(file)
-        opened = sqlite_url(file)
     elif (file := path / JOURNAL).is_file():
         opened = read_journal(file)
+    elif (file := path / "study.db").is_file():  # of the first edition of this package
+        opened = sqlite_url(file)
     else:
-        raise StorageError(f"{path} holds no study.db: give the folder of a run, runs/<name>, or its storage.")
+        raise StorageError(f"{path} holds no {JOURNAL}: give the folder of a run, runs/<name>, or its storage.")
     try:
         with readable(path):
             study = optuna.load_study(study_name=path.name, storage=opened)
@@ -95,8 +92,6 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
             attributes = study.user_attrs
     except KeyError:
         raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
-    except (StorageInternalError, SQLAlchemyError) as error:
-        raise unusable(path, error) from error
     noted = attributes.get(FINGERPRINT, {})
     monitor = noted.get("monitor") or "score"
     max_steps = noted.get("scheduler", {}).get("max_steps", 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.records import Row
 from lightning_hpo.reporting.report import read_run, write_report
@@ -51,7 +51,7 @@ class Result:
             path: of the HTML file.
 
         Raises:
-            RuntimeError: if the study is not in the run folder's own database.
+            RuntimeError: if the study is not in the run folder's own journal.
         """
         if self.folder is None:
             raise RuntimeError("there is no run folder with a study of its own to report on.")

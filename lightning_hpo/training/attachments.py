@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from lightning.pytorch import Callback
 
-from lightning_hpo.training.builder import Built
+from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.plugins import MetricsFile
 from lightning_hpo.training.trial_fit import METRICS, listed
 from lightning_hpo.training.trial_info import Trial
@@ -28,19 +28,19 @@ class Attachments:
     logger: TrialLogger | None = None
     callbacks: Callback | Sequence[Callback] | MakeCallbacks | None = None
 
-    def attach(self, built: Built, trial: Trial, *, logging: bool = True) -> None:
+    def attach(self, components: TrialComponents, trial: Trial, *, logging: bool = True) -> None:
         """Add them to the arguments of the Trainer.
 
         Args:
-            built: what the job trains.
+            components: of the job.
             trial: that it is.
             logging: False in the check before training, which logs nothing.
         """
         if self.callbacks is not None:
-            built.trainer["callbacks"] = [*listed(built.trainer.get("callbacks")), *self._callbacks(trial)]
+            components.trainer["callbacks"] = [*listed(components.trainer.get("callbacks")), *self._callbacks(trial)]
         if self.logger is not None and logging:
             own = MetricsFile(trial.folder / METRICS, trial.start)
-            built.trainer["logger"] = [*self.logger.open(trial.without_secrets()), own]
+            components.trainer["logger"] = [*self.logger.open(trial.without_secrets()), own]
 
     def _callbacks(self, trial: Trial) -> list[Callback]:
         given: Any = self.callbacks
