@@ -4,13 +4,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lightning_hpo.records import Row
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRead
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.text import hide_passwords
 
+EndTrial: TypeAlias = Callable[[Path, Row, Mapping[str, Any]], None]
+"""Called with folder, row and identity of a trial that has ended."""
 _TOLD = "logger_ended"  # in the folder of a trial whose logger knows
 
 
@@ -18,14 +20,12 @@ class EndedTrials:
     """Ends the runs of loggers, in a thread of its own: some tools take seconds for it. An observer.
 
     Args:
-        end: called with folder, row and identity of each trial that has ended.
+        end: called once for each trial that has ended.
         folder: of a trial by its number.
         study_id: of the study.
     """
 
-    def __init__(
-        self, end: Callable[[Path, Row, Mapping[str, Any]], None], folder: Callable[[int], Path], study_id: str
-    ) -> None:
+    def __init__(self, end: EndTrial, folder: Callable[[int], Path], study_id: str) -> None:
         self._end = end
         self._folder = folder
         self._study_id = study_id

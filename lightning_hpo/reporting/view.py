@@ -159,7 +159,7 @@ class Watch:
             self._running = (*self._running, trial)
         elif isinstance(event, JobEnded):
             number = event.row.number
-            self._pace.ended(number, event.steps, read_progress(self._folder(number)))
+            self._pace.ended(number, event.steps, self._progress(event.row))
             self._running = tuple(trial for trial in self._running if trial != number)
             self._jobs += event.steps > 0
         elif isinstance(event, StudyRead) and not self._jobs:
@@ -169,7 +169,9 @@ class Watch:
         """Return how the search stands; called from another thread too."""
         rows, running = tuple(self._rows), self._running
         progress = {
-            number: job for number in running if (job := self._progress(number)) is not None
+            number: job
+            for number in running
+            if number < len(rows) and (job := self._progress(rows[number])) is not None
         }  # fmt: skip
         _add_best(progress, rows, self._mode, self._folder)
         view = View(
@@ -194,8 +196,9 @@ class Watch:
         at_work = [view.progress[number] for number in view.running if number in view.progress]
         return self._pace.left(self.plan.steps - view.done, self.plan.jobs - self._jobs - len(view.running), at_work)
 
-    def _progress(self, number: int) -> Progress | None:
-        return read_progress(self._folder(number))
+    def _progress(self, row: Row) -> Progress | None:
+        job = read_progress(self._folder(row.home))
+        return job if job is not None and job.trial == row.number else None
 
 
 def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode, *, path: Path, at_work: bool) -> View:
@@ -219,7 +222,9 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
     for row in rows:
         if row.state != "running" or not at_work or row.idle:
             continue
-        job = read_progress(folder(row.number))
+        job = read_progress(folder(row.home))
+        if job is not None and job.trial != row.number:
+            continue
         if job is not None and job.step > row.step - 1 and now - job.at < _FRESH:
             progress[row.number] = job
             running[row.number] = job.seconds + now - job.at
@@ -243,5 +248,5 @@ def _add_best(
 ) -> None:  # fmt: skip
     """Add the curves of the best trials."""
     for row in ranked(rows, mode)[:BEST]:
-        if row.number not in progress and (job := read_progress(folder(row.number))) is not None:
+        if row.number not in progress and (job := read_progress(folder(row.home))) is not None:
             progress[row.number] = job

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from lightning_hpo.records import Mode
 from lightning_hpo.reporting.console import Console, Verbose, wants_live
+from lightning_hpo.reporting.events import Observer
+from lightning_hpo.reporting.loggers import EndedTrials, EndTrial
 from lightning_hpo.reporting.view import Plan, Watch
 from lightning_hpo.schedulers.base import Bracket, Coverage
 from lightning_hpo.study.run_folder import RunFolder
@@ -29,18 +31,34 @@ def make_plan(
     return Plan(title, steps, jobs, workers, rungs, tuple(stops))
 
 
-def make_watch(plan: Plan, console: Console, mode: Mode, folder: RunFolder) -> Watch:
-    """Follow a run, and let its console say how long it will still take."""
+def observers_of(
+    folder: RunFolder, study: str, plan: Plan, console: Console, mode: Mode, *, end_trial: EndTrial | None
+) -> list[Observer]:
+    """Keep the plan of a run, and return the observers that say how the run stands.
+
+    Args:
+        folder: of the run.
+        study: id of the study.
+        plan: of the search.
+        console: prints lines; it will say how long the search still takes.
+        mode: whether lower or higher scores are better.
+        end_trial: tells the logger of a trial how the trial has ended; None without loggers.
+
+    Returns:
+        The first is a :class:`Watch`.
+    """
     plan.write(folder.path)
     watch = Watch(plan, console.monitor, mode, folder.trial, folder.best_checkpoint)
     console.seconds_left = watch.left
-    return watch
+    ended = [] if end_trial is None else [EndedTrials(end_trial, folder.trial, study)]
+    return [watch, console, *ended]
 
 
 @contextmanager
-def shown(watch: Watch, console: Console, verbose: Verbose) -> Iterator[None]:
-    """Show the live view while the block runs, where there is a terminal."""
-    if not wants_live(verbose):
+def shown(observers: Sequence[Observer], console: Console, verbose: Verbose) -> Iterator[None]:
+    """Show the live view of the watch among the observers while the block runs, where there is a terminal."""
+    watch = next((observer for observer in observers if isinstance(observer, Watch)), None)
+    if watch is None or not wants_live(verbose):
         yield
         return
     from lightning_hpo.reporting.live import LiveView  # noqa: PLC0415  # loads rich, which only a terminal needs

@@ -136,6 +136,20 @@ class ProgressFile:
                 self._write(now, job)
         return self._should_pause()
 
+    def next_job(self, trial: int, target: int, score: tuple[int, float | None]) -> None:
+        """Go on with the next job of a fit that stays alive, as those of a population's members do.
+
+        Args:
+            trial: its number.
+            target: step that it trains to.
+            score: step and value at the end of the job before.
+        """
+        step, value = score
+        self._begin, self._first = step, None
+        self._head |= {"trial": trial, "begin": step, "target": target}
+        if value is not None:
+            self._before = [*(point for point in self._before if point[0] < step), (step, value)]
+
     def close(self) -> None:
         """Write where the job has ended, and let go of it."""
         job, self._job = self._job, None

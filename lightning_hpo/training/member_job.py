@@ -116,6 +116,16 @@ class MemberJob(pl.Callback):
         self.is_over = False
         """Whether no job is left: the fit was left after one, or the member's last one has ended."""
 
+    @property
+    def step(self) -> int:
+        """Optimizer step where the member stands."""
+        return self._step
+
+    @property
+    def values(self) -> Mapping[int, float]:
+        """Nothing: a job has one score, at its end."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint, and what another member copies from it."""
         return {"params": self._params, "validated": sorted(self._validated), **self._saved}

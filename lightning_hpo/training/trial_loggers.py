@@ -10,11 +10,12 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,7 +24,9 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo.atomic import atomic_write, open_new
+from lightning_hpo.study.locks import Lock
 from lightning_hpo.text import masked_config
+from lightning_hpo.training.trial_fit import METRICS
 from lightning_hpo.training.trial_info import Trial
 
 LoggerName: TypeAlias = Literal["tensorboard", "csv", "wandb", "mlflow"]
@@ -69,18 +72,23 @@ class TensorBoardRun(TrialLogger):
     """``tensorboard/<trial>`` in the run folder; HPARAMS shows parameters and ``hp_metric``, the final score."""
 
     def open(self, trial: Trial) -> Sequence[Logger]:
-        """Let TensorBoard drop what was logged at the steps that are about to be repeated."""
-        again: dict[str, Any] = {"purge_step": trial.start} if self._folder(trial).exists() else {}
+        """Let TensorBoard drop what was logged at steps that are about to be repeated."""
+        file = trial.folder / _NOTE
+        note = _Logged.read(file)
+        again: dict[str, Any] = {"purge_step": trial.start} if note.step >= trial.start else {}
         logger = TensorBoardLogger(
             _home(trial) / "tensorboard", name="", version=trial.name, default_hp_metric=False, **again
         )
-        log = logger.log_metrics
+        log, note.step = logger.log_metrics, min(note.step, trial.start - 1)
 
         def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
             log(metrics, step)
             logger.save()  # a checkpoint may follow, from which a killed trial goes on
+            note.step = max(note.step, step or 0)
+            note.write(file)
 
-        logger.log_metrics = log_metrics  # type: ignore[method-assign]  # of this one only
+        if _is_first_rank():
+            logger.log_metrics = log_metrics  # type: ignore[method-assign]  # of this one only
         return [_logging_no_parameters(logger)]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
@@ -108,18 +116,38 @@ class WandbRun(TrialLogger):
     """A run of Weights & Biases, in the project of ``WANDB_PROJECT`` or the study's name, grouped by the study."""
 
     def open(self, trial: Trial) -> Sequence[Logger]:
-        """Resume the run, and finish it when the job is over: the next trial of the process has a run of its own."""
+        """Resume the run, and finish it when the job is over: the next trial of the process has a run of its own.
+
+        Weights & Biases keeps rows in memory for a while, so a kill can lose them. What a job that was killed has left
+        of an offline run is removed, and its rows are logged again from the trial's own file of metrics.
+        """
         logger = self._logger(trial)
-        if _is_first_rank():
-            logger.experiment.config.update(dict(trial.params), allow_val_change=True)
-        _log_once(_logging_no_parameters(logger), trial.folder)
+        if not _is_first_rank():
+            return [logger]
+        _logging_no_parameters(logger)
+        note = _Logged.read(trial.folder / _NOTE)
+        for part in (_home(trial) / "wandb").glob(f"offline-run-*-{trial.id}"):
+            if part.name not in note.parts:
+                shutil.rmtree(part, ignore_errors=True)
+        run = logger.experiment
+        run.config.update(dict(trial.params), allow_val_change=True)
+        log = logger.log_metrics
+        for step, row in _rows_of(trial.folder / METRICS, trial.start):
+            if new := note.take(row, step):
+                log(new, step)
+
+        def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
+            if new := note.take(metrics, step or 0):
+                log(new, step)
 
         def finalize(status: str) -> None:
             WandbLogger.finalize(logger, status)
-            if _is_first_rank():
-                logger.experiment.finish()
+            part = Path(run.dir).parent.name
+            run.finish()
+            note.parts.append(part)
+            note.write(trial.folder / _NOTE)
 
-        logger.finalize = finalize  # type: ignore[method-assign]  # of this one only
+        logger.log_metrics, logger.finalize = log_metrics, finalize  # type: ignore[method-assign]  # of this one only
         return [logger]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
@@ -141,14 +169,20 @@ class MlflowRun(TrialLogger):
 
     def open(self, trial: Trial) -> Sequence[Logger]:
         """Find the run by its tag, or begin it."""
-        logger = self._logger(trial)
-        if _is_first_rank():
+        lock = Lock(_home(trial) / "mlflow.lock")  # two processes cannot make a new database at a time
+        lock.take(wait=True)
+        try:
+            logger = self._logger(trial)
+            if not _is_first_rank():
+                return [logger]
             is_new = logger._run_id is None  # noqa: SLF001  # no public name
-            client = logger.experiment
-            if is_new:
-                MLFlowLogger.log_hyperparams(logger, dict(trial.params))
-            else:
-                client.update_run(logger.run_id, status="RUNNING")
+            client, run = logger.experiment, logger.run_id
+        finally:
+            lock.free()
+        if is_new:
+            MLFlowLogger.log_hyperparams(logger, dict(trial.params))
+        else:
+            client.update_run(run, status="RUNNING")
         logger.finalize = lambda status="": None  # type: ignore[method-assign]  # noqa: ARG005  # the trial may go on
         return [_log_once(_logging_no_parameters(logger), trial.folder)]
 
@@ -257,22 +291,17 @@ def _log_once(logger: Any, folder: Path, prefix: str = "") -> Any:
     """
     if not _is_first_rank():
         return logger
-    note = folder / f"{prefix}{_NOTE}"
-    last, names = _read(note)
+    file = folder / f"{prefix}{_NOTE}"
+    is_new, note = not file.exists(), _Logged.read(file)
     log, log_hyperparams = logger.log_metrics, logger.log_hyperparams
 
     def log_metrics(metrics: Mapping[str, Any], step: int | None = None, **more: Any) -> None:
-        nonlocal last, names
-        at = step or 0
-        new = {name: value for name, value in metrics.items() if at > last or (at == last and name not in names)}
-        if new and new.keys() != {"epoch"}:
+        if new := note.take(metrics, step or 0):
             log(new, step, **more)
-            names = names | new.keys() if at == last else set(new)
-            last = at
-            _write(note, last, names)
+            note.write(file)
 
     def log_parameters(params: Any, *args: Any, **more: Any) -> None:
-        if not note.exists():
+        if is_new:
             plain = vars(params) if isinstance(params, Namespace) else params
             log_hyperparams(masked_config(plain), *args, **more)
 
@@ -280,20 +309,55 @@ def _log_once(logger: Any, folder: Path, prefix: str = "") -> Any:
     return logger
 
 
-def _read(note: Path) -> tuple[int, set[str]]:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads(note.read_text(encoding="utf-8"))
-        return int(content["step"]), set(map(str, content["names"]))
-    return -1, set()
+@dataclass
+class _Logged:
+    """What a trial's run has: up to a step, and these metrics there.
+
+    Args:
+        step: the last one; -1 for none.
+        names: metrics that were logged at it.
+        parts: folders of jobs that have come to their end.
+    """
+
+    step: int = -1
+    names: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, file: Path) -> "_Logged":
+        """Read what was noted; nothing if that cannot be read."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            return cls(int(content["step"]), [*map(str, content["names"])], [*map(str, content["parts"])])
+        return cls()
+
+    def take(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Return the metrics that the run does not have yet, and take note of them."""
+        if step < self.step:
+            return {}
+        if step > self.step:
+            self.step, self.names = step, []
+        new = {name: value for name, value in metrics.items() if name not in self.names}
+        self.names += new
+        return {} if new.keys() <= {"epoch"} else new
+
+    def write(self, file: Path) -> None:
+        """Keep the note; without it, on a full disk, rows may be logged twice after a kill."""
+        fresh = file.with_name(f".{file.name}.tmp")
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+            with os.fdopen(open_new(fresh), "w", encoding="utf-8") as content:
+                json.dump(asdict(self), content)
+            fresh.replace(file)
 
 
-def _write(note: Path, step: int, names: set[str]) -> None:
-    fresh = note.with_name(f".{note.name}.tmp")
-    with suppress(OSError):  # a full disk: rows may be logged twice after a kill
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(open_new(fresh), "w", encoding="utf-8") as file:
-            json.dump({"step": step, "names": sorted(names)}, file)
-        fresh.replace(note)
+def _rows_of(file: Path, start: int) -> list[tuple[int, dict[str, float]]]:
+    """Read the rows before a step from the metrics of a trial."""
+    rows: dict[int, dict[str, float]] = {}
+    with suppress(OSError, ValueError, KeyError), file.open(newline="", encoding="utf-8") as content:
+        for line in csv.DictReader(content):
+            rows.setdefault(int(line["step"]), {})[line["metric"]] = float(line["value"])
+    return [(step, row) for step, row in sorted(rows.items()) if step < start]
 
 
 class _KeptRows(ExperimentWriter):

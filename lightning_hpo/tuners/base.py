@@ -21,10 +21,8 @@ from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
-from lightning_hpo.reporting.loggers import EndedTrials
 from lightning_hpo.reporting.result import Result
-from lightning_hpo.reporting.view import Watch
-from lightning_hpo.reporting.watching import make_plan, make_watch, shown
+from lightning_hpo.reporting.watching import make_plan, observers_of, shown
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
 from lightning_hpo.space import Space, nested_config, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
@@ -329,13 +327,12 @@ class Tuner:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
             title = f"{type(self).__name__} in {folder.path}"
-            watch = self._watch(run, title)
-            observers = self._observers(run, watch)
+            observers = self._observers(run, title)
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
             with (
-                shown(watch, run.console, self._run.verbose),
+                shown(observers, run.console, self._run.verbose),
                 self._parts.executor(self._work(run, pruner), self._workers, run.interrupts) as executor,
             ):
                 Search(
@@ -362,12 +359,7 @@ class Tuner:
                     observer.on(SearchEnded(run.table.rows))
             return run.result()
 
-    def _watch(self, run: Run, title: str) -> Watch:
-        total, stops, workers = self._limits.total_steps, self._limits.texts(), self._workers.workers
-        plan = make_plan(title, self.plan(), self.plan_covers, total_steps=total, stops=stops, workers=workers)
-        return make_watch(plan, run.console, self.mode, run.folder)
-
-    def _observers(self, run: Run, watch: Watch) -> list[Observer]:
+    def _observers(self, run: Run, title: str) -> list[Observer]:
         files = BestFiles(
             run.folder,
             study_id(run.study),
@@ -377,9 +369,11 @@ class Tuner:
             keep_checkpoints=self._trials.keep_checkpoints,
             complete_only=getattr(self.scheduler, "replaces_broken", False),
         )
-        end, key = run.target.end_trial, study_id(run.study)
-        loggers = [] if end is None else [EndedTrials(end, run.folder.trial, key)]
-        return [files, watch, run.console, *loggers, *self._parts.observers(run)]
+        total, stops, workers = self._limits.total_steps, self._limits.texts(), self._workers.workers
+        plan = make_plan(title, self.plan(), self.plan_covers, total_steps=total, stops=stops, workers=workers)
+        end, own = run.target.end_trial, study_id(run.study)
+        watching = observers_of(run.folder, own, plan, run.console, self.mode, end_trial=end)
+        return [files, *watching, *self._parts.observers(run)]
 
     def _work(self, run: Run, pruner: BasePruner | None) -> Work:
         """Return the work of a job; with a pruner, its trial reports validations."""

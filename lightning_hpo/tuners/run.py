@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,6 +16,7 @@ from lightning_hpo.interrupts import Interrupts, pausing_signals
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.records import Row, Work, best_row
 from lightning_hpo.reporting.console import Console
+from lightning_hpo.reporting.loggers import EndTrial
 from lightning_hpo.reporting.report import read_run, write_report
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.study.leases import Leases, study_lock
@@ -49,7 +49,7 @@ class Target:
     check: Callable[[], None] | None = None
     builder: Builder | None = None
     use_key: Callable[[Key], None] | None = None
-    end_trial: Callable[[Path, Row, Mapping[str, Any]], None] | None = None
+    end_trial: EndTrial | None = None
 
 
 @dataclass(frozen=True)
