@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 from lightning.pytorch import Callback
 
 from lightning_hpo.training.builder import TrialComponents
-from lightning_hpo.training.plugins import MetricsFile
-from lightning_hpo.training.trial_fit import METRICS, listed
+from lightning_hpo.training.plugins import METRICS, MetricsFile
+from lightning_hpo.training.trial_fit import listed
 from lightning_hpo.training.trial_info import Trial
 from lightning_hpo.training.trial_loggers import MakeLogger, TrialLogger, trial_logger
 

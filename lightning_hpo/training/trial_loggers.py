@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_hpo.atomic import atomic_write, open_new
 from lightning_hpo.study.locks import Lock
 from lightning_hpo.text import masked_config
-from lightning_hpo.training.trial_fit import METRICS
+from lightning_hpo.training.plugins import METRICS
 from lightning_hpo.training.trial_info import Trial
 
 LoggerName: TypeAlias = Literal["tensorboard", "csv", "wandb", "mlflow"]
