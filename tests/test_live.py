@@ -13,7 +13,7 @@ import time
 import pytest
 from rich.console import Console as Terminal
 
-from lightning_hpo import HyperbandTuner
+from lightning_hpo import HyperbandTuner, PopulationTuner
 from lightning_hpo.records import Row
 from lightning_hpo.reporting.live import block, sparkline
 from lightning_hpo.reporting.pace import Pace
@@ -30,7 +30,7 @@ if __name__ == "__main__":
     tuner.optimize(functions.slow)
 """
 TRAINING = """
-from lightning_hpo import HyperbandTuner
+from lightning_hpo import HyperbandTuner, PopulationTuner
 from tests.small import Data, Net
 if __name__ == "__main__":
     HyperbandTuner({{"model.lr": "loguniform(1e-3, 1)"}}, monitor="val_loss", max_steps={steps}, min_steps={steps} // 9,
@@ -153,6 +153,18 @@ def test_a_trial_keeps_its_curve_from_job_to_job(tmp_path):
     assert [step for step, _ in progress.curve] == list(range(3, 28, 3))
     assert progress.value == best.values[27]
     assert read_plan(tmp_path / "r").steps == sum(bracket.steps for bracket in tuner.plan())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_members_of_a_population_tell_their_progress(tmp_path, workers):
+    PopulationTuner(
+        {"model.lr": "loguniform(1e-3, 1)"}, monitor="val_loss", population_size=3, interval=9, max_steps=27,
+        workers=workers, root=tmp_path, name="r", trainer=CPU, verbose=False,
+    ).fit(Net, datamodule=Data)  # fmt: skip
+    for member in range(3):
+        progress = read_progress(tmp_path / "r" / "trials" / f"{member:04d}")
+        assert progress.step == progress.target == 27
+        assert [step for step, _ in progress.curve] == [9, 18, 27]
 
 
 # Time left

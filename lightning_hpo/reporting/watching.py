@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from lightning_hpo.records import Mode
 from lightning_hpo.reporting.console import Console, Verbose, wants_live
@@ -12,23 +13,27 @@ from lightning_hpo.schedulers.base import Bracket, Coverage
 from lightning_hpo.study.run_folder import RunFolder
 
 
-def make_plan(
-    title: str,
-    brackets: Sequence[Bracket],
-    covers: Coverage,
-    *,
-    total_steps: int | None,
-    stops: Sequence[str],
-    workers: int,
-) -> Plan:
+class Limits(Protocol):
+    """When a search starts no more jobs."""
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps, or None."""
+
+    def texts(self) -> list[str]:
+        """Each limit in words."""
+
+
+def make_plan(title: str, brackets: Sequence[Bracket], covers: Coverage, limits: Limits, workers: int) -> Plan:
     """Return the plan of a search; without an end and without a limit of steps, its size is not known."""
     counted = () if covers == "round" else brackets
     steps, jobs = sum(bracket.steps for bracket in counted), sum(bracket.jobs for bracket in counted)
-    if total_steps is not None:
-        jobs = round(jobs * min(total_steps / steps, 1.0)) if steps else 0
-        steps = min(steps or total_steps, total_steps)
+    total = limits.total_steps
+    if total is not None:
+        jobs = round(jobs * min(total / steps, 1.0)) if steps else 0
+        steps = min(steps or total, total)
     rungs = tuple(tuple((rung.trials, rung.max_steps) for rung in bracket.rungs) for bracket in brackets)
-    return Plan(title, steps, jobs, workers, rungs, tuple(stops))
+    return Plan(title, steps, jobs, workers, rungs, tuple(limits.texts()))
 
 
 def observers_of(

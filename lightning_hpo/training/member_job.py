@@ -123,8 +123,9 @@ class MemberJob(pl.Callback):
 
     @property
     def values(self) -> Mapping[int, float]:
-        """Nothing: a job has one score, at its end."""
-        return {}
+        """The score of the last job that has ended."""
+        ended = self.outcome
+        return {} if ended is None or ended.score is None else {ended.step: ended.score}
 
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint, and what another member copies from it."""

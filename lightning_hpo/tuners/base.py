@@ -254,10 +254,8 @@ class Tuner:
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
-            work = self._parts.work(objective)
-            target = Target(work, parts, objective.check, objective.builder, objective.use_key)
-            logs = objective.attached.logger is not None
-            return self._search(replace(target, end_trial=objective.end_trial) if logs else target)
+            work, end = self._parts.work(objective), objective.end_trial if self._trials.logger else None
+            return self._search(Target(work, parts, objective.check, objective.builder, objective.use_key, end))
 
     def objective(
         self,
@@ -302,9 +300,7 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
-            for name in ("logger", "callbacks"):
-                if getattr(self._trials, name) is not None:
-                    raise ValueError(f"`{name}` is for Trainers, and a function has none: leave it out, or use fit().")
+            self._trials.validate_no_trainer()
             return self._search(Target(FunctionWork(function), [function]))
 
     def _search(self, target: Target) -> Result:
@@ -369,8 +365,7 @@ class Tuner:
             keep_checkpoints=self._trials.keep_checkpoints,
             complete_only=getattr(self.scheduler, "replaces_broken", False),
         )
-        total, stops, workers = self._limits.total_steps, self._limits.texts(), self._workers.workers
-        plan = make_plan(title, self.plan(), self.plan_covers, total_steps=total, stops=stops, workers=workers)
+        plan = make_plan(title, self.plan(), self.plan_covers, self._limits, self._workers.workers)
         end, own = run.target.end_trial, study_id(run.study)
         watching = observers_of(run.folder, own, plan, run.console, self.mode, end_trial=end)
         return [files, *watching, *self._parts.observers(run)]

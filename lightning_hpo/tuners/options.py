@@ -132,6 +132,12 @@ class TrialOptions:
     logger: str | Callable[[Any], Any] | None = None
     callbacks: Any = None
 
+    def validate_no_trainer(self) -> None:
+        """Raise ValueError for what only a Trainer can have, before a search over a plain function."""
+        for name in ("logger", "callbacks"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` is for Trainers, and a function has none: leave it out, or use fit().")
+
 
 @dataclass(frozen=True)
 class WorkerOptions:
