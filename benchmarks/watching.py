@@ -1,14 +1,12 @@
-"""Cost of watching a search: ``python benchmarks/watching.py``.
+"""Cost of watching a search, as a share of its CPU time: ``python benchmarks/watching.py``.
 
-The digits study of ``examples/digits.py``'s size runs in this process, in turns without and with everything that
-watches: progress files, the live view in a pseudo terminal. Printed is CPU time of all threads, children included.
+A Hyperband study on the digits trains in this process, in a pseudo terminal. What watches is timed where it runs:
+writing the progress of trials, drawing the live view in its thread, and what observers do with the events of the loop.
 """
 
 import argparse
 import os
 import pty
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,33 +14,63 @@ import threading
 from pathlib import Path
 
 STUDY = """
-import sys, resource
+import functools, sys, time
 sys.path.insert(0, {here!r})
 from lightning_hpo import HyperbandTuner
+from lightning_hpo.reporting.console import Console
+from lightning_hpo.reporting.live import LiveView
+from lightning_hpo.reporting.view import Watch
+from lightning_hpo.study.progress import ProgressFile
+from lightning_hpo.training.trial_loggers import CsvRun
 from tests.small import Data, Net
-from lightning_hpo.study import progress
-if {quiet}:
-    progress.ProgressFile.follow = lambda self, job: None
+
+spent = {{}}
+
+def timed(kind, name):
+    inner = getattr(kind, name)
+
+    @functools.wraps(inner)
+    def outer(*args, **more):
+        before = time.thread_time()
+        try:
+            return inner(*args, **more)
+        finally:
+            spent[kind.__name__, name] = spent.get((kind.__name__, name), 0.0) + time.thread_time() - before
+
+    setattr(kind, name, outer)
+
+for kind, name in [(ProgressFile, "pause_wanted"), (ProgressFile, "close"), (LiveView, "_draw"), (Watch, "on"),
+                   (Console, "on"), (CsvRun, "open"), (CsvRun, "end")]:
+    timed(kind, name)
+before = time.process_time()
 HyperbandTuner(
     {{"model.lr": "loguniform(1e-3, 1)", "model.hidden": "choice(16, 32)"}}, monitor="val_loss", max_steps={steps},
-    min_steps={steps} // 27, root={root!r}, name="r", verbose={verbose}, trainer={{"accelerator": "cpu"}}{more},
+    min_steps={steps} // 27, root={root!r}, name="r", trainer={{"accelerator": "cpu"}}, logger={logger!r},
 ).fit(Net, datamodule=Data)
+whole = time.process_time() - before
+for (kind, name), seconds in spent.items():
+    print(f"{{kind + '.' + name:<30}} {{seconds:8.3f}} s  {{seconds / whole:7.2%}}", file=sys.stderr)
+print(f"{{'all of them':<30}} {{sum(spent.values()):8.3f}} s  {{sum(spent.values()) / whole:7.2%}} of {{whole:.1f}} s",
+      file=sys.stderr)
 """
 
 
-def cpu(code: str, *, terminal: bool) -> float:
-    """Run a script; return the seconds of CPU that it took."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def main() -> None:
+    """Run the study with and without a logger of each trial."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=900, help="full budget of a trial")
+    steps = parser.parse_args().steps
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
     environment.pop("CI", None)
-    ours, theirs = pty.openpty()
-    drain = threading.Thread(target=_drain, args=(ours,), daemon=True)
-    drain.start()
-    out = theirs if terminal else subprocess.DEVNULL
-    subprocess.run([sys.executable, "-c", code], stdout=out, env=environment, check=True)
-    os.close(theirs)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    for logger in (None, "csv"):
+        ours, theirs = pty.openpty()
+        threading.Thread(target=_drain, args=(ours,), daemon=True).start()
+        with tempfile.TemporaryDirectory() as root:
+            here = str(Path(__file__).resolve().parent.parent)
+            code = STUDY.format(here=here, root=root, steps=steps, logger=logger)
+            print(f"logger: {logger}", file=sys.stderr)
+            subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment, check=True)
+        os.close(theirs)
 
 
 def _drain(handle: int) -> None:
@@ -51,30 +79,6 @@ def _drain(handle: int) -> None:
             pass
     except OSError:
         pass
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=900, help="full budget of a trial")
-    parser.add_argument("--pairs", type=int, default=3)
-    given = parser.parse_args()
-    here = str(Path(__file__).resolve().parent.parent)
-    kinds = {
-        "nothing": (True, False, ""),
-        "progress": (False, False, ""),
-        "progress and live view": (False, True, ""),
-        "progress, live view, CSV logger": (False, True, ", logger='csv'"),
-    }
-    taken: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(given.pairs):
-        for name, (quiet, live, more) in kinds.items():
-            with tempfile.TemporaryDirectory() as root:
-                code = STUDY.format(here=here, quiet=quiet, root=root, verbose=live, more=more, steps=given.steps)
-                taken[name].append(cpu(code, terminal=live))
-    bare = statistics.median(taken["nothing"])
-    for name, seconds in taken.items():
-        middle = statistics.median(seconds)
-        print(f"{name:<35} {middle:7.2f} s of CPU  {middle / bare - 1:+.1%}   {' '.join(f'{s:.2f}' for s in seconds)}")
 
 
 if __name__ == "__main__":
