@@ -39,6 +39,8 @@ class Console:
 
     def on(self, event: Event) -> None:
         """Print a line for a job that has ended, and the table when the search is over."""
+        if not self._verbose:
+            return
         if isinstance(event, JobEnded):
             if not self.quiet_jobs or event.row.state == "failed":
                 self.job(event.row, event.rows, event.reason)

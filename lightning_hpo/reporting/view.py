@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning_hpo.atomic import atomic_write
@@ -167,28 +167,28 @@ class Watch:
 
     def view(self) -> View:
         """Return how the search stands; called from another thread too."""
+        view = self._view()
+        progress = dict(view.progress)
+        _add_best(progress, view.rows, self._mode, self._folder)
+        checkpoint = self._best_checkpoint if self._best_checkpoint.exists() else None
+        return replace(view, progress=progress, checkpoint=checkpoint, left=self._left(view))
+
+    def left(self) -> float | None:
+        """Return the seconds until the plan is done; None if that is not known within a factor of 2."""
+        return None if self.plan.steps == 0 else self._left(self._view())
+
+    def _view(self) -> View:
         rows, running = tuple(self._rows), self._running
-        progress = {
-            number: job
-            for number in running
-            if number < len(rows) and (job := self._progress(rows[number])) is not None
-        }  # fmt: skip
-        _add_best(progress, rows, self._mode, self._folder)
-        view = View(
+        jobs = {number: self._progress(rows[number]) for number in running if number < len(rows)}
+        return View(
             self.plan,
             self._monitor,
             self._mode,
             rows,
-            {number: self._pace.running(number) or 0.0 for number in running if number < len(rows)},
-            progress,
+            {number: self._pace.running(number) or 0.0 for number in jobs},
+            {number: job for number, job in jobs.items() if job is not None},
             self._pace.elapsed,
-            checkpoint=self._best_checkpoint if self._best_checkpoint.exists() else None,
         )
-        return View(**{**view.__dict__, "left": self._left(view)})
-
-    def left(self) -> float | None:
-        """Return the seconds until the plan is done; None if that is not known within a factor of 2."""
-        return self.view().left
 
     def _left(self, view: View) -> float | None:
         if self.plan.steps <= view.done:
@@ -240,7 +240,7 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
     if at_work and plan.steps > view.done:
         timed = [job for row in rows if (job := progress.get(row.number)) is not None]
         left = Pace(plan.workers).left(plan.steps - view.done, plan.jobs - jobs, timed)
-    return View(**{**view.__dict__, "left": left})
+    return replace(view, left=left)
 
 
 def _add_best(

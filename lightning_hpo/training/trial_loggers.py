@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import time
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -101,7 +102,12 @@ class TensorBoardRun(TrialLogger):
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in trial.params.items()
         }
-        with SummaryWriter(str(self._folder(trial))) as writer:
+        folder = self._folder(trial)
+        while any(
+            file.name.split(".")[3] == f"{int(time.time()):010d}" for file in folder.glob("events.out.tfevents.*")
+        ):
+            time.sleep(0.05)  # TensorBoard reads files in the order of their names, which begin with the second
+        with SummaryWriter(str(folder)) as writer:
             for summary in hparams(plain, metrics):  # type: ignore[no-untyped-call]  # torch types it not
                 writer._get_file_writer().add_summary(summary, step)  # noqa: SLF001  # as Lightning does
             for name, value in metrics.items():
