@@ -1,6 +1,7 @@
 """What can be said of a search at a moment: from its rows, its plan, and the progress of the jobs at work."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,6 @@ from lightning_hpo.study.progress import Progress, read_progress
 PLAN = "plan.json"
 BEST = 5
 """Trials that a view shows beside the running ones."""
-_FRESH = 60.0  # seconds after which a job that has written no progress is not called running from outside
 
 
 @dataclass(frozen=True)
@@ -216,20 +216,18 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
     def folder(number: int) -> Path:
         return path / "trials" / f"{number:04d}"
 
-    now = time.time()
     progress: dict[int, Progress] = {}
     running: dict[int, float] = {}
-    for row in rows:
-        if row.state != "running" or not at_work or row.idle:
+    for row in rows if at_work else ():
+        if row.state != "running":
             continue
         job = read_progress(folder(row.home))
-        if job is not None and job.trial != row.number:
-            continue
-        if job is not None and job.step > row.step - 1 and now - job.at < _FRESH:
+        if job is None:
+            if not row.values:  # a function, or a job of the last moment
+                running[row.number] = 0.0
+        elif job.trial == row.number and row.step < job.target and is_alive(job.pid):
             progress[row.number] = job
-            running[row.number] = job.seconds + now - job.at
-        elif job is None:
-            running[row.number] = 0.0
+            running[row.number] = job.seconds + max(time.time() - job.at, 0.0)
     _add_best(progress, rows, mode, folder)
     checkpoint = path / "best.ckpt"
     view = View(
@@ -241,6 +239,17 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
         timed = [job for row in rows if (job := progress.get(row.number)) is not None]
         left = Pace(plan.workers).left(plan.steps - view.done, plan.jobs - jobs, timed)
     return replace(view, left=left)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # of another user
+        return True
+    except OSError:
+        return False
+    return pid > 0
 
 
 def _add_best(
