@@ -1,6 +1,7 @@
 """What a search shows while it runs: progress, the live view, plain lines elsewhere."""
 
 import io
+import json
 import os
 import pty
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 from rich.console import Console as Terminal
@@ -122,7 +124,12 @@ def test_a_pause_is_asked_for_at_every_step(tmp_path):
     assert not list(tmp_path.iterdir())  # nothing is followed
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"trial": 1}', '{"curve": 3}', '{"curve": [[1, "x"]]}', "\xff"])
+BAD = ["", "[]", "{", '{"trial": 1}', '{"curve": 3}', '{"curve": [[1, "x"]]}', "\xff"]
+GOOD = json.dumps(asdict(Progress(0, 1, 0, 9)))
+BAD += [GOOD.replace('"step": 1', f'"step": {step}') for step in ("NaN", '"x"', "null", "1" + "0" * 400)]
+
+
+@pytest.mark.parametrize("text", BAD)
 def test_progress_that_cannot_be_read_is_none(tmp_path, text):
     (tmp_path / "progress.json").write_bytes(text.encode("latin-1"))
     assert read_progress(tmp_path) is None

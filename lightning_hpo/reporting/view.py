@@ -51,7 +51,7 @@ def read_plan(folder: Path) -> Plan:
         content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         numbers = {name: int(content[name]) for name in ("steps", "jobs", "workers")}
         brackets = tuple(
-            tuple((int(trials), int(steps)) for trials, steps in rungs) for rungs in content["brackets"]
+            tuple((int(trials), int(steps)) for trials, steps in rungs) for rungs in content["brackets"] if rungs
         )  # fmt: skip
         return Plan(str(content["title"]), brackets=brackets, stops=tuple(map(str, content["stops"])), **numbers)
     except (OSError, ValueError, TypeError, KeyError):
@@ -247,7 +247,7 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except PermissionError:  # of another user
         return True
-    except OSError:
+    except (OSError, OverflowError):
         return False
     return pid > 0
 

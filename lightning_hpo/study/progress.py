@@ -65,9 +65,9 @@ def read_progress(folder: Path) -> Progress | None:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         curve = tuple((int(step), float(value)) for step, value in content.pop("curve"))
         numbers = {field.name: content[field.name] for field in fields(Progress) if field.name != "curve"}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers.values()):
+        if not all(math.isfinite(value) for value in numbers.values()):
+            return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
     return Progress(**numbers, curve=curve)
 
