@@ -42,7 +42,15 @@ def timed(kind, name):
 for kind, name in [(ProgressFile, "pause_wanted"), (ProgressFile, "close"), (LiveView, "_draw"), (Watch, "on"),
                    (Console, "on"), (CsvRun, "open"), (CsvRun, "end")]:
     timed(kind, name)
-before = time.process_time()
+said, inner_view = [], Watch.view
+
+def view(watch):
+    now = inner_view(watch)
+    said.append((time.monotonic(), now.left))
+    return now
+
+Watch.view = view
+began, before = time.monotonic(), time.process_time()
 HyperbandTuner(
     {{"model.lr": "loguniform(1e-3, 1)", "model.hidden": "choice(16, 32)"}}, monitor="val_loss", max_steps={steps},
     min_steps={steps} // 27, root={root!r}, name="r", trainer={{"accelerator": "cpu"}}, logger={logger!r},
@@ -50,6 +58,11 @@ HyperbandTuner(
 whole = time.process_time() - before
 for (kind, name), seconds in spent.items():
     print(f"{{kind + '.' + name:<30}} {{seconds:8.3f}} s  {{seconds / whole:7.2%}}", file=sys.stderr)
+over = time.monotonic()
+ratios = [left / (over - at) for at, left in said if left is not None and over - at > 1]
+first = next(at for at, left in said if left is not None) - began
+print(f"time left: first said after {{first:.1f}} of {{over - began:.1f}} s; said / true: first {{ratios[0]:.2f}}, "
+      f"smallest {{min(ratios):.2f}}, largest {{max(ratios):.2f}} of {{len(ratios)}}", file=sys.stderr)
 print(f"{{'all of them':<30}} {{sum(spent.values()):8.3f}} s  {{sum(spent.values()) / whole:7.2%}} of {{whole:.1f}} s",
       file=sys.stderr)
 """
