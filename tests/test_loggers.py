@@ -12,7 +12,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 
 from lightning_hpo import PopulationTuner, RandomTuner
 from lightning_hpo.reporting.report import read_run
@@ -229,6 +229,13 @@ def test_a_logger_that_is_not_installed_says_how_to_install_it(tmp_path, monkeyp
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install wandb"):
         tuner(tmp_path, logger="wandb").fit(Net, datamodule=Data)
+
+
+def test_an_object_that_would_log_all_trials_into_one_run_is_warned_of(tmp_path):
+    pytest.importorskip("mlflow")
+    logger = MLFlowLogger("x", tracking_uri=f"sqlite:///{tmp_path}/m.db")
+    with pytest.warns(UserWarning, match="MLFlowLogger in `trainer`"):
+        tuner(tmp_path, trainer={**CPU, "logger": logger}).objective(Net, datamodule=Data)
 
 
 @pytest.mark.parametrize("options", [{"logger": "csv"}, {"callbacks": [pl.Callback()]}])

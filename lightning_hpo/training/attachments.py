@@ -1,11 +1,13 @@
 """Loggers and callbacks that a tuner attaches to the Trainer of each trial."""
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.plugins import METRICS, MetricsFile
@@ -64,6 +66,13 @@ def attachments(logger: str | MakeLogger | None, callbacks: Any, trainer: Any) -
     """
     if logger is not None and (trainer or {}).get("logger") is not None:
         raise ValueError("`logger` and the `logger` of `trainer` are both given: leave one of them out.")
+    for given in listed((trainer or {}).get("logger")):
+        if isinstance(given, WandbLogger | MLFlowLogger):
+            warnings.warn(
+                f"the {type(given).__name__} in `trainer` is copied for each job, so trials may log into one run: "
+                "give the tuner `logger='wandb'` or 'mlflow', or a function of the trial",
+                stacklevel=2,
+            )
     if not callable(callbacks):
         for callback in listed(callbacks):
             if not isinstance(callback, Callback):
