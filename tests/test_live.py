@@ -17,7 +17,7 @@ from rich.console import Console as Terminal
 
 from lightning_hpo import HyperbandTuner, PopulationTuner
 from lightning_hpo.records import Row
-from lightning_hpo.reporting.live import block, sparkline
+from lightning_hpo.reporting.live import LiveView, block, sparkline
 from lightning_hpo.reporting.pace import Pace
 from lightning_hpo.reporting.view import Plan, View, read_plan
 from lightning_hpo.study.progress import Progress, ProgressFile, read_progress
@@ -283,6 +283,23 @@ def test_no_escape_code_in_a_pipe(tmp_path):
 def test_nothing_is_shown_without_verbose(tmp_path):
     code, text = in_terminal(FUNCTION.format(root=str(tmp_path), more="verbose=False"))
     assert (code, text) == (0, "")
+
+
+def test_a_terminal_that_is_closed_ends_the_view_and_not_the_search(tmp_path):
+    class Closed(io.StringIO):
+        closed_now = False
+
+        def write(self, text):
+            if self.closed_now:
+                raise OSError("gone")
+            return super().write(text)
+
+    stream, printed = Closed(), (sys.stdout, sys.stderr)
+    with LiveView(lambda: View(Plan("t", 9), "y", "min", []), stream) as view:
+        stream.closed_now = True
+        view._thread.join(10)
+        assert not view._thread.is_alive()
+    assert (sys.stdout, sys.stderr) == printed
 
 
 def test_the_live_view_of_a_function(tmp_path):

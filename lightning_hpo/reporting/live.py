@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,8 +47,9 @@ class LiveView:
         self._live = Live(console=terminal, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
-        printed = sys.stdout, sys.stderr
-        self._live.start()
+        self._printed = printed = sys.stdout, sys.stderr
+        with suppress(OSError, ValueError):
+            self._live.start()
         if hasattr(os, "register_at_fork"):
             replaced = sys.stdout, sys.stderr
             os.register_at_fork(after_in_child=lambda: _give_back(replaced, printed))
@@ -59,7 +61,9 @@ class LiveView:
     ) -> None:
         self._over.set()
         self._thread.join()
-        self._live.stop()
+        with suppress(OSError, ValueError):  # the terminal is gone
+            self._live.stop()
+        sys.stdout, sys.stderr = self._printed
 
     def _draw(self) -> None:
         took = 0.0
