@@ -215,6 +215,13 @@ def test_no_time_is_stated_while_trials_differ_too_much():
     assert pace.left(1000, 10, [fast, fast]) == pytest.approx(5.0)
 
 
+def test_no_time_is_stated_where_the_plan_is_nearly_done_and_may_grow():
+    assert Plan(steps=100).left(95) == 5
+    assert Plan(steps=100, is_least=True).left(80) == 20
+    assert Plan(steps=100, is_least=True).left(95) is None
+    assert Plan(steps=100).left(101) is None
+
+
 # The view
 
 

@@ -23,15 +23,15 @@ from lightning_hpo.reporting.view import BEST, View
 from lightning_hpo.text import hide_passwords, masked, one_line
 
 _BARS = "▁▂▃▄▅▆▇█"
-_SHARE = 0.01  # of one core, at most, for drawing
-_INTERVAL = 0.5
+_SHARE = 0.005  # of one core, at most, for drawing
+_INTERVAL = 1.0
 _PARAMS = 6  # columns of parameters
 
 
 class LiveView:
     """Draws a search again and again while the block runs; what is printed meanwhile stands above it.
 
-    Drawing takes at most a hundredth of a core: the longer a drawing takes, the fewer there are.
+    Drawing takes at most half a hundredth of a core: the longer a drawing takes, the fewer there are.
 
     Args:
         view: returns how the search stands.

@@ -15,6 +15,7 @@ from lightning_hpo.reporting.pace import Pace
 from lightning_hpo.study.progress import Progress, read_progress
 
 PLAN = "plan.json"
+_SURPLUS = 0.1  # of a plan, that asynchronous schedulers may need in addition
 BEST = 5
 """Trials that a view shows beside the running ones."""
 
@@ -30,6 +31,7 @@ class Plan:
         workers: jobs at a time.
         brackets: the rungs of each bracket as (trials, optimizer steps).
         stops: limits that end the search earlier, in words.
+        is_least: whether the search may take more than that, as asynchronous schedulers do.
     """
 
     title: str = ""
@@ -38,6 +40,13 @@ class Plan:
     workers: int = 1
     brackets: Sequence[Sequence[tuple[int, int]]] = ()
     stops: Sequence[str] = ()
+    is_least: bool = False
+
+    def left(self, done: int) -> int | None:
+        """Return the optimizer steps that are left, or None if they are not known within a factor of 2."""
+        left = self.steps - done
+        surplus = self.steps * _SURPLUS if self.is_least else 0
+        return left if left > surplus else None
 
     def write(self, folder: Path) -> None:
         """Keep the plan in a run folder, for those who look from outside; without it on a full disk."""
@@ -53,7 +62,8 @@ def read_plan(folder: Path) -> Plan:
         brackets = tuple(
             tuple((int(trials), int(steps)) for trials, steps in rungs) for rungs in content["brackets"] if rungs
         )  # fmt: skip
-        return Plan(str(content["title"]), brackets=brackets, stops=tuple(map(str, content["stops"])), **numbers)
+        stops, is_least = tuple(map(str, content["stops"])), bool(content["is_least"])
+        return Plan(str(content["title"]), brackets=brackets, stops=stops, is_least=is_least, **numbers)
     except (OSError, ValueError, TypeError, KeyError):
         return Plan()
 
@@ -191,10 +201,11 @@ class Watch:
         )
 
     def _left(self, view: View) -> float | None:
-        if self.plan.steps <= view.done:
+        steps = self.plan.left(view.done)
+        if steps is None:
             return None
         at_work = [view.progress[number] for number in view.running if number in view.progress]
-        return self._pace.left(self.plan.steps - view.done, self.plan.jobs - self._jobs - len(view.running), at_work)
+        return self._pace.left(steps, self.plan.jobs - self._jobs - len(view.running), at_work)
 
     def _progress(self, row: Row) -> Progress | None:
         job = read_progress(self._folder(row.home))
@@ -234,10 +245,10 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
         plan, monitor, mode, rows, running, progress, checkpoint=checkpoint if checkpoint.exists() else None
     )  # fmt: skip
     jobs = sum(len(row.values) for row in rows)
-    left = None
-    if at_work and plan.steps > view.done:
-        timed = [job for row in rows if (job := progress.get(row.number)) is not None]
-        left = Pace(plan.workers).left(plan.steps - view.done, plan.jobs - jobs, timed)
+    steps = plan.left(view.done) if at_work else None
+    if steps is None:
+        return view
+    left = Pace(plan.workers).left(steps, plan.jobs - jobs, progress.values())
     return replace(view, left=left)
 
 

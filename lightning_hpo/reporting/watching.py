@@ -33,7 +33,8 @@ def make_plan(title: str, brackets: Sequence[Bracket], covers: Coverage, limits:
         jobs = round(jobs * min(total / steps, 1.0)) if steps else 0
         steps = min(steps or total, total)
     rungs = tuple(tuple((rung.trials, rung.max_steps) for rung in bracket.rungs) for bracket in brackets)
-    return Plan(title, steps, jobs, workers, rungs, tuple(limits.texts()))
+    is_least = covers == "least" and total is None
+    return Plan(title, steps, jobs, workers, rungs, tuple(limits.texts()), is_least)
 
 
 def observers_of(
