@@ -248,7 +248,9 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
     steps = plan.left(view.done) if at_work else None
     if steps is None:
         return view
-    left = Pace(plan.workers).left(steps, plan.jobs - jobs, progress.values())
+    left = Pace(plan.workers).left(
+        steps, plan.jobs - jobs, [progress[number] for number in running if number in progress]
+    )
     return replace(view, left=left)
 
 
