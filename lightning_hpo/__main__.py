@@ -8,8 +8,8 @@ import argparse
 import sys
 
 from lightning_hpo.errors import STORAGE
-from lightning_hpo.reporting.report import read_best, read_run, show, write_report
 from lightning_hpo.reporting.outside import running_lines, show_trial, to_json, view_of, watch
+from lightning_hpo.reporting.report import read_best, read_run, show, write_report
 from lightning_hpo.text import HIDDEN, lost, say
 
 
