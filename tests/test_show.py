@@ -13,6 +13,7 @@ import pytest
 from lightning_hpo import RandomTuner
 from lightning_hpo.__main__ import main
 from lightning_hpo.study.progress import read_progress
+from tests.test_live import in_terminal
 
 KEYS = {"schema", "run", "monitor", "mode", "at_work", "steps", "seconds_left", "trials", "best", "rows"}
 TRIAL_KEYS = {
@@ -108,6 +109,11 @@ def test_a_search_at_work_is_shown_as_it_is(tmp_path, capsys):
         text = capsys.readouterr().out
         assert re.search(r"trial 0 runs: step \d+ of 20000, val_loss \S+, \S+ steps/s", text)
         assert re.search(r"[\d,]+ of 40,000 planned optimizer steps, about \d+ (s|min) left", text)
+        code = f"import sys; from lightning_hpo.__main__ import main; sys.exit(main(['show', '--watch', {path!r}]))"
+        code, text = in_terminal(code, until=r"running +\d+/20000 ")  # then Ctrl-C, which the search does not get
+        assert code == 0, text
+        assert "RandomTuner in " in text
+        assert search.poll() is None
         time.sleep(3)  # two lines of the watcher
         os.kill(search.pid, signal.SIGINT)
         assert search.wait(60) == 130
