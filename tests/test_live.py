@@ -296,6 +296,9 @@ def test_a_terminal_that_is_closed_ends_the_view_and_not_the_search(tmp_path):
     class Closed(io.StringIO):
         closed_now = False
 
+        def isatty(self):
+            return True
+
         def write(self, text):
             if self.closed_now:
                 raise OSError("gone")

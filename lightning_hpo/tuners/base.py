@@ -270,7 +270,7 @@ class Tuner:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
             title = f"{type(self).__name__} in {folder.path}"
-            observers = self._observers(run, title)
+            observers = _observers(self, run, title)
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
@@ -304,26 +304,27 @@ class Tuner:
                     observer.on(SearchEnded(run.table.rows))
             prepared.result = run.result()
 
-    def _observers(self, run: Run, title: str) -> list[Observer]:
-        builder = run.target.builder
-        files = BestFiles(
-            run.folder,
-            study_id(run.study),
-            self.space.config if builder is None else builder.config,
-            mode=self.mode,
-            max_steps=self.scheduler.max_steps,
-            keep_checkpoints=self._trials.keep_checkpoints,
-            complete_only=getattr(self.scheduler, "replaces_broken", False),
-        )
-        plan = make_plan(title, self.plan(), self.plan_covers, self._limits, self._workers.workers)
-        end, own = run.target.end_trial, study_id(run.study)
-        watching = observers_of(run.folder, own, plan, run.console, self.mode, end_trial=end)
-        return [files, *watching, *self._parts.observers(run)]
-
     def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
         """Print what is about to happen."""
         space = {} if self._define else self.space
         console.plan(title, space, self.plan(), rows, covers=self.plan_covers, stops=self._limits.texts())
+
+
+def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
+    """Those that keep the best files, say how the search stands, and end the runs of loggers; then the tuner's own."""
+    builder, own, limits, workers = run.target.builder, study_id(run.study), tuner._limits, tuner._workers.workers  # noqa: SLF001  # of this module
+    files = BestFiles(
+        run.folder,
+        own,
+        tuner.space.config if builder is None else builder.config,
+        mode=tuner.mode,
+        max_steps=tuner.scheduler.max_steps,
+        keep_checkpoints=tuner._trials.keep_checkpoints,  # noqa: SLF001  # as above
+        complete_only=getattr(tuner.scheduler, "replaces_broken", False),
+    )
+    plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers)
+    watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)
+    return [files, *watching, *tuner._parts.observers(run)]  # noqa: SLF001  # as above
 
 
 def _rungs(brackets: Sequence[Bracket]) -> list[int]:
