@@ -51,7 +51,7 @@ class Clock:
 
 class Standing:
     def __init__(self):
-        self.step, self.values = 0, {}
+        self.global_step, self.values = 0, {}
 
 
 def in_terminal(code, *, until=None, environment=(), limit=120):
@@ -99,11 +99,11 @@ def drawn(view, width=140, height=40):
 def test_progress_is_written_at_most_twice_a_second(tmp_path):
     clock, job = Clock(), Standing()
     file = ProgressFile(tmp_path, 3, 10, 100, lambda: False, clock=clock)
-    file.follow(job)
+    file.follow(job, job)
     written = 0
     for step in range(11, 101):  # 8 steps a second for 11 seconds
         clock.now += 0.125
-        job.step = step
+        job.global_step = step
         job.values[step] = 1 / step
         file.pause_wanted()
         written += (tmp_path / "progress.json").exists()
@@ -142,7 +142,7 @@ def test_progress_does_not_follow_a_planted_link(tmp_path):
     (tmp_path / "t" / ".progress.json.tmp").symlink_to(other)
     (tmp_path / "t" / "progress.json").symlink_to(other)
     file = ProgressFile(tmp_path / "t", 0, 0, 9, lambda: False)
-    file.follow(job)
+    file.follow(job, job)
     file.close()
     assert other.read_text() == "mine"
     assert read_progress(tmp_path / "t").step == 0

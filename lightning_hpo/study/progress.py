@@ -72,16 +72,20 @@ def read_progress(folder: Path) -> Progress | None:
     return Progress(**numbers, curve=curve)
 
 
-class Job(Protocol):
-    """A job that can be followed."""
+class Training(Protocol):
+    """A Trainer, as far as progress needs it."""
 
     @property
-    def step(self) -> int:
+    def global_step(self) -> int:
         """Optimizer step where it stands."""
+
+
+class Judged(Protocol):
+    """A job that notes its validations."""
 
     @property
     def values(self) -> Mapping[int, float]:
-        """Optimizer step -> monitored metric, of its validations."""
+        """Optimizer step -> monitored metric."""
 
 
 class ProgressFile:
@@ -114,26 +118,26 @@ class ProgressFile:
         self._head = {"trial": trial, "begin": begin, "target": target, "pid": os.getpid()}
         self._should_pause = should_pause
         self._clock = clock
-        self._job: Job | None = None
+        self._followed: tuple[Training, Judged] | None = None
         before = read_progress(folder) if begin else None
         self._before = [] if before is None else [point for point in before.curve if point[0] <= begin]
         self._first: tuple[float, int] | None = None
         self._due = clock() + INTERVAL
 
-    def follow(self, job: Job) -> None:
+    def follow(self, trainer: Training, job: Judged) -> None:
         """Write the progress of a job from now on; without it nothing is written, as on ranks above 0."""
-        self._job = job
+        self._followed = trainer, job
 
     def pause_wanted(self) -> bool:
         """Whether to pause; most calls only look at the clock before they ask."""
-        job = self._job
-        if job is not None:
+        if self._followed is not None:
+            trainer, job = self._followed
             now = self._clock()
-            if self._first is None and job.step > self._begin:
-                self._first = now, job.step
+            if self._first is None and trainer.global_step > self._begin:
+                self._first = now, trainer.global_step
             if now >= self._due:
                 self._due = now + INTERVAL
-                self._write(now, job)
+                self._write(now, trainer.global_step, job.values)
         return self._should_pause()
 
     def next_job(self, trial: int, target: int, score: tuple[int, float | None]) -> None:
@@ -152,14 +156,13 @@ class ProgressFile:
 
     def close(self) -> None:
         """Write where the job has ended, and let go of it."""
-        job, self._job = self._job, None
-        if job is not None:
-            self._write(self._clock(), job)
+        followed, self._followed = self._followed, None
+        if followed is not None:
+            self._write(self._clock(), followed[0].global_step, followed[1].values)
 
-    def _write(self, now: float, job: Job) -> None:
-        step = job.step
+    def _write(self, now: float, step: int, values: Mapping[int, float]) -> None:
         started, first = (now, step) if self._first is None else self._first
-        points = [(at, value) for at, value in sorted(job.values.items()) if math.isfinite(value)]
+        points = [(at, value) for at, value in sorted(values.items()) if math.isfinite(value)]
         seen = {at for at, _ in points}
         curve = thinned([*(point for point in self._before if point[0] not in seen), *points])
         content = Progress(

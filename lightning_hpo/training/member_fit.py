@@ -117,7 +117,7 @@ class MemberFits:
                     val_check_interval=NEVER,
                 )
                 train_to_the_end(trainer)
-                progress.follow(job)
+                progress.follow(trainer, job)
                 trainer.fit(built.module, datamodule=built.data, ckpt_path=own, weights_only=True)
         except Exception as error:
             if (disk := _disk_error(error, task.folder)) is not None:

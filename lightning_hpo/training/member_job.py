@@ -119,11 +119,6 @@ class MemberJob(pl.Callback):
         """Whether no job is left: the fit was left after one, or the member's last one has ended."""
 
     @property
-    def step(self) -> int:
-        """Optimizer step where the member stands."""
-        return self._step
-
-    @property
     def values(self) -> Mapping[int, float]:
         """The score of the last job that has ended."""
         ended = self.outcome

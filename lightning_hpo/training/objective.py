@@ -178,7 +178,7 @@ class Objective:
                 max_steps=self.max_steps,
             )
             if trainer.is_global_zero:
-                progress.follow(job)
+                progress.follow(trainer, job)
             try:
                 trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
             except SystemExit:

@@ -255,11 +255,6 @@ class RunToStep(pl.Callback):
             self._save(trainer, "epoch")
 
     @property
-    def step(self) -> int:
-        """Optimizer step where the job stands."""
-        return self._step
-
-    @property
     def _reached(self) -> bool:
         return self._step >= self._target
 
