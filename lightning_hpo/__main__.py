@@ -1,5 +1,6 @@
 """``python -m lightning_hpo show|report|best runs/<name>``: look at a run, finished or at work.
 
+``show --watch`` follows a search, ``show runs/<name> 7`` shows one trial, ``show --json`` is for scripts.
 Nothing that the run's config names is imported.
 """
 
@@ -7,6 +8,7 @@ import argparse
 import sys
 
 from lightning_hpo.errors import STORAGE
+from lightning_hpo.reporting.outside import running_lines, show_trial, to_json, view_of, watch
 from lightning_hpo.reporting.report import read_best, read_run, show, write_report
 from lightning_hpo.text import HIDDEN, lost, say
 
@@ -22,25 +24,46 @@ def main(arguments: list[str] | None = None) -> int:
     ]:
         command = commands.add_parser(name, help=words, description=words)
         command.add_argument("run", help="folder of the run, runs/<name>")
+        if name == "show":
+            command.add_argument("trial", nargs="?", type=int, help="number of one trial")
+            how = command.add_mutually_exclusive_group()
+            how.add_argument("--watch", action="store_true", help="follow the search while it is at work")
+            how.add_argument("--json", action="store_true", help="print everything as JSON (docs/watching.md)")
         command.add_argument("--storage", help="URL of the study, if it is not in the folder")
     given = parser.parse_args(arguments)
     try:
-        run = read_run(given.run, given.storage)
-        match given.command:
-            case "show":
-                show(run)
-            case "report":
-                say(str(write_report(run)))
-            case "best":
-                text = read_best(run)
-                say(text.rstrip("\n"))
-                if HIDDEN in text:
-                    say(f"secrets are shown as {HIDDEN}; they are in {run.path / 'best.yaml'}", sys.stderr)
+        _act(given)
+    except KeyboardInterrupt:  # of a watch; the search goes on
+        return 0
+    except ValueError as error:
+        parser.error(str(error))
     except OSError as error:
         say(f"lightning_hpo: {error}", sys.stderr)
         return STORAGE
     # Whoever has closed the pipe has seen enough.
     return 0 if isinstance(lost(sys.stdout), BrokenPipeError | None) else STORAGE
+
+
+def _act(given: argparse.Namespace) -> None:
+    """Carry out a command."""
+    run = read_run(given.run, given.storage)
+    match given.command:
+        case "show" if given.json:
+            say(to_json(run))
+        case "show" if given.trial is not None:
+            show_trial(run, given.trial)
+        case "show":
+            run = watch(lambda: read_run(given.run, given.storage)) if given.watch else run
+            show(run)
+            for line in running_lines(view_of(run)):
+                say(line)
+        case "report":
+            say(str(write_report(run)))
+        case "best":
+            text = read_best(run)
+            say(text.rstrip("\n"))
+            if HIDDEN in text:
+                say(f"secrets are shown as {HIDDEN}; they are in {run.path / 'best.yaml'}", sys.stderr)
 
 
 if __name__ == "__main__":

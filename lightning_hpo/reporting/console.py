@@ -1,11 +1,12 @@
 """Lines that a search prints: the plan before the first step, a line for each finished job, a table at the end."""
 
+import os
+import sys
 import textwrap
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import eq
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from lightning_hpo.records import Mode, Row, best_row, ranked, spent
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
@@ -13,6 +14,7 @@ from lightning_hpo.schedulers.base import Bracket, Coverage
 from lightning_hpo.space import SearchSpace
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line, say
 
+Verbose: TypeAlias = bool | Literal["lines"]
 ABSENT = "-"  # in the place of a value that a trial has not
 _REASON = 100  # letters of a failure's reason in a line; the whole is with the trial
 
@@ -26,20 +28,23 @@ class Console:
         verbose: False prints nothing.
     """
 
-    def __init__(self, monitor: str, mode: Mode, *, verbose: bool) -> None:
+    def __init__(self, monitor: str, mode: Mode, *, verbose: Verbose) -> None:
         self.monitor = monitor
         self._mode = mode
         self._verbose = verbose
-        self.planned_steps = 0
-        """Optimizer steps of the whole search; 0 if that is not known."""
-        self._started = time.monotonic()
-        self._steps = 0
+        self.seconds_left: Callable[[], float | None] = lambda: None
+        """Says how long the search will still take, if that is known."""
+        self.quiet_jobs = False
+        """Whether jobs get no line, because a live view shows them; failures still get theirs."""
         self._kept: list[str] | None = None  # lines to be printed later
 
     def on(self, event: Event) -> None:
         """Print a line for a job that has ended, and the table when the search is over."""
+        if not self._verbose:
+            return
         if isinstance(event, JobEnded):
-            self.job(event.row, event.steps, event.rows, event.reason)
+            if not self.quiet_jobs or event.row.state == "failed":
+                self.job(event.row, event.rows, event.reason)
             if event.remark:
                 self.line(event.remark)
         elif isinstance(event, SearchEnded):
@@ -108,12 +113,11 @@ class Console:
             ended = sum(row.state != "running" for row in rows)
             self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {spent(rows):,} steps are done")
 
-    def job(self, row: Row, steps: int, rows: Sequence[Row], reason: str = "") -> None:
+    def job(self, row: Row, rows: Sequence[Row], reason: str = "") -> None:
         """Print a line for a job that gave a score or failed."""
-        self._steps += steps
         done = spent(rows)
-        pace = (time.monotonic() - self._started) / max(self._steps, 1)
-        left = f", about {_duration(pace * (self.planned_steps - done))} left" if self.planned_steps > done else ""
+        seconds = self.seconds_left()
+        left = "" if seconds is None else f", about {duration(seconds)} left"
         gave_none = row.state == "failed" or not row.values
         outcome = row.state if gave_none else f"{self.monitor} {row.values[row.step]:.5g}"
         reason = reason or row.ended or ""
@@ -132,7 +136,7 @@ class Console:
         header = ["trial", "steps", self.monitor, *names, *(["ended"] if any(notes) else [])]
         lines = [header]
         for row, note in zip(shown, notes, strict=False):
-            values = [_short(masked(name, row.params.get(name, ABSENT))) for name in names]
+            values = [short(masked(name, row.params.get(name, ABSENT))) for name in names]
             line = [str(row.number), str(row.step), f"{row.score:.5g}", *values, note]
             lines.append(line[: len(header)])
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -150,6 +154,18 @@ class Console:
             self._kept.append(text)
         elif self._verbose:
             say(one_line(hide_passwords(text)))
+
+
+def wants_live(verbose: Verbose, stream: Any = None) -> bool:
+    """Whether a search is shown as a live view: on a terminal, outside of CI, unless plain lines or silence are wanted.
+
+    Args:
+        verbose: True for a live view where there is a terminal, ``"lines"`` for plain lines, False for nothing.
+        stream: where to print. Default: ``sys.stdout``.
+    """
+    stream = sys.stdout if stream is None else stream
+    is_terminal = bool(getattr(stream, "isatty", lambda: False)())
+    return verbose is True and is_terminal and not os.environ.get("CI") and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _note(row: Row) -> str:
@@ -171,11 +187,18 @@ def _range(name: str, distribution: Any, text: str) -> str:
     return HIDDEN if hidden else hide_passwords(text)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Write the value of a parameter for a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a duration for people.
+
+    Example:
+        >>> duration(80), duration(300), duration(9000)
+        ('80 s', '5 min', '2.5 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -16,6 +16,7 @@ from lightning_hpo.errors import JobError, StorageError
 from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task
 from lightning_hpo.space import split_name
 from lightning_hpo.study.population_folder import storage_error
+from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.training.member_job import (
     NEVER,
     HandOver,
@@ -76,6 +77,16 @@ class MemberFits:
         copied = self._copied(task, saved) if copied is None else copied
         params = task.params if saved is None else params_in(saved)
         objective = self._objective
+        start = 0 if saved is None else int(saved["global_step"])
+        assert task.job.trial is not None
+        progress = ProgressFile(task.folder, task.job.trial, start, task.job.max_steps, should_pause)
+
+        def handed_over(outcome: Outcome, state: Callable[[], State]) -> tuple[Task, State | None] | None:
+            following = hand_over(outcome, state)
+            if following is not None and (trial := following[0].job.trial) is not None:
+                progress.next_job(trial, following[0].job.max_steps, (outcome.step, outcome.score))
+            return following
+
         whole = build_of(objective.builder)
         of_data = any(split_name(name)[0] == "data" for name in objective.space)
 
@@ -89,8 +100,8 @@ class MemberFits:
             objective.space,
             monitor=objective.monitor,
             rebuild=Rebuild(build, params, effects=self._effects),
-            should_pause=should_pause,
-            hand_over=hand_over,
+            should_pause=progress.pause_wanted,
+            hand_over=handed_over,
         )
         try:
             with quiet_and_seeded(objective.seed, task.member):
@@ -106,6 +117,7 @@ class MemberFits:
                     val_check_interval=NEVER,
                 )
                 train_to_the_end(trainer)
+                progress.follow(trainer, job)
                 trainer.fit(built.module, datamodule=built.data, ckpt_path=own, weights_only=True)
         except Exception as error:
             if (disk := _disk_error(error, task.folder)) is not None:
@@ -115,6 +127,7 @@ class MemberFits:
                 raise
             text = f"member {task.member} had come to its end when its Trainer failed: {type(error).__name__}: {error}"
             return replace(job.outcome, remark=text)
+        progress.close()
         if job.paused:
             return Outcome(None, trainer.global_step, ended=PAUSED)
         if not job.is_over or job.outcome is None:

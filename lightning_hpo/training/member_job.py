@@ -119,6 +119,12 @@ class MemberJob(pl.Callback):
         """Whether no job is left: the fit was left after one, or the member's last one has ended."""
 
     @property
+    def values(self) -> Mapping[int, float]:
+        """The score of the last job that has ended."""
+        ended = self.outcome
+        return {} if ended is None or ended.score is None else {ended.step: ended.score}
+
+    @property
     def is_bound(self) -> bool:
         """Whether it is known where each hyperparameter takes effect."""
         return self._effects is not None

@@ -20,14 +20,16 @@ from optuna.samplers import RandomSampler
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
-from lightning_hpo.quiet import warnings_only
-from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task, never
+from lightning_hpo.quiet import CHATTY, warnings_only
+from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Row, Task, never
 from lightning_hpo.schedulers import Job
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
+from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.table import ENDED
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.apart import call_apart
+from lightning_hpo.training.attachments import Attachments
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch
@@ -36,6 +38,7 @@ from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
+from lightning_hpo.training.trial_info import trial_info
 from lightning_hpo.training.trial_report import TrialReport
 from lightning_hpo.training.value_builder import ValueBuilder
 
@@ -59,6 +62,7 @@ class Objective:
         stop_on_nan: end a trial at its first training loss that is NaN or infinite, as failed with ``diverged at step
             s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
             checked after every step, on other devices before each checkpoint and validation.
+        attached: loggers and callbacks of each trial.
 
     Raises:
         TypeError: if ``model`` or ``data`` is an instance, not a class or function.
@@ -78,6 +82,7 @@ class Objective:
         checkpoint_every: int = 25,
         root: str | Path | None = None,
         stop_on_nan: bool = False,
+        attached: Attachments | None = None,
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
@@ -96,6 +101,7 @@ class Objective:
         self._every = checkpoint_every
         self._root = root
         self._stop_on_nan = stop_on_nan
+        self.attached = Attachments() if attached is None else attached
         self.builder.check_space(self.space)
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
@@ -149,12 +155,15 @@ class Objective:
                 if outcome is not None:  # a kill fell between the end of the job and its record
                     return outcome
             components = self.builder.build(task.params)
+            start = 0 if saved is None else int(saved["global_step"])
+            self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
+            progress = ProgressFile(task.folder, task.job.trial, start, task.job.max_steps, should_pause)
             job = RunToStep(
                 task.job.max_steps,
                 task.folder / CHECKPOINT,
                 every=self._every,
                 monitor=self.monitor,
-                should_pause=should_pause,
+                should_pause=progress.pause_wanted,
                 stop_on_nan=self._stop_on_nan,
                 identity=task.identity,
                 forked=begin is not None and not is_own,
@@ -168,11 +177,14 @@ class Objective:
                 saved=saved,
                 max_steps=self.max_steps,
             )
+            if trainer.is_global_zero:
+                progress.follow(trainer, job)
             try:
                 trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
             except SystemExit:
                 if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                     raise
+            progress.close()
             return self._outcome(job, trainer.global_step)
 
     def use_key(self, key: Key) -> None:
@@ -202,6 +214,7 @@ class Objective:
             with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
                 names = self.check_names(self.builder, self.space, params)
                 components = self.builder.build(params)
+                self.attached.attach(components, trial_info(Path(folder), params, {}), logging=False)
                 return fit_one_batch(components, Path(folder), self.max_steps, self.key, [names]), names.unused
 
         with _naming(params), _wrong_call():
@@ -211,6 +224,20 @@ class Objective:
                 warnings.warn(message, stacklevel=2)
             for name in (self.monitor, *self.also):
                 _score(name, logged)
+
+    def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
+        """Let the logger of a trial say how the trial has ended.
+
+        Args:
+            folder: of the trial.
+            row: of the trial, which is complete, pruned or failed.
+            identity: of the trial.
+        """
+        assert self.attached.logger is not None
+        assert row.state != "running"
+        trial = trial_info(folder, row.params, identity, row.step).without_secrets()
+        with warnings_only(*CHATTY):
+            self.attached.logger.end(trial, row.score, row.step, row.state)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; from a function of a trial, those of a random trial."""

@@ -17,6 +17,9 @@ from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import NO_KEY, Key
 from lightning_hpo.text import csv_cell
 
+METRICS = "metrics.csv"
+"""In the folder of a trial."""
+
 
 class SealedCheckpointIO(CheckpointIO):
     """Saves and loads every checkpoint of a Trainer through :mod:`lightning_hpo.checkpoints`.

@@ -15,11 +15,9 @@ from torch.utils.data import DataLoader
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.loaders import follow
-from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
+from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded
 from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, validate_arguments, validate_callbacks
-
-METRICS = "metrics.csv"
 
 # Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {

@@ -17,6 +17,7 @@ from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
+from lightning_hpo.reporting.watching import make_plan, observers_of, shown
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
@@ -187,7 +188,8 @@ class Tuner:
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
             work, deliver = self._parts.work(objective), self.space.deliver
-            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver)
+            end = objective.end_trial if self._trials.logger else None
+            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver, end)
             with self._search(target) as prepared:
                 prepared.run()
             return prepared.answer()
@@ -204,6 +206,7 @@ class Tuner:
             model: as for :meth:`fit`.
             datamodule: as for :meth:`fit`.
         """
+        from lightning_hpo.training.attachments import attachments  # noqa: PLC0415  # loads Lightning
         from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
 
         model = self._builder if model is None else model
@@ -221,6 +224,7 @@ class Tuner:
             seed=self.seed,
             checkpoint_every=self._trials.checkpoint_every,
             stop_on_nan=self._trials.stop_on_nan,
+            attached=attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer),
         )
         objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
         if self._parts.check_names is not None:
@@ -236,6 +240,7 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
+            self._trials.validate_no_trainer()
             if self._parts.no_function:
                 raise TypeError(self._parts.no_function)
             validate_function(function)
@@ -264,14 +269,16 @@ class Tuner:
         with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
-            observers = [self._best_files(run), run.console, *self._parts.observers(run)]
-            run.console.planned_steps = self.planned_steps()
-            self.say_plan(run.console, f"{type(self).__name__} in {folder.path}", run.table.rows)
+            title = f"{type(self).__name__} in {folder.path}"
+            observers = _observers(self, run, title)
+            self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
-            with self._parts.executor(
-                _work(run, pruner, in_process=self._workers.in_process), self._workers, run.interrupts
-            ) as executor:
+            work = _work(run, pruner, in_process=self._workers.in_process)
+            with (
+                shown(observers, run.console, self._run.verbose),
+                self._parts.executor(work, self._workers, run.interrupts) as executor,
+            ):
                 search = Search(
                     scheduler=self.scheduler,
                     proposer=self._parts.propose(
@@ -297,22 +304,27 @@ class Tuner:
                     observer.on(SearchEnded(run.table.rows))
             prepared.result = run.result()
 
-    def _best_files(self, run: Run) -> Observer:
-        builder = run.target.builder
-        return BestFiles(
-            run.folder,
-            study_id(run.study),
-            self.space.config if builder is None else builder.config,
-            mode=self.mode,
-            max_steps=self.scheduler.max_steps,
-            keep_checkpoints=self._trials.keep_checkpoints,
-            complete_only=getattr(self.scheduler, "replaces_broken", False),
-        )
-
     def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
         """Print what is about to happen."""
         space = {} if self._define else self.space
         console.plan(title, space, self.plan(), rows, covers=self.plan_covers, stops=self._limits.texts())
+
+
+def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
+    """Those that keep the best files, say how the search stands, and end the runs of loggers; then the tuner's own."""
+    builder, own, limits, workers = run.target.builder, study_id(run.study), tuner._limits, tuner._workers.workers  # noqa: SLF001  # of this module
+    files = BestFiles(
+        run.folder,
+        own,
+        tuner.space.config if builder is None else builder.config,
+        mode=tuner.mode,
+        max_steps=tuner.scheduler.max_steps,
+        keep_checkpoints=tuner._trials.keep_checkpoints,  # noqa: SLF001  # as above
+        complete_only=getattr(tuner.scheduler, "replaces_broken", False),
+    )
+    plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers)
+    watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)
+    return [files, *watching, *tuner._parts.observers(run)]  # noqa: SLF001  # as above
 
 
 def _rungs(brackets: Sequence[Bracket]) -> list[int]:

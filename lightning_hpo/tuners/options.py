@@ -2,11 +2,11 @@
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -68,7 +68,11 @@ class Options(TypedDict, total=False):
         shared: let several processes work on the study: start the same call in each, on one machine or on several that
             see ``root`` on a file system with working locks. They make exactly the planned trials together; a process
             that dies leaves its trial to the others. By default a second process is refused.
-        verbose: print the plan, a line per job and a table.
+        verbose: print the plan, how the search stands, and a table: as a live view on a terminal; elsewhere, in CI and
+            with ``"lines"`` as plain lines, one for each job. False prints nothing.
+        logger: ``"tensorboard"``, ``"csv"``, ``"wandb"`` or ``"mlflow"``, or a function of a
+            :class:`~lightning_hpo.training.trial_info.Trial` that returns Lightning loggers: one run for each trial.
+        callbacks: more of them for every Trainer, copied for each job; or a function of the trial that returns some.
     """
 
     monitor: str | None
@@ -93,7 +97,9 @@ class Options(TypedDict, total=False):
     allow_changed: bool
     overwrite: bool
     shared: bool
-    verbose: bool
+    verbose: bool | Literal["lines"]
+    logger: str | Callable[[Any], Any] | None
+    callbacks: Any
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class RunOptions:
     allow_changed: bool = False
     overwrite: bool = False
     shared: bool = False
-    verbose: bool = True
+    verbose: bool | Literal["lines"] = True
 
     def __post_init__(self) -> None:
         if self.overwrite and (self.shared or self.storage is not None):
@@ -174,6 +180,14 @@ class TrialOptions:
     checkpoint_every: int = 25
     keep_checkpoints: bool = False
     stop_on_nan: bool = False
+    logger: str | Callable[[Any], Any] | None = None
+    callbacks: Any = None
+
+    def validate_no_trainer(self) -> None:
+        """Raise ValueError for what only a Trainer can have, before a search over a plain function."""
+        for name in ("logger", "callbacks"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` is for Trainers, and a function has none: leave it out, or use fit().")
 
     def __post_init__(self) -> None:
         validate_trainer(self.trainer)

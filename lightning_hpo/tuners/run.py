@@ -16,6 +16,7 @@ from lightning_hpo.interrupts import Interrupts, pausing_signals
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.records import Row, Work, best_row
 from lightning_hpo.reporting.console import Console
+from lightning_hpo.reporting.loggers import EndTrial
 from lightning_hpo.reporting.report import read_run, write_report
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.study.leases import Leases, study_lock
@@ -42,6 +43,7 @@ class Target:
         builder: of what a trial trains; None for a function.
         use_key: takes the run's key, which its checkpoints are signed with.
         deliver: makes what module or function receive of the parameters that a study stores.
+        end_trial: tells the logger of a trial that has ended, given folder, row and identity; None without a logger.
     """
 
     work: Work
@@ -50,6 +52,7 @@ class Target:
     builder: Builder | None = None
     use_key: Callable[[Key], None] | None = None
     deliver: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    end_trial: EndTrial | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""Tells the logger of each trial how the trial has ended, once."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from lightning_hpo.records import Row
+from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRead
+from lightning_hpo.study.trial_folders import identity_of
+from lightning_hpo.text import hide_passwords
+
+EndTrial: TypeAlias = Callable[[Path, Row, Mapping[str, Any]], None]
+"""Called with folder, row and identity of a trial that has ended."""
+_TOLD = "logger_ended"  # in the folder of a trial whose logger knows
+
+
+class EndedTrials:
+    """Ends the runs of loggers, in a thread of its own: some tools take seconds for it. An observer.
+
+    Args:
+        end: called once for each trial that has ended.
+        folder: of a trial by its number.
+        study_id: of the study.
+    """
+
+    def __init__(self, end: EndTrial, folder: Callable[[int], Path], study_id: str) -> None:
+        self._end = end
+        self._folder = folder
+        self._study_id = study_id
+        self._seen: set[int] = set()
+        self._thread = ThreadPoolExecutor(1, "lightning_hpo loggers")
+        self._waiting: list[Future[None]] = []
+
+    def on(self, event: Event) -> None:
+        """Look for trials that have ended; wait for all loggers at the end of the search."""
+        if isinstance(event, StudyRead | JobEnded | SearchEnded):
+            self._look(event.rows)
+        if isinstance(event, SearchEnded):
+            for future in self._waiting:
+                future.result()
+            self._waiting.clear()
+
+    def _look(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row.state != "running" and row.number not in self._seen:
+                self._seen.add(row.number)
+                if not (self._folder(row.number) / _TOLD).exists():
+                    self._waiting.append(self._thread.submit(self._tell, row))
+
+    def _tell(self, row: Row) -> None:
+        folder = self._folder(row.number)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._end(folder, row, identity_of(self._study_id, row.number, row.params))
+            (folder / _TOLD).touch()
+        except Exception as error:  # noqa: BLE001  # a logger costs no search; the next call tries again
+            text = hide_passwords(f"{type(error).__name__}: {error}")
+            logging.getLogger(__name__).warning("the logger of trial %d did not take its end: %s", row.number, text)

@@ -1,0 +1,178 @@
+"""A run from outside: as JSON, one trial of it, or again and again while a search is at work."""
+
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning_hpo.records import Row
+from lightning_hpo.reporting.console import Console, duration, wants_live
+from lightning_hpo.reporting.report import Run
+from lightning_hpo.reporting.view import View, read_plan, view_from_outside
+from lightning_hpo.study.progress import Progress, read_progress
+from lightning_hpo.text import hide_passwords, masked, one_line, say
+
+SCHEMA = 1
+"""Version of :func:`to_json`; it grows when a key goes or changes its meaning, and stays when a key is added."""
+_POLL = 1.0
+
+
+def view_of(run: Run) -> View:
+    """Return how a run stands."""
+    plan = read_plan(run.path)
+    return view_from_outside(
+        run.rows, plan, run.monitor, run.mode, path=run.path, at_work=run.owner is not None
+    )  # fmt: skip
+
+
+def running_lines(view: View) -> list[str]:
+    """A line for each trial at work, and how much of the plan is done."""
+    lines = []
+    for number in view.running:
+        job = view.progress.get(number)
+        if job is None:
+            lines.append(f"trial {number} runs")
+            continue
+        value = "" if job.value is None else f", {view.monitor} {job.value:.5g}"
+        rate = "" if job.rate is None else f", {job.rate:.3g} steps/s"
+        lines.append(f"trial {number} runs: step {job.step} of {job.target}{value}{rate}")
+    if view.running and view.plan.steps:
+        left = "" if view.left is None else f", about {duration(view.left)} left"
+        lines.append(f"{view.done:,} of {view.plan.steps:,} planned optimizer steps{left}")
+    return lines
+
+
+def show_trial(run: Run, number: int) -> None:
+    """Print all that is known of one trial.
+
+    Raises:
+        ValueError: if the run has no such trial.
+    """
+    if not 0 <= number < len(run.rows):
+        raise ValueError(f"{run.path} has no trial {number}; it has {len(run.rows)} trials, counted from 0.")
+    row, console = run.rows[number], Console(run.monitor, run.mode, verbose=True)
+    view = view_of(run)
+    console.line(f"trial {number} of {run.path}: {'running' if number in view.running else _state(row)}")
+    for name, value in row.params.items():
+        console.line(f"  {name:<24} {masked(name, value)}")
+    if row.parent is not None:
+        console.line(f"  began from trial {row.parent} at step {row.start}")
+    for step, value in sorted(row.values.items()):
+        console.line(f"  step {step:<10} {run.monitor} {value:.6g}")
+    job = read_progress(_folder(run, number))
+    if job is not None and number in view.running:
+        rate = "" if job.rate is None else f", {job.rate:.3g} steps/s"
+        console.line(f"  now at step {job.step} of {job.target}{rate}")
+    if row.ended:
+        console.line(f"  {row.ended}")
+    for line in run.failures.get(number, "").splitlines():
+        console.line(f"  {line}")
+    console.line(f"  folder: {_folder(run, number)}")
+
+
+def to_json(run: Run) -> str:
+    """Return a run as JSON for scripts; docs/watching.md describes the keys. Secrets are hidden."""
+    view = view_of(run)
+    best = view.best
+    content = {
+        "schema": SCHEMA,
+        "run": str(run.path),
+        "monitor": run.monitor,
+        "mode": run.mode,
+        "at_work": run.owner is not None,
+        "steps": {"done": view.done, "planned": view.plan.steps or None},
+        "seconds_left": view.left,
+        "trials": {"all": len(run.rows), **Counter(_state_of(view, row) for row in run.rows)},
+        "best": None if best is None else _trial(run, view, best),
+        "rows": [_trial(run, view, row) for row in run.rows],
+    }
+    return json.dumps(_plain(content), indent=1, allow_nan=False)
+
+
+def watch(read: Callable[[], Run]) -> Run:
+    """Show a run as long as a process works on it: as a live view on a terminal, else a line for each change.
+
+    Args:
+        read: reads the run; it is called at most once a second, and less often if it takes long.
+
+    Returns:
+        The run as it was read last.
+    """
+    run = read()
+    if run.owner is not None and wants_live(True, sys.stdout):
+        from lightning_hpo.reporting.live import LiveView  # noqa: PLC0415  # loads rich, which only a terminal needs
+
+        with LiveView(lambda: view_of(run)):
+            while run.owner is not None:
+                run = _read_again(read)
+        return run
+    last = ""
+    while run.owner is not None:
+        view = view_of(run)
+        line = f"{len(run.rows)} trials, {view.done:,} optimizer steps"
+        best = view.best
+        line += "" if best is None else f", best {run.monitor} {best.score:.5g} (trial {best.number})"
+        if line != last:
+            say(one_line(hide_passwords(line)))
+        last = line
+        run = _read_again(read)
+    return run
+
+
+def _read_again(read: Callable[[], Run]) -> Run:
+    """Wait, and read; reading takes at most a tenth of the time."""
+    before = time.monotonic()
+    run = read()
+    time.sleep(max(_POLL, 9 * (time.monotonic() - before)))
+    return run
+
+
+def _trial(run: Run, view: View, row: Row) -> dict[str, Any]:
+    failure = run.failures.get(row.number)
+    job = view.progress.get(row.number) if row.number in view.running else None
+    return {
+        "number": row.number,
+        "state": _state_of(view, row),
+        "params": {name: masked(name, value) for name, value in row.params.items()},
+        "step": view.step(row),
+        "target": None if job is None else job.target,
+        "score": row.score,
+        "values": {str(step): value for step, value in sorted(row.values.items())},
+        "parent": row.parent,
+        "start": row.start,
+        "ended": row.ended,
+        "feasible": row.feasible,
+        "failure": None if failure is None else hide_passwords(failure),
+        "progress": None if job is None else _progress(job),
+        "folder": str(_folder(run, row.number)),
+    }
+
+
+def _progress(job: Progress) -> dict[str, Any]:
+    return {"value": job.value, "steps_per_second": job.rate, "curve": [list(point) for point in job.curve]}
+
+
+def _state_of(view: View, row: Row) -> str:
+    return "running" if row.number in view.running else _state(row)
+
+
+def _state(row: Row) -> str:
+    return "paused" if row.state == "running" else row.state
+
+
+def _folder(run: Run, number: int) -> Any:
+    return run.path / "trials" / f"{number:04d}"
+
+
+def _plain(value: Any) -> Any:
+    """Values as JSON has them: no NaN, no infinity, nothing but text where a type is unknown."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
