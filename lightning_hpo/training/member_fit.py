@@ -69,8 +69,10 @@ class MemberFits:
             JobError: if the fit ended before the job.
         """
         own, saved = self._newest(task.folder / CHECKPOINT)
-        if saved is not None and _trial_of(saved) == task.job.trial and saved["global_step"] >= task.job.max_steps:
-            return outcome_in(saved)  # a kill fell between the end of the job and its record
+        if saved is not None and _trial_of(saved) == task.job.trial:
+            outcome = outcome_in(saved)
+            if outcome.step >= task.job.max_steps:
+                return outcome  # a kill fell between the end of the job and its record
         copied = self._copied(task, saved) if copied is None else copied
         params = task.params if saved is None else params_in(saved)
         objective = self._objective
@@ -93,6 +95,7 @@ class MemberFits:
                     SealedCheckpointIO(own, saved, objective.key),
                     saved=saved,
                     max_steps=objective.max_steps,
+                    unit=objective.unit,
                     check_val_every_n_epoch=None,
                     val_check_interval=NEVER,
                 )

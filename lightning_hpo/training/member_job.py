@@ -191,7 +191,7 @@ class MemberJob(pl.Callback):
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
         self._resumable.on_batch_end(trainer)
         before, self._step = self._step, trainer.global_step
-        if before < self._task.job.max_steps <= self._step:
+        if before < trainer.steps_of(self._task.job.max_steps) <= self._step:
             self._ends = True
             self._resumable.before_validation()
         validate = self._ends or _is_followed(trainer, self._validated, stepped=self._step > before)
@@ -202,7 +202,7 @@ class MemberJob(pl.Callback):
         self._metrics_before = set(trainer.callback_metrics)
         self._resumable.on_validation_start(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Continue with the random numbers of training, and note the score."""
         self._resumable.on_validation_end(trainer)
         if trainer.sanity_checking:
@@ -211,7 +211,8 @@ class MemberJob(pl.Callback):
         if self._ends:
             self._bound().read_back(self._params)
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._judged = Outcome(self._score(metrics), self._step, metrics)
+            step, more = trainer.place()
+            self._judged = Outcome(self._score(metrics), step, metrics, **more)
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
@@ -242,7 +243,14 @@ class MemberJob(pl.Callback):
         stopped, trainer.stop_wanted = trainer.stop_wanted, False
         if stopped:  # it trains on, as a copy or as what it was
             restart_early_stopping(trainer)
-        ended = {"score": judged.score, "step": judged.step, "metrics": dict(judged.metrics), "stopped": stopped}
+        ended = {
+            "score": judged.score,
+            "step": judged.step,
+            "metrics": dict(judged.metrics),
+            "stopped": stopped,
+            "global_step": judged.global_step,
+            "full_steps": judged.full_steps,
+        }
         self._save(
             trainer,
             {"resume": self._resumable.state(trainer, point), "ended": ended, "state": capture(trainer, module)},

@@ -29,7 +29,7 @@ class Leg(pl.Callback):
     validation that the module's own rhythm does not ask for leaves no trace in the checkpoint of a trial that goes on.
 
     Args:
-        target: optimizer step to stop at.
+        target: to stop at, in optimizer steps or in the unit of the budget.
         checkpoint: where to save.
         every: save each time so many optimizer steps are done, so that a kill costs no more than that.
         monitor: metric to note at each validation.
@@ -54,7 +54,9 @@ class Leg(pl.Callback):
         identity: Mapping[str, Any] | None = None,
         forked: bool = False,
     ) -> None:
-        self._target = target
+        self._count = target
+        self._target = target  # in optimizer steps, once training starts
+        self._place: tuple[int, dict[str, Any]] = (0, {})
         self._checkpoint = checkpoint
         self._every = every
         self._monitor = monitor
@@ -85,7 +87,13 @@ class Leg(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint."""
-        validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended}
+        validated = {
+            "step": self.validated_at,
+            "metrics": self.metrics,
+            "ended": self.ended,
+            "place": self._place[0],
+            **self._place[1],
+        }
         return {
             "settings": [] if self._settings is None else self._settings.values,
             "groups": self._groups,
@@ -121,7 +129,7 @@ class Leg(pl.Callback):
         # A timer that has run out stops the Trainer here; a loop that never begins could not validate.
         self._stops_at_start, trainer.should_stop = trainer.should_stop, False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Apply the trial's own settings over restored ones, read them back, and stop if nothing is left."""
         ours = callable(self._handler) or trainer.world_size > 1
         if ours and threading.current_thread() is threading.main_thread():
@@ -133,6 +141,7 @@ class Leg(pl.Callback):
         assert self._settings is not None
         self._settings.apply(trainer)
         self._step = trainer.global_step
+        self._target = trainer.steps_of(self._count)
         if self._reached:  # a validation is owed, see before_end
             stop(trainer)
         trainer.should_stop |= self._stops_at_start
@@ -258,9 +267,10 @@ class Leg(pl.Callback):
             self.paused = True
             leave_fit()
 
-    def _save(self, trainer: pl.Trainer, point: Point) -> None:
+    def _save(self, trainer: Any, point: Point) -> None:
         """Save a checkpoint; a trial can do without one, so a full disk is a warning: the one before stays."""
         self._saved_at, self._save_wanted = trainer.global_step, False
+        self._place = trainer.place(ended=self.ended != BUDGET)
         self._resume = self._resumable.state(trainer, point)
         self._groups = names_in_groups(trainer.optimizers, trainer.lightning_module)
         try:
@@ -281,17 +291,26 @@ def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Out
 
     Args:
         saved: content of the checkpoint.
-        target: optimizer step of the job.
+        target: of the job, in optimizer steps or in the unit of the budget.
         monitor: metric that is the score.
     """
     step = int(saved["global_step"])
     validated = saved["callbacks"].get(Leg.__qualname__, {}).get("validated", {})
     if validated.get("step") != step or monitor not in validated["metrics"]:
         return None
-    if step < target and validated["ended"] == BUDGET:
+    place = validated.get("place", step)
+    if place < target and validated["ended"] == BUDGET:
         return None
     score = validated["metrics"][monitor]
-    return Outcome(score, step, validated["metrics"], values={step: score}, ended=validated["ended"])
+    return Outcome(
+        score,
+        place,
+        validated["metrics"],
+        values={step: score},
+        ended=validated["ended"],
+        global_step=validated.get("global_step"),
+        full_steps=validated.get("full_steps"),
+    )
 
 
 def _never_steps(trainer: Any) -> bool:

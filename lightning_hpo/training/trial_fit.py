@@ -17,7 +17,13 @@ from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded
-from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, validate_arguments, validate_callbacks
+from lightning_hpo.training.trainer import (
+    FirstCallback,
+    TrialTrainer,
+    count_optimizers,
+    validate_arguments,
+    validate_callbacks,
+)
 
 METRICS = "metrics.csv"
 
@@ -97,6 +103,7 @@ def make_trainer(
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*listed(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    _convert_before_optimizers(components.module, trainer)
     _call_after(components.module, "on_train_start", job.after_start, 0)
     _call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
     _call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
@@ -116,6 +123,39 @@ def _call_after(module: Any, hook: str, then: Callable[..., None], count: int) -
         count: of the hook's arguments that it takes.
     """
     object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
+
+
+def _convert_before_optimizers(module: Any, trainer: TrialTrainer) -> None:
+    """Let a budget in epochs or samples become optimizer steps before the module makes its optimizers."""
+    if not trainer.unit.is_steps:
+        object.__setattr__(module, "configure_optimizers", _Configuring(module.configure_optimizers, trainer))
+
+
+class _Configuring:
+    """``configure_optimizers`` of a module, called when the Trainer knows its ``max_steps``.
+
+    Under manual optimization each optimizer counts. If there are several, which shows only afterwards, the module is
+    asked again with the right ``max_steps``.
+    """
+
+    def __init__(self, own: Callable[[], Any], trainer: TrialTrainer) -> None:
+        self.__wrapped__ = own  # Lightning looks there for whether it is overridden
+        self._trainer = trainer
+
+    def __call__(self) -> Any:
+        trainer = self._trainer
+        trainer.convert_budget()
+        made = self.__wrapped__()
+        count = 1 if trainer.lightning_module.automatic_optimization else count_optimizers(made)
+        if count != trainer.optimizer_count:
+            trainer.optimizer_count = count
+            trainer.convert_budget()
+            made = self.__wrapped__()
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Configuring":
+        """Return itself for a copy of the module: it holds the Trainer."""
+        return self
 
 
 class _FollowedHook:

@@ -23,6 +23,7 @@ from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
+from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, nested_config, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
@@ -80,6 +81,7 @@ class Parts:
         study: a study of the user's own, in place of the run's.
         pruner: Optuna's, which is asked at every validation of a trial.
         constraints: logged metrics that must be <= 0 in a feasible trial.
+        parts_of_unit: the scheduler counts so many parts of a unit, such as quarters of an epoch.
     """
 
     propose: MakeProposer = SamplerProposer
@@ -90,6 +92,7 @@ class Parts:
     study: optuna.Study | None = None
     pruner: BasePruner | None = None
     constraints: Sequence[str] = ()
+    parts_of_unit: int = 1
 
 
 class Tuner:
@@ -101,6 +104,10 @@ class Tuner:
     Args:
         space: dotted name -> distribution, as text or Optuna's (see :mod:`lightning_hpo.space`).
         scheduler: which trial gets how many steps.
+        unit: what the scheduler counts as steps: optimizer ``"steps"``, ``"epochs"`` or ``"samples"``. The other tuners
+            take one of ``max_steps``, ``max_epochs`` and ``max_samples`` instead. Epochs and samples are converted to
+            optimizer steps in each trial, when its loaders are known, so trials of different batch sizes are compared
+            after the same amount of data. See ``docs/budgets.md``.
         monitor: metric that the module logs in validation. Needed by :meth:`fit`.
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
@@ -118,8 +125,9 @@ class Tuner:
         devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by :meth:`fit`; under
             :meth:`optimize` each worker sees so many GPUs of its own.
         timeout: start no new job after so many seconds, or a text such as ``"8h"``, ``"30m"`` or ``"1h30m"``.
-        total_steps: start no new job once so many optimizer steps are recorded. Jobs at work then come to their end, so
-            more is spent: at most one job of each worker, fewer than ``workers * max_steps`` steps.
+        total: start no new job once so many optimizer steps, epochs or samples, as the budget is in, are recorded. Jobs
+            at work then come to their end, so more is spent: at most one job of each worker.
+        total_steps: the same, for a budget in optimizer steps.
         max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
             at least ten ended trials has failed. With ``shared``, each process counts its own row of failures.
         trial_timeout: fail a trial that makes no progress (no optimizer step, no validation batch) for so many seconds
@@ -150,17 +158,25 @@ class Tuner:
     """
 
     def __init__(
-        self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = Parts(), **options: Unpack[Options]
+        self,
+        space: Space | Define,
+        scheduler: Scheduler,
+        *,
+        unit: UnitName = "steps",
+        parts: Parts = Parts(),
+        **options: Unpack[Options],
     ) -> None:
         with explained(None):
             validate_names(type(self), options)
+            self.unit = Unit(unit, parts.parts_of_unit)
+            """What the scheduler counts."""
             chosen = options.get("sampler")
             sampler = RandomSampler() if chosen is None else chosen
             self._goal = group(Goal, {**options, "sampler": sampler, "constraints": parts.constraints})
             self._run = group(RunOptions, options)
             self._trials = group(TrialOptions, options)
             self._workers = group(WorkerOptions, options)
-            self._limits = group(Limits, options)
+            self._limits = group(Limits, {**options, "unit": self.unit})
             self._define = space if callable(space) else None
             self.space: dict[str, BaseDistribution] = (
                 {"defined_by": CategoricalDistribution((label(space),))} if callable(space) else parse_space(space)
@@ -221,9 +237,9 @@ class Tuner:
         return covers
 
     def planned_steps(self) -> int:
-        """Optimizer steps that are expected at most; 0 if that is not known."""
+        """Optimizer steps, as the scheduler counts them, that are expected at most; 0 if that is not known."""
         steps = 0 if self.plan_covers == "round" else sum(bracket.steps for bracket in self.plan())
-        total = self._limits.total_steps
+        total = self._limits.count
         return steps if total is None else min(steps or total, total)
 
     def fit(
@@ -282,6 +298,7 @@ class Tuner:
             checkpoint_every=self._trials.checkpoint_every,
             stop_on_nan=self._trials.stop_on_nan,
         )
+        objective.unit = self.unit
         objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
         return objective
 
@@ -289,11 +306,11 @@ class Tuner:
         """Search over any function, without Lightning.
 
         Args:
-            function: called with a job (``job.trial`` is the trial's number, ``job.max_steps`` the budget to reach)
-                and the trial's parameters; returns the score.
+            function: called with a job (``job.trial`` is the trial's number, ``job.max_steps`` the budget to reach, a
+                number in the unit of the budget) and the trial's parameters; returns the score.
         """
         with explained(None):
-            return self._search(Target(FunctionWork(function), [function]))
+            return self._search(Target(FunctionWork(function, self.unit.number), [function]))
 
     def _search(self, target: Target) -> Result:
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
@@ -303,7 +320,7 @@ class Tuner:
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
         opened: dict[str, Any] = {
-            "max_steps": self.scheduler.max_steps, "ranks": ranks, "given": self._parts.study,
+            "max_steps": self.scheduler.max_steps, "unit": self.unit, "ranks": ranks, "given": self._parts.study,
         }  # fmt: skip
         if ranks.rank > 0:
             if pruner is not None:
@@ -352,6 +369,7 @@ class Tuner:
             max_steps=self.scheduler.max_steps,
             keep_checkpoints=self._trials.keep_checkpoints,
             complete_only=getattr(self.scheduler, "replaces_broken", False),
+            unit=self.unit,
         )
         run.console.planned_steps = self.planned_steps()
         return [files, run.console, *self._parts.observers(run)]
@@ -393,6 +411,7 @@ class Tuner:
         if self._parts.pruner is not None:
             sampler["pruner"] = settings(self._parts.pruner)
         code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
+        unit = {} if self.unit.is_steps else {"unit": self.unit.settings()}
         return fingerprint(
             self.space,
             self.scheduler,
@@ -403,4 +422,5 @@ class Tuner:
             mode=list(goal.modes) if several else self.mode,
             seed=self.seed,
             sampler=sampler,
+            **unit,
         )
