@@ -26,9 +26,8 @@ from lightning_hpo.reporting.best import disagreement
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.study.journal import JOURNAL, read_journal
-from lightning_hpo.study.run_folder import FINGERPRINT
 from lightning_hpo.study.storage_errors import readable, sqlite_url
-from lightning_hpo.study.table import FAILURE, read_rows
+from lightning_hpo.study.table import FAILURE, FINGERPRINT, read_rows
 from lightning_hpo.study.trial_folders import STUDY_ID, identity_of
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line
 
