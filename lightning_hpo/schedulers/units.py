@@ -198,6 +198,10 @@ class Pace:
             return (epoch + batches / self.batches) * self._amount
         return epoch * self.samples + min(batches * self.batch, Fraction(self.samples))
 
+    def end_of(self, epoch: int) -> int:
+        """Return the last optimizer step of an epoch, counted from 0."""
+        return self.steps((epoch + 1) * self._amount)
+
     def reached(self, step: int) -> int:
         """Return the last whole count at or before an optimizer step."""
         return math.floor(self.position(step))

@@ -282,7 +282,7 @@ def _from_trial(trial: optuna.trial.FrozenTrial) -> Segment:
 
 
 def _in_optimizer_steps(segments: Sequence[Segment], rows: Sequence[Row]) -> list[Segment]:
-    """Return the segments with all places in optimizer steps, also of a study whose budgets are in epochs or samples."""
+    """Return the segments in optimizer steps, also those of a study whose budgets are in epochs or samples."""
     known = {(row.home, step): at for row in rows for step, at in row.global_steps.items()}
     if not known:
         return list(segments)

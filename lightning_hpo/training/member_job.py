@@ -221,9 +221,10 @@ class MemberJob(pl.Callback):
         if self._ends and (not epoch_ends or self._step >= trainer.max_steps):
             self._end(trainer, "validated")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Let Lightning end a restarted epoch as any."""
         self._resumable.on_train_epoch_end(trainer)
+        trainer.validate_pace()
 
     # Called before the hooks of the user's callbacks
 

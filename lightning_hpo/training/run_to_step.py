@@ -216,9 +216,10 @@ class Leg(pl.Callback):
         if is_point or self._is_final(trainer):
             self._save(trainer, "validated")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Stop a job that ends with an epoch."""
         self._resumable.on_train_epoch_end(trainer)
+        trainer.validate_pace()
         if self._epoch_began_at == trainer.global_step and _never_steps(trainer):
             raise MisconfigurationException(
                 f"an epoch ended without an optimizer step, so the trial would train for ever: the loader has fewer "

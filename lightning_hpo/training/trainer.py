@@ -117,6 +117,29 @@ class TrialTrainer(pl.Trainer):
         self.pace = pace_of(self, self.unit)
         self.fit_loop.epoch_loop.max_steps = min(self._limit, self.pace.steps(self.budget))
 
+    def validate_pace(self) -> None:
+        """Check at the end of an epoch that it has the batches and optimizer steps that the budget counts on.
+
+        Raises:
+            MisconfigurationException: if the length of an epoch has changed, or manual optimization takes other steps.
+        """
+        if self.pace is None:
+            return
+        if self.num_training_batches != self.pace.batches:
+            raise MisconfigurationException(
+                f"an epoch had {self.pace.batches} batches and has {self.num_training_batches} now, so a budget in "
+                f"{self.unit.label} has no fixed number of optimizer steps: give `max_steps`."
+            )
+        if self.lightning_module.automatic_optimization or not self.is_last_batch:
+            return
+        expected = self.pace.end_of(self.current_epoch)
+        if self.global_step != expected:
+            raise MisconfigurationException(
+                f"after epoch {self.current_epoch + 1} {self.global_step} optimizer steps are done, not {expected}: a "
+                f"budget in {self.unit.label} needs a module with manual optimization whose optimizers each step at "
+                "every batch. Give `max_steps`, in optimizer steps."
+            )
+
     def steps_of(self, count: int) -> int:
         """Return the optimizer step at which a part of the budget is reached."""
         return count if self.pace is None else self.pace.steps(count)

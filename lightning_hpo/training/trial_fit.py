@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
@@ -127,7 +128,7 @@ def _call_after(module: Any, hook: str, then: Callable[..., None], count: int) -
 
 def _convert_before_optimizers(module: Any, trainer: TrialTrainer) -> None:
     """Let a budget in epochs or samples become optimizer steps before the module makes its optimizers."""
-    if not trainer.unit.is_steps:
+    if not trainer.unit.is_steps and is_overridden("configure_optimizers", module):
         object.__setattr__(module, "configure_optimizers", _Configuring(module.configure_optimizers, trainer))
 
 
@@ -139,18 +140,19 @@ class _Configuring:
     """
 
     def __init__(self, own: Callable[[], Any], trainer: TrialTrainer) -> None:
-        self.__wrapped__ = own  # Lightning looks there for whether it is overridden
+        self._own = own
         self._trainer = trainer
+        self.__code__ = type(self).__call__.__code__  # Lightning looks there for whether it is overridden
 
     def __call__(self) -> Any:
         trainer = self._trainer
         trainer.convert_budget()
-        made = self.__wrapped__()
+        made = self._own()
         count = 1 if trainer.lightning_module.automatic_optimization else count_optimizers(made)
         if count != trainer.optimizer_count:
             trainer.optimizer_count = count
             trainer.convert_budget()
-            made = self.__wrapped__()
+            made = self._own()
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Configuring":

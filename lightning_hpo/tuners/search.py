@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +213,8 @@ class Search:
         """Write the values at the step where the Trainer stood; say why if they are no values."""
         for name in self.goal.constraints:
             self.table.constrain(number, name, outcome.metrics[name])
-        self.table.note_place(number, outcome)
+        reported = self.table.rows[number].step  # a pruned trial ends with the value that it has reported last
+        self.table.note_place(number, replace(outcome, step=reported) if outcome.pruned else outcome)
         whole = outcome.is_whole(self.scheduler.max_steps)
         if outcome.pruned and not whole:
             self.table.prune(number)
