@@ -100,7 +100,9 @@ class Outcome:
 
     def is_whole(self, budget: int) -> bool:
         """Whether the trial has had its full budget, and is complete."""
-        return self.step >= budget and (self.global_step is None or not self.finished_early)
+        if self.global_step is None or self.full_steps is None:
+            return self.step >= budget
+        return self.global_step >= self.full_steps
 
     def early_end(self, asked: int) -> str | None:
         """Why the trial is finished before its full budget; None if it may go on.

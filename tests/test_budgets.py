@@ -33,6 +33,7 @@ from lightning_hpo import (
 from lightning_hpo.errors import SearchFailedError, StudyMismatchError
 from lightning_hpo.lineage import lineage, replay
 from lightning_hpo.schedulers.units import Pace, Unit
+from tests.faults.scripts import Script
 from tests.small import Data, Net
 from tests.test_cli import QUIET, Batches, Plain
 from tests.test_kill import in_a_child
@@ -298,6 +299,28 @@ class TestSamples:
         )
         # 17 steps of 400 samples, twice, and 200 more
         assert yaml.safe_load((tmp_path / "f" / "best.yaml").read_text())["trainer"] == {"max_steps": 2 * 17 + 9}
+
+
+RANKS = """
+import sys
+import torch
+torch.set_num_threads(1)
+from lightning_hpo import RandomTuner
+from tests.small import Data, Net
+
+if __name__ == "__main__":
+    trainer = {"strategy": "ddp", "accelerator": "cpu", "devices": 2}
+    tuner = RandomTuner({"lr": "loguniform(1e-3, 1)"}, max_samples=432, n_trials=1, monitor="val_loss",
+                        root=sys.argv[1], name="f", trainer=trainer)
+    print("steps", tuner.fit(Net, datamodule=Data).trials()[0].global_steps)
+"""
+
+
+def test_the_samples_of_all_ranks_count(tmp_path):
+    (tmp_path / "script.py").write_text(RANKS)
+    code, out, err = Script(tmp_path, tmp_path / "script.py", tmp_path).end()
+    assert code == 0, err
+    assert "steps {432: 14}" in out  # 13 steps of 2 x 16 in an epoch of 400, and 1 more
 
 
 class Asked(BasePruner):
