@@ -477,8 +477,14 @@ class TwoLoaders(Data):
 @pytest.mark.parametrize(
     ("kind", "options", "error", "words"),
     [
-        (HyperbandTuner, {}, TypeError, "exactly one of `max_steps`, `max_epochs`, `max_samples`; got none"),
-        (HyperbandTuner, {"max_steps": 9, "max_epochs": 9}, TypeError, "got `max_steps` and `max_epochs`"),
+        (
+            HyperbandTuner, {}, TypeError,
+            "is missing: give one of `max_steps`, `max_epochs`, `max_samples`, e.g. max_epochs=9",
+        ),
+        (
+            HyperbandTuner, {"max_steps": 9, "max_epochs": 9}, TypeError,
+            "one of `max_steps`, `max_epochs`, `max_samples`; got max_steps=9 and max_epochs=9",
+        ),
         (
             HyperbandTuner, {"max_epochs": 9, "min_steps": 1}, TypeError,
             "`min_steps` is in optimizer steps, .* give `min_epochs`",

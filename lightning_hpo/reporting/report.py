@@ -23,8 +23,9 @@ from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import StorageError
 from lightning_hpo.records import Mode, Row, best_row, reach, spent
 from lightning_hpo.reporting.best import disagreement
-from lightning_hpo.reporting.console import Console
+from lightning_hpo.reporting.console import ABSENT, Console
 from lightning_hpo.schedulers.units import STEPS, Unit
+from lightning_hpo.space import SearchSpace, parse_space
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.storage_errors import readable, sqlite_url
 from lightning_hpo.study.table import FAILURE, FINGERPRINT, read_rows
@@ -64,6 +65,7 @@ class Run:
     distributions: Mapping[str, BaseDistribution]
     owner: int | None
     study_id: str = ""
+    space: SearchSpace | None = None
     unit: Unit = STEPS
 
     def amount(self, count: int) -> str:
@@ -101,7 +103,7 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
     noted = attributes.get(FINGERPRINT, {})
     monitor = noted.get("monitor") or "score"
     max_steps = noted.get("scheduler", {}).get("max_steps", 1)
-    distributions = {name: one for trial in trials for name, one in trial.distributions.items()}
+    distributions = _joined(named for trial in trials for named in trial.distributions.items())
     return Run(
         path,
         read_rows(study, at=max_steps),
@@ -111,8 +113,30 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
         distributions,
         _owner(path),
         attributes.get(STUDY_ID, ""),
+        _space(noted.get("space")),
         Unit.from_settings(noted.get("unit")),
     )
+
+
+def _space(texts: Any) -> SearchSpace | None:
+    """Space of a study as its fingerprint has it; None for a function of a trial, or where it cannot be read."""
+    try:
+        return parse_space(texts)
+    except (TypeError, ValueError):
+        return None
+
+
+def _joined(distributions: Iterable[tuple[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
+    """The last distribution of each name; of a choice that has changed, the choices of all trials."""
+    joined: dict[str, BaseDistribution] = {}
+    for name, new in distributions:
+        old = joined.get(name)
+        if isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution) and old != new:
+            more = [choice for choice in new.choices if choice not in old.choices]
+            joined[name] = CategoricalDistribution([*old.choices, *more])
+        else:
+            joined[name] = new
+    return joined
 
 
 def read_best(run: Run) -> str:
@@ -151,7 +175,7 @@ def show(run: Run) -> None:
     best = best_row(run.rows, run.mode)
     if best is not None and run.owner is None:
         identity = identity_of(run.study_id, best.number, best.params) if run.study_id else {}
-        what = disagreement(best, identity, run.path / "best.ckpt", run.path / "best.yaml")
+        what = disagreement(best, identity, run.path / "best.ckpt", run.path / "best.yaml", run.space)
         if what is not None:
             raise StorageError(f"{run.path}: {what}, so it is not the study's best: run the search again to mend it")
 
@@ -265,7 +289,7 @@ def _table(run: Run) -> str:
     for row in run.rows:
         score = row.values[row.step] if row.values else None
         cells = [row.number, row.state, row.ended, row.parent, run.unit.number(row.step), score]
-        cells += [masked(name, row.params.get(name)) for name in names]
+        cells += [masked(name, row.params.get(name, ABSENT)) for name in names]
         body.append(f"<tr>{''.join(f'<td>{escape(_cell(cell))}</td>' for cell in cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(body)}</table>"
 

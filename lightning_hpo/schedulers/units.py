@@ -97,18 +97,7 @@ def read_budget(
         >>> read_budget({"epochs": 2}, {"epochs": 0.25})
         Budget(unit=Unit(name='epochs', parts=4), full=8, least=1, interval=None)
     """
-    given = [name for name in UNITS if most.get(name) is not None]
-    if len(given) != 1:
-        got = " and ".join(f"`max_{name}`" for name in given) or "none"
-        raise TypeError(
-            f"the budget of a trial must be exactly one of `max_steps`, `max_epochs`, `max_samples`; got {got}."
-        )
-    name = given[0]
-    for other, value in (least or {}).items():
-        if value is not None and other != name:
-            raise TypeError(
-                f"`min_{other}` is in {Unit(other).label}, but the budget is in {Unit(name).label}: give `min_{name}`."
-            )
+    name = _unit_of(most, least or {})
     numbers = {f"max_{name}": most[name], f"min_{name}": (least or {}).get(name), "interval": interval}
     if name == "steps":  # the scheduler checks them
         if interval is not None and interval == int(interval):  # a command line makes floats
@@ -128,6 +117,25 @@ def read_budget(
         if count is not None and count > full:
             raise ValueError(f"`{argument}` must be at most `max_{name}`, got {numbers[argument]} > {most[name]}.")
     return Budget(unit, full, smallest, between)
+
+
+def _unit_of(most: Mapping[UnitName, Any], least: Mapping[UnitName, Any]) -> UnitName:
+    """Return the unit of the one full budget that is given."""
+    given = [name for name in UNITS if most.get(name) is not None]
+    if not given:
+        raise TypeError(
+            "the budget of a trial is missing: give one of `max_steps`, `max_epochs`, `max_samples`, e.g. max_epochs=9."
+        )
+    if len(given) > 1:
+        got = " and ".join(f"max_{name}={most[name]!r}" for name in given)
+        raise TypeError(f"the budget of a trial must be one of `max_steps`, `max_epochs`, `max_samples`; got {got}.")
+    name = given[0]
+    for other, value in least.items():
+        if value is not None and other != name:
+            raise TypeError(
+                f"`min_{other}` is in {Unit(other).label}, but the budget is in {Unit(name).label}: give `min_{name}`."
+            )
+    return name
 
 
 def count_of(unit: Unit, value: float) -> int:

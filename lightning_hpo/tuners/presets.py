@@ -15,8 +15,9 @@ from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, MedianSto
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.units import Budget, read_budget
 from lightning_hpo.space import Space
-from lightning_hpo.tuners.base import Parts, Tuner
+from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.options import Limits, Options, group, validate_names
+from lightning_hpo.tuners.parts import Parts
 from lightning_hpo.tuners.proposers import SamplerProposer
 from lightning_hpo.tuners.run import Run
 
