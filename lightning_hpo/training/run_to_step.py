@@ -64,9 +64,8 @@ class RunToStep(pl.Callback):
         identity: Mapping[str, Any] | None = None,
         forked: bool = False,
     ) -> None:
-        self._count = target
         self._target = target  # in optimizer steps, once training starts
-        self._place: tuple[int, dict[str, Any]] = (0, {})
+        self._place: dict[str, int] = {}
         self._checkpoint = checkpoint
         self._every = every
         self._monitor = monitor
@@ -81,29 +80,21 @@ class RunToStep(pl.Callback):
         self._step = 0
         self._resume: dict[str, Any] = {}
         self._groups: list[list[list[str]]] = []  # names of the parameters in each group of each optimizer
-        self._saved_at = -1
+        self._saved_at = self._epoch_began_at = -1
         self._save_wanted = False
         self._pause_wanted = False
         self._epoch_ends = False
-        self._epoch_began_at = -1
         self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
         self.first: FirstCallback = BeforeOthers(self)
-        self.paused = False
-        self.ended = BUDGET
+        self.paused, self.ended = False, BUDGET
         self.validated_at: int | None = None
         self.metrics: dict[str, float] = {}
         self.values: dict[int, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint."""
-        validated = {
-            "step": self.validated_at,
-            "metrics": self.metrics,
-            "ended": self.ended,
-            "place": self._place[0],
-            **self._place[1],
-        }
+        validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended, "place": self._place}
         return {
             "settings": [] if self._settings is None else self._settings.values,
             "groups": self._groups,
@@ -151,7 +142,7 @@ class RunToStep(pl.Callback):
         assert self._settings is not None
         self._settings.apply(trainer)
         self._step = trainer.global_step
-        self._target = trainer.steps_of(self._count)
+        self._target = trainer.steps_of(self._target)
         if self._reached:  # a validation is owed, see before_end
             stop(trainer)
         trainer.should_stop |= self._stops_at_start
@@ -230,12 +221,8 @@ class RunToStep(pl.Callback):
         """Stop a job that ends with an epoch."""
         self._resumable.on_train_epoch_end(trainer)
         trainer.validate_pace()
-        if self._epoch_began_at == trainer.global_step and _never_steps(trainer):
-            raise MisconfigurationException(
-                f"an epoch ended without an optimizer step, so the trial would train for ever: the loader has fewer "
-                f"batches than `limit_train_batches` or `overfit_batches` says, and fewer than "
-                f"`accumulate_grad_batches` ({trainer.accumulate_grad_batches})."
-            )
+        if self._epoch_began_at == trainer.global_step:
+            _validate_steps(trainer)
         if self._reached:
             stop(trainer)
 
@@ -309,25 +296,22 @@ def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Out
     validated = saved["callbacks"].get(RunToStep.__qualname__, {}).get("validated", {})
     if validated.get("step") != step or monitor not in validated["metrics"]:
         return None
-    place = validated.get("place", step)
-    if place < target and validated["ended"] == BUDGET:
+    place = validated.get("place") or {"step": step}
+    if place["step"] < target and validated["ended"] == BUDGET:
         return None
     score = validated["metrics"][monitor]
-    return Outcome(
-        score,
-        place,
-        validated["metrics"],
-        values={step: score},
-        ended=validated["ended"],
-        global_step=validated.get("global_step"),
-        full_steps=validated.get("full_steps"),
-    )
+    return Outcome(score, metrics=validated["metrics"], values={step: score}, ended=validated["ended"], **place)
 
 
-def _never_steps(trainer: Any) -> bool:
-    """Whether an epoch without an optimizer step is followed by epochs that are the same."""
+def _validate_steps(trainer: Any) -> None:
+    """Raise MisconfigurationException if an epoch without an optimizer step is followed by epochs that are the same."""
     scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
-    return trainer.lightning_module.automatic_optimization and not scheduled and not trainer.should_stop
+    if trainer.lightning_module.automatic_optimization and not scheduled and not trainer.should_stop:
+        raise MisconfigurationException(
+            f"an epoch ended without an optimizer step, so the trial would train for ever: the loader has fewer "
+            f"batches than `limit_train_batches` or `overfit_batches` says, and fewer than "
+            f"`accumulate_grad_batches` ({trainer.accumulate_grad_batches})."
+        )
 
 
 def _dev_run_is_over(trainer: Any) -> bool:

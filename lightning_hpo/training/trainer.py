@@ -146,18 +146,18 @@ class TrialTrainer(pl.Trainer):
         """Return the optimizer step at which a part of the budget is reached."""
         return count if self.pace is None else self.pace.steps(count)
 
-    def place(self, *, ended: bool = False) -> tuple[int, dict[str, Any]]:
-        """Return how much of the budget the trial has had, and the same in optimizer steps for an outcome.
+    def place(self, *, ended: bool = False) -> dict[str, int]:
+        """Return how much of the budget the trial has had, as arguments of an outcome.
 
         Args:
             ended: whether the trial goes no further. What it has begun to spend then counts as spent, so that its last
                 score does not take the place of an earlier one.
         """
         if self.pace is None:
-            return self.global_step, {}
+            return {"step": self.global_step}
         position = self.pace.position(self.global_step)
         count = math.ceil(position) if ended else math.floor(position)
-        return count, {"global_step": self.global_step, "full_steps": self.pace.steps(self.budget)}
+        return {"step": count, "global_step": self.global_step, "full_steps": self.pace.steps(self.budget)}
 
     @property
     def max_epochs(self) -> int | None:

@@ -71,10 +71,7 @@ class Tuner:
     Args:
         space: dotted name -> distribution, as text or Optuna's (see :mod:`lightning_hpo.space`).
         scheduler: which trial gets how many steps.
-        unit: what the scheduler counts as steps: optimizer ``"steps"``, ``"epochs"`` or ``"samples"``. The other tuners
-            take one of ``max_steps``, ``max_epochs`` and ``max_samples`` instead. Epochs and samples are converted to
-            optimizer steps in each trial, when its loaders are known, so trials of different batch sizes are compared
-            after the same amount of data. See ``docs/budgets.md``.
+        unit: what the scheduler counts: optimizer ``"steps"``, ``"epochs"`` or ``"samples"`` (see ``docs/budgets.md``).
         parts: what the tuner is composed of beside the scheduler.
         **options: keywords that all tuners share; see :class:`~lightning_hpo.tuners.options.Options`.
 
@@ -253,9 +250,8 @@ class Tuner:
             if self._parts.no_function:
                 raise TypeError(self._parts.no_function)
             validate_function(function)
-            deliver = self.space.deliver
-            work = FunctionWork(function, deliver, self.unit.number)
-            with self._search(Target(work, [function], deliver=deliver)) as prepared:
+            work = FunctionWork(function, self.space.deliver, self.unit.number)
+            with self._search(Target(work, [function], deliver=self.space.deliver)) as prepared:
                 prepared.run()
             return prepared.answer()
 
@@ -268,9 +264,8 @@ class Tuner:
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
-        opened: dict[str, Any] = {
-            "max_steps": self.scheduler.max_steps, "unit": self.unit, "ranks": ranks, "given": self._parts.study,
-        }  # fmt: skip
+        opened: Any = {"max_steps": self.scheduler.max_steps, "unit": self.unit}
+        opened |= {"ranks": ranks, "given": self._parts.study}
         if ranks.rank > 0:
             if pruner is not None:
                 from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
@@ -281,7 +276,7 @@ class Tuner:
         with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
-            observers = [self._best_files(run), run.console, *self._parts.observers(run)]
+            observers = [_best_files(self, run), run.console, *self._parts.observers(run)]
             run.console.planned_steps = self.planned_steps()
             self.say_plan(run.console, f"{type(self).__name__} in {folder.path}", run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
@@ -314,23 +309,25 @@ class Tuner:
                     observer.on(SearchEnded(run.table.rows))
             prepared.result = run.result()
 
-    def _best_files(self, run: Run) -> Observer:
-        builder = run.target.builder
-        return BestFiles(
-            run.folder,
-            study_id(run.study),
-            self.space.config if builder is None else builder.config,
-            mode=self.mode,
-            max_steps=self.scheduler.max_steps,
-            keep_checkpoints=self._trials.keep_checkpoints,
-            complete_only=getattr(self.scheduler, "replaces_broken", False),
-            unit=self.unit,
-        )
-
     def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
         """Print what is about to happen."""
         space = {} if self._define else self.space
         console.plan(title, space, self.plan(), rows, covers=self.plan_covers, stops=self._limits.texts())
+
+
+def _best_files(tuner: Tuner, run: Run) -> Observer:
+    """Return the observer that keeps the files of the best trial."""
+    builder = run.target.builder
+    return BestFiles(
+        run.folder,
+        study_id(run.study),
+        tuner.space.config if builder is None else builder.config,
+        mode=tuner.mode,
+        max_steps=tuner.scheduler.max_steps,
+        keep_checkpoints=tuner._trials.keep_checkpoints,  # noqa: SLF001  # of this module
+        complete_only=getattr(tuner.scheduler, "replaces_broken", False),
+        unit=tuner.unit,
+    )
 
 
 def _rungs(brackets: Sequence[Bracket]) -> list[int]:
