@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -22,10 +22,11 @@ PAUSED = "paused"
 
 @dataclass(frozen=True)
 class Job:
-    """Take one trial to a number of optimizer steps.
+    """Take one trial to a budget.
 
     Args:
-        max_steps: train until the trial has seen this many optimizer steps, and validate there.
+        max_steps: train until the trial has seen this many optimizer steps, and validate there. In a search whose
+            budgets are in epochs or samples, it counts these.
         trial: number of the trial to continue; None starts a new one.
         parent: for a new trial, the trial whose weights it starts from; None starts from scratch.
         params: for a new trial, its parameters; None asks the sampler.
@@ -68,7 +69,8 @@ class Outcome:
 
     Args:
         score: the monitored metric at ``step``; None if the job was paused before its end.
-        step: optimizer step at which the Trainer stood (``trainer.global_step``); of a function, the job's budget.
+        step: optimizer step at which the Trainer stood (``trainer.global_step``); of a function, the job's budget. In a
+            search whose budgets are in epochs or samples, how many of these the trial has had.
         metrics: all that was logged at the last validation, training metrics included where training went on to it.
         pruned: whether a pruner has stopped the trial there.
         values: optimizer step -> monitored metric, for each validation of this job.
@@ -76,6 +78,8 @@ class Outcome:
             as ``"EarlyStopping at step 48"`` or ``"max_epochs=3 reached at step 48"``.
         stopped: whether a callback asked to stop a member of a population, which then trains on.
         remark: for people to read, e.g. an error that came after the end and costs no score.
+        global_step: optimizer step at which the Trainer stood, where ``step`` counts epochs or samples; else None.
+        full_steps: optimizer steps of the trial's full budget, where that is in epochs or samples; else None.
     """
 
     score: float | None
@@ -86,11 +90,19 @@ class Outcome:
     ended: str = BUDGET
     stopped: bool = False
     remark: str = ""
+    global_step: int | None = None
+    full_steps: int | None = None
 
     @property
     def finished_early(self) -> bool:
         """Whether the trial has ended by itself below the job's budget, and so needs no further job."""
         return self.ended not in (BUDGET, PAUSED)
+
+    def is_whole(self, budget: int) -> bool:
+        """Whether the trial has had its full budget, and is complete."""
+        if self.global_step is None or self.full_steps is None:
+            return self.step >= budget
+        return self.global_step >= self.full_steps
 
     def early_end(self, asked: int) -> str | None:
         """Why the trial is finished before its full budget; None if it may go on.
@@ -118,18 +130,21 @@ class FunctionWork:
     Args:
         function: of a job and its trial's parameters.
         deliver: makes what the function receives of the parameters that a study stores.
+        amount: what the function is told as ``job.max_steps``, from what the scheduler counts.
     """
 
     def __init__(
         self,
         function: Callable[[Job, Mapping[str, Any]], float],
         deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+        amount: Callable[[int], Any] = int,
     ) -> None:
-        self._function, self._deliver = function, deliver
+        self._function, self._deliver, self._amount = function, deliver, amount
 
     def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
         """Call the function."""
-        score = self._function(task.job, self._deliver(task.params))
+        job = replace(task.job, max_steps=self._amount(task.job.max_steps))
+        score = self._function(job, self._deliver(task.params))
         if score is None:  # in an Outcome that means paused
             raise JobError("the function returned None; it must return a number")
         return Outcome(score, task.job.max_steps)
@@ -138,6 +153,8 @@ class FunctionWork:
 @dataclass(frozen=True, slots=True)
 class Row:
     """One trial, as a scheduler sees it.
+
+    In a search whose budgets are in epochs or samples, its steps are counts of these.
 
     Args:
         number: of the trial in its study, counted from 0.
@@ -153,6 +170,8 @@ class Row:
         member: number of the first trial of the member of a population that it belongs to; None if it is the first.
         forked_at: step of its parent at which its weights were taken; None if it has no parent.
         stopped: steps at which a callback asked to stop it, although it is to train on.
+        global_steps: step -> optimizer step at which the Trainer stood; empty where both are the same.
+        full_steps: optimizer steps of its full budget, where that is in epochs or samples.
         step: of its last value, or where its training began.
         score: value that the trial competes with: its last one, if that is a finite number.
     """
@@ -170,6 +189,8 @@ class Row:
     member: int | None = None
     forked_at: int | None = None
     stopped: tuple[int, ...] = ()
+    global_steps: Mapping[int, int] = field(default_factory=dict)
+    full_steps: int | None = None
     step: int = field(init=False, repr=False, compare=False)
     score: float | None = field(init=False, repr=False, compare=False)
 
@@ -179,6 +200,11 @@ class Row:
         # Computed once, as a search reads them of all its trials after each job.
         object.__setattr__(self, "step", step)
         object.__setattr__(self, "score", value if math.isfinite(value) else None)
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer step of its last value."""
+        return self.global_steps.get(self.step, self.step)
 
     @property
     def home(self) -> int:

@@ -1,5 +1,6 @@
 """What a search would cost, from its plan and a few timed steps."""
 
+import copy
 import tempfile
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from lightning_hpo.records import CHECKPOINT, Job, Mode, Outcome, Row, Task
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.schedulers.base import Bracket
+from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.objective import Objective
 from lightning_hpo.training.ranks import ranks_of
@@ -22,6 +24,10 @@ class Priced(Protocol):
     @property
     def mode(self) -> Mode:
         """Whether lower or higher scores are better."""
+
+    @property
+    def unit(self) -> Unit:
+        """What its scheduler counts."""
 
     def objective(self, model: Any) -> Objective:
         """Return what runs for each job."""
@@ -46,19 +52,22 @@ def say_price(tuner: Priced, builder: Builder) -> None:
         ValueError: for every mistake that a search would find before its first training step.
     """
     objective = tuner.objective(builder)
-    console = Console(objective.monitor, tuner.mode, verbose=True)
+    console = Console(objective.monitor, tuner.mode, verbose=True, unit=tuner.unit)
     tuner.say_plan(console, f"plan of {type(tuner).__name__}; nothing is written", ())
     if (size := ranks_of(builder.distributed_arguments).size) > 1:
         console.line(f"  not timed, as each trial trains in {size} processes")
         return
     objective.check()
     params = objective.middle()
+    per_count = 1.0 if objective.checked_steps is None else objective.checked_steps / objective.max_steps
+    in_steps = copy.copy(objective)
+    in_steps.unit, in_steps.max_steps = STEPS, objective.checked_steps or objective.max_steps
     with tempfile.TemporaryDirectory() as folder:
 
         def timed(name: str, steps: int) -> tuple[float, Outcome]:
             start = time.perf_counter()
-            task = Task(Job(min(steps, objective.max_steps), trial=0), params, Path(folder) / name)
-            outcome = objective.run(task)
+            task = Task(Job(min(steps, in_steps.max_steps), trial=0), params, Path(folder) / name)
+            outcome = in_steps.run(task)
             return time.perf_counter() - start, outcome
 
         timed("warm-up", 1)
@@ -66,8 +75,9 @@ def say_price(tuner: Priced, builder: Builder) -> None:
         size = (Path(folder) / "long" / CHECKPOINT).stat().st_size
     step = max(long - short, 0.0) / max(last.step - first.step, 1)
     plan = tuner.plan()
-    jobs, steps = (sum(getattr(bracket, what) for bracket in plan) for what in ("jobs", "steps"))
-    share = tuner.planned_steps() / max(steps, 1)  # a limit can end the search before its plan does
+    jobs, counts = (sum(getattr(bracket, what) for bracket in plan) for what in ("jobs", "steps"))
+    steps = per_count * counts
+    share = tuner.planned_steps() / max(counts, 1)  # a limit can end the search before its plan does
     job = max(short - step, 0.0)
     console.line(
         f"  a step takes {1e3 * step:.1f} ms, a job {1e3 * job:.0f} ms besides, a checkpoint {size / 1e6:.1f} MB"

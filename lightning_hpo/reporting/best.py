@@ -15,6 +15,7 @@ from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference
 from lightning_hpo.records import CHECKPOINT, Mode, Row, best_row, reach
 from lightning_hpo.reporting.events import Event, JobEnded, StudyRead
+from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace, split_name
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import identity_of
@@ -31,6 +32,7 @@ class BestFiles:
         max_steps: full budget of a trial.
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
         complete_only: only a trial with the full budget is an answer, as in a population.
+        unit: of the budget.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class BestFiles:
         max_steps: int,
         keep_checkpoints: bool,
         complete_only: bool = False,
+        unit: Unit = STEPS,
     ) -> None:
         self._folder = folder
+        self._unit = unit
         self._complete_only = complete_only
         self._study_id = study_id
         self._config = config
@@ -61,16 +65,16 @@ class BestFiles:
         best = best_row(event.rows, self._mode)
         before = self._written
         is_answer = best is not None and not (self._complete_only and best.state != "complete")
-        if best is not None and is_answer and (best.number, reach(best), best.step) != before:
+        if best is not None and is_answer and (best.number, reach(best), best.global_step) != before:
             write_answer(
                 best,
                 identity_of(self._study_id, best.number, best.params),
                 self._checkpoint(best.home),
-                self._config(best.params, self._max_steps),
+                self._config_of(best),
                 best_checkpoint=self._folder.best_checkpoint,
                 best_params=self._folder.best_params,
             )
-            self._written = best.number, reach(best), best.step
+            self._written = best.number, reach(best), best.global_step
         if not self._keep_checkpoints:
             ended = {row.number for row in event.rows if row.state != "running"}
             former = set() if before is None else {before[0]} & ended
@@ -80,6 +84,18 @@ class BestFiles:
                 for home in {event.rows[number].home for number in looked_at} - used:
                     self._drop(home)
             self._ended = ended
+
+    def _config_of(self, row: Row) -> Mapping[str, Any]:
+        """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""
+        if row.full_steps is None:  # of a function, which is given the number
+            number: Any = self._unit.number(self._max_steps)
+            return self._config(row.params, number)
+        config = self._config(row.params, row.full_steps)
+        epochs = self._unit.number(self._max_steps)
+        if self._unit.name == "epochs" and isinstance(epochs, int):
+            del config["trainer"]["max_steps"]
+            config["trainer"]["max_epochs"] = epochs
+        return config
 
     def _checkpoint(self, number: int) -> Path:
         return self._folder.trial(number) / CHECKPOINT
@@ -113,13 +129,13 @@ def write_answer(
         best_params: where ``best.yaml`` is.
     """
     found = [path for path in (checkpoint, best_checkpoint) if path.exists()]  # an old one may carry no identity
-    right = next((path for path in found if difference(path, identity, best.step) is None), None)
+    right = next((path for path in found if difference(path, identity, best.global_step) is None), None)
     if right is not None and right != best_checkpoint:
         keep_best(right, best_checkpoint)
     elif right is None and found:
         best_checkpoint.unlink(missing_ok=True)
         warnings.warn(
-            f"trial {best.number} is best at step {best.step}, but its checkpoint of that step is not there "
+            f"trial {best.number} is best at step {best.global_step}, but its checkpoint of that step is not there "
             f"({checkpoint}), so there is no {best_checkpoint.name}",
             stacklevel=2,
         )
@@ -161,7 +177,7 @@ def disagreement(
         best_params: where ``best.yaml`` is.
         space: of the study, if it is known.
     """
-    if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.step)) is not None:
+    if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.global_step)) is not None:
         return f"{best_checkpoint.name} {what}"
     config: Any = None
     with contextlib.suppress(OSError, yaml.YAMLError):  # the file is missing, or somebody else has written it

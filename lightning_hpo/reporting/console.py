@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from lightning_hpo.records import Mode, Row, best_row, ranked, spent
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
 from lightning_hpo.schedulers.base import Bracket, Coverage
+from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line, say
 
@@ -26,12 +27,14 @@ class Console:
         monitor: name of the score.
         mode: whether lower or higher scores are better.
         verbose: False prints nothing.
+        unit: of the budget.
     """
 
-    def __init__(self, monitor: str, mode: Mode, *, verbose: Verbose) -> None:
+    def __init__(self, monitor: str, mode: Mode, *, verbose: Verbose, unit: Unit = STEPS) -> None:
         self.monitor = monitor
         self._mode = mode
         self._verbose = verbose
+        self._unit = unit
         self.seconds_left: Callable[[], float | None] = lambda: None
         """Says how long the search will still take, if that is known."""
         self.quiet_jobs = False
@@ -89,10 +92,10 @@ class Console:
         for name, text in texts.items():
             self.line(f"  {name:<24} {_range(name, space[name], text)}")
         if brackets:
-            self.line("  bracket    rungs: trials @ optimizer steps")
+            self.line(f"  bracket    rungs: trials @ {self._unit.label}")
         once = _once(brackets)
         for index, bracket in enumerate(brackets[: min(once, 12)]):
-            rungs = "  ".join(f"{rung.trials} @ {rung.max_steps}" for rung in bracket.rungs)
+            rungs = "  ".join(f"{rung.trials} @ {self._unit.number(rung.max_steps)}" for rung in bracket.rungs)
             self.line(f"  {index + 1:<10} {rungs}")
         if once > 12:
             self.line(f"  ... and {once - 12} more brackets")
@@ -104,18 +107,17 @@ class Console:
             )
             least = "" if covers == "all" else "at least "
             scope = "each round" if covers == "round" else "in all"
-            self.line(f"  {scope}: {trials} trials, {least}{jobs} jobs, {steps:,} optimizer steps")
+            self.line(f"  {scope}: {trials} trials, {least}{jobs} jobs, {self.amount(steps)}")
             if covers == "round":
                 self.line("  rounds follow each other until the search is stopped")
         for stop in stops:
             self.line(f"  no new job {stop}")
         if rows:
             ended = sum(row.state != "running" for row in rows)
-            self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {spent(rows):,} steps are done")
+            self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {self._spent(rows)} are done")
 
     def job(self, row: Row, rows: Sequence[Row], reason: str = "") -> None:
         """Print a line for a job that gave a score or failed."""
-        done = spent(rows)
         seconds = self.seconds_left()
         left = "" if seconds is None else f", about {duration(seconds)} left"
         gave_none = row.state == "failed" or not row.values
@@ -125,19 +127,19 @@ class Console:
             outcome += f": {textwrap.shorten(reason.splitlines()[0], _REASON)}"
         best = best_row(rows, self._mode)
         so_far = "" if best is None else f"  best {best.score:.5g} (trial {best.number})"
-        at = f"@ {row.step}" if row.values else ""
-        self.line(f"trial {row.number:>4} {at:<8} {outcome:<22}{so_far}  [{done:,} steps{left}]")
+        at = f"@ {self._unit.number(row.step)}" if row.values else ""
+        self.line(f"trial {row.number:>4} {at:<8} {outcome:<22}{so_far}  [{self._spent(rows)}{left}]")
 
     def table(self, rows: Sequence[Row], count: int = 10) -> None:
         """Print the best trials, best first, and why a trial ended by itself or that it failed later."""
         shown = ranked(rows, self._mode)
         names = list(dict.fromkeys(name for row in shown[:count] for name in row.params))
         notes = [_note(row) for row in shown[:count]]
-        header = ["trial", "steps", self.monitor, *names, *(["ended"] if any(notes) else [])]
+        header = ["trial", self._unit.name, self.monitor, *names, *(["ended"] if any(notes) else [])]
         lines = [header]
         for row, note in zip(shown, notes, strict=False):
             values = [short(masked(name, row.params.get(name, ABSENT))) for name in names]
-            line = [str(row.number), str(row.step), f"{row.score:.5g}", *values, note]
+            line = [str(row.number), str(self._unit.number(row.step)), f"{row.score:.5g}", *values, note]
             lines.append(line[: len(header)])
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
         for line in lines:
@@ -147,6 +149,13 @@ class Console:
             self.line(
                 f"failed: {len(failed)} trials ({', '.join(map(str, failed[:10]))}{', ...' if failed[10:] else ''})"
             )
+
+    def amount(self, count: int) -> str:
+        """Return an amount of training in the unit of the budget."""
+        return f"{self._unit.number(count):,} {self._unit.label}"
+
+    def _spent(self, rows: Sequence[Row]) -> str:
+        return f"{self._unit.number(spent(rows)):,} {self._unit.name}"
 
     def line(self, text: str) -> None:
         """Print one line, without secrets; control characters are written out, so they cannot steer a terminal."""

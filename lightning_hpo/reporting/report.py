@@ -24,6 +24,7 @@ from lightning_hpo.errors import StorageError
 from lightning_hpo.records import Mode, Row, best_row, reach, spent
 from lightning_hpo.reporting.best import disagreement
 from lightning_hpo.reporting.console import ABSENT, Console
+from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace, parse_space
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.storage_errors import readable, sqlite_url
@@ -53,6 +54,7 @@ class Run:
         distributions: of every parameter, as the study has them.
         owner: process id at work on it, or None.
         study_id: of the study; empty if it was made by an older version.
+        unit: of the budget.
     """
 
     path: Path
@@ -64,6 +66,11 @@ class Run:
     owner: int | None
     study_id: str = ""
     space: SearchSpace | None = None
+    unit: Unit = STEPS
+
+    def amount(self, count: int) -> str:
+        """Return an amount of training in the unit of the budget."""
+        return f"{self.unit.number(count):,} {self.unit.label}"
 
 
 def read_run(path: str | Path, storage: str | None = None) -> Run:
@@ -107,6 +114,7 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
         _owner(path),
         attributes.get(STUDY_ID, ""),
         _space(noted.get("space")),
+        Unit.from_settings(noted.get("unit")),
     )
 
 
@@ -155,9 +163,9 @@ def show(run: Run) -> None:
         StorageError: if ``best.ckpt`` or ``best.yaml`` is of another trial or step than the study's best, and no
             process is at work that may be about to write it.
     """
-    console = Console(run.monitor, run.mode, verbose=True)
+    console = Console(run.monitor, run.mode, verbose=True, unit=run.unit)
     console.line(f"{run.path}  ({f'process {run.owner} is at work' if run.owner else 'nobody is at work'})")
-    console.line(f"{_counts(run)}; {spent(run.rows):,} optimizer steps")
+    console.line(f"{_counts(run)}; {run.amount(spent(run.rows))}")
     console.table(run.rows)
     for number, reason in run.failures.items():
         console.line(f"trial {number} failed: {(reason.splitlines() or ['no reason given'])[0]}")
@@ -182,10 +190,11 @@ def write_report(run: Run, path: str | Path | None = None) -> Path:
 def to_html(run: Run) -> str:
     """Render a run as one HTML page without scripts and without anything to load; all its text is escaped."""
     best = best_row(run.rows, run.mode)
-    parts = [f"<h1>{_safe(run.path.name)}</h1><p>{_safe(_counts(run))}; {spent(run.rows):,} optimizer steps</p>"]
+    parts = [f"<h1>{_safe(run.path.name)}</h1><p>{_safe(_counts(run))}; {run.amount(spent(run.rows))}</p>"]
     if best is not None:
         parts.append(
-            f"<p>Best: trial {best.number}, {_safe(run.monitor)} = {best.score:.6g} after {best.step} steps</p>"
+            f"<p>Best: trial {best.number}, {_safe(run.monitor)} = {best.score:.6g} after "
+            f"{run.unit.number(best.step)} {run.unit.name}</p>"
         )
         config = run.path / "best.yaml"
         if config.exists():
@@ -241,13 +250,15 @@ def _history(run: Run) -> str:
 
 
 def _curves(run: Run) -> str:
-    lines = [[(step, v) for step, v in sorted(row.values.items()) if math.isfinite(v)] for row in run.rows]
+    lines = [
+        [(run.unit.number(step), v) for step, v in sorted(row.values.items()) if math.isfinite(v)] for row in run.rows
+    ]
     ends = [
         (line[-1][0], line[-1][1], row.state, f"trial {row.number} @ {line[-1][0]}: {line[-1][1]:.6g}")
         for row, line in zip(run.rows, lines, strict=True)
         if line
     ]
-    return _plot(lines, ends, "optimizer step", run.monitor, size=(640, 260))
+    return _plot(lines, ends, run.unit.label.removesuffix("s"), run.monitor, size=(640, 260))
 
 
 def _parameter(run: Run, name: str) -> str:
@@ -272,12 +283,12 @@ def _parameter(run: Run, name: str) -> str:
 
 def _table(run: Run) -> str:
     names = list(run.distributions)
-    columns = ("trial", "state", "ended", "parent", "steps", run.monitor, *names)
+    columns = ("trial", "state", "ended", "parent", run.unit.name, run.monitor, *names)
     head = "".join(f"<th>{_safe(name)}</th>" for name in columns)
     body = []
     for row in run.rows:
         score = row.values[row.step] if row.values else None
-        cells = [row.number, row.state, row.ended, row.parent, row.step, score]
+        cells = [row.number, row.state, row.ended, row.parent, run.unit.number(row.step), score]
         cells += [masked(name, row.params.get(name, ABSENT)) for name in names]
         body.append(f"<tr>{''.join(f'<td>{escape(_cell(cell))}</td>' for cell in cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(body)}</table>"

@@ -8,7 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 
 from lightning_hpo.lr_schedules.replay import ReplayLR
-from lightning_hpo.records import Mode, best_row
+from lightning_hpo.records import Mode, Row, best_row
 from lightning_hpo.schedulers.explore import intervals
 from lightning_hpo.study.table import PARENT, SEGMENT, read_rows
 
@@ -98,8 +98,9 @@ def lineage(source: Any) -> list[Segment]:
     """
     source = getattr(source, "study", source)
     if isinstance(source, optuna.Study):
-        return [_from_trial(trial) for trial in source.get_trials(deepcopy=False)]
-    segments: list[Segment] = []
+        segments = [_from_trial(trial) for trial in source.get_trials(deepcopy=False)]
+        return _in_optimizer_steps(segments, read_rows(source))
+    segments = []
     records = sorted(Path(source).glob("member_*/record.json"))
     if not records:
         raise FileNotFoundError(f"{source} holds no population: there is no member_*/record.json in it.")
@@ -286,6 +287,24 @@ def _from_trial(trial: optuna.trial.FrozenTrial) -> Segment:
         parent=trial.user_attrs.get(PARENT),
         forked_at=notes.get("forked_at"),
     )
+
+
+def _in_optimizer_steps(segments: Sequence[Segment], rows: Sequence[Row]) -> list[Segment]:
+    """Return the segments in optimizer steps, also those of a study whose budgets are in epochs or samples."""
+    known = {(row.home, step): at for row in rows for step, at in row.global_steps.items()}
+    if not known:
+        return list(segments)
+    return [
+        replace(
+            segment,
+            start=known.get((segment.member, segment.start), segment.start),
+            values={known.get((segment.member, step), step): value for step, value in segment.values.items()},
+            forked_at=None
+            if segment.parent is None or segment.forked_at is None
+            else known.get((rows[segment.parent].home, segment.forked_at), segment.forked_at),
+        )
+        for segment in segments
+    ]
 
 
 def _mode_of(source: Any) -> Mode:

@@ -79,6 +79,9 @@ class Training(Protocol):
     def global_step(self) -> int:
         """Optimizer step where it stands."""
 
+    def place(self) -> Mapping[str, int]:
+        """Return how much of the budget it has had (``step``); with ``global_step`` if that is not in steps."""
+
 
 class Judged(Protocol):
     """A job that notes its validations."""
@@ -134,10 +137,10 @@ class ProgressFile:
             trainer, job = self._followed
             now = self._clock()
             if self._first is None and trainer.global_step > self._begin:
-                self._first = now, trainer.global_step
+                self._first = now, trainer.place()["step"]
             if now >= self._due:
                 self._due = now + INTERVAL
-                self._write(now, trainer.global_step, job.values)
+                self._write(now, trainer, job)
         return self._should_pause()
 
     def next_job(self, trial: int, target: int, score: tuple[int, float | None]) -> None:
@@ -158,9 +161,11 @@ class ProgressFile:
         """Write where the job has ended, and let go of it."""
         followed, self._followed = self._followed, None
         if followed is not None:
-            self._write(self._clock(), followed[0].global_step, followed[1].values)
+            self._write(self._clock(), *followed)
 
-    def _write(self, now: float, step: int, values: Mapping[int, float]) -> None:
+    def _write(self, now: float, trainer: Training, job: Judged) -> None:
+        place = trainer.place()
+        step, values = place["step"], {} if "global_step" in place else job.values  # these are at optimizer steps
         started, first = (now, step) if self._first is None else self._first
         points = [(at, value) for at, value in sorted(values.items()) if math.isfinite(value)]
         seen = {at for at, _ in points}

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from lightning_hpo.records import Row, State
+from lightning_hpo.records import Outcome, Row, State
 from lightning_hpo.study.leases import Leases
 
 # User attribute of a study: the settings that it was begun with.
@@ -24,6 +24,9 @@ FINGERPRINT = "lightning_hpo"
 PARENT = "parent"
 FAILURE = "failure"
 ENDED = "ended"  # why a trial finished by itself
+# In a study whose budgets are in epochs or samples: {"full": optimizer steps of the full budget, step of the study ->
+# optimizer step at which the Trainer stood}.
+OPTIMIZER_STEPS = "optimizer_steps"
 # System attribute of a trial whose values are scores of jobs, each with a checkpoint. A trial without it reports its
 # validations while it trains, and has a score when it has ended.
 BY_JOB = "lightning_hpo:by_job"
@@ -199,6 +202,20 @@ class TrialTable:
             self._leases.free(number)
         self._rows[number] = replace(row, values={**row.values, step: value})
 
+    def note_place(self, number: int, outcome: Outcome) -> None:
+        """Write down at which optimizer step a Trainer stood; before the value there, and not if steps are counted."""
+        if outcome.global_step is None:
+            return
+        row = self._rows[number]
+        row = replace(
+            row,
+            global_steps={**row.global_steps, outcome.step: outcome.global_step},
+            full_steps=outcome.full_steps,
+        )
+        noted = {"full": row.full_steps, **{str(step): at for step, at in row.global_steps.items()}}
+        self._storage.set_trial_user_attr(self._ids[number], OPTIMIZER_STEPS, noted)
+        self._rows[number] = row
+
     def note_stop(self, number: int, step: int) -> None:
         """Write down that a callback asked to stop a trial at ``step``, although it is to train on."""
         stopped = tuple(dict.fromkeys((*self._rows[number].stopped, step)))
@@ -291,8 +308,16 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
         feasible=all(value <= 0 for value in trial.constraints.values()),
         stopped=tuple(trial.system_attrs.get(STOPPED, ())),
+        **global_steps_of(trial),
         **_origin(trial.system_attrs),
     )
+
+
+def global_steps_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return where a trial's Trainer stood, as fields of its row."""
+    noted = dict(trial.user_attrs.get(OPTIMIZER_STEPS, {}))
+    full = noted.pop("full", None)
+    return {"full_steps": full, "global_steps": {int(step): at for step, at in noted.items()}}
 
 
 def _origin(notes: Mapping[str, Any]) -> dict[str, Any]:

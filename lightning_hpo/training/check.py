@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
+from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
@@ -85,8 +86,14 @@ class NoFiles(SealedCheckpointIO):
 
 
 def fit_one_batch(
-    components: TrialComponents, folder: Path, max_steps: int, key: Key, callbacks: Sequence[pl.Callback] = ()
-) -> dict[str, float]:
+    components: TrialComponents,
+    folder: Path,
+    max_steps: int,
+    key: Key,
+    callbacks: Sequence[pl.Callback] = (),
+    *,
+    unit: Unit = STEPS,
+) -> tuple[dict[str, float], int]:
     """Fit a batch and validate a batch, with everything that a job has; nothing is logged or left behind.
 
     Args:
@@ -95,9 +102,10 @@ def fit_one_batch(
         max_steps: the full budget.
         key: of the run.
         callbacks: more checks.
+        unit: of the budget.
 
     Returns:
-        Metrics that validation has logged.
+        Metrics that validation has logged, and the full budget in optimizer steps.
 
     Raises:
         ValueError: if an argument of the Trainer contradicts the budget.
@@ -113,6 +121,7 @@ def fit_one_batch(
         NoFiles(key),
         callbacks=callbacks,
         max_steps=max_steps,
+        unit=unit,
     )
     trainer.fit(components.module, datamodule=components.data)
     if not job.trained:
@@ -120,7 +129,7 @@ def fit_one_batch(
             "the Trainer ends before its first training batch, so a trial would have no score: check `max_time` and "
             "callbacks or hooks that set `should_stop` before a batch is done."
         )
-    return {name: float(value) for name, value in job.metrics.items()}
+    return {name: float(value) for name, value in job.metrics.items()}, trainer.steps_of(max_steps)
 
 
 def _silent(logger: Any) -> Any:

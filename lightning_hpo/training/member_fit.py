@@ -72,8 +72,8 @@ class MemberFits:
             JobError: if the fit ended before the job.
         """
         own, saved = self._newest(task.folder / CHECKPOINT)
-        if saved is not None and _trial_of(saved) == task.job.trial and saved["global_step"] >= task.job.max_steps:
-            return outcome_in(saved)  # a kill fell between the end of the job and its record
+        if (ended := _ended_before(saved, task)) is not None:
+            return ended  # a kill fell between the end of the job and its record
         copied = self._copied(task, saved) if copied is None else copied
         params = task.params if saved is None else params_in(saved)
         objective = self._objective
@@ -113,6 +113,7 @@ class MemberFits:
                     SealedCheckpointIO(own, saved, objective.key),
                     saved=saved,
                     max_steps=objective.max_steps,
+                    unit=objective.unit,
                     check_val_every_n_epoch=None,
                     val_check_interval=NEVER,
                 )
@@ -154,6 +155,14 @@ class MemberFits:
         if source is None:
             raise JobError(f"trial {task.job.parent} has no intact checkpoint to copy from")
         return state_in(source)
+
+
+def _ended_before(saved: Mapping[str, Any] | None, task: Task) -> Outcome | None:
+    """Outcome of a job that a checkpoint of its own trial was saved at the end of."""
+    if saved is None or _trial_of(saved) != task.job.trial:
+        return None
+    outcome = outcome_in(saved)
+    return outcome if outcome.step >= task.job.max_steps else None
 
 
 def _trial_of(saved: Mapping[str, Any]) -> int | None:

@@ -204,7 +204,7 @@ class MemberJob(pl.Callback):
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
         before, self._step = self._step, trainer.global_step
-        if before < self._task.job.max_steps <= self._step:
+        if before < trainer.steps_of(self._task.job.max_steps) <= self._step:
             self._ends = True
             self._resumable.before_validation()
         followed = self._has_followers and _is_followed(trainer, self._validated, stepped=self._step > before)
@@ -217,7 +217,7 @@ class MemberJob(pl.Callback):
         self._metrics_before = set(trainer.callback_metrics)
         self._resumable.on_validation_start(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Continue with the random numbers of training, and note the score."""
         self._resumable.on_validation_end(trainer)
         if trainer.sanity_checking:
@@ -227,7 +227,7 @@ class MemberJob(pl.Callback):
             self._bound().read_back(self._params)
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             require_logged(self._monitor, metrics)
-            self._judged = Outcome(metrics[self._monitor], self._step, metrics)
+            self._judged = Outcome(metrics[self._monitor], metrics=metrics, **trainer.place())
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
@@ -236,9 +236,10 @@ class MemberJob(pl.Callback):
         if self._ends and (not epoch_ends or self._step >= trainer.max_steps):
             self._end(trainer, "validated")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Let Lightning end a restarted epoch as any."""
         self._resumable.on_train_epoch_end(trainer)
+        trainer.validate_pace()
 
     # Called before the hooks of the user's callbacks
 
@@ -258,7 +259,14 @@ class MemberJob(pl.Callback):
         stopped, trainer.stop_wanted = trainer.stop_wanted, False
         if stopped:  # it trains on, as a copy or as what it was
             restart_early_stopping(trainer)
-        ended = {"score": judged.score, "step": judged.step, "metrics": dict(judged.metrics), "stopped": stopped}
+        ended = {
+            "score": judged.score,
+            "step": judged.step,
+            "metrics": dict(judged.metrics),
+            "stopped": stopped,
+            "global_step": judged.global_step,
+            "full_steps": judged.full_steps,
+        }
         self._save(
             trainer,
             {"resume": self._resumable.state(trainer, point), "ended": ended, "state": capture(trainer, module)},

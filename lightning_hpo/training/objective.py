@@ -21,8 +21,9 @@ from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
-from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Row, Task, never
+from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Outcome, Row, Task, never
 from lightning_hpo.schedulers import Job
+from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.table import ENDED
@@ -37,6 +38,7 @@ from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
+from lightning_hpo.training.trainer import TrialTrainer
 from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
 from lightning_hpo.training.trial_info import trial_info
 from lightning_hpo.training.trial_report import TrialReport
@@ -54,7 +56,8 @@ class Objective:
         data: class of the data module, or any callable that returns a data module; called with the ``data.``
             parameters. None if the module brings its own loaders.
         monitor: name of a metric that the module logs in validation.
-        max_steps: the full budget of a trial in optimizer steps, which is also the horizon of its LR schedules.
+        max_steps, max_epochs, max_samples: the full budget of a trial, as exactly one of these. It is also the horizon
+            of its LR schedules.
         trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
         seed: with the trial's number, it seeds everything random in a trial.
         checkpoint_every: save each time so many steps are done; a kill costs no more than these. Default 25.
@@ -75,7 +78,9 @@ class Objective:
         space: Space | Callable[[optuna.Trial], Mapping[str, Any]],
         *,
         monitor: str,
-        max_steps: int,
+        max_steps: int | None = None,
+        max_epochs: float | None = None,
+        max_samples: int | None = None,
         data: Callable[..., pl.LightningDataModule] | None = None,
         trainer: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -94,7 +99,13 @@ class Objective:
         self.check_names: Callable[..., NameCheck] = UnusedNames
         """Called with builder, space and parameters; the callback checks the names of the space before training."""
         self.monitor = monitor
-        self.max_steps = max_steps
+        budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
+        self.unit = budget.unit
+        """Of the budget."""
+        self.max_steps = budget.full
+        """The full budget, as a scheduler counts it in the unit."""
+        self.checked_steps: int | None = None
+        """Optimizer steps of the full budget in the trial that was checked, where the budget is in another unit."""
         self.seed = seed
         builder = model if isinstance(model, Builder) else CallableBuilder(model, data, trainer)
         self.builder = ValueBuilder(builder, self.space)
@@ -123,7 +134,7 @@ class Objective:
             settle(folder, identity)
             task = Task(Job(self.max_steps, trial=trial.number), params, folder, identity=identity)
             outcome = self.run(task, callbacks=[] if report is None else [report])
-        if report is not None and report.ends_at(outcome.step) and outcome.step < self.max_steps:
+        if report is not None and report.ends_at(outcome) and not outcome.is_whole(self.max_steps):
             raise optuna.TrialPruned
         if (ended := outcome.early_end(self.max_steps)) is not None:
             trial.set_user_attr(ENDED, ended)
@@ -176,6 +187,7 @@ class Objective:
                 callbacks=callbacks,
                 saved=saved,
                 max_steps=self.max_steps,
+                unit=self.unit,
             )
             if trainer.is_global_zero:
                 progress.follow(trainer, job)
@@ -185,7 +197,7 @@ class Objective:
                 if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                     raise
             progress.close()
-            return self._outcome(job, trainer.global_step)
+            return self._outcome(job, trainer)
 
     def use_key(self, key: Key) -> None:
         """Sign checkpoints with the key of a run, and recognise the files of the run by it."""
@@ -210,16 +222,20 @@ class Objective:
         """
         params = self.middle() if params is None else params
 
-        def fit() -> tuple[dict[str, float], list[str]]:
+        def fit() -> tuple[dict[str, float], list[str], int]:
             with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
                 names = self.check_names(self.builder, self.space, params)
                 components = self.builder.build(params)
                 self.attached.attach(components, trial_info(Path(folder), params, {}), logging=False)
-                return fit_one_batch(components, Path(folder), self.max_steps, self.key, [names]), names.unused
+                logged, steps = fit_one_batch(
+                    components, Path(folder), self.max_steps, self.key, [names], unit=self.unit
+                )
+                return logged, names.unused, steps
 
         with _naming(params), _wrong_call():
             alone = ranks_of(self.builder.distributed_arguments).size == 1
-            logged, unused = call_apart(fit) if alone else fit()  # a process group cannot be copied
+            logged, unused, steps = call_apart(fit) if alone else fit()  # a process group cannot be copied
+            self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
             for name in (self.monitor, *self.also):
@@ -257,12 +273,14 @@ class Objective:
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
         return own or task.source, own is not None
 
-    def _outcome(self, job: RunToStep, step: int) -> Outcome:
+    def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
-            return Outcome(None, step, values=job.values, ended=PAUSED)
+            return Outcome(None, trainer.place()["step"], values=job.values, ended=PAUSED)
+        score = _score(self.monitor, job.metrics)
         for name in self.also:
             _score(name, job.metrics)
-        return Outcome(_score(self.monitor, job.metrics), step, job.metrics, values=job.values, ended=job.ended)
+        place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
+        return Outcome(score, metrics=job.metrics, values=job.values, ended=job.ended, **place)
 
 
 @contextlib.contextmanager

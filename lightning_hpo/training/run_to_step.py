@@ -39,7 +39,7 @@ class RunToStep(pl.Callback):
     validation that the module's own rhythm does not ask for leaves no trace in the checkpoint of a trial that goes on.
 
     Args:
-        target: optimizer step to stop at.
+        target: to stop at, in optimizer steps or in the unit of the budget.
         checkpoint: where to save.
         every: save each time so many optimizer steps are done, so that a kill costs no more than that.
         monitor: metric to note at each validation.
@@ -64,7 +64,8 @@ class RunToStep(pl.Callback):
         identity: Mapping[str, Any] | None = None,
         forked: bool = False,
     ) -> None:
-        self._target = target
+        self._target = target  # in optimizer steps, once training starts
+        self._place: dict[str, int] = {}
         self._checkpoint = checkpoint
         self._every = every
         self._monitor = monitor
@@ -79,23 +80,21 @@ class RunToStep(pl.Callback):
         self._step = 0
         self._resume: dict[str, Any] = {}
         self._groups: list[list[list[str]]] = []  # names of the parameters in each group of each optimizer
-        self._saved_at = -1
+        self._saved_at = self._epoch_began_at = -1
         self._save_wanted = False
         self._pause_wanted = False
         self._epoch_ends = False
-        self._epoch_began_at = -1
         self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
         self.first: FirstCallback = BeforeOthers(self)
-        self.paused = False
-        self.ended = BUDGET
+        self.paused, self.ended = False, BUDGET
         self.validated_at: int | None = None
         self.metrics: dict[str, float] = {}
         self.values: dict[int, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint."""
-        validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended}
+        validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended, "place": self._place}
         return {
             "settings": [] if self._settings is None else self._settings.values,
             "groups": self._groups,
@@ -131,7 +130,7 @@ class RunToStep(pl.Callback):
         # A timer that has run out stops the Trainer here; a loop that never begins could not validate.
         self._stops_at_start, trainer.should_stop = trainer.should_stop, False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Apply the trial's own settings over restored ones, read them back, and stop if nothing is left."""
         ours = callable(self._handler) or trainer.world_size > 1
         if ours and threading.current_thread() is threading.main_thread():
@@ -143,6 +142,7 @@ class RunToStep(pl.Callback):
         assert self._settings is not None
         self._settings.apply(trainer)
         self._step = trainer.global_step
+        self._target = trainer.steps_of(self._target)
         if self._reached:  # a validation is owed, see before_end
             stop(trainer)
         trainer.should_stop |= self._stops_at_start
@@ -217,15 +217,12 @@ class RunToStep(pl.Callback):
         if is_point or self._is_final(trainer):
             self._save(trainer, "validated")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Stop a job that ends with an epoch."""
         self._resumable.on_train_epoch_end(trainer)
-        if self._epoch_began_at == trainer.global_step and _never_steps(trainer):
-            raise MisconfigurationException(
-                f"an epoch ended without an optimizer step, so the trial would train for ever: the loader has fewer "
-                f"batches than `limit_train_batches` or `overfit_batches` says, and fewer than "
-                f"`accumulate_grad_batches` ({trainer.accumulate_grad_batches})."
-            )
+        trainer.validate_pace()
+        if self._epoch_began_at == trainer.global_step:
+            _validate_steps(trainer)
         if self._reached:
             stop(trainer)
 
@@ -268,9 +265,10 @@ class RunToStep(pl.Callback):
             self.paused = True
             leave_fit()
 
-    def _save(self, trainer: pl.Trainer, point: Point) -> None:
+    def _save(self, trainer: Any, point: Point) -> None:
         """Save a checkpoint; a trial can do without one, so a full disk is a warning: the one before stays."""
         self._saved_at, self._save_wanted = trainer.global_step, False
+        self._place = trainer.place(ended=self.ended != BUDGET)
         self._resume = self._resumable.state(trainer, point)
         self._groups = names_in_groups(trainer.optimizers, trainer.lightning_module)
         try:
@@ -291,23 +289,29 @@ def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Out
 
     Args:
         saved: content of the checkpoint.
-        target: optimizer step of the job.
+        target: of the job, in optimizer steps or in the unit of the budget.
         monitor: metric that is the score.
     """
     step = int(saved["global_step"])
     validated = saved["callbacks"].get(RunToStep.__qualname__, {}).get("validated", {})
     if validated.get("step") != step or monitor not in validated["metrics"]:
         return None
-    if step < target and validated["ended"] == BUDGET:
+    place = validated.get("place") or {"step": step}
+    if place["step"] < target and validated["ended"] == BUDGET:
         return None
     score = validated["metrics"][monitor]
-    return Outcome(score, step, validated["metrics"], values={step: score}, ended=validated["ended"])
+    return Outcome(score, metrics=validated["metrics"], values={step: score}, ended=validated["ended"], **place)
 
 
-def _never_steps(trainer: Any) -> bool:
-    """Whether an epoch without an optimizer step is followed by epochs that are the same."""
+def _validate_steps(trainer: Any) -> None:
+    """Raise MisconfigurationException if an epoch without an optimizer step is followed by epochs that are the same."""
     scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
-    return trainer.lightning_module.automatic_optimization and not scheduled and not trainer.should_stop
+    if trainer.lightning_module.automatic_optimization and not scheduled and not trainer.should_stop:
+        raise MisconfigurationException(
+            f"an epoch ended without an optimizer step, so the trial would train for ever: the loader has fewer "
+            f"batches than `limit_train_batches` or `overfit_batches` says, and fewer than "
+            f"`accumulate_grad_batches` ({trainer.accumulate_grad_batches})."
+        )
 
 
 def _dev_run_is_over(trainer: Any) -> bool:

@@ -1,8 +1,10 @@
 """The Trainer of a trial: its length in epochs is that of the full budget, and a job says when it validates."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -23,6 +25,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_hpo.errors import ParameterMismatchError
+from lightning_hpo.schedulers.units import STEPS, Pace, Unit
+from lightning_hpo.training.places import batch_size_in_use
 
 C = TypeVar("C", bound=Callback)
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
@@ -77,7 +81,83 @@ class TrialTrainer(pl.Trainer):
 
     LR schedules and annealing that are written in epochs thus end where training ends, in every rung. Training itself
     ends by ``max_steps``, or by a smaller ``max_epochs`` that the user has given.
+
+    A budget in epochs or samples becomes ``max_steps`` when it is asked for first, or before ``configure_optimizers``.
+
+    Args:
+        max_steps: the full budget, in the counts of ``unit``.
+        unit: of the budget.
+        **arguments: of the Trainer.
     """
+
+    def __init__(self, *, max_steps: int, unit: Unit = STEPS, **arguments: Any) -> None:
+        self.unit = unit
+        self.budget = max_steps
+        self.pace: Pace | None = None
+        """How long epochs and samples are; None for a budget in optimizer steps, or while the loaders are not known."""
+        self.optimizer_count = 1  # of a module with manual optimization, once it has made its optimizers
+        super().__init__(max_steps=max_steps if unit.is_steps else sys.maxsize, **arguments)
+        self._limit = self.fit_loop.epoch_loop.max_steps  # smaller in a fast_dev_run
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps of the full budget."""
+        if self.pace is None and self.state.fn == TrainerFn.FITTING and self.data_is_there and not _lightning_asks():
+            self.convert_budget()
+        return super().max_steps
+
+    def convert_budget(self) -> None:
+        """Make optimizer steps of a budget in epochs or samples.
+
+        Raises:
+            MisconfigurationException: if the length of an epoch, or the number of samples in a batch, is not known.
+        """
+        if self.unit.is_steps:
+            return
+        if self.train_dataloader is None:
+            self.fit_loop.setup_data()
+        self.pace = pace_of(self, self.unit)
+        self.fit_loop.epoch_loop.max_steps = min(self._limit, self.pace.steps(self.budget))
+
+    def validate_pace(self) -> None:
+        """Check at the end of an epoch that it has the batches and optimizer steps that the budget counts on.
+
+        Raises:
+            MisconfigurationException: if the length of an epoch has changed, or manual optimization takes other steps.
+        """
+        if self.pace is None:
+            return
+        if self.num_training_batches != self.pace.batches:
+            raise MisconfigurationException(
+                f"an epoch had {self.pace.batches} batches and has {self.num_training_batches} now, so a budget in "
+                f"{self.unit.label} has no fixed number of optimizer steps: give `max_steps`."
+            )
+        if self.lightning_module.automatic_optimization or not self.is_last_batch:
+            return
+        expected = self.pace.end_of(self.current_epoch)
+        if self.global_step != expected:
+            raise MisconfigurationException(
+                f"after epoch {self.current_epoch + 1} {self.global_step} optimizer steps are done, not {expected}: a "
+                f"budget in {self.unit.label} needs a module with manual optimization whose optimizers each step at "
+                "every batch. Give `max_steps`, in optimizer steps."
+            )
+
+    def steps_of(self, count: int) -> int:
+        """Return the optimizer step at which a part of the budget is reached."""
+        return count if self.pace is None else self.pace.steps(count)
+
+    def place(self, *, ended: bool = False) -> dict[str, int]:
+        """Return how much of the budget the trial has had, as arguments of an outcome.
+
+        Args:
+            ended: whether the trial goes no further. What it has begun to spend then counts as spent, so that its last
+                score does not take the place of an earlier one.
+        """
+        if self.pace is None:
+            return {"step": self.global_step}
+        position = self.pace.position(self.global_step)
+        count = math.ceil(position) if ended else math.floor(position)
+        return {"step": count, "global_step": self.global_step, "full_steps": self.pace.steps(self.budget)}
 
     @property
     def max_epochs(self) -> int | None:
@@ -119,6 +199,50 @@ class TrialTrainer(pl.Trainer):
         if math.isinf(batches) or batches == 0:
             return None
         return epochs_of(self.max_steps, int(batches), self)
+
+
+def pace_of(trainer: Any, unit: Unit) -> Pace:
+    """Return how many optimizer steps the epochs and samples of a fit are; its loaders must be there.
+
+    Raises:
+        MisconfigurationException: if that is not known.
+    """
+    batches = trainer.num_training_batches
+    if math.isinf(batches) or batches == 0:
+        raise MisconfigurationException(
+            f"the budget is in {unit.label}, but the training data have no known length: give `max_steps` in place of "
+            f"`max_{unit.name}`, or an int `limit_train_batches` in `trainer`."
+        )
+    schedule = next((found for found in trainer.callbacks if isinstance(found, GradientAccumulationScheduler)), None)
+    accumulation = (
+        (trainer.accumulate_grad_batches,)
+        if schedule is None
+        else tuple(map(schedule.get_accumulate_grad_batches, range(max(schedule.scheduling) + 1)))
+    )
+    pace = Pace(unit, int(batches), accumulation, optimizers=trainer.optimizer_count)
+    if unit.name == "epochs":
+        return pace
+    loader = trainer.train_dataloader
+    size = batch_size_in_use(trainer)
+    if not isinstance(size, int):
+        raise MisconfigurationException(
+            f"the budget is in samples, but the training loader ({type(loader).__name__}) does not say how many are in "
+            "a batch: give `max_epochs` or `max_steps`, or a DataLoader with `batch_size`."
+        )
+    samples = int(batches) * size
+    counted: Any
+    for counted in (getattr(loader, "sampler", None), getattr(loader, "dataset", None)):
+        with contextlib.suppress(TypeError):
+            samples = min(samples, len(counted))
+            break
+    return replace(pace, batch=size * trainer.world_size, samples=samples * trainer.world_size)
+
+
+def count_optimizers(made: Any) -> int:
+    """Return how many optimizers ``configure_optimizers`` has returned, in any of the forms that Lightning takes."""
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
+        made = made[0]
+    return max(len(made), 1) if isinstance(made, list | tuple) else 1
 
 
 STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
@@ -17,7 +18,13 @@ from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded
-from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, validate_arguments, validate_callbacks
+from lightning_hpo.training.trainer import (
+    FirstCallback,
+    TrialTrainer,
+    count_optimizers,
+    validate_arguments,
+    validate_callbacks,
+)
 
 # Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {
@@ -95,6 +102,7 @@ def make_trainer(
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*listed(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    _convert_before_optimizers(components.module, trainer)
     _call_after(components.module, "on_train_start", job.after_start, 0)
     _call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
     _call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
@@ -114,6 +122,40 @@ def _call_after(module: Any, hook: str, then: Callable[..., None], count: int) -
         count: of the hook's arguments that it takes.
     """
     object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
+
+
+def _convert_before_optimizers(module: Any, trainer: TrialTrainer) -> None:
+    """Let a budget in epochs or samples become optimizer steps before the module makes its optimizers."""
+    if not trainer.unit.is_steps and is_overridden("configure_optimizers", module):
+        object.__setattr__(module, "configure_optimizers", _Configuring(module.configure_optimizers, trainer))
+
+
+class _Configuring:
+    """``configure_optimizers`` of a module, called when the Trainer knows its ``max_steps``.
+
+    Under manual optimization each optimizer counts. If there are several, which shows only afterwards, the module is
+    asked again with the right ``max_steps``.
+    """
+
+    def __init__(self, own: Callable[[], Any], trainer: TrialTrainer) -> None:
+        self._own = own
+        self._trainer = trainer
+        self.__code__ = type(self).__call__.__code__  # Lightning looks there for whether it is overridden
+
+    def __call__(self) -> Any:
+        trainer = self._trainer
+        trainer.convert_budget()
+        made = self._own()
+        count = 1 if trainer.lightning_module.automatic_optimization else count_optimizers(made)
+        if count != trainer.optimizer_count:
+            trainer.optimizer_count = count
+            trainer.convert_budget()
+            made = self._own()
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Configuring":
+        """Return itself for a copy of the module: it holds the Trainer."""
+        return self
 
 
 class _FollowedHook:

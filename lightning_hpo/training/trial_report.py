@@ -6,6 +6,8 @@ import lightning.pytorch as pl
 import optuna
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_hpo.records import Outcome
+from lightning_hpo.schedulers.units import Pace
 from lightning_hpo.text import nearest
 
 PRUNED_AT = "pruned_at"  # user attribute of a trial: step at which it was decided to end it
@@ -59,7 +61,7 @@ class TrialReport(pl.Callback):
                 f"`monitor` {self._monitor!r} is not logged in validation; logged so far: "
                 f"{', '.join(sorted(metrics)) or 'nothing'}.{nearest(self._monitor, metrics)}"
             )
-        stop = trainer.is_global_zero and self._report(trainer.global_step, float(metrics[self._monitor]))
+        stop = trainer.is_global_zero and self._report(trainer, float(metrics[self._monitor]))
         self.pruned = trainer.strategy.broadcast(stop)
         if self.pruned:
             trainer.should_stop = True
@@ -69,21 +71,27 @@ class TrialReport(pl.Callback):
         if self.pruned:
             raise optuna.TrialPruned
 
-    def _report(self, step: int, value: float) -> bool:
+    def _report(self, trainer: pl.Trainer, value: float) -> bool:
         if self._trial is None:
             raise MisconfigurationException("TrialReport needs the trial on rank 0.")
         known = self._known_steps()
+        pace: Pace | None = getattr(trainer, "pace", None)  # of a tuner whose budget is in epochs or samples
+        step = trainer.global_step if pace is None else pace.reached(trainer.global_step)
         if step not in known:
+            if pace is not None and step == 0:
+                return False  # within the first epoch, of which the study has no step
             self._trial.report(value, step)
             known.add(step)
         elif step < max(known):
             return False  # it went on from there
         if not self._is_marked and self._trial.should_prune():
-            self._trial.set_user_attr(PRUNED_AT, step)  # the reason of the end, should a kill come before it
+            # The reason of the end, should a kill come before it.
+            self._trial.set_user_attr(PRUNED_AT, trainer.global_step)
         return self._is_marked
 
-    def ends_at(self, step: int) -> bool:
-        """Whether the trial was to be pruned at ``step``, also by the decision of a process that has died since."""
+    def ends_at(self, outcome: Outcome) -> bool:
+        """Whether the trial was to be pruned where a job has ended, also by a process that has died since."""
+        step = outcome.step if outcome.global_step is None else outcome.global_step
         return self.pruned or (self._trial is not None and self._trial.user_attrs.get(PRUNED_AT) == step)
 
     @property

@@ -19,6 +19,7 @@ from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.reporting.watching import make_plan, observers_of, shown
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
+from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
@@ -71,6 +72,7 @@ class Tuner:
     Args:
         space: dotted name -> distribution, as text or Optuna's (see :mod:`lightning_hpo.space`).
         scheduler: which trial gets how many steps.
+        unit: what the scheduler counts: optimizer ``"steps"``, ``"epochs"`` or ``"samples"`` (see ``docs/budgets.md``).
         parts: what the tuner is composed of beside the scheduler.
         **options: keywords that all tuners share; see :class:`~lightning_hpo.tuners.options.Options`.
 
@@ -89,17 +91,25 @@ class Tuner:
 
     @checked_call
     def __init__(
-        self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = _DEFAULT, **options: Unpack[Options]
+        self,
+        space: Space | Define,
+        scheduler: Scheduler,
+        *,
+        unit: UnitName = "steps",
+        parts: Parts = _DEFAULT,
+        **options: Unpack[Options],
     ) -> None:
         with explained(None):
             validate_names(type(self), options)
+            self.unit = Unit(unit, parts.parts_of_unit)
+            """What the scheduler counts."""
             chosen = options.get("sampler")
             sampler = RandomSampler() if chosen is None else chosen
             self._goal = group(Goal, {**options, "sampler": sampler, "constraints": parts.constraints})
             self._run = group(RunOptions, options)
             self._trials = group(TrialOptions, options)
             self._workers = group(WorkerOptions, options)
-            self._limits = group(Limits, options)
+            self._limits = group(Limits, {**options, "unit": self.unit})
             self._define = space if callable(space) else None
             self.space = parse_space({"defined_by": [label(space)]} if callable(space) else space)
             """Name -> distribution; of a function of a trial, its name for the fingerprint."""
@@ -158,9 +168,9 @@ class Tuner:
         return covers
 
     def planned_steps(self) -> int:
-        """Optimizer steps that are expected at most; 0 if that is not known."""
+        """Optimizer steps, as the scheduler counts them, that are expected at most; 0 if that is not known."""
         steps = 0 if self.plan_covers == "round" else sum(bracket.steps for bracket in self.plan())
-        total = self._limits.total_steps
+        total = self._limits.count
         return steps if total is None else min(steps or total, total)
 
     @checked_call
@@ -226,6 +236,7 @@ class Tuner:
             stop_on_nan=self._trials.stop_on_nan,
             attached=attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer),
         )
+        objective.unit = self.unit
         objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
         if self._parts.check_names is not None:
             objective.check_names = self._parts.check_names
@@ -236,16 +247,16 @@ class Tuner:
         """Search over any function, without Lightning.
 
         Args:
-            function: called with a job (``job.trial`` is the trial's number, ``job.max_steps`` the budget to reach)
-                and the trial's parameters; returns the score.
+            function: called with a job (``job.trial`` is the trial's number, ``job.max_steps`` the budget to reach, a
+                number in the unit of the budget) and the trial's parameters; returns the score.
         """
         with explained(None):
             self._trials.validate_no_trainer()
             if self._parts.no_function:
                 raise TypeError(self._parts.no_function)
             validate_function(function)
-            deliver = self.space.deliver
-            with self._search(Target(FunctionWork(function, deliver), [function], deliver=deliver)) as prepared:
+            work = FunctionWork(function, self.space.deliver, self.unit.number)
+            with self._search(Target(work, [function], deliver=self.space.deliver)) as prepared:
                 prepared.run()
             return prepared.answer()
 
@@ -258,7 +269,8 @@ class Tuner:
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
-        opened: Any = {"max_steps": self.scheduler.max_steps, "ranks": ranks, "given": self._parts.study}
+        opened: Any = {"max_steps": self.scheduler.max_steps, "unit": self.unit}
+        opened |= {"ranks": ranks, "given": self._parts.study}
         if ranks.rank > 0:
             if pruner is not None:
                 from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
@@ -321,6 +333,7 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
         max_steps=tuner.scheduler.max_steps,
         keep_checkpoints=tuner._trials.keep_checkpoints,  # noqa: SLF001  # as above
         complete_only=getattr(tuner.scheduler, "replaces_broken", False),
+        unit=tuner.unit,
     )
     plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers)
     watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)
@@ -379,4 +392,5 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
         mode=list(goal.modes) if several else goal.modes[0],
         seed=goal.seed,
         sampler=sampler,
+        **({} if tuner.unit.is_steps else {"unit": tuner.unit.settings()}),
     )

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.units import STEPS, Unit, count_of
 from lightning_hpo.text import require_int
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
@@ -43,8 +44,9 @@ class Options(TypedDict, total=False):
         devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by ``fit``; under
             ``optimize`` each worker sees so many GPUs of its own.
         timeout: start no new job after so many seconds, or a text such as ``"8h"``, ``"30m"`` or ``"1h30m"``.
-        total_steps: start no new job once so many optimizer steps are recorded. Jobs at work then come to their end, so
-            more is spent: at most one job of each worker, fewer than ``workers * max_steps`` steps.
+        total: start no new job once so many optimizer steps, epochs or samples, as the budget is in, are recorded. Jobs
+            at work then come to their end, so more is spent: at most one job of each worker.
+        total_steps: the same, for a budget in optimizer steps.
         max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
             at least ten ended trials has failed. With ``shared``, each process counts its own row of failures.
         trial_timeout: fail a trial that makes no progress (no optimizer step, no validation batch) for so many seconds
@@ -88,6 +90,7 @@ class Options(TypedDict, total=False):
     workers: int
     devices_per_trial: int
     timeout: float | str | None
+    total: float | None
     total_steps: int | None
     max_failed: int | float
     trial_timeout: float | str | None
@@ -224,22 +227,40 @@ class Limits:
 
     Args:
         timeout: seconds from now, a text such as ``"8h"`` or ``"1h30m"``, or None.
-        total_steps: recorded optimizer steps, those of earlier calls included, or None.
+        total: recorded optimizer steps, epochs or samples, as the budget is in, those of earlier calls included, or
+            None.
+        total_steps: the same in optimizer steps.
         max_failed: failed trials in a row (an int), or as a share of all that have ended (a float below 1), which is
             judged from the tenth on.
+        unit: of the budget.
 
     Raises:
         TypeError, ValueError: for a wrong argument.
     """
 
     timeout: float | None = None  # in seconds, once it is made
+    total: float | None = None
     total_steps: int | None = None
     max_failed: int | float = 5
+    unit: Unit = STEPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timeout", seconds("timeout", self.timeout))
-        for name in ("total_steps", "max_failed"):
+        for name in ("total", "total_steps", "max_failed"):
             require_positive(name, getattr(self, name))
+        if self.total_steps is not None and self.total is not None:
+            raise TypeError("give either `total` or `total_steps`: both say how much is spent in all.")
+        if self.total_steps is not None and not self.unit.is_steps:
+            raise TypeError(
+                f"`total_steps` is in optimizer steps, but the budget is in {self.unit.label}: give `total`, in "
+                f"{self.unit.label}."
+            )
+
+    @property
+    def count(self) -> int | None:
+        """How much may be spent in all, as the scheduler counts; None without end."""
+        total = self.total if self.total_steps is None else self.total_steps
+        return None if total is None else count_of(self.unit, total)
 
     def check_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
         """Raise SearchFailedError if too many trials failed.
@@ -260,7 +281,8 @@ class Limits:
 
     def texts(self) -> list[str]:
         """Each limit that ends a search before its scheduler does, as words."""
-        steps = None if self.total_steps is None else f"once {self.total_steps:,} optimizer steps are recorded"
+        count = self.count
+        steps = None if count is None else f"once {self.unit.number(count):,} {self.unit.label} are recorded"
         time = None if self.timeout is None else f"after {self.timeout:g} s"
         return [text for text in (steps, time) if text is not None]
 

@@ -12,6 +12,7 @@ from optuna.study import StudyDirection
 from lightning_hpo.errors import StudyMismatchError, explained
 from lightning_hpo.records import Mode
 from lightning_hpo.schedulers import FullBudget
+from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import Space, parse_space, suggest
 from lightning_hpo.text import say
 from lightning_hpo.tuners.base import Tuner
@@ -22,14 +23,16 @@ from lightning_hpo.tuners.proposers import Define, OptunaProposer
 class OptunaTuner(Tuner):
     """Any Optuna sampler, pruner, storage or study; trials are pruned within their training.
 
-    Every validation is reported at its optimizer step. A pruned trial ends as a finished one: end hooks run, its
+    Every validation is reported at its optimizer step; with a budget in epochs, the first validation in each epoch that
+    has ended, at the number of that epoch. A pruned trial ends as a finished one: end hooks run, its
     checkpoint is kept. A trial that a kill has interrupted continues from its checkpoint. Sampling is keyed by the seed
     and the trial's number, so a continued study equals the uninterrupted one; up to rounding, with a sampler that warms
     its search up from memory, as Optuna's ``GPSampler`` does.
 
     Args:
         space: as for :class:`Tuner`, or a function of a trial that returns name -> value (define-by-run).
-        max_steps: budget of a trial that is not pruned, in optimizer steps.
+        max_steps, max_epochs, max_samples: budget of a trial that is not pruned, as exactly one of these. In epochs or
+            samples, Optuna's steps count these: ``MedianPruner(n_warmup_steps=3)`` waits for 3 epochs.
         n_trials: trials in all, those that the study already has included. Enqueued trials come first, and all of them.
         monitor: metric that the module logs in validation; a tuple of several for a multi-objective search, in which
             Optuna prunes nothing. Best of a :class:`Result` is then by the first one; ``result.study.best_trials`` is
@@ -48,7 +51,9 @@ class OptunaTuner(Tuner):
         self,
         space: Space | Define,
         *,
-        max_steps: int,
+        max_steps: int | None = None,
+        max_epochs: float | None = None,
+        max_samples: int | None = None,
         n_trials: int,
         monitor: str | Sequence[str] | None = None,
         mode: Mode | Sequence[Mode] | None = None,
@@ -69,11 +74,14 @@ class OptunaTuner(Tuner):
                 if options.get("name") is None:
                     options["name"] = study.study_name
             pruner = MedianPruner() if pruner is None else pruner
+            budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
             more: dict[str, Any] = {"monitor": monitor, "mode": mode, "keep_checkpoints": keep_checkpoints}
             super().__init__(
                 space,
-                FullBudget(max_steps, n_trials),
+                FullBudget(budget.full, n_trials),
+                unit=budget.unit.name,
                 parts=Parts(
+                    parts_of_unit=budget.unit.parts,
                     propose=partial(OptunaProposer, pruner=pruner),
                     study=study,
                     pruner=pruner,

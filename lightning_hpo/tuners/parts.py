@@ -56,6 +56,7 @@ class Parts:
         check_names: looks at the names of the space in the check. Default: warns of names that change nothing.
         single_process: why a trial cannot train in several processes; empty if it can.
         no_function: why there is no :meth:`Tuner.optimize`; empty if there is.
+        parts_of_unit: the scheduler counts so many parts of a unit, such as quarters of an epoch.
     """
 
     propose: MakeProposer = SamplerProposer
@@ -69,3 +70,4 @@ class Parts:
     check_names: "Callable[..., NameCheck] | None" = None
     single_process: str = ""
     no_function: str = ""
+    parts_of_unit: int = 1

@@ -17,10 +17,12 @@ from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.explore import Explore
 from lightning_hpo.schedulers.population import Donor, PopulationBased, Rules
-from lightning_hpo.space import Space, parse_space
+from lightning_hpo.schedulers.units import Budget, UnitName, read_budget
+from lightning_hpo.space import Space, parse_space, split_name
 from lightning_hpo.study.table import SEGMENT, TrialTable
 from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
+from lightning_hpo.training.places import BATCH_SIZE
 from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.options import DEFAULTS, Goal, Options, WorkerOptions, validate_names
 from lightning_hpo.tuners.parts import Parts, make_executor
@@ -28,6 +30,7 @@ from lightning_hpo.tuners.proposers import Define
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed", "workers")
+_INTERVAL = 200  # optimizer steps
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
 # Arguments of a Trainer that say when a fit ends, with the values that say nothing.
 _ENDS: Mapping[str, tuple[Any, ...]] = {
@@ -61,8 +64,10 @@ class PopulationTuner(Tuner):
         space: as for :class:`Tuner`, but only of what can change while training (see
             :class:`~lightning_hpo.callbacks.population.PopulationBasedTraining`).
         population_size: members, at least 2.
-        interval: optimizer steps between decisions, at least 1.
-        max_steps: optimizer steps of every member; a multiple of ``interval``.
+        interval: between decisions, in the unit of the budget. Default: 200 optimizer steps or one epoch.
+        max_steps, max_epochs, max_samples: how much every member trains, as exactly one of these; a multiple of
+            ``interval``. In epochs or samples, the batch size cannot be in the space, as it changes while a member
+            trains.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
         **options: ``monitor``, ``mode``, ``seed``, ``name``, ``storage``, ``root``, ``trainer``, ``verbose``,
             ``allow_changed``, ``workers`` and :class:`Tuner`.
@@ -78,8 +83,10 @@ class PopulationTuner(Tuner):
         space: Space,
         *,
         population_size: int = 8,
-        interval: int = 200,
-        max_steps: int,
+        interval: float | None = None,
+        max_steps: int | None = None,
+        max_epochs: float | None = None,
+        max_samples: int | None = None,
         quantile: float = 0.4,
         donor: Donor = "random-top",
         explore: Literal["losers", "all", "pb2"] | Explore = "losers",
@@ -89,6 +96,15 @@ class PopulationTuner(Tuner):
     ) -> None:
         with explained(None):
             validate_names(type(self), options)
+            most: dict[UnitName, Any] = {"steps": max_steps, "epochs": max_epochs, "samples": max_samples}
+            if interval is None and max_samples is None:
+                interval = _INTERVAL if max_epochs is None else 1
+            elif interval is None:
+                raise TypeError("`interval` is missing: say after how many samples the members are compared.")
+            budget = read_budget(most, interval=interval)
+            assert budget.interval is not None
+            unit = budget.unit.name
+            _validate_budget(budget, parse_space(space))
             for argument, value in options.items():  # a command line gives options at their default too
                 if argument not in _TAKEN and value != DEFAULTS.get(argument, value):
                     raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
@@ -100,22 +116,42 @@ class PopulationTuner(Tuner):
                 if value not in _ENDS.get(argument, (value,)):
                     raise ValueError(
                         f"`trainer` has the argument {argument!r} ({value!r}), but all members of a population train "
-                        f"to `max_steps`={max_steps}: leave it out."
+                        f"to `max_{unit}`={budget.unit.number(budget.full)}: leave it out."
                     )
             mode, seed = direction(options.get("monitor"), options.get("mode")), options.get("seed", 0)
             rules = Rules(parse_space(space), mode, quantile, donor, explore, resample, factor, seed)
-            scheduler = PopulationBased(rules, population_size, interval, max_steps)
+            scheduler = PopulationBased(rules, population_size, budget.interval, budget.full)
             parts = Parts(
                 propose=MemberProposer,
                 work=MemberFits,
                 executor=member_executor,
+                parts_of_unit=budget.unit.parts,
                 check_names=ChangeableNames,
                 single_process=_SINGLE_PROCESS,
                 no_function="PopulationTuner copies weights between members, so it takes a LightningModule: use fit().",
             )
             options["max_failed"] = math.inf
-            super().__init__(space, scheduler, parts=parts, **options)
+            super().__init__(space, scheduler, unit=unit, parts=parts, **options)
         self.rules = rules
+
+
+def _validate_budget(budget: Budget, space: Mapping[str, BaseDistribution]) -> None:
+    """Raise ValueError for a budget in epochs or samples that members cannot have."""
+    if budget.unit.is_steps:
+        return  # the scheduler compares the numbers
+    assert budget.interval is not None
+    number = budget.unit.number
+    if budget.full % budget.interval:
+        raise ValueError(
+            f"`max_{budget.unit.name}` must be a multiple of `interval` {number(budget.interval)}, got "
+            f"{number(budget.full)}."
+        )
+    for name in space:
+        if split_name(name)[1].rpartition(".")[2] == BATCH_SIZE:
+            raise ValueError(
+                f"`space` has {name!r}, which changes while a member trains, so its {budget.unit.label} have no fixed "
+                "number of optimizer steps: give `max_steps` and `interval` in steps."
+            )
 
 
 class MemberProposer:

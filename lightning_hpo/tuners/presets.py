@@ -13,6 +13,7 @@ from lightning_hpo.reporting.beliefs import Beliefs, has_choice
 from lightning_hpo.reporting.events import Observer
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, MedianStopping, Scheduler
 from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.units import Budget, read_budget
 from lightning_hpo.space import Space
 from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.options import Limits, Options, group, validate_names
@@ -28,14 +29,30 @@ class RandomTuner(Tuner):
 
     Args:
         space: as for :class:`Tuner`.
-        max_steps: budget of every trial, in optimizer steps.
+        max_steps, max_epochs, max_samples: budget of every trial, as exactly one of these.
         n_trials: trials in all, those of an earlier call included.
         **options: as for :class:`Tuner`.
     """
 
-    def __init__(self, space: Space, *, max_steps: int, n_trials: int, **options: Unpack[Options]) -> None:
+    def __init__(
+        self,
+        space: Space,
+        *,
+        max_steps: int | None = None,
+        max_epochs: float | None = None,
+        max_samples: int | None = None,
+        n_trials: int,
+        **options: Unpack[Options],
+    ) -> None:
         with explained(None):
-            super().__init__(space, FullBudget(max_steps, n_trials), **options)
+            budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
+            super().__init__(
+                space,
+                FullBudget(budget.full, n_trials),
+                unit=budget.unit.name,
+                parts=Parts(parts_of_unit=budget.unit.parts),
+                **options,
+            )
 
 
 class HyperbandTuner(Tuner):
@@ -46,8 +63,9 @@ class HyperbandTuner(Tuner):
 
     Args:
         space: as for :class:`Tuner`.
-        max_steps: full budget of a trial, in optimizer steps.
-        min_steps: the smallest budget a trial is judged at. Default: ``max_steps / eta**3``, which gives four brackets.
+        max_steps, max_epochs, max_samples: full budget of a trial, as exactly one of these.
+        min_steps, min_epochs, min_samples: the smallest budget a trial is judged at, in the same unit. Default: the
+            full one / ``eta**3``, which gives four brackets; at least one epoch.
         eta: of ``eta`` trials one is promoted.
         iterations: how many times to run all brackets (:class:`~lightning_hpo.AsyncHyperband`). Default: once; with
             ``total_steps`` as often as it takes to spend them; with ``timeout`` alone without end.
@@ -63,30 +81,38 @@ class HyperbandTuner(Tuner):
         self,
         space: Space,
         *,
-        max_steps: int,
+        max_steps: int | None = None,
+        max_epochs: float | None = None,
+        max_samples: int | None = None,
         min_steps: int | None = None,
+        min_epochs: float | None = None,
+        min_samples: int | None = None,
         eta: int = 3,
         iterations: int | None = None,
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
             validate_names(type(self), options)
-            group(Limits, options)
+            budget = read_budget(
+                {"steps": max_steps, "epochs": max_epochs, "samples": max_samples},
+                {"steps": min_steps, "epochs": min_epochs, "samples": min_samples},
+            )
+            total = group(Limits, {**options, "unit": budget.unit}).count
             mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
-            least = _least(max_steps, min_steps, eta)
-            total = options.get("total_steps")
+            full, least = budget.full, _least(budget, eta)
             if iterations is None and total is not None:
-                once = sum(bracket.steps for bracket in AsyncHyperband(max_steps, least, eta, mode).plan())
+                once = sum(bracket.steps for bracket in AsyncHyperband(full, least, eta, mode).plan())
                 iterations = total // once + 2  # one more than it takes: trials that fail leave their steps to others
             elif iterations is None and options.get("timeout") is None:
                 iterations = 1
-            scheduler = AsyncHyperband(max_steps, least, eta, mode, iterations)
+            scheduler = AsyncHyperband(full, least, eta, mode, iterations)
             lowest = None
             if options.get("sampler") is None:
                 options["sampler"] = samplers.KernelDensitySampler(options.get("seed", 0))
                 lowest = scheduler.plan()[0].rungs[0].max_steps
             share = partial(_random_share, lowest=lowest)
-            super().__init__(space, scheduler, parts=Parts(partial(SamplerProposer, random_share=share)), **options)
+            parts = Parts(partial(SamplerProposer, random_share=share), parts_of_unit=budget.unit.parts)
+            super().__init__(space, scheduler, unit=budget.unit.name, parts=parts, **options)
 
 
 class ASHATuner(Tuner):
@@ -97,8 +123,9 @@ class ASHATuner(Tuner):
 
     Args:
         space: as for :class:`Tuner`.
-        max_steps: full budget of a trial, in optimizer steps.
-        min_steps: the smallest budget a trial is judged at. Default: ``max_steps / eta**3``, which gives four rungs.
+        max_steps, max_epochs, max_samples: full budget of a trial, as exactly one of these.
+        min_steps, min_epochs, min_samples: the smallest budget a trial is judged at, in the same unit. Default: the
+            full one / ``eta**3``, which gives four rungs; at least one epoch.
         eta: of ``eta`` trials one is promoted.
         n_trials: configurations to start. Default: as many as spend about the steps of :class:`HyperbandTuner`; with
             ``total_steps`` as many as it takes to spend them; with ``timeout`` alone without end.
@@ -112,25 +139,33 @@ class ASHATuner(Tuner):
         self,
         space: Space,
         *,
-        max_steps: int,
+        max_steps: int | None = None,
+        max_epochs: float | None = None,
+        max_samples: int | None = None,
         min_steps: int | None = None,
+        min_epochs: float | None = None,
+        min_samples: int | None = None,
         eta: int = 3,
         n_trials: int | None = None,
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
             validate_names(type(self), options)
-            group(Limits, options)
+            budget = read_budget(
+                {"steps": max_steps, "epochs": max_epochs, "samples": max_samples},
+                {"steps": min_steps, "epochs": min_epochs, "samples": min_samples},
+            )
+            total = group(Limits, {**options, "unit": budget.unit}).count
             mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
-            least = _least(max_steps, min_steps, eta)
-            total = options.get("total_steps")
-            bracket = ASHA(max_steps, least, eta, mode).plan()[0]
+            full, least = budget.full, _least(budget, eta)
+            bracket = ASHA(full, least, eta, mode).plan()[0]
             if n_trials is None and total is not None:
                 n_trials = (total // bracket.steps + 2) * bracket.trials
             elif n_trials is None and options.get("timeout") is None:
                 n_trials = len(bracket.rungs) * bracket.trials
-            parts = Parts(partial(SamplerProposer, random_share=_random_share))
-            super().__init__(space, ASHA(max_steps, least, eta, mode, n_trials), parts=parts, **options)
+            parts = Parts(partial(SamplerProposer, random_share=_random_share), parts_of_unit=budget.unit.parts)
+            scheduler = ASHA(full, least, eta, mode, n_trials)
+            super().__init__(space, scheduler, unit=budget.unit.name, parts=parts, **options)
 
 
 class BayesianTuner(Tuner):
@@ -142,7 +177,7 @@ class BayesianTuner(Tuner):
 
     Args:
         space: as for :class:`Tuner`.
-        max_steps: budget of every trial, in optimizer steps.
+        max_steps, max_epochs, max_samples: budget of every trial, as exactly one of these.
         n_trials: trials in all, those of an earlier call included.
         n_startup_trials: as many are spread over the space before the model takes over.
         median_stopping: give up a trial at a tenth, two tenths, ... of its budget if it is worse than the median of
@@ -161,7 +196,9 @@ class BayesianTuner(Tuner):
         self,
         space: Space,
         *,
-        max_steps: int,
+        max_steps: int | None = None,
+        max_epochs: float | None = None,
+        max_samples: int | None = None,
         n_trials: int,
         n_startup_trials: int = 10,
         median_stopping: bool = False,
@@ -176,14 +213,16 @@ class BayesianTuner(Tuner):
                 raise TypeError("BayesianTuner chooses its own sampler; give another one to RandomTuner(sampler=...).")
             if stop_below is not None and not 0 < stop_below < 1:
                 raise ValueError(f"`stop_below` must be between 0 and 1, got {stop_below!r}.")
-            scheduler: Scheduler = FullBudget(max_steps, n_trials)
+            budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
+            scheduler: Scheduler = FullBudget(budget.full, n_trials)
             if median_stopping:
-                scheduler = MedianStopping(max_steps, n_trials, mode=mode)
+                scheduler = MedianStopping(budget.full, n_trials, mode=mode)
             options["sampler"] = samplers.GaussianProcessSampler(
                 options.get("seed", 0), n_startup_trials=n_startup_trials, surrogate=surrogate
             )
             converged = partial(_converged, least=n_startup_trials, below=stop_below, seed=options.get("seed", 0))
-            super().__init__(space, scheduler, parts=Parts(observers=_beliefs, converged=converged), **options)
+            parts = Parts(observers=_beliefs, converged=converged, parts_of_unit=budget.unit.parts)
+            super().__init__(space, scheduler, unit=budget.unit.name, parts=parts, **options)
 
 
 def _random_share(steps: int, lowest: int | None = None) -> float:
@@ -191,11 +230,11 @@ def _random_share(steps: int, lowest: int | None = None) -> float:
     return 1.0 if steps == lowest else _RANDOM
 
 
-def _least(max_steps: int, min_steps: int | None, eta: int) -> int:
-    """``min_steps``, or its default where it is not given; the scheduler says what is wrong with an argument."""
-    if min_steps is not None or not (isinstance(max_steps, int) and isinstance(eta, int)):
-        return 1 if min_steps is None else min_steps
-    return max(max_steps // max(eta, 1) ** 3, 1)
+def _least(budget: Budget, eta: int) -> int:
+    """Smallest budget, or its default where it is not given; the scheduler says what is wrong with an argument."""
+    if budget.least is not None or not (isinstance(budget.full, int) and isinstance(eta, int)):
+        return 1 if budget.least is None else budget.least
+    return max(budget.full // max(eta, 1) ** 3, 1)
 
 
 def _beliefs(run: Run) -> Sequence[Observer]:

@@ -18,7 +18,8 @@ _SYNONYMS = {
     "mode": "direction directions goal maximize minimize higher_is_better greater_is_better",
     "max_steps": "steps n_steps num_steps train_steps max_t max_resource max_budget max_iter resource max_iterations",
     "max_epochs": "epochs n_epochs num_epochs max_epoch",
-    "min_steps": "grace_period min_t min_resource min_budget min_epochs",
+    "min_steps": "grace_period min_t min_resource min_budget",
+    "max_samples": "max_examples num_examples",
     "eta": "reduction_factor halving_factor",
     "n_trials": "num_samples max_trials n_iter num_trials trials max_evals n_calls n_samples max_num_trials",
     "workers": "n_jobs num_workers max_concurrent_trials max_concurrent n_workers parallelism num_processes",
@@ -68,8 +69,11 @@ _ELSEWHERE: Mapping[str, str] = MappingProxyType(
     {
         "n_trials": "HyperbandTuner plans its trials by itself; `iterations` repeats its brackets, `total_steps` "
         "and `timeout` end it. ASHATuner and RandomTuner take n_trials",
-        "max_epochs": "the budget is `max_steps`, in optimizer steps: epochs times batches of an epoch",
-        "min_steps": "only HyperbandTuner and ASHATuner judge trials before their full budget",
+        "max_epochs": "the scheduler has the budget: Tuner(space, FullBudget(27, n_trials=20), unit='epochs')",
+        **dict.fromkeys(
+            ("min_steps", "min_epochs", "min_samples"),
+            "only HyperbandTuner and ASHATuner judge trials before their full budget",
+        ),
         "iterations": "only HyperbandTuner repeats its brackets",
         "eta": "only HyperbandTuner and ASHATuner have `eta`",
         "population_size": "only PopulationTuner has a population",
@@ -84,7 +88,6 @@ _MISSING: Mapping[str, str] = MappingProxyType(
     {
         "space": "name the hyperparameters to search, e.g. {'lr': 'loguniform(1e-5, 1e-1)'}",
         "scheduler": "say which trial gets how many steps, e.g. FullBudget(900, n_trials=20), or use RandomTuner",
-        "max_steps": "give the budget of a trial in optimizer steps, e.g. max_steps=900",
         "n_trials": "say how many trials to run, e.g. n_trials=50",
         "function": "give a function of a job and its parameters that returns the score",
     }
@@ -152,7 +155,7 @@ def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any],
         extra = args[len(positional)]
         named = [key for key in parameters if key not in positional and key not in kwargs]
         required = [key for key in named if parameters[key].default is inspect.Parameter.empty]
-        first = [*required, *named, "name"][0]
+        first = "max_steps" if "max_steps" in named else [*required, *named, "name"][0]
         raise TypeError(
             f"{name} takes {', '.join(positional)} by position and all else by name, e.g. {first}={_shown(extra)}."
         )
@@ -224,8 +227,6 @@ def _remedy(name: str, known: Sequence[str], value: Any) -> str:
     if name in _SENTENCES:
         return _SENTENCES[name]
     ours = _OURS.get(name, name)
-    if ours == "max_epochs" and ours not in known:
-        return _ELSEWHERE[ours]
     if ours == "n_trials" and "population_size" in known:
         ours = "population_size"
     if ours in known:

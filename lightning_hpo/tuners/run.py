@@ -19,6 +19,7 @@ from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.loggers import EndTrial
 from lightning_hpo.reporting.report import read_run, write_report
 from lightning_hpo.reporting.result import Result
+from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.study.leases import Leases, study_lock
 from lightning_hpo.study.opening import open_study
 from lightning_hpo.study.run_folder import RunFolder
@@ -118,6 +119,7 @@ def open_run(
     fingerprint: Mapping[str, Any],
     *,
     max_steps: int,
+    unit: Unit,
     ranks: Ranks,
     given: optuna.Study | None = None,
 ) -> Iterator[Run]:
@@ -130,6 +132,7 @@ def open_run(
         goal: metrics and their directions.
         fingerprint: what must not change when a study is continued.
         max_steps: full budget of a trial.
+        unit: of the budget.
         ranks: in how many processes a trial trains; this is the first of them.
         given: a study of the user's own, in place of the run's.
 
@@ -150,7 +153,7 @@ def open_run(
         if ranks.size > 1:
             target = stack.enter_context(_led(folder, target, ranks, storage))
         interrupts = stack.enter_context(pausing_signals())
-        console = Console(goal.monitors[0] or "score", goal.modes[0], verbose=options.verbose)
+        console = Console(goal.monitors[0] or "score", goal.modes[0], verbose=options.verbose, unit=unit)
         leases = stack.enter_context(Leases(folder.path / "trials")) if options.shared else None
         own = study_id(study)
 
@@ -183,6 +186,7 @@ def follow_run(
     fingerprint: Mapping[str, Any],
     *,
     max_steps: int,
+    unit: Unit,  # noqa: ARG001  # arguments are those of open_run
     ranks: Ranks,
     given: optuna.Study | None = None,
 ) -> Result:

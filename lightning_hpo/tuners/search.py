@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,8 @@ class Search:
             outcome = future.result()
             reason, remark = self._record(number, task, outcome), outcome.remark
             if outcome.stopped:
-                remark = f"trial {number} was asked to stop at step {outcome.step}, and its member goes on as a copy"
+                step = outcome.step if outcome.global_step is None else outcome.global_step
+                remark = f"trial {number} was asked to stop at step {step}, and its member goes on as a copy"
         if task.source is not None and task.source.name != CHECKPOINT:  # kept for this job
             checkpoints.remove(task.source)
         self._ended(number, before, reason, remark)
@@ -212,7 +213,10 @@ class Search:
         """Write the values at the step where the Trainer stood; say why if they are no values."""
         for name in self.goal.constraints:
             self.table.constrain(number, name, outcome.metrics[name])
-        if outcome.pruned and outcome.step < self.scheduler.max_steps:
+        reported = self.table.rows[number].step  # a pruned trial ends with the value that it has reported last
+        self.table.note_place(number, replace(outcome, step=reported) if outcome.pruned else outcome)
+        whole = outcome.is_whole(self.scheduler.max_steps)
+        if outcome.pruned and not whole:
             self.table.prune(number)
             return None
         values, reason = _values(self.goal.monitors, outcome)
@@ -221,7 +225,6 @@ class Search:
         if outcome.stopped:  # before the score: decisions are made again from what the study holds
             self.table.note_stop(number, outcome.step)
         if reason is None:
-            whole = outcome.step >= self.scheduler.max_steps
             ended = None if whole else outcome.early_end(task.job.max_steps)
             self.table.record(number, outcome.step, values[0])
             if whole or ended is not None:
@@ -243,7 +246,7 @@ class Search:
         return any(row.state == "running" and not row.idle for row in self.table.rows)
 
     def _enough(self, deadline: float) -> bool:
-        total = self.limits.total_steps
+        total = self.limits.count
         return time.monotonic() >= deadline or (total is not None and spent(self.table.rows) >= total)
 
     def _tell(self, event: Event) -> None:
