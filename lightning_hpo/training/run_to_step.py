@@ -81,9 +81,7 @@ class RunToStep(pl.Callback):
         self._resume: dict[str, Any] = {}
         self._groups: list[list[list[str]]] = []  # names of the parameters in each group of each optimizer
         self._saved_at = self._epoch_began_at = -1
-        self._save_wanted = False
-        self._pause_wanted = False
-        self._epoch_ends = False
+        self._save_wanted = self._pause_wanted = self._epoch_ends = False
         self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
         self.first: FirstCallback = BeforeOthers(self)
