@@ -102,7 +102,8 @@ class TrialTrainer(pl.Trainer):
     @property
     def max_steps(self) -> int:
         """Optimizer steps of the full budget."""
-        if self.pace is None and self.state.fn == TrainerFn.FITTING and self.data_is_there and not _lightning_asks():
+        is_owed = self.pace is None and not self.unit.is_steps and self.state.fn == TrainerFn.FITTING
+        if is_owed and self.data_is_there and not _lightning_asks():
             self.convert_budget()
         return super().max_steps
 

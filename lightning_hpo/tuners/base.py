@@ -116,8 +116,7 @@ class Tuner:
             mode = getattr(scheduler, "mode", self.mode)
             if mode != self.mode:
                 raise ValueError(f"`mode` is {self.mode!r} for the tuner and {mode!r} for its scheduler.")
-        self.scheduler = scheduler
-        self._parts = parts
+        self.scheduler, self._parts = scheduler, parts
         self._builder: Builder | None = None
 
     @property
