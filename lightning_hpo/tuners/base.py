@@ -11,6 +11,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
+from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.worker import validate_not_daemonic
 from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
@@ -290,23 +291,7 @@ class Tuner:
                 shown(observers, run.console, self._run.verbose),
                 self._parts.executor(work, self._workers, run.interrupts) as executor,
             ):
-                search = Search(
-                    scheduler=self.scheduler,
-                    proposer=self._parts.propose(
-                        run.study, run.table, self._define or self.space, self._goal, _rungs(self.plan())
-                    ),
-                    table=run.table,
-                    executor=executor,
-                    goal=self._goal,
-                    limits=self._limits,
-                    observers=observers,
-                    study_id=study_id(run.study),
-                    folder=folder.trial,
-                    settle=settle if target.builder else lambda *_: None,  # a function keeps nothing in a folder
-                    converged=lambda: self._parts.converged(run.study),
-                    lock=run.lock,
-                    poll=POLL if self._run.shared else None,
-                )
+                search = _loop(self, run, executor, observers)
                 yield (prepared := _Prepared(partial(search.run, run.interrupts.pause_wanted)))
             run.raise_if_paused()
             with run.lock():
@@ -337,6 +322,27 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
     plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers)
     watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)
     return [files, *watching, *tuner._parts.observers(run)]  # noqa: SLF001  # as above
+
+
+def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observer]) -> Search:
+    """Return the loop over an opened run."""
+    parts, goal = tuner._parts, tuner._goal  # noqa: SLF001  # of this module
+    space = tuner._define or tuner.space  # noqa: SLF001  # as above
+    return Search(
+        scheduler=tuner.scheduler,
+        proposer=parts.propose(run.study, run.table, space, goal, _rungs(tuner.plan())),
+        table=run.table,
+        executor=executor,
+        goal=goal,
+        limits=tuner._limits,  # noqa: SLF001  # as above
+        observers=observers,
+        study_id=study_id(run.study),
+        folder=run.folder.trial,
+        settle=settle if run.target.builder else lambda *_: None,  # a function keeps nothing in a folder
+        converged=lambda: parts.converged(run.study),
+        lock=run.lock,
+        poll=POLL if run.shared else None,
+    )
 
 
 def _rungs(brackets: Sequence[Bracket]) -> list[int]:
