@@ -94,7 +94,7 @@ class Judged(Protocol):
 class ProgressFile:
     """Writes the progress of a job into its trial's folder, at most every :data:`INTERVAL` seconds.
 
-    A job asks after every optimizer step and validation batch whether to pause; progress is noted on that occasion, so
+    A job asks after every optimizer step and validation batch whether to pause; progress is noted then, so
     it needs no hook in a training step and no thread.
 
     Args:
