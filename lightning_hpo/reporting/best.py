@@ -92,9 +92,9 @@ class BestFiles:
             return self._config(row.params, number)
         config = self._config(row.params, row.full_steps)
         epochs = self._unit.number(self._max_steps)
-        if self._unit.name == "epochs" and isinstance(epochs, int):
-            del config["trainer"]["max_steps"]
-            config["trainer"]["max_epochs"] = epochs
+        trainer = config.get("trainer", {})
+        if self._unit.name == "epochs" and isinstance(epochs, int) and trainer.pop("max_steps", None) is not None:
+            trainer["max_epochs"] = epochs
         return config
 
     def _checkpoint(self, number: int) -> Path:
