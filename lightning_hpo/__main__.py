@@ -7,7 +7,8 @@ import argparse
 import sys
 
 from lightning_hpo.errors import STORAGE
-from lightning_hpo.reporting.report import read_best, read_run, show, write_report
+from lightning_hpo.reporting.report import write_report
+from lightning_hpo.reporting.run_view import read_best, read_run, show
 from lightning_hpo.text import HIDDEN, lost, say
 
 

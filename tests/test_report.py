@@ -10,7 +10,8 @@ import pytest
 
 from lightning_hpo import HyperbandTuner, OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
-from lightning_hpo.reporting.report import read_run, to_html
+from lightning_hpo.reporting.report import to_html
+from lightning_hpo.reporting.run_view import read_run
 
 EVIL = "<script>alert(1)</script>"
 SPACE = {"x": "loguniform(1e-3, 1)", "kind": f"choice('{EVIL}', 'b&\"')"}

@@ -10,7 +10,8 @@ import optuna
 from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.records import Row
-from lightning_hpo.reporting.report import read_run, write_report
+from lightning_hpo.reporting.report import write_report
+from lightning_hpo.reporting.run_view import read_run
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -98,7 +98,7 @@ def lineage(source: Any) -> list[Segment]:
     """
     source = getattr(source, "study", source)
     if isinstance(source, optuna.Study):
-        return [_from_trial(trial) for trial in source.get_trials(deepcopy=False)]
+        return [segment_of(trial) for trial in source.get_trials(deepcopy=False)]
     segments: list[Segment] = []
     records = sorted(Path(source).glob("member_*/record.json"))
     if not records:
@@ -284,7 +284,8 @@ def plot(segments: Sequence[Segment], name: str) -> Any:
     return figure
 
 
-def _from_trial(trial: optuna.trial.FrozenTrial) -> Segment:
+def segment_of(trial: optuna.trial.FrozenTrial) -> Segment:
+    """Return a trial of a population as a segment."""
     notes = trial.system_attrs.get(SEGMENT, {})
     return Segment(
         number=trial.number,

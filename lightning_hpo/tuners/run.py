@@ -15,8 +15,9 @@ from lightning_hpo.executors.worker import validate_not_starting
 from lightning_hpo.interrupts import Interrupts, pausing_signals
 from lightning_hpo.records import Row, Work, best_row
 from lightning_hpo.reporting.console import Console
-from lightning_hpo.reporting.report import read_run, write_report
+from lightning_hpo.reporting.report import write_report
 from lightning_hpo.reporting.result import Result
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.study.leases import Leases, study_lock
 from lightning_hpo.study.run_folder import RunFolder, open_study
 from lightning_hpo.study.table import TrialTable, read_rows

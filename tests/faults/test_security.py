@@ -16,7 +16,8 @@ import lightning_hpo
 from lightning_hpo import RandomTuner, checkpoints
 from lightning_hpo.__main__ import main
 from lightning_hpo.errors import StorageError
-from lightning_hpo.reporting.report import read_run, to_html
+from lightning_hpo.reporting.report import to_html
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.study import sqlite_file as study_file
 from lightning_hpo.study.run_folder import RunFolder
 from tests.faults.scripts import run

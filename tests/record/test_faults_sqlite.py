@@ -9,7 +9,7 @@ import pytest
 from lightning_hpo import OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
 from lightning_hpo.errors import StorageError
-from lightning_hpo.reporting.report import read_run
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.study.sqlite_file import check_study_file
 from tests.faults.scripts import Script, run
 

@@ -1,0 +1,204 @@
+"""A run as its files tell it, finished or at work, and a summary of it as text.
+
+Only the study and the files of the run are read; nothing that its config names is imported.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from lightning_hpo.errors import StorageError
+from lightning_hpo.records import Mode, Row, best_row, spent
+from lightning_hpo.reporting.best import disagreement
+from lightning_hpo.reporting.console import Console
+from lightning_hpo.study.journal import JOURNAL, read_journal
+from lightning_hpo.study.run_folder import FINGERPRINT
+from lightning_hpo.study.sqlite_file import check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.study.table import FAILURE, row_of
+from lightning_hpo.study.trial_folders import STUDY_ID, identity_of
+from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files tell it.
+
+    Args:
+        path: of the run folder.
+        rows: all trials.
+        mode: whether lower or higher scores are better, in the first objective.
+        monitor: what the score is called.
+        failures: trial number -> reason.
+        distributions: of every parameter, as the study has them.
+        owner: process id at work on it, or None.
+        study_id: of the study; empty if it was made by an older version.
+        trials: as Optuna has them, in the order of ``rows``.
+        directions: of all objectives.
+        settings: what the search was called with, as its fingerprint has it.
+    """
+
+    path: Path
+    rows: Sequence[Row]
+    mode: Mode
+    monitor: str
+    failures: Mapping[int, str]
+    distributions: Mapping[str, BaseDistribution]
+    owner: int | None
+    study_id: str = ""
+    trials: Sequence[FrozenTrial] = field(default=(), repr=False)
+    directions: Sequence[StudyDirection] = (StudyDirection.MINIMIZE,)
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether another process works on it; this one writes a report when its work is over."""
+        return self.owner not in (None, os.getpid())
+
+    @property
+    def counts(self) -> str:
+        """How many trials are in which state."""
+        states = ("paused" if row.state == "running" and not self.at_work else row.state for row in self.rows)
+        return f"{len(self.rows)} trials: " + ", ".join(
+            f"{count} {state}" for state, count in sorted(Counter(states).items())
+        )
+
+
+def read_run(path: str | Path, storage: str | None = None) -> Run:
+    """Read a run folder, finished or at work.
+
+    Args:
+        path: of the run folder, ``runs/<name>``.
+        storage: URL of the study if it is not in the folder.
+
+    Raises:
+        StorageError: if there is no study.
+    """
+    path = Path(path).resolve()
+    opened: str | BaseStorage
+    if storage is not None:
+        opened = storage
+    elif (file := path / "study.db").is_file():
+        check_study_file(file)
+        opened = sqlite_url(file)
+    elif (file := path / JOURNAL).is_file():
+        opened = read_journal(file)
+    else:
+        raise StorageError(f"{path} holds no study.db: give the folder of a run, runs/<name>, or its storage.")
+    try:
+        with readable(path):
+            study = optuna.load_study(study_name=path.name, storage=opened)
+            return view_run(study, path)
+    except KeyError:
+        raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
+    except (StorageInternalError, SQLAlchemyError) as error:
+        raise unusable(path, error) from error
+
+
+def view_run(study: optuna.Study, path: Path) -> Run:
+    """Return a study as a run.
+
+    Args:
+        study: to read.
+        path: of the run folder; it need not exist.
+    """
+    trials = study.get_trials(deepcopy=False)
+    attributes = study.user_attrs
+    settings = attributes.get(FINGERPRINT, {})
+    monitor = settings.get("monitor") or "score"
+    max_steps = settings.get("scheduler", {}).get("max_steps", 1)
+    return Run(
+        path,
+        [row_of(trial, max_steps) for trial in trials],
+        "min" if study.directions[0] is StudyDirection.MINIMIZE else "max",
+        monitor if isinstance(monitor, str) else str(monitor[0]),
+        {trial.number: str(trial.user_attrs.get(FAILURE, "")) for trial in trials if trial.state is TrialState.FAIL},
+        {name: distribution for trial in trials for name, distribution in trial.distributions.items()},
+        _owner(path),
+        attributes.get(STUDY_ID, ""),
+        trials,
+        study.directions,
+        settings,
+    )
+
+
+def read_best(run: Run) -> str:
+    """Return the text of ``best.yaml``, without the values of secrets; a comment if it cannot be read.
+
+    Raises:
+        StorageError: if there is none yet.
+    """
+    path = run.path / "best.yaml"
+    if not path.exists():
+        raise StorageError(f"{run.path} holds no best.yaml yet: no trial has succeeded.")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)  # nothing is constructed
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"# {path.name} is not shown: it is no YAML ({type(error).__name__})\n"
+    _hide_secrets(node)
+    return lines_of(yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=True, width=1000)) + "\n"
+
+
+def show(run: Run) -> None:
+    """Print a summary, and compare the files of the best trial with the study.
+
+    Raises:
+        StorageError: if ``best.ckpt`` or ``best.yaml`` is of another trial or step than the study's best, and no
+            process is at work that may be about to write it.
+    """
+    console = Console(run.monitor, run.mode, verbose=True)
+    console.line(f"{run.path}  ({f'process {run.owner} is at work' if run.owner else 'nobody is at work'})")
+    console.line(f"{run.counts}; {spent(run.rows):,} optimizer steps")
+    console.table(run.rows)
+    for number, reason in run.failures.items():
+        console.line(f"trial {number} failed: {(reason.splitlines() or ['no reason given'])[0]}")
+    for name in ("best.yaml", "best.ckpt"):
+        if (run.path / name).exists():
+            console.line(f"{name}: {run.path / name}")
+    best = best_row(run.rows, run.mode)
+    if best is not None and run.owner is None:
+        identity = identity_of(run.study_id, best.number, best.params) if run.study_id else {}
+        what = disagreement(best, identity, run.path / "best.ckpt", run.path / "best.yaml")
+        if what is not None:
+            raise StorageError(f"{run.path}: {what}, so it is not the study's best: run the search again to mend it")
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        pid = int(json.loads((path / "owner.json").read_text())["pid"])
+        os.kill(pid, 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return pid
+
+
+def lines_of(text: str) -> str:
+    """Text of several lines, without other control characters."""
+    return "\n".join(map(one_line, text.splitlines()))
+
+
+def _hide_secrets(node: Any, name: str = "") -> None:
+    """Replace the scalars of a YAML document that are secrets, by the names of the mappings they are in."""
+    match node:
+        case yaml.MappingNode():
+            for key, value in node.value:
+                inner = str(key.value)
+                _hide_secrets(value, f"{inner}.{name}" if is_secret(name) else inner)
+        case yaml.SequenceNode():
+            for value in node.value:
+                _hide_secrets(value, name)
+        case yaml.ScalarNode(tag=tag, value=text):
+            is_number = tag.endswith((":int", ":float"))
+            node.value = HIDDEN if is_secret(name, 0 if is_number else text) else hide_passwords(text)
