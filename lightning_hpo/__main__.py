@@ -7,8 +7,9 @@ import argparse
 import sys
 
 from lightning_hpo.errors import STORAGE
-from lightning_hpo.reporting.report import write_report
-from lightning_hpo.reporting.run_view import read_best, read_run, show
+from lightning_hpo.reporting.report import keep_report, write_report
+from lightning_hpo.reporting.run_view import read_best, read_run
+from lightning_hpo.reporting.show import show
 from lightning_hpo.text import HIDDEN, lost, say
 
 
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=words, description=words)
         command.add_argument("run", help="folder of the run, runs/<name>")
         command.add_argument("--storage", help="URL of the study, if it is not in the folder")
+        if name == "report":
+            command.add_argument("--live", action="store_true", help="write it again and again while the search runs")
     given = parser.parse_args(arguments)
     try:
         run = read_run(given.run, given.storage)
@@ -31,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
             case "show":
                 show(run)
             case "report":
-                say(str(write_report(run)))
+                if given.live and run.owner is not None:
+                    say(f"{run.path / 'report.html'} follows the search; Ctrl-C ends this and not the search")
+                say(str(keep_report(run, given.storage) if given.live else write_report(run)))
             case "best":
                 text = read_best(run)
                 say(text.rstrip("\n"))

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, TypeAlias
 
-from lightning_hpo.records import Row, ranked
-from lightning_hpo.reporting.run_view import Run
+from lightning_hpo.records import Mode, Row, ranked
 from lightning_hpo.text import hide_passwords, one_line
 
 Figure: TypeAlias = dict[str, Any]
@@ -39,11 +38,11 @@ def axis(title: str, values: Iterable[float] | None = None, *, log: bool | None 
     return {"title": {"text": safe(title)}, "type": kind, **more}
 
 
-def thin(rows: Sequence[Row], run: Run, most: int = MOST) -> list[Row]:
+def thin(rows: Sequence[Row], mode: Mode, most: int = MOST) -> list[Row]:
     """Choose the rows of a figure: all, or the better half of as many as are shown and some of each age."""
     if len(rows) <= most:
         return list(rows)
-    kept = {row.number for row in ranked(rows, run.mode)[: most // 2]}
+    kept = {row.number for row in ranked(rows, mode)[: most // 2]}
     others = [row for row in rows if row.number not in kept]
     kept |= {others[index * len(others) // (most - most // 2)].number for index in range(most - most // 2)}
     return [row for row in rows if row.number in kept]

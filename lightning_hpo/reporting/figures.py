@@ -37,7 +37,7 @@ _WITH_PLAN = {kind.__name__: kind for kind in (ASHA, AsyncHyperband, FullBudget,
 
 def history(run: Run) -> Figure | None:
     """Last value of each trial in the order of their start, and the best so far of those that got furthest."""
-    rows = [(row, list(finite_values(row).values())[-1]) for row in thin(run.rows, run) if finite_values(row)]
+    rows = [(row, list(finite_values(row).values())[-1]) for row in thin(run.rows, run.mode) if finite_values(row)]
     if not rows:
         return None
     data = []
@@ -64,7 +64,7 @@ def history(run: Run) -> Figure | None:
 
 def learning_curves(run: Run) -> Figure | None:
     """Value over optimizer steps, a colour for each bracket, the best trial marked."""
-    rows = [row for row in thin(run.rows, run) if finite_values(row)]
+    rows = [row for row in thin(run.rows, run.mode) if finite_values(row)]
     if not rows:
         return None
     entries = sorted({min(row.values) for row in rows})
@@ -186,7 +186,7 @@ def promotions(run: Run) -> Figure | None:
         )
         places = enumerate(judged)
         points += [(number, step, value, place / max(len(judged) - 1, 1)) for place, (_, number, value) in places]
-    shown = {row.number for row in thin(run.rows, run)}
+    shown = {row.number for row in thin(run.rows, run.mode)}
     points = sorted(point for point in points if point[0] in shown)
     lines: list[tuple[float | None, float | None]] = []
     for before, after in pairwise(points):
@@ -247,7 +247,7 @@ def durations(run: Run) -> Figure | None:
     for row, trial in zip(run.rows, run.trials, strict=True):
         if trial.duration is not None:
             by_state.setdefault(row.state, []).append((row.number, trial.duration.total_seconds(), row.step))
-    kept = {row.number for row in thin(run.rows, run)}
+    kept = {row.number for row in thin(run.rows, run.mode)}
     data = [
         {
             "type": "scatter", "mode": "markers", "name": state, "marker": {"color": STATE_COLOURS[state], "size": 6},

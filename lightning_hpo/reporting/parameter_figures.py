@@ -1,4 +1,4 @@
-"""What the parameters do to the score: Optuna's own figures, and the slices of a Gaussian process.
+"""What the parameters do to the score, and what Optuna shows of a study: its own figures.
 
 They are drawn of a copy of the study in memory, in which text is escaped and each secret value stands as ``*** 1``,
 ``*** 2``, ... A figure of scores takes all of them at one step, the highest that enough trials have reached.
@@ -18,14 +18,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Row
-from lightning_hpo.reporting.drawing import COLOURS, Figure, Panels, axis, is_log, safe, thin
+from lightning_hpo.reporting.drawing import Figure, is_log, safe, thin
 from lightning_hpo.reporting.run_view import Run
-from lightning_hpo.samplers import GaussianProcessSampler, slices
 from lightning_hpo.text import HIDDEN, is_secret
 
 _LEAST, _ENOUGH = 4, 10  # trials with a score: without the least nothing is drawn; a step with enough is taken
 _PARAMETERS = 8  # in a figure
-_PARALLEL, _RANK, _CONTOUR, _MODEL, _TIMELINE = 100, 300, 80, 150, 300  # trials in these figures
+_PARALLEL, _RANK, _CONTOUR, _TIMELINE = 100, 300, 80, 300  # trials in these figures
 _LABEL = 40  # letters of a choice
 
 
@@ -134,41 +133,7 @@ class ParameterFigures:
 
         names = self._run.settings.get("monitor")
         names = list(map(safe, names)) if isinstance(names, list | tuple) else None
-        return _plain(plot_pareto_front(self._as_it_is(thin(self._run.rows, self._run)), target_names=names))
-
-    def model_slices(self) -> Figure | None:
-        """What the Gaussian process of a search expects along each parameter, with two standard deviations."""
-        sampler = self._run.settings.get("sampler") or {}
-        if self.step is None or sampler.get("type") != "GaussianProcessSampler" or len(self._run.directions) > 1:
-            return None
-        study = self._as_it_is(thin(self._run.rows, self._run, _MODEL))
-        study.sampler = GaussianProcessSampler(seed=0)
-        drawn = list(slices(study).values())[:_PARAMETERS]
-        panels = Panels(len(drawn), 3)
-        data: list[dict[str, Any]] = []
-        for index, part in enumerate(drawn):
-            low, high = (part.mean - 2 * part.sd).tolist(), (part.mean + 2 * part.sd).tolist()
-            number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in part.values)
-            x = list(part.values) if number else [str(value) for value in part.values]
-            mean = {"type": "scatter", "name": part.name, "x": x, "y": part.mean.tolist(), "showlegend": False,
-                    "line": {"color": COLOURS[0]}, **panels.axes(index)}  # fmt: skip
-            if number:
-                data.append({
-                    "type": "scatter", "mode": "lines", "x": [*x, *x[::-1]], "y": [*high, *low[::-1]],
-                    "fill": "toself", "line": {"width": 0}, "fillcolor": "rgba(68,147,248,0.25)", "hoverinfo": "skip",
-                    "showlegend": False, **panels.axes(index),
-                })  # fmt: skip
-                data.append({**mean, "mode": "lines"})
-            else:
-                error = {"type": "data", "array": (2 * part.sd).tolist()}
-                data.append({**mean, "mode": "markers", "error_y": error})
-            title = self._goal if index % 3 == 0 else ""
-            horizontal = {
-                "title": {"text": part.name},
-                "type": "log" if part.log else "linear" if number else "category",
-            }
-            panels.describe(index, horizontal, axis("", (*low, *high)) | {"title": {"text": title}})
-        return {"data": data, "layout": panels.layout}
+        return _plain(plot_pareto_front(self._as_it_is(thin(self._run.rows, self._run.mode)), target_names=names))
 
     @cached_property
     def _goal(self) -> str:
@@ -220,7 +185,7 @@ class ParameterFigures:
     @cached_property
     def _all(self) -> optuna.Study:
         """Trials with a score at the step; the others keep their number's place."""
-        kept = {row.number for row in thin(self._run.rows, self._run)}
+        kept = {row.number for row in thin(self._run.rows, self._run.mode)}
         return self._scored([row.number for row in self._run.rows if row.number in kept], with_gaps=True)
 
     def _scored(self, numbers: Iterable[int], *, with_gaps: bool = False) -> optuna.Study:

@@ -4,7 +4,8 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -13,10 +14,10 @@ from typing import Any
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.records import Row, best_row, ranked, spent
-from lightning_hpo.reporting import figures, population_figures
+from lightning_hpo.reporting import figures, model_figure, population_figures
 from lightning_hpo.reporting.drawing import Figure, safe
 from lightning_hpo.reporting.parameter_figures import ParameterFigures
-from lightning_hpo.reporting.run_view import Run, lines_of, read_best
+from lightning_hpo.reporting.run_view import Run, lines_of, read_best, read_run
 from lightning_hpo.text import hide_passwords, masked, one_line
 
 _ROWS = 2000  # of the table
@@ -78,7 +79,7 @@ def draw_parts(run: Run) -> dict[str, Part]:
         "model": (
             "What the model expects",
             "Mean and two standard deviations of the Gaussian process, through its best configuration.",
-            parameters.model_slices,
+            lambda: model_figure.model_slices(run),
         ),
         "parallel": ("Parallel coordinates", f"The best trials {at}, up to a hundred.", parameters.parallel),
         "contour": ("Contour", f"Score {at} over the two parameters that matter most.", parameters.contour),
@@ -118,6 +119,24 @@ def write_report(run: Run, path: str | Path | None = None, *, refresh: int | Non
     return path
 
 
+def keep_report(run: Run, storage: str | None = None, every: int = 5) -> Path:
+    """Write the report again and again while somebody is at work on the run, or until Ctrl-C.
+
+    Args:
+        run: to show.
+        storage: URL of the study if it is not in the folder.
+        every: seconds between two reports; a browser that shows the page reads it as often.
+    """
+    try:
+        while run.owner is not None:
+            write_report(run, refresh=every)
+            time.sleep(every)
+            run = read_run(run.path, storage)
+    except KeyboardInterrupt:
+        pass  # the search goes on; the page is left without the refresh
+    return write_report(run)
+
+
 def to_html(run: Run, refresh: int | None = None) -> str:
     """Render a run as one HTML page; all its text is escaped, and no script runs but the page's own."""
     from plotly.offline import get_plotlyjs  # noqa: PLC0415  # 5 MB, and only a report needs it
@@ -133,7 +152,7 @@ def to_html(run: Run, refresh: int | None = None) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">{again}',
         f"<title>{name}</title><style>{(files(__package__) / 'page.css').read_text(encoding='utf-8')}</style></head>",
-        f"<body>{_summary(run)}{''.join(_part(*part) for part in parts.items())}{_failures(run)}{table(run, _ROWS)}",
+        f"<body>{_summary(run)}{''.join(_part(*part) for part in parts.items())}{_failures(run)}{_trials(run)}",
         f'<script type="application/json" id="figures">{to_json(drawn)}</script>',
         *(f"<script>{script}</script>" for script in scripts),
         "</body></html>\n",
@@ -145,16 +164,10 @@ def to_json(drawn: Mapping[str, Figure]) -> str:
     return json.dumps(_plain(drawn), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
 
 
-def table(run: Run, most: int) -> str:
-    """The trials as a table, the best marked, a failed one's reason in short; secrets are masked."""
+def table(run: Run, rows: Sequence[Row]) -> str:
+    """Trials as a table, the best one marked; secrets are masked."""
     names = list(run.distributions)
     best = best_row(run.rows, run.mode)
-    rows = run.rows
-    more = ""
-    if len(rows) > most:
-        kept = {row.number for row in ranked(rows, run.mode)[:most]}
-        rows = [row for row in rows if row.number in kept]
-        more = f"<p>The best {len(rows):,} of {len(run.rows):,} trials.</p>"
     columns = ("trial", "state", "ended", "parent", "steps", "seconds", run.monitor, *names)
     head = "".join(f'<th scope="col"><button>{safe(name)}</button></th>' for name in columns)
     body = []
@@ -164,10 +177,7 @@ def table(run: Run, most: int) -> str:
         cells += [masked(name, row.params.get(name)) for name in names]
         mark = ' class="best"' if row is best else ""
         body.append(f"<tr{mark}>{''.join(f'<td>{escape(_cell(cell))}</td>' for cell in cells)}</tr>")
-    return (
-        f'<h2 id="trials">Trials</h2>{more}<div class="table"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def summary_lines(run: Run) -> list[str]:
@@ -210,6 +220,13 @@ def _failures(run: Run) -> str:
         )
     more = f"<p>and {len(run.failures) - len(shown)} more</p>" if len(run.failures) > len(shown) else ""
     return f"<h2>Failures</h2><p>{len(run.failures)} of {len(run.rows)} trials.</p>{''.join(blocks)}{more}"
+
+
+def _trials(run: Run) -> str:
+    kept = {row.number for row in ranked(run.rows, run.mode)[:_ROWS]}
+    rows = run.rows if len(run.rows) <= _ROWS else [row for row in run.rows if row.number in kept]
+    more = "" if rows is run.rows else f"<p>The best {len(rows):,} of {len(run.rows):,} trials.</p>"
+    return f'<h2 id="trials">Trials</h2>{more}{table(run, rows)}'
 
 
 def _seconds(run: Run, row: Row) -> float | None:

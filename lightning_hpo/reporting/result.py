@@ -10,11 +10,14 @@ import optuna
 from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.records import Row
+from lightning_hpo.reporting.notebook import Figures, dataframe, plot, summary
 from lightning_hpo.reporting.report import write_report
-from lightning_hpo.reporting.run_view import read_run
+from lightning_hpo.reporting.run_view import Run, read_run, view_run
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    import pandas as pd
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,37 @@ class Result:
         """All trials in order of their number."""
         return list(self.rows)
 
+    def dataframe(self) -> "pd.DataFrame":
+        """All trials as a pandas DataFrame: state, step, value, seconds, ``params_<name>``; secrets are masked.
+
+        Raises:
+            ModuleNotFoundError: without pandas; the message has the install line.
+        """
+        return dataframe(self._run())
+
+    def plot(self, *names: str) -> "Figures | go.Figure":
+        """Draw the figures of the report with plotly; a notebook shows them.
+
+        Args:
+            names: of the figures, such as ``"curves"`` or ``"importance"``. Default: all.
+
+        Returns:
+            The figure of one name; of several, or of none, name -> figure.
+
+        Raises:
+            ValueError: if the search has no figure of a name; the message lists what it has.
+        """
+        return plot(self._run(), *names)
+
+    def _repr_html_(self) -> str:
+        """Show the best trials in a notebook."""
+        return summary(self._run())
+
+    def _run(self) -> Run:
+        return view_run(self.study, self.folder or Path(self.study.study_name))
+
     def report(self, path: str | Path) -> Path:
-        """Write a page about the search that needs nothing else to be read: curves, parameters, failures.
+        """Write a page about the search that needs nothing else to be read: figures, failures, trials.
 
         Args:
             path: of the HTML file.

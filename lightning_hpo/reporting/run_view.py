@@ -1,4 +1,4 @@
-"""A run as its files tell it, finished or at work, and a summary of it as text.
+"""A run as its files tell it, finished or at work.
 
 Only the study and the files of the run are read; nothing that its config names is imported.
 """
@@ -21,14 +21,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.errors import StorageError
-from lightning_hpo.records import Mode, Row, best_row, spent
-from lightning_hpo.reporting.best import disagreement
-from lightning_hpo.reporting.console import Console
+from lightning_hpo.records import Mode, Row
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.run_folder import FINGERPRINT
 from lightning_hpo.study.sqlite_file import check_study_file, readable, sqlite_url, unusable
 from lightning_hpo.study.table import FAILURE, row_of
-from lightning_hpo.study.trial_folders import STUDY_ID, identity_of
+from lightning_hpo.study.trial_folders import STUDY_ID
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
 
 
@@ -149,30 +147,6 @@ def read_best(run: Run) -> str:
         return f"# {path.name} is not shown: it is no YAML ({type(error).__name__})\n"
     _hide_secrets(node)
     return lines_of(yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=True, width=1000)) + "\n"
-
-
-def show(run: Run) -> None:
-    """Print a summary, and compare the files of the best trial with the study.
-
-    Raises:
-        StorageError: if ``best.ckpt`` or ``best.yaml`` is of another trial or step than the study's best, and no
-            process is at work that may be about to write it.
-    """
-    console = Console(run.monitor, run.mode, verbose=True)
-    console.line(f"{run.path}  ({f'process {run.owner} is at work' if run.owner else 'nobody is at work'})")
-    console.line(f"{run.counts}; {spent(run.rows):,} optimizer steps")
-    console.table(run.rows)
-    for number, reason in run.failures.items():
-        console.line(f"trial {number} failed: {(reason.splitlines() or ['no reason given'])[0]}")
-    for name in ("best.yaml", "best.ckpt"):
-        if (run.path / name).exists():
-            console.line(f"{name}: {run.path / name}")
-    best = best_row(run.rows, run.mode)
-    if best is not None and run.owner is None:
-        identity = identity_of(run.study_id, best.number, best.params) if run.study_id else {}
-        what = disagreement(best, identity, run.path / "best.ckpt", run.path / "best.yaml")
-        if what is not None:
-            raise StorageError(f"{run.path}: {what}, so it is not the study's best: run the search again to mend it")
 
 
 def _owner(path: Path) -> int | None:

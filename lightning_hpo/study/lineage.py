@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from lightning_hpo.lr_schedules.replay import ReplayLR
 from lightning_hpo.records import Mode, best_row
-from lightning_hpo.schedulers.explore import Interval
+from lightning_hpo.schedulers.explore import intervals
 from lightning_hpo.study.table import PARENT, SEGMENT, read_rows
 
 __all__ = [
@@ -98,7 +98,7 @@ def lineage(source: Any) -> list[Segment]:
     """
     source = getattr(source, "study", source)
     if isinstance(source, optuna.Study):
-        return [segment_of(trial) for trial in source.get_trials(deepcopy=False)]
+        return [_from_trial(trial) for trial in source.get_trials(deepcopy=False)]
     segments: list[Segment] = []
     records = sorted(Path(source).glob("member_*/record.json"))
     if not records:
@@ -106,23 +106,6 @@ def lineage(source: Any) -> list[Segment]:
     for record in records:
         segments += [Segment.from_json(stored) for stored in json.loads(record.read_text())["content"]["segments"]]
     return sorted(segments, key=lambda segment: segment.number)
-
-
-def intervals(segments: Sequence[Segment], until: float = math.inf) -> list[Interval]:
-    """Return what every interval of training brought, in order of the step at its end.
-
-    Args:
-        segments: of all members.
-        until: last step.
-    """
-    values = {one.number: one.values for one in segments}
-    found = []
-    for one in segments:
-        before = None if one.parent is None else values.get(one.parent, {}).get(one.forked_at or 0)
-        for step in sorted(step for step in one.values if step <= until):
-            found.append((step, one.number, Interval(one.params, step, before, one.values[step])))
-            before = one.values[step]
-    return [interval for _, _, interval in sorted(found, key=lambda one: one[:2])]
 
 
 def winner(segments: Sequence[Segment], mode: Mode = "min") -> Segment:
@@ -284,8 +267,7 @@ def plot(segments: Sequence[Segment], name: str) -> Any:
     return figure
 
 
-def segment_of(trial: optuna.trial.FrozenTrial) -> Segment:
-    """Return a trial of a population as a segment."""
+def _from_trial(trial: optuna.trial.FrozenTrial) -> Segment:
     notes = trial.system_attrs.get(SEGMENT, {})
     return Segment(
         number=trial.number,
