@@ -25,7 +25,6 @@ from examples.digits import DigitsData, DigitsNet  # noqa: E402
 from lightning_hpo import HyperbandTuner, checkpoints  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.study import fingerprint as fingerprints  # noqa: E402
-from lightning_hpo.study import run_folder as runs  # noqa: E402
 from lightning_hpo.training.run_to_step import Leg  # noqa: E402
 
 SPACE = {"lr": "loguniform(1e-4, 1e-1)", "width": "int(4, 16)", "dropout": "uniform(0, 0.5)"}
@@ -45,7 +44,7 @@ def study(**options) -> tuple[float, int]:
 
 @contextlib.contextmanager
 def without():
-    """No hashes, no syncs, no check of the study file, no code fingerprint, no signs of life, no watch for NaN.
+    """No hashes, no syncs, no code fingerprint, no signs of life, no watch for NaN.
 
     What stays is what any tuner that can continue must do: write a checkpoint and a row.
     """
@@ -55,7 +54,6 @@ def without():
             (checkpoints, "_sync_folder", lambda _: None),
             (checkpoints, "_is_sealed", Path.exists),
             (checkpoints, "verify", lambda path: Path(path).stat()),
-            (runs, "check_study_file", lambda _: None),
             (fingerprints, "code_parts", lambda _: {}),
             (Leg, "on_validation_batch_end", lambda *_: None),
         ]:

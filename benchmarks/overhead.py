@@ -1,6 +1,6 @@
-"""What the tuner costs: CPU per job over a bare ``Trainer.fit`` of the same work, and CPU per decision.
+"""What the tuner costs: CPU per job over a bare ``Trainer.fit`` of the same work, per decision, and for the study.
 
-python benchmarks/overhead.py
+python benchmarks/overhead.py [--only jobs|decisions|study]
 """
 
 import argparse
@@ -20,11 +20,13 @@ from optuna.samplers import RandomSampler
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.simplefilter("ignore")
 
-from lightning_hpo import FullBudget, Hyperband, RandomTuner  # noqa: E402
+from lightning_hpo import FullBudget, Hyperband, OptunaTuner, RandomTuner  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.records import Row  # noqa: E402
 from lightning_hpo.samplers.adapter import SamplerAdapter  # noqa: E402
 from lightning_hpo.space import parse_space  # noqa: E402
+from lightning_hpo.study.run_folder import RunFolder, open_study  # noqa: E402
+from lightning_hpo.study.table import TrialTable  # noqa: E402
 from tests.small import Data, Net  # noqa: E402
 
 SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(16, 17)", "dropout": "uniform(0, 0.5)"}
@@ -132,12 +134,54 @@ def per_decision() -> None:
             )
 
 
+def of_study() -> None:
+    """CPU of a trial's records (new, value, end), of opening the study, and of a whole run of a plain function."""
+    print(f"\n{'store':<14} {'trials':>7} {'CPU ms per trial':>17} {'open, CPU s':>12}")
+    for name, counts in (("study.journal", (1_000, 10_000)), ("SQLite", (300,))):
+        for count in counts:
+            with tempfile.TemporaryDirectory() as root:
+                storage = None if name == "study.journal" else f"sqlite:///{root}/study.db"
+                print(f"{name:<14} {count:>7} {'{:>17.2f} {:>12.2f}'.format(*records(Path(root), storage, count))}")
+    print(f"\n{'plain function':<14} {'trials':>7} {'CPU s':>7} {'seconds':>8} {'CPU ms per trial':>17}")
+    for tuner, count in ((RandomTuner, 100), (RandomTuner, 1_000), (OptunaTuner, 100)):
+        with tempfile.TemporaryDirectory() as root:
+            begun, started = time.monotonic(), time.process_time()
+            tuner(SPACE, max_steps=1, n_trials=count, root=root, name="run", verbose=False).optimize(
+                lambda job, params: params["dropout"]  # noqa: ARG005  # the signature of a user's function
+            )
+            cpu, seconds = time.process_time() - started, time.monotonic() - begun
+        print(f"{tuner.__name__:<14} {count:>7} {cpu:>7.2f} {seconds:>8.2f} {1e3 * cpu / count:>17.2f}", flush=True)
+
+
+def records(root: Path, storage: str | None, count: int) -> tuple[float, float]:
+    """CPU ms to record a trial, and CPU seconds to open a study of so many trials."""
+    folder, space = RunFolder(root, "run"), parse_space(SPACE)
+
+    def opened() -> TrialTable:
+        return TrialTable(*open_study(folder, storage, "min", {"trains": None, "space": {}}))
+
+    table = opened()
+    started = time.process_time()
+    for number in range(count):
+        table.add({"lr": 0.1, "hidden": 16, "dropout": number / count / 2}, space)
+        table.record(number, 1, 0.5)
+        table.complete(number, [0.5])
+    recorded = time.process_time()
+    assert len(opened().rows) == count
+    return 1e3 * (recorded - started) / count, time.process_time() - recorded
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=["jobs", "decisions", "study"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with warnings_only("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        per_job(arguments.jobs, arguments.rounds)
-    per_decision()
+        if arguments.only in (None, "jobs"):
+            per_job(arguments.jobs, arguments.rounds)
+        if arguments.only in (None, "decisions"):
+            per_decision()
+        if arguments.only in (None, "study"):
+            of_study()

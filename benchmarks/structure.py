@@ -12,9 +12,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "lightning_hpo"
 FLOORS = (
-    {"text", "atomic"},
+    {"text", "atomic", "quiet"},
     {"errors"},
-    {"records", "space", "interrupts", "quiet"},
+    {"records", "space", "interrupts"},
     {"checkpoints", "lr_schedules", "samplers"},
     {"schedulers"},
     {"study"},

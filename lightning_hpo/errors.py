@@ -51,11 +51,14 @@ class JobError(LightningHPOError, RuntimeError):
 class ParameterMismatchError(LightningHPOError, RuntimeError):
     """A hyperparameter that was asked for is not the one that trains."""
 
+    ends_search = True  # raised by a job: not the trial's fault; see lightning_hpo.tuners.search
     exit_code = WRONG_CALL  # the module does not fit the call; see lightning_hpo.errors
 
 
 class RankLostError(LightningHPOError, RuntimeError):
     """Another rank of a distributed training did not end a job that failed here, so the job is not done."""
+
+    ends_search = True
 
 
 class DivergedError(JobError):
@@ -71,6 +74,7 @@ class SearchFailedError(LightningHPOError, RuntimeError):
 class StorageError(LightningHPOError, OSError):
     """The run folder or its study cannot be used."""
 
+    ends_search = True
     exit_code = STORAGE
 
 

@@ -10,33 +10,38 @@ from typing import Any
 
 PAUSING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-
 Handler = Callable[[int, FrameType | None], Any]
-_ours: set[int] = set()  # ids of processes in which our handlers act
 
 
-def act_here() -> None:
-    """Let our handlers, also inherited ones, act in this process."""
-    _ours.add(os.getpid())
-
-
-def only_here(handle: Handler, before: Any) -> Handler:
-    """Make a handler that does nothing of its own in processes that user code forks: a pool must be able to end them.
+class LocalHandler:
+    """A signal handler that does nothing of its own in processes that user code forks: a pool must be able to end them.
 
     Args:
         handle: what a signal does in this process.
         before: handler of the signal that holds in forked processes.
     """
-    act_here()
 
-    def handler(number: int, frame: FrameType | None) -> None:
-        if os.getpid() in _ours:
-            handle(number, frame)
+    def __init__(self, handle: Handler, before: Any) -> None:
+        self._handle = handle
+        self.before = before
+        self.processes = {os.getpid()}  # in which it acts
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Act, or let the handler before act."""
+        if os.getpid() in self.processes:
+            self._handle(number, frame)
             return
-        signal.signal(number, signal.SIG_DFL if before is None else before)
+        signal.signal(number, signal.SIG_DFL if self.before is None else self.before)
         os.kill(os.getpid(), number)
 
-    return handler
+
+def act_here() -> None:
+    """Let the handlers that this process has inherited act in it."""
+    for number in PAUSING:
+        handler = signal.getsignal(number)
+        while isinstance(handler, LocalHandler):
+            handler.processes.add(os.getpid())
+            handler = handler.before
 
 
 class Interrupts:
@@ -74,7 +79,7 @@ def pausing_signals() -> Iterator[Interrupts]:
     taken = [number for number in PAUSING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in taken}
     for number in taken:
-        signal.signal(number, only_here(handle, before[number]))
+        signal.signal(number, LocalHandler(handle, before[number]))
     try:
         yield interrupts
     finally:

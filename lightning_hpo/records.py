@@ -29,12 +29,15 @@ class Job:
         trial: number of the trial to continue; None starts a new one.
         parent: for a new trial, the trial whose weights it starts from; None starts from scratch.
         params: for a new trial, its parameters; None asks the sampler.
+        replaces: for a new trial of a population, the trial of the same member that ends here. The new one goes on in
+            its fit: step, place in the data and clocks are those of the member.
     """
 
     max_steps: int
     trial: int | None = None
     parent: int | None = None
     params: Mapping[str, Any] | None = None
+    replaces: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Task:
         source: checkpoint of the parent to start from, or None.
         identity: ``{"study": id, "trial": number, "params": {...}}`` in plain values, which every checkpoint of the
             trial carries; empty where there is no study.
+        member: number of the first trial of the member of a population that the trial belongs to; else its own.
     """
 
     job: Job
@@ -55,6 +59,7 @@ class Task:
     folder: Path
     source: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    member: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Outcome:
         values: optimizer step -> monitored metric, for each validation of this job.
         ended: why the job ended: :data:`BUDGET`, :data:`PAUSED`, or what has finished the trial before its budget, such
             as ``"EarlyStopping at step 48"`` or ``"max_epochs=3 reached at step 48"``.
+        stopped: whether a callback asked to stop a member of a population, which then trains on.
+        remark: for people to read, e.g. an error that came after the end and costs no score.
     """
 
     score: float | None
@@ -77,6 +84,8 @@ class Outcome:
     pruned: bool = False
     values: Mapping[int, float] = field(default_factory=dict, compare=False)
     ended: str = BUDGET
+    stopped: bool = False
+    remark: str = ""
 
     @property
     def finished_early(self) -> bool:
@@ -132,6 +141,11 @@ class Row:
         ended: why training finished by itself below the full budget, e.g. ``"EarlyStopping at step 48"``; else None.
         scored: whether its last value is a score that it competes with, and not a report from a running fit.
         feasible: whether it keeps all constraints of the search.
+        member: number of the first trial of the member of a population that it belongs to; None if it is the first.
+        forked_at: step of its parent at which its weights were taken; None if it has no parent.
+        stopped: steps at which a callback asked to stop it, although it is to train on.
+        step: of its last value, or where its training began.
+        score: value that the trial competes with: its last one, if that is a finite number.
     """
 
     number: int
@@ -144,23 +158,30 @@ class Row:
     ended: str | None = None
     scored: bool = True
     feasible: bool = True
+    member: int | None = None
+    forked_at: int | None = None
+    stopped: tuple[int, ...] = ()
+    step: int = field(init=False, repr=False, compare=False)
+    score: float | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        step = max(self.values, default=self.start)
+        value = self.values[step] if self.values and self.scored else math.nan
+        # Computed once, as a search reads them of all its trials after each job.
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "score", value if math.isfinite(value) else None)
+
+    @property
+    def home(self) -> int:
+        """Number of the trial in whose folder it trains: the first of its member, or itself."""
+        return self.number if self.member is None else self.member
 
     @property
     def idle(self) -> bool:
         """Whether the trial may be given a job: it is not finished, and no job works on it."""
-        reached = self.target is None or (bool(self.values) and self.step >= self.target)
+        # A job that reports while it trains may have reported at its target and still be running.
+        reached = self.target is None or (self.scored and bool(self.values) and self.step >= self.target)
         return self.state == "running" and reached
-
-    @property
-    def step(self) -> int:
-        """Step of its last value, or where its training began."""
-        return max(self.values, default=self.start)
-
-    @property
-    def score(self) -> float | None:
-        """Value that the trial competes with: its last one, if that is a finite number."""
-        value = self.values[self.step] if self.values and self.scored else math.nan
-        return value if math.isfinite(value) else None
 
     def at(self, rung: int, following: float = math.inf) -> float | None:
         """Return the trial's value at a rung, or None if it has none there.
@@ -183,7 +204,7 @@ class Row:
 def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
     """Return the best trial, or None without any score; :func:`ranked` says what is better."""
     sign = 1 if mode == "min" else -1
-    return min((row for row in rows if row.score is not None), key=lambda row: _rank(row, sign), default=None)
+    return min([row for row in rows if row.score is not None], key=lambda row: _rank(row, sign), default=None)
 
 
 def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:
@@ -204,8 +225,7 @@ def reach(row: Row) -> float:
 
 
 def _rank(row: Row, sign: int) -> tuple[bool, float, float, int]:
-    assert row.score is not None
-    return not row.feasible, -reach(row), sign * row.score, row.number
+    return not row.feasible, -reach(row), sign * (row.score or 0.0), row.number  # every row here has a score
 
 
 def spent(rows: Sequence[Row]) -> int:

@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from lightning_hpo.quiet import known_warnings_hidden
 from lightning_hpo.text import HIDDEN, is_secret, masked, nearest
 
 Space: TypeAlias = Mapping[str, str | BaseDistribution]
@@ -245,7 +246,8 @@ def _categorical(where: str, choices: Sequence[Any], name: str = "") -> Categori
                 raise ValueError(
                     f"{where}: the choice {one!r} is given twice{same}. Leave one out, or write it as text."
                 )
-    return CategoricalDistribution(plain)
+    with known_warnings_hidden():
+        return CategoricalDistribution(plain)
 
 
 def _storable(where: str, choice: Any, shown: Any) -> Any:

@@ -138,7 +138,7 @@ def _without_value(found: re.Match[str], before: str, after: str) -> str:
     return f"{name}{before}{HIDDEN}{after}"
 
 
-_lost: dict[int, tuple[Any, Exception]] = {}  # streams that did not take a line, by their id, and why
+_LOST = "_lightning_hpo_lost"  # attribute of a stream that did not take a line: the reason
 
 
 def say(text: str, stream: Any = None) -> None:
@@ -159,9 +159,10 @@ def say(text: str, stream: Any = None) -> None:
             encoding = getattr(stream, "encoding", None) or "ascii"
             print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except (OSError, ValueError) as error:  # ValueError: the stream is closed
-        if id(stream) in _lost:
+        if lost(stream) is not None:
             return
-        _lost[id(stream)] = stream, error
+        with suppress(AttributeError):  # a stream that takes no attributes: then each lost line is a warning
+            setattr(stream, _LOST, error)
         atexit.register(_give_up, stream)
         if not isinstance(error, BrokenPipeError):
             logging.getLogger(__name__).warning("output cannot be written (%s), work goes on without it", error)
@@ -169,7 +170,8 @@ def say(text: str, stream: Any = None) -> None:
 
 def lost(stream: Any) -> Exception | None:
     """Why a stream did not take all that was said, if so."""
-    return _lost.get(id(stream), (None, None))[1]
+    reason: Exception | None = getattr(stream, _LOST, None)
+    return reason
 
 
 def _give_up(stream: Any) -> None:

@@ -93,7 +93,7 @@ def test_fit_with_each_schedule_what_is_printed_and_what_is_refused(tmp_path):
         "metric": ([*random, "--tuner.monitor", "val_ac"], 2, "Did you mean 'val_acc'?"),
         "tuner": ([*random, "--tuner.n_trials", "0"], 2, "`n_trials` must be"),
         "population": (population, 0, "report: "),
-        "population of workers": ([*population, "--tuner.workers", "2"], 2, "`workers`"),
+        "population of workers": ([*population, "--tuner.workers", "2", "--tuner.name", "w"], 0, "report: "),
     }
     for name, line in zip(schedules, fits, strict=True):
         code, text = run(tmp_path, line)
@@ -108,7 +108,7 @@ def test_fit_with_each_schedule_what_is_printed_and_what_is_refused(tmp_path):
         assert left == code, (name, text)
         assert said in " ".join(text.split()), (name, text)
         assert (code == 0) or "Traceback" not in text
-    assert {one.name for one in (tmp_path / "runs").iterdir()} == {"r", "p"}
+    assert {one.name for one in (tmp_path / "runs").iterdir()} == {"r", "p", "w"}
     assert not list((tmp_path / "runs" / "r" / "trials").iterdir())
     best = yaml.safe_load((tmp_path / "runs" / "p" / "best.yaml").read_text())
     assert best["trainer"]["max_steps"] == 20

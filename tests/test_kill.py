@@ -8,9 +8,9 @@ import time
 import pytest
 
 from lightning_hpo import HyperbandTuner
-from lightning_hpo.study.run_folder import RunFolder
 from tests.faults.scripts import Script, run
 from tests.small import Data, Net
+from tests.studies import study_of
 
 
 def last_step(out):
@@ -71,9 +71,7 @@ def test_a_signal_is_a_pause(tmp_path, number, code):
         name="whole",
         trainer={"accelerator": "cpu", "logger": False},
     ).fit(Net, datamodule=Data)
-    import optuna
-
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{RunFolder(tmp_path, 's').study_file}")
+    study = study_of(tmp_path / "s")
     assert [t.values for t in study.trials] == [t.values for t in whole.study.trials]
 
 

@@ -535,3 +535,16 @@ def test_not_an_optimizer():
 def test_needs_torch_alone():
     code = "import sys, lightning_hpo.lr_schedules; print(sorted({'lightning', 'optuna'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("schedule_class", LR_SCHEDULES.values())
+def test_the_command_line_offers_the_arguments_of_the_base_class_too(schedule_class):
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(schedule_class, "lr", skip={"optimizer"})
+    given = parser.parse_args(["--lr.warmup", "0.2", "--lr.min_lr_ratio", "0.1", "--lr.initial_lr", "0.01"]).lr
+    schedule = schedule_class(sgd(0.1), **given.clone(with_meta=False).as_dict())
+    schedule.bind(100)
+    assert schedule.lr_at(0) == 0.01
+    assert schedule.lr_at(20) == 0.1
+    assert schedule.lr_at(10_000) >= 0.01 * (1 - 1e-12)

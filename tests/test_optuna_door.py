@@ -14,13 +14,12 @@ import optuna
 import pytest
 import torch
 from optuna.pruners import MedianPruner, NopPruner, ThresholdPruner
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from lightning_hpo import Objective, OptunaTuner, PopulationTuner, TrialReport, create_optuna_study
 from lightning_hpo.errors import StudyMismatchError
 from tests.faults.scripts import run
 from tests.small import Data, Net
+from tests.studies import journal_of
 from tests.test_tuners import CPU, recorded
 
 SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(4, 32)"}
@@ -143,7 +142,7 @@ class TestTuner:
         result = tuner(tmp_path, XY, n_trials=4).optimize(f)
         reasons = [trial.user_attrs.get("failure", "").splitlines()[:1] for trial in result.study.trials]
         assert reasons[0] == ["ZeroDivisionError: division by zero"]
-        assert reasons[1] == ["the score is nan"]
+        assert reasons[1] == ["the val_loss is nan"]
         assert result.best_trial == 2
 
     @pytest.mark.parametrize(
@@ -173,7 +172,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 folder = sys.argv[1]
 studies = {
     "s": f"sqlite:///{folder}/s/study.db",
-    "j": JournalStorage(JournalFileBackend(f"{folder}/journal.log")),
+    "j": JournalStorage(JournalFileBackend(f"{folder}/j/study.journal")),
     "p": JournalStorage(JournalFileBackend(f"{folder}/p/study.journal")),
 }
 seen = {}
@@ -214,11 +213,11 @@ class Once(Net):
 
 
 def test_plain_optuna_and_its_dashboard_read_what_we_wrote(tmp_path):
-    """In SQLite, in a journal that two worker processes reported to, and a population's trials with their parents."""
+    """In SQLite, in the journal that two worker processes reported to, and a population's trials with their parents."""
     pruner = MedianPruner(n_startup_trials=2)
-    result = tuner(tmp_path, n_trials=9, pruner=pruner).fit(Once, datamodule=Data)
-    journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
-    options = {"n_trials": 7, "pruner": pruner, "storage": journal, "workers": 2}
+    in_sqlite = f"sqlite:///{tmp_path}/s/study.db"
+    result = tuner(tmp_path, n_trials=9, pruner=pruner, storage=in_sqlite).fit(Once, datamodule=Data)
+    options = {"n_trials": 7, "pruner": pruner, "workers": 2}
     of_two = tuner(tmp_path, name="j", **options).fit(Net, datamodule=Data)
     members = {"population_size": 3, "interval": 5, "max_steps": 15, "monitor": "val_loss", "trainer": CPU}
     population = PopulationTuner({"lr": "loguniform(1e-3, 1)"}, name="p", root=tmp_path, verbose=False, **members)
@@ -246,7 +245,7 @@ def test_plain_optuna_and_its_dashboard_read_what_we_wrote(tmp_path):
         tuner(tmp_path, study=optuna.create_study(), workers=2).fit(Net, datamodule=Data)
 
     optuna_dashboard = pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
-    app = optuna_dashboard.wsgi(f"sqlite:///{tmp_path}/s/study.db")
+    app = optuna_dashboard.wsgi(journal_of(tmp_path / "j"))
     with make_server("127.0.0.1", 0, app) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
@@ -255,11 +254,11 @@ def test_plain_optuna_and_its_dashboard_read_what_we_wrote(tmp_path):
                 return json.loads(answer.read())
 
         (study,) = get("/api/studies")["study_summaries"]
-        assert study["study_name"] == "s"
+        assert study["study_name"] == "j"
         trials = get(f"/api/studies/{study['study_id']}")["trials"]
         server.shutdown()
-    assert [len(trial["intermediate_values"]) for trial in trials] == seen["s"]["reports"]
-    assert any(attr["key"] == "failure" and "ZeroDivision" in attr["value"] for attr in trials[0]["user_attrs"])
+    assert [len(trial["intermediate_values"]) for trial in trials] == seen["j"]["reports"]
+    assert [trial["state"].upper() for trial in trials] == seen["j"]["states"]
 
 
 class Steady(Net):

@@ -14,8 +14,6 @@ import optuna
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from lightning_hpo import checkpoints
 from lightning_hpo.__main__ import main
@@ -23,6 +21,7 @@ from lightning_hpo.errors import StorageError, StudyMismatchError
 from lightning_hpo.space import parse_space
 from lightning_hpo.study.lineage import ReplayLR, lineage, plot, replay, schedule_of, to_study, winner
 from lightning_hpo.tuners.population import PopulationTuner
+from tests.studies import study_of
 from tests.test_kill import in_a_child
 from tests.test_population_callback import Data, Net
 
@@ -117,8 +116,7 @@ def test_killed_ten_times_and_continued_equals_uninterrupted(uninterrupted, tmp_
 
 def test_the_study_is_a_journal_that_optuna_and_the_command_line_read(uninterrupted, capsys):
     run = uninterrupted.best_checkpoint.parent
-    assert not (run / "study.db").exists()
-    plain = optuna.load_study(study_name="run", storage=JournalStorage(JournalFileBackend(str(run / "study.journal"))))
+    plain = study_of(run)
     assert [one.params for one in lineage(plain)] == [one.params for one in lineage(uninterrupted)]
     assert main(["show", str(run)]) == 0
     out = capsys.readouterr().out
@@ -163,9 +161,10 @@ def test_a_damaged_checkpoint_costs_an_interval(uninterrupted, tmp_path):
             tune(tmp_path)
     finally:
         BEFORE_A_STEP.clear()
-    for file in sorted((tmp_path / "run" / "members").glob("*/last.ckpt"))[:1]:
-        file.write_bytes(file.read_bytes()[:-100])
+    file = tmp_path / "run" / "trials" / "0000" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:-100])
     result = tune(tmp_path)
+    assert list(file.parent.glob("last.ckpt.corrupt-*"))
     assert {one.member for one in lineage(result) if STEPS in one.values} == set(range(SIZE))
 
 
@@ -209,8 +208,6 @@ def test_wrong_arguments_and_another_population_are_named(tmp_path):
         PopulationTuner(SPACE, population_size=1, max_steps=200)
     with pytest.raises(ValueError, match="`timeout` means nothing for a population"):
         PopulationTuner(SPACE, max_steps=200, timeout=3.0)
-    with pytest.raises(ValueError, match="`workers`=2: all members .* callback PopulationBasedTraining"):
-        PopulationTuner(SPACE, max_steps=200, workers=2)
     with pytest.raises(ValueError, match="val_check_interval"):
         PopulationTuner(SPACE, max_steps=200, trainer={"val_check_interval": 5})
     tune(tmp_path, population_size=2, max_steps=15)
@@ -284,7 +281,12 @@ def test_lineage_as_a_study_and_a_plot(uninterrupted):
     assert len(figure.axes[0].lines) >= len(segments)
 
 
-def test_checkpoints_are_sealed(uninterrupted):
-    members = uninterrupted.best_checkpoint.parent / "members"
-    for file in members.glob("*/last.ckpt"):
+def test_what_is_left_is_sealed_and_nothing_that_nobody_needs(uninterrupted):
+    """The winner's last two checkpoints; during the search, each member has its last two."""
+    run = uninterrupted.best_checkpoint.parent
+    (winner_home,) = {row.home for row in uninterrupted.rows if row.number == uninterrupted.best_trial}
+    left = sorted(run.rglob("*.ckpt"))
+    names = ["best.ckpt", f"trials/{winner_home:04d}/last.ckpt", f"trials/{winner_home:04d}/last.previous.ckpt"]
+    assert [str(file.relative_to(run)) for file in left] == names
+    for file in left:
         checkpoints.verify(file)

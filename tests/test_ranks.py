@@ -12,6 +12,7 @@ import pytest
 from lightning_hpo import PopulationTuner, RandomTuner
 from tests.faults.scripts import Script
 from tests.small import Data, Net
+from tests.studies import study_of
 from tests.test_tuners import CPU
 
 SCRIPT = """
@@ -99,7 +100,7 @@ def test_killed_continued_and_equal_on_both_ranks(tmp_path, script):
     assert one[-1] == two[-1]
     assert one[-1]["rows"] == one[-1]["study"] == 5
     assert {line["step"] for line in one[:-1]} == {3, 9}
-    trials = optuna.load_study(study_name="hyperband", storage=f"sqlite:///{tmp_path}/hyperband/study.db").trials
+    trials = study_of(tmp_path / "hyperband").trials
     assert {trial.state.name for trial in trials} == {"COMPLETE", "PRUNED"}
     for trial in trials:
         lines = [line for line in one if line["trial"] == f"{trial.number:04d}"]
@@ -132,7 +133,7 @@ def test_started_from_outside_paused_and_pruned(tmp_path, script):
     assert follower.end()[0] == 0
     one, two = seen(tmp_path, 0), seen(tmp_path, 1)
     assert one == two
-    trials = optuna.load_study(study_name="optuna", storage=f"sqlite:///{tmp_path}/optuna/study.db").trials
+    trials = study_of(tmp_path / "optuna").trials
     assert len(trials) == 6
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
     for line in one[:-1]:

@@ -79,7 +79,7 @@ def test_best(run, capsys):
 
 def test_what_is_not_there(tmp_path, capsys):
     assert main(["show", str(tmp_path / "nope")]) == 4
-    assert "holds no study.db" in capsys.readouterr().err
+    assert "holds no study.journal" in capsys.readouterr().err
     assert not (tmp_path / "nope").exists()
     with pytest.raises(SystemExit) as left:
         main(["shw", str(tmp_path)])

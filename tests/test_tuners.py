@@ -31,6 +31,7 @@ from lightning_hpo import (
 from lightning_hpo.errors import SearchFailedError, StorageError, StudyInUseError, StudyMismatchError
 from lightning_hpo.tuners.base import Parts
 from tests.small import Data, Net
+from tests.studies import study_of
 
 CPU = {"accelerator": "cpu", "log_every_n_steps": 1}
 XY = {"x": "uniform(0, 1)", "y": "loguniform(1e-3, 1)", "kind": "choice(a, b)"}
@@ -58,7 +59,7 @@ class TestOptimize:
         states = [trial.state.name for trial in result.study.trials]
         assert states.count("COMPLETE") >= 10
         assert states.count("COMPLETE") + states.count("PRUNED") == 143
-        plain = optuna.load_study(study_name="f", storage=f"sqlite:///{tmp_path}/f/study.db")
+        plain = study_of(tmp_path / "f")
         assert plain.best_params == result.best_params
 
     def test_the_same_seed_gives_the_same_study_and_another_seed_another(self, tmp_path):
@@ -283,7 +284,7 @@ def test_results_that_come_together_are_all_recorded_also_if_one_of_them_ends_th
     tuner = Tuner(XY, FullBudget(1, 4), parts=at_once, max_failed=1, root=tmp_path, name="f", verbose=False)
     with pytest.raises(SearchFailedError, match="1 trials in a row failed, the last one with: RuntimeError: no luck"):
         tuner.optimize(unlucky)
-    study = optuna.load_study(study_name="f", storage=f"sqlite:///{tmp_path}/f/study.db")
+    study = study_of(tmp_path / "f")
     assert [trial.values for trial in study.trials] == [[0.0], None, [2.0], [3.0]]
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
@@ -382,29 +383,31 @@ class TestRefuses:
     def test_a_study_with_other_settings(self, tmp_path, changes, words):
         arguments = {"space": XY, "max_steps": 9, "min_steps": 1, "root": tmp_path, "name": "f", "verbose": False}
         HyperbandTuner(**arguments).optimize(loss)
-        before = (tmp_path / "f" / "study.db").read_bytes()
+        before = (tmp_path / "f" / "study.journal").read_bytes()
         with pytest.raises(StudyMismatchError) as caught:
             HyperbandTuner(**{**arguments, **changes}).optimize(loss)
         assert all(word in str(caught.value) for word in words), caught.value
-        assert (tmp_path / "f" / "study.db").read_bytes() == before
+        assert (tmp_path / "f" / "study.journal").read_bytes() == before
 
     def test_a_damaged_study(self, tmp_path):
         tuner = HyperbandTuner(XY, max_steps=9, root=tmp_path, name="f")
         tuner.optimize(loss)
-        (tmp_path / "f" / "study.db").write_bytes(b"")
-        with pytest.raises(StorageError, match=r"study\.db is not a study"):
+        (tmp_path / "f" / "study.journal").write_bytes(b"")
+        with pytest.raises(StorageError, match=r"study\.journal is not a study"):
             tuner.optimize(loss)
 
     @pytest.mark.parametrize("share", [0.5, 0.9])
-    def test_a_truncated_study(self, tmp_path, share):
+    def test_a_truncated_study_goes_on_from_its_last_whole_line(self, tmp_path, share, caplog):
         tuner = RandomTuner(XY, max_steps=1, n_trials=40, root=tmp_path, name="f", verbose=False)
-        tuner.optimize(loss)
-        file = tmp_path / "f" / "study.db"
+        whole = recorded(tuner.optimize(loss))
+        file = tmp_path / "f" / "study.journal"
         file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
-        damaged = file.read_bytes()
-        with pytest.raises(StorageError, match=r"the study in .* cannot be used: .*malformed"):
-            tuner.optimize(loss)
-        assert file.read_bytes() == damaged
+        lines, _, unfinished = file.read_bytes().rpartition(b"\n")
+        assert recorded(tuner.optimize(loss)) == whole
+        assert file.read_bytes().startswith(lines)
+        (aside,) = file.parent.glob("study.journal.corrupt-*")
+        assert aside.read_bytes() == unfinished
+        assert f"moved to {aside.name}" in caplog.text
 
     def test_a_full_disk(self, tmp_path):
         """What was acknowledged is readable, and the search continues once there is room."""
@@ -413,13 +416,13 @@ class TestRefuses:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             tuner = RandomTuner(XY, max_steps=1, n_trials=300, root=tmp_path, name="f", verbose=False)
             try:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
                 tuner.optimize(loss)
             except StorageError:
                 os._exit(4)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
-        kept = optuna.load_study(study_name="f", storage=f"sqlite:///{tmp_path}/f/study.db").trials
+        kept = study_of(tmp_path / "f").trials
         assert 5 < len(kept) < 300
         result = RandomTuner(XY, max_steps=1, n_trials=len(kept) + 3, root=tmp_path, name="f").optimize(loss)
         assert [row.state for row in result.trials()] == ["complete"] * (len(kept) + 3)
@@ -460,7 +463,7 @@ class TestRefuses:
     def test_odd_folders_work(self, tmp_path, folder):
         root = tmp_path / folder
         RandomTuner(XY, max_steps=1, n_trials=2, root=root, name="f").optimize(loss)
-        assert (root / "f" / "study.db").stat().st_size > 0
+        assert (root / "f" / "study.journal").stat().st_size > 0
         assert sorted(os.listdir(tmp_path)) == [folder]
         assert len(RandomTuner(XY, max_steps=1, n_trials=3, root=root, name="f").optimize(loss).trials()) == 3
 
@@ -578,6 +581,7 @@ import os, re, torch
 torch.set_num_threads(1)
 from lightning_hpo import RandomTuner
 from tests.small import Data, Net
+from tests.studies import study_of
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read()).group(1))

@@ -1,15 +1,15 @@
 """Population-Based Training for Trainers anywhere that see the same folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.errors import explained
 from lightning_hpo.schedulers.direction import direction
-from lightning_hpo.schedulers.population import Donor, Rules
+from lightning_hpo.schedulers.population import RuleOptions, Rules
 from lightning_hpo.space import format_distribution, parse_space
 from lightning_hpo.study.shared_folder import SharedFolder
 
@@ -39,15 +39,11 @@ class PopulationBasedTraining(Member):
         mode: whether a small (``"min"``) or a large (``"max"``) score is good. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
         interval: optimizer steps between decisions, at least; see above.
-        quantile: share that copies, and share that is copied; in (0, 0.5].
-        donor: ``"random-top"`` or ``"best"``.
-        explore: ``"losers"``, ``"all"``, ``"pb2"``, or a function (see
-            :class:`lightning_hpo.schedulers.population.Rules`).
-        resample: probability that a copied hyperparameter is drawn anew.
-        factor: otherwise it is multiplied or divided by this.
         seed: of all decisions; the same for all members.
         synchronous: wait at every decision for all living members. Default: compare with what they last wrote.
         timeout: seconds without a sign of life after which a member counts as dead.
+        **rules: ``quantile``, ``donor``, ``explore``, ``resample`` and ``factor`` of
+            :class:`lightning_hpo.schedulers.population.Rules`.
 
     Raises:
         ValueError: naming an argument outside its range.
@@ -70,14 +66,10 @@ class PopulationBasedTraining(Member):
         monitor: str = "val_loss",
         mode: Literal["min", "max"] | None = None,
         interval: int = 200,
-        quantile: float = 0.4,
-        donor: Donor = "random-top",
-        explore: Literal["losers", "all", "pb2"] | Callable[..., Mapping[str, Any]] = "losers",
-        resample: float = 0.5,
-        factor: float = 1.2,
         seed: int = 0,
         synchronous: bool = False,
         timeout: float = 600.0,
+        **rules: Unpack[RuleOptions],
     ) -> None:
         with explained(None):
             if population_size < 2:
@@ -89,10 +81,9 @@ class PopulationBasedTraining(Member):
             if not timeout > 0:
                 raise ValueError(f"`timeout` must be above 0 seconds, got {timeout!r}.")
             parsed = parse_space(space)
-            rules = Rules(parsed, direction(monitor, mode), quantile, donor, explore, resample, factor, seed)
             self.folder = SharedFolder(
                 folder,
-                rules,
+                Rules(parsed, direction(monitor, mode), seed=seed, **rules),
                 member=member,
                 population_size=population_size,
                 agreed={"space": {name: format_distribution(one) for name, one in parsed.items()}, "monitor": monitor},

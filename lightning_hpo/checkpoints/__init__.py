@@ -3,6 +3,7 @@
 from lightning_hpo.checkpoints.files import (
     DamagedCheckpointError,
     UnreadableStateError,
+    keep,
     load,
     newest_intact,
     previous_of,
@@ -17,6 +18,7 @@ from lightning_hpo.checkpoints.files import (
 __all__ = [
     "DamagedCheckpointError",
     "UnreadableStateError",
+    "keep",
     "load",
     "newest_intact",
     "previous_of",

@@ -18,6 +18,7 @@ file says. So a run signs what it writes with its key (HMAC-SHA256 of the same h
 import io
 import logging
 import os
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +32,7 @@ from lightning_hpo.errors import DamagedCheckpointError, UnreadableStateError
 __all__ = [
     "DamagedCheckpointError",
     "UnreadableStateError",
+    "keep",
     "load",
     "newest_intact",
     "previous_of",
@@ -197,6 +199,19 @@ def remove(path: str | os.PathLike[str]) -> None:
     for file in (path, previous_of(path)):
         if is_sealed(file):
             file.unlink()
+
+
+def keep(path: str | os.PathLike[str], kept: str | os.PathLike[str]) -> None:
+    """Give a checkpoint and its predecessor second names, under which they stay when they are replaced."""
+    for source, target in ((Path(path), Path(kept)), (previous_of(path), previous_of(kept))):
+        fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        if source.exists():
+            fresh.unlink(missing_ok=True)
+            try:
+                os.link(source, fresh)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, fresh)
+            fresh.replace(target)
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:

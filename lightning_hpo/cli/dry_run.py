@@ -25,7 +25,7 @@ def say_price(tuner: Tuner, builder: Builder) -> None:
     objective = tuner.objective(builder)
     console = Console(objective.monitor, tuner.mode, verbose=True)
     tuner.say_plan(console, f"plan of {type(tuner).__name__}; nothing is written", ())
-    if (size := ranks_of(builder.surroundings).size) > 1:
+    if (size := ranks_of(builder.distributed_arguments).size) > 1:
         console.line(f"  not timed, as each trial trains in {size} processes")
         return
     objective.check()

@@ -26,7 +26,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] 
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import RankLostError
-from lightning_hpo.interrupts import PAUSING, only_here
+from lightning_hpo.interrupts import PAUSING, LocalHandler
 from lightning_hpo.records import Job, Outcome, Task, Work, never
 from lightning_hpo.text import say
 from lightning_hpo.training.ranks import Ranks
@@ -189,7 +189,7 @@ def _signals_left_to_rank_0() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in PAUSING}
     for number, handler in before.items():
-        signal.signal(number, only_here(lambda *_: None, handler))
+        signal.signal(number, LocalHandler(lambda *_: None, handler))
     try:
         yield
     finally:

@@ -2,7 +2,9 @@
 
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -19,10 +21,10 @@ class Fiber:
     The global random number generators belong to whoever runs: each fiber finds them as it left them.
 
     Args:
-        function: called with nothing at the first :meth:`resume`; calls :meth:`suspend` to end a slice.
+        function: called with nothing at the first :meth:`resumed`; calls :meth:`suspend` to end a slice.
     """
 
-    def __init__(self, function: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
         self._mine = threading.Semaphore(0)
         self._owners = threading.Semaphore(0)
@@ -30,11 +32,16 @@ class Fiber:
         self._cancelled = False
         self._threads = torch.get_num_threads()
         self._thread: threading.Thread | None = None
+        self.result: Any = None
         self.error: BaseException | None = None
         self.done = False
 
-    def resume(self) -> None:
-        """Run until the fiber suspends itself or ends; :attr:`done` and :attr:`error` say which."""
+    @contextmanager
+    def resumed(self) -> Iterator[threading.Semaphore]:
+        """Let the fiber run; the block is to acquire the semaphore, which waits until it suspends itself or ends.
+
+        Afterwards :attr:`done`, :attr:`result` and :attr:`error` say which.
+        """
         before = rng_state()
         set_rng_state(self._random)
         if self._thread is None:
@@ -43,7 +50,7 @@ class Fiber:
             self._thread.start()
         else:
             self._mine.release()
-        self._owners.acquire()
+        yield self._owners
         if self.done:
             self._thread.join()
         else:
@@ -65,12 +72,13 @@ class Fiber:
         """End a suspended fiber."""
         if self._thread is not None and not self.done:
             self._cancelled = True
-            self.resume()
+            with self.resumed() as suspended:
+                suspended.acquire()
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)  # a new thread starts with all cores
         try:
-            self._function()
+            self.result = self._function()
         except BaseException as error:  # noqa: BLE001  # handed to the owner
             self.error = error
         finally:

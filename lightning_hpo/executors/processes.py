@@ -18,7 +18,7 @@ class WorkerProcesses:
     processes which the job has started end with it.
 
     Args:
-        work: as for ``InProcess``; it is pickled, so it must be made of importable parts.
+        work: as for ``InProcess``; it is sent to them, so it must be made of importable parts.
         workers: number of processes, >= 1.
         devices_per_trial: GPUs that each worker sees.
         trial_timeout: seconds without progress (see ``InProcess``) after which a job is ended: SIGTERM to its

@@ -20,7 +20,8 @@ from typing import Any
 
 from lightning_hpo.errors import JobError, ParameterMismatchError, WorkerStartError, failure_text, free_frames
 from lightning_hpo.executors.watchdog import IdleTime
-from lightning_hpo.interrupts import PAUSING, only_here
+from lightning_hpo.interrupts import PAUSING, LocalHandler
+from lightning_hpo.quiet import hide_known_warnings
 from lightning_hpo.records import Outcome, Task, Work
 
 SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -215,6 +216,7 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, resour
     """Run in a worker: take a task, do it, answer; until the parent is gone or sends no more tasks."""
     del os.environ[_STARTING]
     os.setpgid(0, 0)
+    hide_known_warnings()
     if resources.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = resources.gpus
     if (torch := sys.modules.get("torch")) is not None:
@@ -227,7 +229,8 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, resour
     def note(_number: int, _frame: FrameType | None) -> None:
         terminated.set()
 
-    signal.signal(signal.SIGTERM, only_here(note, signal.SIG_DFL))  # it may be sent to a whole group: save first
+    # It may be sent to a whole group: the job then saves first.
+    signal.signal(signal.SIGTERM, LocalHandler(note, signal.SIG_DFL))
     for number in (signal.SIGINT, signal.SIGHUP):  # the parent decides what they mean
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PAUSING)

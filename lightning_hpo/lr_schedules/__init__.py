@@ -1,9 +1,9 @@
-"""Learning-rate schedules in closed form: exact on resume, horizon in optimizer steps, one class per shape."""
+"""Learning-rate schedules in closed form: exact on resume, horizon in optimizer steps, a class per shape."""
 
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
-from lightning_hpo.lr_schedules.names import LR_SCHEDULES, make_lr_schedule
 from lightning_hpo.lr_schedules.replay import ReplayLR
 from lightning_hpo.lr_schedules.shapes import (
+    LR_SCHEDULES,
     CosineLR,
     CosineRestartsLR,
     InverseSqrtLR,
@@ -11,6 +11,7 @@ from lightning_hpo.lr_schedules.shapes import (
     StepDecayLR,
     WarmupCosineLR,
     WarmupStableDecayLR,
+    make_lr_schedule,
 )
 
 __all__ = [

@@ -22,78 +22,19 @@ from lightning_hpo.lr_schedules.first_update import may_update, unbound_message
 from lightning_hpo.text import check_range, check_steps, length_message
 
 
-class ClosedFormLR(LRScheduler):
-    """A learning rate that is a function of the step: base of every schedule here, and of your own.
+class HorizonLR(LRScheduler):
+    """The step at which a curve ends, which may become known after construction, and lengths as fractions of it.
 
-    A subclass implements :meth:`factor`, and :meth:`_set_horizon` if it has lengths of its own that may be fractions.
-
-    **Horizon.** ``max_steps`` is the step at which the curve ends. It may be left out: then the schedule is *unbound*
-    until :meth:`bind` (the ``LRSchedule`` callback calls it with the Trainer's length) or :meth:`extend`. An unbound
-    schedule can be constructed, restored and asked for its first learning rate, which no horizon changes; anything
-    later raises ``RuntimeError``, the optimizer's first update included. So does that update in a Lightning Trainer
-    that would step the schedule once per epoch. Curves without an end need no horizon unless a length is given as a
-    fraction of it.
-
-    **State.** ``state_dict`` holds the step, and the base learning rates if they were changed after construction. The
-    horizon and the shape come from the constructor, so a longer run resumes on the longer curve. In a plain torch loop
-    restore the optimizer first, then the schedule: it writes its learning rate into the optimizer.
-
-    Args:
-        optimizer: whose groups are scheduled. A group's own ``lr`` is its base value; a tensor is written in place.
-        max_steps: horizon in optimizer steps, >= 1; None = unbound.
-        warmup: length of the linear warm-up: steps (int >= 0) or a fraction of ``max_steps`` (float in [0, 1)).
-        min_lr: absolute learning rate at the end, the same for all groups; at most the smallest base value.
-        min_lr_ratio: the same as a share of each group's base value, in [0, 1]. Give one of the two.
-        initial_lr: learning rate at step 0 of the warm-up.
-        last_epoch: as in torch: -1 for a new run; n - 1 to stand at step n.
-
-    Raises:
-        TypeError: if ``optimizer`` is no optimizer.
-        ValueError: if an argument is out of range, or the warm-up is longer than ``max_steps``.
+    A subclass sets ``warmup`` and ``_horizon_given``, calls :meth:`_set_horizon`, and writes the learning rate of the
+    current step in :meth:`_write_if_known`.
     """
 
     ends: ClassVar[bool] = True
     """Whether the curve reaches its minimum at ``max_steps`` and stays there."""
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        max_steps: int | None = None,
-        *,
-        warmup: int | float = 0,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
-    ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"`optimizer` must be a torch optimizer, got {type(optimizer).__name__}.")
-        if min_lr and min_lr_ratio:
-            raise ValueError(f"Give `min_lr` or `min_lr_ratio`, not both; got {min_lr!r} and {min_lr_ratio!r}.")
-        if isinstance(warmup, float) and warmup == 1.0:  # some command-line parsers make 1.0 of 1
-            raise ValueError("`warmup` = 1.0 may mean one step or all of training: give the int 1, or max_steps.")
-        self.warmup = warmup
-        self.min_lr = check_range("min_lr", min_lr, 0.0, math.inf)
-        self.min_lr_ratio = check_range("min_lr_ratio", min_lr_ratio, 0.0, 1.0)
-        self.initial_lr = check_range("initial_lr", initial_lr, 0.0, math.inf)
-        self._constructed_lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-        self._check_minimum(self._constructed_lrs)
-        self.max_steps: int | None = None
-        self._horizon_given = max_steps is not None
-        self._set_horizon(max_steps)
-        self._calls_of_torch = 0
-        self._first_update = optimizer.register_step_pre_hook(self._before_first_update)
-        super().__init__(optimizer, last_epoch)
-        self.base_lrs = list(self._constructed_lrs)  # plain floats: torch keeps tensors where a group has a tensor
-
-    def factor(self, step: int) -> float:
-        """Return the decay's factor in [0, 1], ``step`` >= 0 optimizer steps after the warm-up.
-
-        A curve that ends reaches 0 after :attr:`span` steps, from the end of the warm-up to the horizon.
-        """
-        raise NotImplementedError
-
-    # --- horizon ------------------------------------------------------------------------------------------------------
+    warmup: int | float
+    max_steps: int | None = None
+    _horizon_given: bool
 
     @property
     def needs_max_steps(self) -> bool:
@@ -103,7 +44,7 @@ class ClosedFormLR(LRScheduler):
         )
 
     def bind(self, max_steps: int) -> None:
-        """Take the horizon from the training loop; does nothing where the user gave one.
+        """Take the horizon from the training loop; does nothing where the user gave a horizon.
 
         Args:
             max_steps: length of the whole training in optimizer steps.
@@ -140,7 +81,7 @@ class ClosedFormLR(LRScheduler):
         return (self.warmup,)
 
     def _set_horizon(self, max_steps: int | None) -> None:
-        """Set ``max_steps`` and what follows from it: ``warmup_steps`` here, more in subclasses."""
+        """Set ``max_steps`` and the lengths that follow from it: ``warmup_steps`` here, more in subclasses."""
         if max_steps is not None:
             max_steps = check_steps("max_steps", max_steps, at_least=1)
         self.max_steps = max_steps
@@ -162,6 +103,83 @@ class ClosedFormLR(LRScheduler):
             return 1 if length else 0
         return max(at_least, round(length * self.max_steps))
 
+    def _write_if_known(self) -> None:
+        """Write the learning rate of the current step, unless the horizon that it depends on is missing."""
+        raise NotImplementedError
+
+    def _before_first_update(self, _optimizer: Optimizer, _args: Any, kwargs: Any) -> None:
+        """Refuse to train by a schedule that no training loop has tied to itself; removed at the first step."""
+        if not may_update(self, kwargs.get("closure"), unbound=self._unbound):
+            self._unbound = False  # until it is bound, its shortest form
+
+
+class ClosedFormLR(HorizonLR):
+    """A learning rate that is a function of the step: base of every schedule here, and of your own.
+
+    A subclass implements :meth:`factor`, and :meth:`_set_horizon` if it has lengths of its own that may be fractions.
+
+    **Horizon.** ``max_steps`` is the step at which the curve ends. It may be left out: then the schedule is *unbound*
+    until :meth:`bind` (the ``LRSchedule`` callback calls it with the Trainer's length) or :meth:`extend`. An unbound
+    schedule can be constructed, restored and asked for its first learning rate, which no horizon changes; anything
+    later raises ``RuntimeError``, the optimizer's first update included. So does that update in a Lightning Trainer
+    that would step the schedule once per epoch. Curves without an end need no horizon unless a length is given as a
+    fraction of it.
+
+    **State.** ``state_dict`` holds the step, and the base learning rates if they were changed after construction. The
+    horizon and the shape come from the constructor, so a longer run resumes on the longer curve. In a plain torch loop
+    restore the optimizer first, then the schedule: it writes its learning rate into the optimizer.
+
+    Args:
+        optimizer: whose groups are scheduled. A group's own ``lr`` is its base value; a tensor is written in place.
+        max_steps: horizon in optimizer steps, >= 1; None = unbound.
+        warmup: length of the linear warm-up: steps (int >= 0) or a fraction of ``max_steps`` (float in [0, 1)).
+        min_lr: absolute learning rate at the end, the same for all groups; at most the smallest base value.
+        min_lr_ratio: the same as a share of each group's base value, in [0, 1]. Give only one of the two.
+        initial_lr: learning rate at step 0 of the warm-up.
+        last_epoch: as in torch: -1 for a new run; n - 1 to stand at step n.
+
+    Raises:
+        TypeError: if ``optimizer`` is no optimizer.
+        ValueError: if an argument is out of range, or the warm-up is longer than ``max_steps``.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_steps: int | None = None,
+        *,
+        warmup: int | float = 0,
+        min_lr: float = 0.0,
+        min_lr_ratio: float = 0.0,
+        initial_lr: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"`optimizer` must be a torch optimizer, got {type(optimizer).__name__}.")
+        if min_lr and min_lr_ratio:
+            raise ValueError(f"Give `min_lr` or `min_lr_ratio`, not both; got {min_lr!r} and {min_lr_ratio!r}.")
+        if isinstance(warmup, float) and warmup == 1.0:  # some command-line parsers make 1.0 of 1
+            raise ValueError("`warmup` = 1.0 may mean one step or all of training: give the int 1, or max_steps.")
+        self.warmup = warmup
+        self.min_lr = check_range("min_lr", min_lr, 0.0, math.inf)
+        self.min_lr_ratio = check_range("min_lr_ratio", min_lr_ratio, 0.0, 1.0)
+        self.initial_lr = check_range("initial_lr", initial_lr, 0.0, math.inf)
+        self._constructed_lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        _check_minimum(self.min_lr, self._constructed_lrs)
+        self._horizon_given = max_steps is not None
+        self._set_horizon(max_steps)
+        self._calls_of_torch = 0
+        self._first_update = optimizer.register_step_pre_hook(self._before_first_update)
+        super().__init__(optimizer, last_epoch)
+        self.base_lrs = list(self._constructed_lrs)  # plain floats: torch keeps tensors where a group has a tensor
+
+    def factor(self, step: int) -> float:
+        """Return the decay's factor in [0, 1], ``step`` >= 0 optimizer steps after the warm-up.
+
+        A curve that ends reaches 0 after :attr:`span` steps, from the end of the warm-up to the horizon.
+        """
+        raise NotImplementedError
+
     # --- learning rates -----------------------------------------------------------------------------------------------
 
     def step(self, epoch: int | None = None) -> None:
@@ -181,11 +199,6 @@ class ClosedFormLR(LRScheduler):
             return
         self.last_epoch += 1
         self._write()
-
-    def _before_first_update(self, _optimizer: Optimizer, _args: Any, kwargs: Any) -> None:
-        """Refuse to train by a schedule that no training loop has tied to itself; removed at the first step."""
-        if not may_update(self, kwargs.get("closure"), unbound=self._unbound):
-            self._unbound = False  # until it is bound, its shortest form
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group at ``last_epoch``.
@@ -282,7 +295,7 @@ class ClosedFormLR(LRScheduler):
         """Change the base learning rate, in force at once, at every later step, and after a save and restore.
 
         Args:
-            lr: the new base value: a float for all groups, or a sequence with one for each.
+            lr: the new base value: a float for all groups, or a sequence with a float for each.
 
         Raises:
             ValueError: if a value is negative, not finite or below ``min_lr``, or their number is not that of groups.
@@ -301,7 +314,7 @@ class ClosedFormLR(LRScheduler):
             raise ValueError(f"`lr` has {len(values)} values for {len(groups)} parameter groups: {values}.")
         for value in values:
             check_range("lr", value, 0.0, math.inf)
-        self._check_minimum(values)
+        _check_minimum(self.min_lr, values)
         self._adopt_new_groups()
         self.base_lrs = list(values)
         self._note_initial_lrs()
@@ -316,17 +329,9 @@ class ClosedFormLR(LRScheduler):
         """Give groups that were added to the optimizer after construction their own ``lr`` as base value."""
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:
             base = float(group.setdefault("initial_lr", float(group["lr"])))
-            self._check_minimum([base])
+            _check_minimum(self.min_lr, [base])
             self.base_lrs.append(base)
             self._constructed_lrs.append(base)
-
-    def _check_minimum(self, base_lrs: Sequence[float]) -> None:
-        for base in base_lrs:
-            if self.min_lr > base:
-                raise ValueError(
-                    f"`min_lr` must not be above the learning rate of a parameter group, got {self.min_lr!r} >"
-                    f" {base!r}; `min_lr_ratio` is relative to each group."
-                )
 
     # --- state --------------------------------------------------------------------------------------------------------
 
@@ -371,3 +376,12 @@ def write_lr(group: dict[str, Any], key: str, value: float | Tensor) -> None:
         group[key].fill_(value)
     else:
         group[key] = value
+
+
+def _check_minimum(min_lr: float, base_lrs: Sequence[float]) -> None:
+    for base in base_lrs:
+        if min_lr > base:
+            raise ValueError(
+                f"`min_lr` must not be above the learning rate of a parameter group, got {min_lr!r} > {base!r};"
+                " `min_lr_ratio` is relative to each group."
+            )

@@ -1,7 +1,6 @@
-"""What must hold when an optimizer is about to make its first update: the schedule is tied to the training loop."""
+"""The check at an optimizer's first update: its schedule must be tied to the training loop."""
 
 from typing import Any
-from weakref import WeakSet
 
 REMEDY = (
     "add the callback LRSchedule() to the Trainer"
@@ -10,40 +9,43 @@ REMEDY = (
 
 
 def unbound_message(schedule: object) -> str:
-    """Say that a schedule has no horizon, and what gives it one."""
+    """Return the sentence for a schedule without a horizon, with the remedies."""
     return (
         f"{type(schedule).__name__} does not know where it ends: {REMEDY}, pass `max_steps=...`, or call"
         " `bind(max_steps)`."
     )
 
 
-tuned: WeakSet[Any] = WeakSet()
-"""Trainers whose LRSchedule will bind their schedules; before that, a Tuner may try learning rates or batch sizes."""
+WILL_BIND = "lr_schedules_will_be_bound"
+"""Attribute of a Trainer whose LRSchedule will bind its schedules.
+
+Before that, a Tuner of Lightning may try learning rates or batch sizes; it takes the callbacks away meanwhile.
+"""
 
 
-def refuse_chained(schedule: Any) -> None:
+def validate_not_chained(schedule: Any) -> None:
     """Refuse a ChainedScheduler over a schedule that sets the learning rate, where the others multiply it.
 
     Raises:
         RuntimeError: naming both.
     """
     inner = getattr(schedule, "_schedulers", ())
-    one_after_the_other = hasattr(schedule, "_milestones")
-    if len(inner) > 1 and not one_after_the_other and any(hasattr(one, "needs_max_steps") for one in inner):
-        names = ", ".join(type(one).__name__ for one in inner)
+    sequential = hasattr(schedule, "_milestones")
+    if len(inner) > 1 and not sequential and any(hasattr(part, "needs_max_steps") for part in inner):
+        names = ", ".join(type(part).__name__ for part in inner)
         raise RuntimeError(
             f"{type(schedule).__name__} over {names} loses effects: a schedule of"
-            " lightning_hpo sets the learning rate of each step, and does not multiply the one before. Use one schedule"
-            " with the whole curve (each has a warmup), or SequentialLR for one after the other."
+            " lightning_hpo sets the learning rate of each step, and does not multiply the rate before. Use a single"
+            " schedule with the whole curve (each has a warmup), or SequentialLR for one after the other."
         )
 
 
 def may_update(schedule: Any, closure: Any, *, unbound: bool) -> bool:
-    """Whether an optimizer's first update by a schedule is one of training.
+    """Whether an optimizer's first update by a schedule belongs to training.
 
     Args:
         schedule: a schedule that counts optimizer steps.
-        closure: what the optimizer's ``step`` was called with. Lightning's is a partial with the module among its
+        closure: argument of the optimizer's ``step``. Lightning's is a partial with the module among its
             arguments; any other says nothing, and only a missing horizon is refused.
         unbound: whether the schedule has no horizon.
 
@@ -55,15 +57,15 @@ def may_update(schedule: Any, closure: Any, *, unbound: bool) -> bool:
             or a ChainedScheduler holds it.
     """
     trainers = (getattr(part, "trainer", None) for part in getattr(closure, "args", ()))
-    trainer = next((one for one in trainers if one is not None), None)
+    trainer = next((found for found in trainers if found is not None), None)
     configs = getattr(trainer, "lr_scheduler_configs", ())
     own = [config for config in configs if _holds(config.scheduler, schedule)]
     if trainer is not None and not own and configs:
         return False  # the learning-rate finder has put its own schedule in the place
     for config in own:
-        refuse_chained(config.scheduler)
+        validate_not_chained(config.scheduler)
     by_epochs = any(config.interval == "epoch" for config in own)
-    if trainer is not None and trainer in tuned and (unbound or by_epochs):
+    if getattr(trainer, WILL_BIND, False) and (unbound or by_epochs):
         return False  # an LRSchedule binds before training begins
     if unbound:
         raise RuntimeError(unbound_message(schedule))

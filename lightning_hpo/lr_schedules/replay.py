@@ -12,12 +12,12 @@ class ReplayLR(ClosedFormLR):
     """Sets the learning rate that a population found, step by step.
 
     It counts optimizer steps: the callback LRSchedule and every tuner step it so; in a plain Trainer return it with
-    ``"interval": "step"``. Parameter groups keep their proportions: each is scaled by what it was built with, relative
-    to the first group.
+    ``"interval": "step"``. Parameter groups keep their proportions: each is scaled by its first learning rate,
+    relative to that of the first group.
 
     Args:
         optimizer: to schedule.
-        schedule: (first step, learning rate) of each stretch, as from
+        schedule: (first step, learning rate) of each phase, as from
             :meth:`lightning_hpo.study.lineage.Replay.schedule`.
         shape: multiplies the rate at each step: the LR schedule that the population's members trained with, as a
             function of the step; None is constant.

@@ -1,16 +1,21 @@
 # ruff: noqa: PYI041  # int and float differ here: a number of steps, or a fraction
-"""The schedules, one class per shape.
+"""The schedules, a class per shape, and the same by name: a plain value in a config or a search space.
 
 Every class takes the arguments of :class:`ClosedFormLR` (``max_steps``, ``warmup``, ``min_lr``, ``min_lr_ratio``,
-``initial_lr``) and documents what it adds. Signatures are spelled out because LightningCLI turns them into flags.
+``initial_lr``, ``last_epoch``) and documents only its own. LightningCLI follows ``**options`` to the base class, so
+each of them is a flag with its default and its text.
 """
 
-from typing import ClassVar
+import inspect
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
 from lightning_hpo.lr_schedules import factors
-from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR, write_lr
 from lightning_hpo.text import check_range, check_steps, nearest
 
 
@@ -47,20 +52,9 @@ class WarmupCosineLR(CosineLR):
         max_steps: int | None = None,
         *,
         warmup: int | float = 0.1,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, warmup=warmup, **options)
 
 
 class LinearDecayLR(ClosedFormLR):
@@ -81,15 +75,12 @@ class WarmupStableDecayLR(ClosedFormLR):
     a Hyperband promotion or a longer run loses no step.
 
     Args:
-        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
-        max_steps: as above.
-        warmup: as above; default the first twentieth.
+        optimizer: as in :class:`ClosedFormLR`.
+        max_steps: as in :class:`ClosedFormLR`.
+        warmup: as in :class:`ClosedFormLR`; default the first twentieth.
         decay: length of the cool-down: steps (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
         form: ``"linear"``, ``"1-sqrt"``, ``"cosine"`` or ``"1-square"``.
-        min_lr: as above.
-        min_lr_ratio: as above.
-        initial_lr: as above.
-        last_epoch: as above.
+        **options: as in :class:`ClosedFormLR`.
 
     Raises:
         ValueError: if warm-up and cool-down together are longer than ``max_steps``, or ``form`` is unknown.
@@ -105,10 +96,7 @@ class WarmupStableDecayLR(ClosedFormLR):
         warmup: int | float = 0.05,
         decay: int | float = 0.2,
         form: factors.Cooldown = "1-sqrt",
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Any,
     ) -> None:
         if form not in factors.COOLDOWNS:
             raise ValueError(
@@ -117,15 +105,7 @@ class WarmupStableDecayLR(ClosedFormLR):
         self.decay = decay
         self.form = form
         self._cooldown = factors.COOLDOWNS[form]
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, warmup=warmup, **options)
 
     def _set_horizon(self, max_steps: int | None) -> None:
         super()._set_horizon(max_steps)
@@ -155,15 +135,11 @@ class StepDecayLR(_ClampedLR):
     """The base learning rate times ``decay_rate`` after every ``decay_steps`` steps, never below the minimum.
 
     Args:
-        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
-        max_steps: as above; only fractions need it.
+        optimizer: as in :class:`ClosedFormLR`.
+        max_steps: as in :class:`ClosedFormLR`; only fractions need it.
         decay_rate: factor of one decay, in [0, 1].
         decay_steps: steps between two decays (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
-        warmup: as above.
-        min_lr: as above.
-        min_lr_ratio: as above.
-        initial_lr: as above.
-        last_epoch: as above.
+        **options: as in :class:`ClosedFormLR`.
 
     Source: He et al. 2016 (arXiv 1512.03385), section 3.4, which divides by ten when the error plateaus.
 
@@ -180,23 +156,11 @@ class StepDecayLR(_ClampedLR):
         *,
         decay_rate: float = 0.1,
         decay_steps: int | float = 0.3,
-        warmup: int | float = 0,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Any,
     ) -> None:
         self.decay_rate = check_range("decay_rate", decay_rate, 0.0, 1.0)
         self.decay_steps = decay_steps
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, **options)
 
     def _lengths(self) -> tuple[int | float, ...]:
         return (self.warmup, self.decay_steps)
@@ -214,15 +178,11 @@ class InverseSqrtLR(_ClampedLR):
     """Falls as one over the square root of the step: for runs whose length is not known.
 
     Args:
-        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
-        max_steps: as above; only a fractional warm-up needs it.
-        warmup: as above.
+        optimizer: as in :class:`ClosedFormLR`.
+        max_steps: as in :class:`ClosedFormLR`; only a fractional warm-up needs it.
         timescale: steps after the warm-up until the learning rate has fallen to 0.71 of the base value, >= 1;
             None = as long as the warm-up (10 000 where there is none).
-        min_lr: as above.
-        min_lr_ratio: as above.
-        initial_lr: as above.
-        last_epoch: as above.
+        **options: as in :class:`ClosedFormLR`.
 
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 5.3; timescale: Zhai et al. 2022 (arXiv 2106.04560).
     """
@@ -232,23 +192,11 @@ class InverseSqrtLR(_ClampedLR):
         optimizer: Optimizer,
         max_steps: int | None = None,
         *,
-        warmup: int | float = 0,
         timescale: int | None = None,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Any,
     ) -> None:
         self.timescale = None if timescale is None else check_steps("timescale", timescale, at_least=1)
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, **options)
 
     def _set_horizon(self, max_steps: int | None) -> None:
         super()._set_horizon(max_steps)
@@ -262,17 +210,15 @@ class InverseSqrtLR(_ClampedLR):
 class CosineRestartsLR(ClosedFormLR):
     """Cosine cycles, each ``mult`` times as long as the one before, with peaks that fall by ``decay``.
 
+    The warm-up comes before the first cycle; each cycle ends at the minimum.
+
     Args:
-        optimizer: as in :class:`ClosedFormLR`, like all arguments not named here.
-        max_steps: as above; only fractions need it.
+        optimizer: as in :class:`ClosedFormLR`.
+        max_steps: as in :class:`ClosedFormLR`; only fractions need it.
         cycle_steps: length of the first cycle: steps (int >= 1) or a fraction of ``max_steps`` (float in (0, 1]).
-        mult: a cycle's length over that of the one before, a whole number >= 1.
-        decay: a cycle's peak, above the minimum, over that of the one before, in [0, 1].
-        warmup: as above; before the first cycle.
-        min_lr: as above; reached at the end of each cycle.
-        min_lr_ratio: as above.
-        initial_lr: as above.
-        last_epoch: as above.
+        mult: ratio of the lengths of two successive cycles, a whole number >= 1.
+        decay: ratio of the peaks above the minimum of two successive cycles, in [0, 1].
+        **options: as in :class:`ClosedFormLR`.
 
     Source: Loshchilov and Hutter 2017, SGDR (arXiv 1608.03983); the decay of the peaks is an addition.
     """
@@ -287,24 +233,12 @@ class CosineRestartsLR(ClosedFormLR):
         cycle_steps: int | float = 0.25,
         mult: int = 1,
         decay: float = 1.0,
-        warmup: int | float = 0,
-        min_lr: float = 0.0,
-        min_lr_ratio: float = 0.0,
-        initial_lr: float = 0.0,
-        last_epoch: int = -1,
+        **options: Any,
     ) -> None:
         self.cycle_steps = cycle_steps
         self.mult = check_steps("mult", mult, at_least=1)
         self.decay = check_range("decay", decay, 0.0, 1.0)
-        super().__init__(
-            optimizer,
-            max_steps,
-            warmup=warmup,
-            min_lr=min_lr,
-            min_lr_ratio=min_lr_ratio,
-            initial_lr=initial_lr,
-            last_epoch=last_epoch,
-        )
+        super().__init__(optimizer, max_steps, **options)
 
     def _lengths(self) -> tuple[int | float, ...]:
         return (self.warmup, self.cycle_steps)
@@ -316,3 +250,98 @@ class CosineRestartsLR(ClosedFormLR):
     def factor(self, step: int) -> float:
         """Return :func:`factors.cosine_restarts`, counted from the end of the warm-up."""
         return factors.cosine_restarts(step, self._first, self.mult, self.decay)
+
+
+LR_SCHEDULES: Mapping[str, type[ClosedFormLR]] = MappingProxyType(
+    {
+        "cosine": CosineLR,
+        "linear_warmup_cosine": WarmupCosineLR,
+        "step": StepDecayLR,
+        "linear": LinearDecayLR,
+        "warmup_stable_decay": WarmupStableDecayLR,
+        "inverse_sqrt": InverseSqrtLR,
+        "cosine_restarts": CosineRestartsLR,
+    }
+)
+"""Every schedule by its name."""
+
+
+def make_lr_schedule(
+    name: str,
+    optimizer: Optimizer,
+    *,
+    max_lr: float | None = None,
+    min_lr: float | None = None,
+    min_lr_ratio: float | None = None,
+    max_steps: int | None = None,
+    warmup: int | float | None = None,
+    warmup_steps: int | None = None,
+    initial_lr: float | None = None,
+    decay_rate: float | None = None,
+    decay_steps: int | float | None = None,
+    **arguments: Any,
+) -> ClosedFormLR:
+    """Construct a schedule by name; an argument left at None takes the default of the schedule's class.
+
+    Args:
+        name: a key of :data:`LR_SCHEDULES`.
+        optimizer: whose groups are scheduled.
+        max_lr: base learning rate of every group; None = each group's own ``lr``.
+        min_lr: learning rate at the end.
+        min_lr_ratio: the same as a share of each group's base learning rate.
+        max_steps: horizon in optimizer steps; None = unbound, see :class:`ClosedFormLR`.
+        warmup: length of the warm-up: steps (int) or a fraction of ``max_steps`` (float).
+        warmup_steps: another name for ``warmup``.
+        initial_lr: learning rate at step 0 of the warm-up.
+        decay_rate: of ``"step"``.
+        decay_steps: of ``"step"``.
+        **arguments: the other arguments of the class.
+
+    Returns:
+        The schedule, its learning rate for step 0 written into the optimizer.
+
+    Raises:
+        ValueError: if the name is unknown (the nearest is suggested) or a value is out of range.
+        TypeError: if the schedule has no such argument (the nearest is suggested), or one is given twice.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> make_lr_schedule("step", optimizer, max_lr=0.2, decay_rate=0.5, decay_steps=30).lr_at(30)
+        0.1
+    """
+    if name not in LR_SCHEDULES:
+        raise ValueError(f"`name` must be one of {list(LR_SCHEDULES)}, got {name!r}.{nearest(name, LR_SCHEDULES)}")
+    if warmup is not None and warmup_steps is not None:
+        raise TypeError("`warmup_steps` and `warmup` are the same argument; give one of them.")
+    named = {
+        "min_lr": min_lr,
+        "min_lr_ratio": min_lr_ratio,
+        "max_steps": max_steps,
+        "warmup": warmup_steps if warmup is None else warmup,
+        "initial_lr": initial_lr,
+        "decay_rate": decay_rate,
+        "decay_steps": decay_steps,
+    }
+    arguments |= {key: value for key, value in named.items() if value is not None}
+    schedule_class = LR_SCHEDULES[name]
+    accepted = _arguments_of(schedule_class)
+    for key in arguments:
+        if key not in accepted:
+            raise TypeError(
+                f"the LR schedule {name!r} has no argument {key!r}; it takes {['max_lr', *accepted]}."
+                f"{nearest(key, accepted)}"
+            )
+    if max_lr is not None:
+        check_range("max_lr", max_lr, 0.0, math.inf)
+        for group in optimizer.param_groups:
+            write_lr(group, "lr", max_lr)
+            write_lr(group, "initial_lr", max_lr)
+    return schedule_class(optimizer, **arguments)
+
+
+def _arguments_of(schedule_class: type[ClosedFormLR]) -> list[str]:
+    """Return the names of a schedule's arguments: its own, then those that it passes on to its base."""
+    signatures = [inspect.signature(kind) for kind in schedule_class.__mro__ if issubclass(kind, ClosedFormLR)]
+    names = dict.fromkeys(name for signature in signatures for name in signature.parameters)
+    return [name for name in names if name not in ("optimizer", "last_epoch", "options")]

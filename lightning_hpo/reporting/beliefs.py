@@ -9,11 +9,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from lightning_hpo import samplers  # its names, which load scipy, are imported at their first use
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Event, SearchEnded
 from lightning_hpo.reporting.model_figure import SLICES
-from lightning_hpo.samplers import importance, plot_slices, predicted_best, slices
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, listed
 
 
@@ -39,15 +39,15 @@ class Beliefs:
         study, line = self._study, self._console.line
         if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) or not has_choice(study):
             return
-        best = predicted_best(study)
+        best = samplers.predicted_best(study)
         spread = f" ± {best.sd:.2g}" if math.isfinite(best.sd) else ""
         line(f"the model expects most of {listed(best.params)}: {best.mean:.5g}{spread}")
         with contextlib.suppress(ValueError):  # another surrogate has no length scales
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in importance(study).items())
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in samplers.importance(study).items())
             line(f"how much each parameter matters to it: {shares}")
         self._keep_slices()
         with contextlib.suppress(ImportError):  # matplotlib is an extra
-            plot_slices(study, self._folder / "slices.png")
+            samplers.plot_slices(study, self._folder / "slices.png")
             line(f"slices through the model: {self._folder / 'slices.png'}")
 
     def _keep_slices(self) -> None:
@@ -63,7 +63,7 @@ class Beliefs:
                 "sd": part.sd.tolist(),
                 "log": part.log,
             }
-            for name, part in slices(self._study).items()
+            for name, part in samplers.slices(self._study).items()
         ]
         trials = len(self._study.get_trials(deepcopy=False))
         atomic_write(self._folder / SLICES, json.dumps({"trials": trials, "slices": kept}))

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, replacing
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference
 from lightning_hpo.records import CHECKPOINT, Mode, Row, best_row, reach
 from lightning_hpo.reporting.events import Event, JobEnded, StudyRead
@@ -30,6 +30,7 @@ class BestFiles:
         mode: whether lower or higher scores are better.
         max_steps: full budget of a trial.
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
+        complete_only: only a trial with the full budget is an answer, as in a population.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class BestFiles:
         mode: Mode,
         max_steps: int,
         keep_checkpoints: bool,
+        complete_only: bool = False,
     ) -> None:
         self._folder = folder
+        self._complete_only = complete_only
         self._study_id = study_id
         self._config = config
         self._mode = mode
@@ -57,11 +60,12 @@ class BestFiles:
             return
         best = best_row(event.rows, self._mode)
         before = self._written
-        if best is not None and (best.number, reach(best), best.step) != before:
+        is_answer = best is not None and not (self._complete_only and best.state != "complete")
+        if best is not None and is_answer and (best.number, reach(best), best.step) != before:
             write_answer(
                 best,
                 identity_of(self._study_id, best.number, best.params),
-                self._checkpoint(best.number),
+                self._checkpoint(best.home),
                 self._config(best.params, self._max_steps),
                 best_checkpoint=self._folder.best_checkpoint,
                 best_params=self._folder.best_params,
@@ -70,8 +74,11 @@ class BestFiles:
         if not self._keep_checkpoints:
             ended = {row.number for row in event.rows if row.state != "running"}
             former = set() if before is None else {before[0]} & ended
-            for number in (ended - self._ended | former) - ({best.number} if best is not None else set()):
-                self._drop(number)
+            if looked_at := (ended - self._ended) | former:
+                used = {row.home for row in event.rows if row.state == "running"}
+                used |= set() if best is None else {best.home}
+                for home in {event.rows[number].home for number in looked_at} - used:
+                    self._drop(home)
             self._ended = ended
 
     def _checkpoint(self, number: int) -> Path:

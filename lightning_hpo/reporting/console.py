@@ -39,6 +39,8 @@ class Console:
         """Print a line for a job that has ended, and the table when the search is over."""
         if isinstance(event, JobEnded):
             self.job(event.row, event.steps, event.rows, event.reason)
+            if event.remark:
+                self.line(event.remark)
         elif isinstance(event, SearchEnded):
             self.table(event.rows)
 

@@ -49,12 +49,14 @@ class JobEnded:
         steps: optimizer steps that the job added.
         rows: all trials.
         reason: why the trial failed; empty if it did not.
+        remark: of the job, for people to read.
     """
 
     row: Row
     steps: int
     rows: Sequence[Row]
     reason: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True)

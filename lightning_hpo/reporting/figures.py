@@ -27,9 +27,11 @@ from lightning_hpo.reporting.drawing import (
     star,
     thin,
 )
-from lightning_hpo.reporting.run_view import Run
-from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, Hyperband, SuccessiveHalving
-from lightning_hpo.schedulers.base import Bracket
+from lightning_hpo.reporting.run import Run
+from lightning_hpo.schedulers.asynchronous import ASHA, AsyncHyperband
+from lightning_hpo.schedulers.base import Bracket, Rung
+from lightning_hpo.schedulers.full_budget import FullBudget
+from lightning_hpo.schedulers.halving import Hyperband, SuccessiveHalving
 
 _SHOWN_METRICS, _CURVES, _POINTS = 12, 20, 200  # other metrics, the trials of each, points of a trial
 _WITH_PLAN = {kind.__name__: kind for kind in (ASHA, AsyncHyperband, FullBudget, Hyperband, SuccessiveHalving)}
@@ -105,7 +107,9 @@ def planned_brackets(run: Run) -> list[tuple[Bracket, int]]:
     """
     settings = dict(run.settings.get("scheduler", {}))
     kind = _WITH_PLAN.get(settings.pop("type", ""))
-    if kind is None or "population" in run.settings:
+    if settings.get("population_size") and settings.get("max_steps"):
+        return [(Bracket((Rung(settings["population_size"], settings["max_steps"]),)), 1)]
+    if kind is None:
         return []
     names = {field.name for field in dataclasses.fields(kind)}
     given = {name: value for name, value in settings.items() if name in names}
@@ -295,10 +299,10 @@ def _logged(run: Run, row: Row) -> dict[str, dict[int, float]]:
     """Metric -> step -> value, as the file of a trial has them; empty without one."""
     found: dict[str, dict[int, float]] = {}
     try:
-        with (run.path / "trials" / f"{row.number:04d}" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        with (run.path / "trials" / f"{row.home:04d}" / "metrics.csv").open(newline="", encoding="utf-8") as file:
             for entry in csv.DictReader(file):
                 value = float(entry["value"])
-                if math.isfinite(value):
+                if math.isfinite(value) and row.start <= int(entry["step"]) <= row.step:
                     found.setdefault(entry["metric"], {})[int(entry["step"])] = value
     except (OSError, KeyError, TypeError, ValueError):  # no file, or somebody is writing its last line
         pass

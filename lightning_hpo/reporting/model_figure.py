@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hpo.reporting.drawing import COLOURS, Figure, Panels, axis, safe
-from lightning_hpo.reporting.run_view import Run
+from lightning_hpo.reporting.run import Run
 
 SLICES = "slices.json"
 """In the run folder: ``{"trials": n, "slices": [{"name", "values", "mean", "sd", "log"}, ...]}``, without secrets."""

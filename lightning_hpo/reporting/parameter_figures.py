@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Row
 from lightning_hpo.reporting.drawing import Figure, is_log, safe, thin
-from lightning_hpo.reporting.run_view import Run
+from lightning_hpo.reporting.run import Run
 from lightning_hpo.text import HIDDEN, is_secret
 
 _LEAST, _ENOUGH = 4, 10  # trials with a score: without the least nothing is drawn; a step with enough is taken

@@ -17,7 +17,8 @@ from lightning_hpo.records import Row, best_row, ranked, spent
 from lightning_hpo.reporting import figures, model_figure, population_figures
 from lightning_hpo.reporting.drawing import Figure, safe
 from lightning_hpo.reporting.parameter_figures import ParameterFigures
-from lightning_hpo.reporting.run_view import Run, lines_of, read_best, read_run
+from lightning_hpo.reporting.run import Run
+from lightning_hpo.reporting.run_view import lines_of, read_best, read_run
 from lightning_hpo.text import hide_passwords, masked, one_line
 
 _ROWS = 2000  # of the table

@@ -1,77 +1,28 @@
-"""A run as its files tell it, finished or at work.
+"""Reads a run from its files, finished or at work.
 
 Only the study and the files of the run are read; nothing that its config names is imported.
 """
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.errors import StorageError
-from lightning_hpo.records import Mode, Row
+from lightning_hpo.reporting.run import Run
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.run_folder import FINGERPRINT
-from lightning_hpo.study.sqlite_file import check_study_file, readable, sqlite_url, unusable
+from lightning_hpo.study.storage_errors import readable, sqlite_url
 from lightning_hpo.study.table import FAILURE, row_of
 from lightning_hpo.study.trial_folders import STUDY_ID
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as its files tell it.
-
-    Args:
-        path: of the run folder.
-        rows: all trials.
-        mode: whether lower or higher scores are better, in the first objective.
-        monitor: what the score is called.
-        failures: trial number -> reason.
-        distributions: of every parameter, as the study has them.
-        owner: process id at work on it, or None.
-        study_id: of the study; empty if it was made by an older version.
-        trials: as Optuna has them, in the order of ``rows``.
-        directions: of all objectives.
-        settings: what the search was called with, as its fingerprint has it.
-    """
-
-    path: Path
-    rows: Sequence[Row]
-    mode: Mode
-    monitor: str
-    failures: Mapping[int, str]
-    distributions: Mapping[str, BaseDistribution]
-    owner: int | None
-    study_id: str = ""
-    trials: Sequence[FrozenTrial] = field(default=(), repr=False)
-    directions: Sequence[StudyDirection] = (StudyDirection.MINIMIZE,)
-    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def at_work(self) -> bool:
-        """Whether another process works on it; this one writes a report when its work is over."""
-        return self.owner not in (None, os.getpid())
-
-    @property
-    def counts(self) -> str:
-        """How many trials are in which state."""
-        states = ("paused" if row.state == "running" and not self.at_work else row.state for row in self.rows)
-        return f"{len(self.rows)} trials: " + ", ".join(
-            f"{count} {state}" for state, count in sorted(Counter(states).items())
-        )
 
 
 def read_run(path: str | Path, storage: str | None = None) -> Run:
@@ -88,21 +39,19 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
     opened: str | BaseStorage
     if storage is not None:
         opened = storage
-    elif (file := path / "study.db").is_file():
-        check_study_file(file)
-        opened = sqlite_url(file)
     elif (file := path / JOURNAL).is_file():
         opened = read_journal(file)
+    elif (file := path / "study.db").is_file():  # of the first edition of this package
+        opened = sqlite_url(file)
     else:
-        raise StorageError(f"{path} holds no study.db: give the folder of a run, runs/<name>, or its storage.")
+        raise StorageError(f"{path} holds no {JOURNAL}: give the folder of a run, runs/<name>, or its storage.")
     try:
         with readable(path):
             study = optuna.load_study(study_name=path.name, storage=opened)
-            return view_run(study, path)
+            trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
     except KeyError:
         raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
-    except (StorageInternalError, SQLAlchemyError) as error:
-        raise unusable(path, error) from error
+    return _run(path, study.directions, trials, attributes)
 
 
 def view_run(study: optuna.Study, path: Path) -> Run:
@@ -112,22 +61,26 @@ def view_run(study: optuna.Study, path: Path) -> Run:
         study: to read.
         path: of the run folder; it need not exist.
     """
-    trials = study.get_trials(deepcopy=False)
-    attributes = study.user_attrs
+    return _run(path, study.directions, study.get_trials(deepcopy=False), study.user_attrs)
+
+
+def _run(
+    path: Path, directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]
+) -> Run:
     settings = attributes.get(FINGERPRINT, {})
     monitor = settings.get("monitor") or "score"
     max_steps = settings.get("scheduler", {}).get("max_steps", 1)
     return Run(
         path,
         [row_of(trial, max_steps) for trial in trials],
-        "min" if study.directions[0] is StudyDirection.MINIMIZE else "max",
+        "min" if directions[0] is StudyDirection.MINIMIZE else "max",
         monitor if isinstance(monitor, str) else str(monitor[0]),
         {trial.number: str(trial.user_attrs.get(FAILURE, "")) for trial in trials if trial.state is TrialState.FAIL},
         {name: distribution for trial in trials for name, distribution in trial.distributions.items()},
         _owner(path),
         attributes.get(STUDY_ID, ""),
         trials,
-        study.directions,
+        directions,
         settings,
     )
 

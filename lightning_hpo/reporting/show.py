@@ -4,7 +4,7 @@ from lightning_hpo.errors import StorageError
 from lightning_hpo.records import best_row, spent
 from lightning_hpo.reporting.best import disagreement
 from lightning_hpo.reporting.console import Console
-from lightning_hpo.reporting.run_view import Run
+from lightning_hpo.reporting.run import Run
 from lightning_hpo.study.trial_folders import identity_of
 
 

@@ -1,4 +1,4 @@
-"""Samplers: where to look next, and what the model of a study believes. Names are imported when first used."""
+"""Samplers choose the next configuration; beliefs read the model of a study. Names are imported at their first use."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

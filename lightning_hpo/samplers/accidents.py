@@ -14,7 +14,7 @@ from lightning_hpo.samplers.surrogate import Fitter
 
 
 def without_accidents(fitter: Fitter, encoding: Encoding, observations: Observations) -> Observations:
-    """Return the rows with each accident as a pending one: nothing is known of it but that its place is taken.
+    """Return the rows with each accident as a pending row: only its place is known to be taken.
 
     Args:
         fitter: of the labels; it keeps its fits, which saves time and changes nothing.

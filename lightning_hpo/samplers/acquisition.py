@@ -8,7 +8,7 @@ its derivatives in mean and standard deviation; the gradient in the point follow
 symbol     meaning                                                                            shape
 =========  =================================================================================  =====
 μ, σ       posterior mean and standard deviation of the noise-free objective, σ > 0           (m,)
-best       what is to be undercut: the lowest posterior mean at an observed point where there
+best       the value to be undercut: the lowest posterior mean at an observed point where there
            is noise (the lowest observed value is then a lucky draw), else the lowest value
 z          (best - μ) / σ                                                                     (m,)
 φ, Φ       density and distribution function of the standard normal

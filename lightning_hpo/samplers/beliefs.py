@@ -1,4 +1,4 @@
-"""What the model of a study believes: the best point, which parameters matter, and slices with uncertainty.
+"""Beliefs of the model of a study: the best point, the importance of parameters, and slices with uncertainty.
 
 All functions take a study and read it with the study's own :class:`GaussianProcessSampler` (or a default one, if the
 study was made with another sampler), so they work on any finished study.
@@ -13,8 +13,8 @@ from optuna.study import Study, StudyDirection
 
 from lightning_hpo.atomic import replacing
 from lightning_hpo.samplers.acquisition import expected_improvement
+from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.gaussian_process import GaussianProcessSampler
-from lightning_hpo.samplers.gp import Floats
 from lightning_hpo.samplers.observations import observe
 from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorModel
 from lightning_hpo.text import masked
@@ -24,7 +24,7 @@ _EI_CANDIDATES = 2048
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model expects of one configuration.
+    """Prediction of the model for a configuration.
 
     Args:
         params: the configuration, of the parameters that all trials share and that have more than one value.
@@ -199,7 +199,7 @@ def _model(study: Study) -> GaussianProcessModel | RegressorModel:
 
 
 def _predict(study: Study, model: GaussianProcessModel | RegressorModel, units: Floats) -> tuple[Floats, Floats]:
-    """Mean and sd in the objective's own units: the transform is undone at the mean and at one sd on either side."""
+    """Return mean and sd in the objective's units: the transform is undone at the mean and an sd on either side."""
     mean, sd = model.posterior(units)
     low, middle, high = (model.targets.inverse(mean + shift * sd) for shift in (-1.0, 0.0, 1.0))
     sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0

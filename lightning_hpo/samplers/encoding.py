@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lightning_hpo.samplers.gp import Floats, Groups
+from lightning_hpo.samplers.arrays import Floats, Groups
 from lightning_hpo.space import from_unit, to_unit
 
 MOST_ORDERED = 32  # a range with more values is searched as if it were continuous

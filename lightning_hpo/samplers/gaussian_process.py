@@ -16,8 +16,8 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  
 
 from lightning_hpo.samplers.accidents import without_accidents
 from lightning_hpo.samplers.acquisition import AcquisitionFunction, log_expected_improvement, lower_confidence_bound
+from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.gp import Floats
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.search import Search
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
@@ -38,21 +38,21 @@ class GaussianProcessSampler(BaseSampler):
 
     * Any mixture of float, log, integer, stepped and categorical parameters. Choices that are all numbers count as
       ordered. A parameter that not every trial has is modelled on the trials that have it, given the parameters that
-      the trial already holds; also where what misses it is one trial that failed before it asked for it.
+      the trial already holds; also where a single trial lacks it that failed before it asked for it.
     * Pruned and paused trials count with their last reported value at its step; failed, NaN and infinite ones as
       infeasible, unless no trial near them fails: see :mod:`lightning_hpo.samplers.observations` for the rules.
     * Expected improvement takes the best mean for granted. Where there is noise (above 1 % of the targets' variance) it
-      keeps to the neighbourhood of what may be a lucky draw, so every second trial goes where the mean less three
+      keeps to the neighbourhood of a draw that may be lucky, so every second trial goes where the mean less three
       standard deviations is lowest. Several acquisition functions in one search: Cowen-Rivers et al. 2022,
       arXiv 2012.03826.
-    * Parallel workers get distinct points: a trial without a value is taken to have the one that the model expects. Its
-      place is known once it has asked for its parameters: where several trials are asked for in a row before any of
-      them suggests, give the space to ``study.ask``.
-    * A warm start needs nothing special: ``study.enqueue_trial(params)`` tries a guess first (what it leaves open is
-      chosen given the rest), ``study.add_trials(earlier.trials)`` learns from an earlier study.
+    * Parallel workers get distinct points: a trial without a value counts with the model's expectation. Its place is
+      known once it has asked for its parameters: where several trials are asked for in a row before any of them
+      suggests, give the space to ``study.ask``.
+    * A warm start needs nothing special: ``study.enqueue_trial(params)`` tries a guess first (parameters that it
+      leaves open are chosen given the rest), ``study.add_trials(earlier.trials)`` learns from an earlier study.
 
     Args:
-        seed: keys all random numbers, with the trial's number; an integer ≥ 0, or None for a new one.
+        seed: keys all random numbers, with the trial's number; an integer ≥ 0, or None for a new seed.
         n_startup_trials: as many trials are spread over each parameter's range (a Latin hypercube keyed by seed and
             trial number) before the model takes over; ≥ 1. A conditional parameter starts with half as many.
         warp: the transform of the objective's worse or better half: "none", "half_log", "better_log", "half_rank", or
@@ -146,7 +146,7 @@ class GaussianProcessSampler(BaseSampler):
         """Suggest one parameter: spread during start-up, else by a model of the trials that have it.
 
         The model is over all parameters that those trials share. Those that this trial already holds are fixed, the
-        others are chosen jointly, so parameters of one branch are tuned together although they are asked one by one.
+        others are chosen jointly, so parameters of one branch are tuned together although they are asked separately.
         """
         sign = _sign(study)
         column = Encoding({param_name: param_distribution}).columns[0]
@@ -252,7 +252,7 @@ class GaussianProcessSampler(BaseSampler):
 def _shared_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
     """The parameters that all informative trials have, with equal distributions; those that had none yet say nothing.
 
-    A trial that failed before it asked for all counts too: what it asked for is what may have made it fail.
+    A trial that failed before it asked for all counts too: the parameters that it asked for may have made it fail.
     """
     chosen = [trial for trial in trials if is_informative(trial) and trial.params]
     if not chosen:
@@ -279,7 +279,7 @@ def _predicts_spread(surrogate: Any) -> bool:
     if isinstance(surrogate, type) or not all(hasattr(surrogate, name) for name in ("fit", "predict", "get_params")):
         return False
     parameters = inspect.signature(surrogate.predict).parameters.values()
-    return any(one.name == "return_std" or one.kind == inspect.Parameter.VAR_KEYWORD for one in parameters)
+    return any(found.name == "return_std" or found.kind == inspect.Parameter.VAR_KEYWORD for found in parameters)
 
 
 def _integer(name: str, value: Any, least: int) -> int:
@@ -295,10 +295,10 @@ def _threads() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-_alone = threading.RLock()  # what one thread would restore is what another has set: one at a time
+_alone = threading.RLock()  # the number of threads is the process's: a single thread at a time changes it
 
 
 def _single_threaded(work: Callable[[], Result]) -> Result:
-    """Run with one BLAS thread: matrices this small only lose by more, and sums keep their order on any machine."""
+    """Run with a single BLAS thread: more threads slow small matrices down, and change the order of sums."""
     with _alone, _threads().limit(limits=1, user_api="blas"):
         return work()

@@ -23,16 +23,14 @@ Sources: Rasmussen & Williams 2006, chapters 2, 4, 5; length-scale prior: Hvarfn
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, blas, lapack
 from scipy.optimize import minimize
 from scipy.special import lambertw
 
-Floats: TypeAlias = NDArray[np.float64]
-Groups: TypeAlias = NDArray[np.intp]
+from lightning_hpo.samplers.arrays import Floats, Groups
 
 MEAN_VARIANCE = 1.0  # τ²
 _SQRT5 = math.sqrt(5.0)
@@ -165,7 +163,7 @@ def log_prior(theta: Floats) -> tuple[float, Floats]:
     None is much shorter than a seventh of the range, ℓ₀: a factor exp(-(ℓ₀/ℓ)²), as an inverse gamma density has it. A
     dozen rows cannot tell a function that is rough everywhere from one that they are too few for. The likelihood is
     flat there, the density above rises towards zero, and a model of unrelated rows spends trials on the closest
-    neighbourhood of the best one.
+    neighbourhood of the best row.
     """
     location, spread = _lengthscale_prior(len(theta) - 2)
     locations = np.full(len(theta), location)

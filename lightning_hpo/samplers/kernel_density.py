@@ -1,10 +1,10 @@
-"""BOHB's model: two kernel densities, one of the good configurations and one of the others.
+"""BOHB's model: a kernel density of the good configurations, and another of the rest.
 
-A suggestion is drawn near a good configuration, and is the one of many draws whose density among the good is largest in
-relation to that among the others. Kernels are products over the parameters:
+A suggestion is the draw, of many near good configurations, whose density among the good is largest
+in relation to that among the others. Kernels are products over the parameters:
 
 * a number: a Gaussian on its position in [0, 1], with bandwidth 1.06 sd n**(-1 / (d + 4)) (Scott's rule of thumb)
-* a choice without order: the same choice with probability 1 - h + h / k, each other one with h / k
+* a choice without order: the same choice with probability 1 - h + h / k, each other choice with h / k
 
 =======  ======================================================
 n        number of configurations in a density
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 _GOOD = 0.15  # share of the values that count as good
 _CANDIDATES = 64
-_WIDER = 3.0  # draws are made with so many bandwidths, so that they go beyond what is known
+_WIDER = 3.0  # bandwidths of a draw, so that draws go beyond the known configurations
 _NARROWEST = 1e-3  # bandwidth of a number on [0, 1]
 _LEAST_CHANGE = 0.2  # bandwidth of a choice
 
@@ -74,7 +74,7 @@ class KernelDensitySampler(BaseSampler):
         del trial
         _sign(study)
         shared = intersection_search_space(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-        return {name: one for name, one in shared.items() if not one.single()}
+        return {name: distribution for name, distribution in shared.items() if not distribution.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

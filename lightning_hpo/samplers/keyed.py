@@ -1,4 +1,4 @@
-"""Any Optuna sampler, made repeatable: what it draws depends on the seed and the trial's number alone."""
+"""Any Optuna sampler, made repeatable: its draws depend on the seed and the trial's number alone."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the trials of a study say: one row per trial, with how far it was trained and whether it failed.
+"""Observations of a study: a row per trial, with how far it was trained and whether it failed.
 
 The rules:
 
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.gp import Floats
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def observe(trials: Sequence[FrozenTrial], encoding: Encoding, sign: float, numb
 
     Args:
         trials: of one study.
-        encoding: of the space; a trial that lacks one of its names or lies outside is left out.
+        encoding: of the space; a trial that lacks a name of it or lies outside is left out.
         sign: 1 if the objective is minimised, -1 if it is maximised.
         number: of the trial that is being suggested; it is left out.
 
     Returns:
-        The rows; both directions look alike from here on.
+        The rows, as targets to be minimised in both directions.
     """
     known, values, steps, pending = [], [], [], []
     for trial in trials:
@@ -103,7 +103,7 @@ def _is_scored(trial: FrozenTrial) -> bool:
 
 
 def _fidelity(steps: Sequence[int | None], last: int) -> Floats:
-    top = math.log1p(last + 1)  # a stopped trial is not a finished one, however far it came
+    top = math.log1p(last + 1)  # a stopped trial is not a finished trial, however far it came
     return np.array([1.0 if step is None else math.log1p(max(step, 0)) / top for step in steps])
 
 

@@ -19,8 +19,8 @@ from scipy.optimize import minimize
 from scipy.stats import qmc
 
 from lightning_hpo.samplers.acquisition import AcquisitionFunction
+from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.gp import Floats
 from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorModel
 
 SOBOL_POINTS = 512
@@ -100,7 +100,7 @@ class Search:
             rows = self.encoding.snap(rows)
             new = self._new(rows)
             if new.any():
-                # known rows stay in the table, so that its parts keep their places, but as copies of a new one
+                # known rows stay in the table, so that its parts keep their places, but as copies of a new row
                 rows[~new] = rows[int(np.argmax(new))]
         halves = np.array_split(np.arange(len(spread)), 2)
         return rows, [*halves, np.arange(len(spread), len(rows))]

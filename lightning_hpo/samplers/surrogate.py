@@ -1,6 +1,6 @@
 """The model of a study: which hyperparameters of the Gaussian process hold for which rows, and when they are fitted.
 
-Everything here is a pure function of the rows, so that a new process suggests exactly what the old one would have. A
+Everything here is a pure function of the rows, so that a new process suggests exactly as the old process would have. A
 fit must not start from whatever the process happened to fit last; it starts from the fit at the last *anchor*, which
 itself starts from the prior, and both are functions of the first rows alone:
 
@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_hpo.samplers.arrays import Floats, Groups
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.gp import Floats, GaussianProcess, Groups, Hyperparameters, fit, prior_mode
+from lightning_hpo.samplers.gp import GaussianProcess, Hyperparameters, fit, prior_mode
 from lightning_hpo.samplers.observations import Observations
 from lightning_hpo.samplers.targets import Targets, WarpName, fit_targets
 
@@ -177,7 +178,7 @@ class Fitter:
         return self._remember(key, _Fit(found, targets, rows, process))
 
     def _remember(self, key: bytes, found: _Fit) -> _Fit:
-        # a new dictionary, not a changed one: other threads may be reading
+        # a new dictionary: other threads may be reading the old
         self._cache = dict([*self._cache.items(), (key, found)][-_CACHED_FITS:])
         return found
 

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtri
 
-from lightning_hpo.samplers.gp import Floats
+from lightning_hpo.samplers.arrays import Floats
 
 WarpName = Literal["none", "half_log", "better_log", "half_rank"]
 # Rows gather at the optimum, and the transform follows them, but not without end: the spread is at least a hundredth of
@@ -107,7 +107,7 @@ def fit_targets(values: Floats, warp: WarpName) -> Targets:
     median = float(np.median(finite))
     spread = max(median - float(finite[0]), _LEAST * (early - float(finite[0])))
     if spread <= 0:
-        spread = float(finite[-1] - finite[0]) or 1.0  # most values are the best one
+        spread = float(finite[-1] - finite[0]) or 1.0  # most values are the best value
     finite = np.minimum(finite, median + _FURTHEST * spread)
     plain = Targets(warp, median, spread, _knots(finite, median), 0.0, 1.0, 0.0)
     warped = plain._warp(finite)  # noqa: SLF001  # a half-built instance of the same class

@@ -1,7 +1,7 @@
 """Explore: which hyperparameters a member of a population goes on with, after it has copied another one's weights."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -29,6 +29,48 @@ class Interval:
     step: int
     before: float | None
     after: float
+
+
+class Segment(Protocol):
+    """A trial of a population: a part of one member's training with constant hyperparameters."""
+
+    @property
+    def number(self) -> int:
+        """Of the trial."""
+
+    @property
+    def params(self) -> Params:
+        """Its hyperparameters."""
+
+    @property
+    def values(self) -> Mapping[int, float]:
+        """Optimizer step -> score."""
+
+    @property
+    def parent(self) -> int | None:
+        """Trial that its weights come from."""
+
+    @property
+    def forked_at(self) -> int | None:
+        """Step of the parent at which they were taken."""
+
+
+def intervals(segments: Iterable[Segment], until: float = math.inf) -> list[Interval]:
+    """Return what every interval of training brought, in order of the step at its end.
+
+    Args:
+        segments: of all members.
+        until: last step.
+    """
+    segments = list(segments)
+    values = {segment.number: segment.values for segment in segments}
+    ended = []
+    for segment in segments:
+        before = None if segment.parent is None else values.get(segment.parent, {}).get(segment.forked_at or 0)
+        for step in sorted(step for step in segment.values if step <= until):
+            ended.append((step, segment.number, Interval(segment.params, step, before, segment.values[step])))
+            before = segment.values[step]
+    return [interval for _, _, interval in sorted(ended, key=lambda entry: entry[:2])]
 
 
 @dataclass(frozen=True)

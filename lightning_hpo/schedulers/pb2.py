@@ -26,8 +26,9 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.samplers.acquisition import lower_confidence_bound
+from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.gp import Floats, GaussianProcess, fit, prior_mode
+from lightning_hpo.samplers.gp import GaussianProcess, fit, prior_mode
 from lightning_hpo.schedulers.explore import Interval, Occasion, Params
 
 _MOST = 200  # observations, the latest; the cost grows with the third power

@@ -9,13 +9,14 @@ order of exploit and explore, section 4.1.1 for truncation selection.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, is_dataclass
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.records import Mode
+from lightning_hpo.records import Job, Mode, Row
+from lightning_hpo.schedulers.base import Bracket, Rung
 from lightning_hpo.schedulers.explore import (
     Adviser,
     Explore,
@@ -24,6 +25,7 @@ from lightning_hpo.schedulers.explore import (
     Params,
     clip,
     explore,
+    intervals,
     perturb_some,
     sample,
 )
@@ -32,6 +34,16 @@ from lightning_hpo.text import nearest
 Donor: TypeAlias = Literal["random-top", "best"]
 
 _DONORS, _EXPLORES = ("random-top", "best"), ("losers", "all", "pb2")
+
+
+class RuleOptions(TypedDict, total=False):
+    """Arguments of :class:`Rules` that a user chooses."""
+
+    quantile: float
+    donor: Donor
+    explore: Literal["losers", "all", "pb2"] | Explore
+    resample: float
+    factor: float
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,11 @@ class Rules:
         return {name: clip(self.space[name], value) if name in self.space else value for name, value in changed.items()}
 
     @property
+    def needs_history(self) -> bool:
+        """Whether decisions depend on what all intervals so far have brought."""
+        return self._adviser is not None
+
+    @property
     def _adviser(self) -> Adviser | None:
         if self.explore == "pb2":
             from lightning_hpo.schedulers.pb2 import PB2  # noqa: PLC0415  # it brings the Gaussian process along
@@ -260,3 +277,104 @@ def truncate(
     top = [member for member in ranked[: max(count, 1)] if member not in late]
     worst = max(count - len(broken), len(late))
     return [*(member for member in ranked[len(ranked) - worst :] if member not in top), *broken], top
+
+
+@dataclass(frozen=True)
+class PopulationBased:
+    """Population-Based Training, synchronous: after every interval the worst members copy from the best ones.
+
+    A member is a chain of trials, since the parameters of a trial never change: a member that copies ends its trial and
+    starts another one, which goes on where the member stands. The first trials of the members have the numbers 0 to
+    ``population_size - 1``, which are also the numbers of the members. The decisions of a round need the scores of all
+    members that live, so neither the order in which jobs end nor the number of workers changes them. Members that copy
+    come first: their donors then still have the weights that were judged.
+
+    Args:
+        rules: who copies, from whom, and which hyperparameters come next.
+        population_size: members, at least 2.
+        interval: optimizer steps of a round, at least 1. A member that stands beyond the end of a round, as with
+            several manual optimizers, is judged where it stands.
+        max_steps: optimizer steps of every member; a multiple of ``interval``.
+
+    Raises:
+        ValueError: naming an argument outside its range.
+    """
+
+    rules: Rules
+    population_size: int
+    interval: int
+    max_steps: int
+
+    replaces_broken = True
+    """A trial whose score is no number goes on: its member copies."""
+
+    def __post_init__(self) -> None:
+        if self.population_size < 2:
+            raise ValueError(f"`population_size` must be an int >= 2, got {self.population_size!r}.")
+        if self.interval < 1:
+            raise ValueError(f"`interval` must be an int >= 1, got {self.interval!r}.")
+        if self.max_steps % self.interval or self.max_steps < 1:
+            whole = max(round(self.max_steps / self.interval), 1) * self.interval
+            raise ValueError(
+                f"`max_steps` must be a multiple of `interval` {self.interval}, got {self.max_steps}; e.g. {whole}."
+            )
+
+    @property
+    def mode(self) -> Mode:
+        """Whether lower or higher scores are better."""
+        return self.rules.mode
+
+    def next(self, rows: Sequence[Row]) -> Job | None:
+        """Start a member that is missing; else let the members of the earliest round go on, those that copy first."""
+        last = {row.home: row for row in rows}
+        if len(last) < self.population_size:
+            return Job(self.interval, params=self.rules.initial(len(last)))
+        living = {member: row for member, row in last.items() if row.state == "running"}
+        if not living:
+            return None
+        ended = min(self._round(row) for row in living.values())
+        waiting = {member: row for member, row in living.items() if row.idle and self._round(row) == ended}
+        if not waiting:
+            return None
+        target = (ended + 1) * self.interval
+        judged = self._judged(rows, ended)
+        standings = {member: self._standing(row, ended) for member, row in judged.items()} if ended else {}
+        losers, top = self.rules.truncate(standings)
+        copying = set(losers if top else ())
+        copying |= {member for member, row in waiting.items() if row.parent is not None and not row.values}
+        member = min(waiting, key=lambda member: (member not in copying, member))
+        row = waiting[member]
+        if member not in standings or judged[member].number != row.number:
+            return Job(target, trial=row.number)  # its decision has been made, and its job has died
+        history = intervals(rows, target - 1) if self.rules.needs_history else []
+        fork = self.rules.decide(member, ended * self.interval, standings, history)
+        if fork is None:
+            return Job(target, trial=row.number)
+        return Job(target, parent=judged[fork.donor].number, params=fork.params, replaces=row.number)
+
+    def plan(self) -> tuple[Bracket, ...]:
+        """Return the one bracket of one rung."""
+        return (Bracket((Rung(self.population_size, self.max_steps),)),)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must not change while a study goes on, as plain values."""
+        explore = self.rules.explore
+        named = explore if isinstance(explore, str) else repr(explore) if is_dataclass(explore) else _name(explore)
+        rules = {name: getattr(self.rules, name) for name in ("quantile", "donor", "resample", "factor")}
+        return {"population_size": self.population_size, "interval": self.interval, **rules, "explore": named}
+
+    def _round(self, row: Row) -> int:
+        """Round that a trial has come to."""
+        return row.step // self.interval
+
+    def _judged(self, rows: Sequence[Row], ended: int) -> dict[int, Row]:
+        """Trial of each member that has a score of a round, the members that failed later included."""
+        return {row.home: row for row in rows if any(step // self.interval == ended for step in row.values)}
+
+    def _standing(self, row: Row, ended: int) -> Standing:
+        step = max(step for step in row.values if step // self.interval == ended)
+        return Standing(row.values[step], row.params, stopped=step in row.stopped)
+
+
+def _name(explore: Any) -> str:
+    return str(getattr(explore, "__qualname__", type(explore).__qualname__))

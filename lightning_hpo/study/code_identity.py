@@ -1,26 +1,31 @@
 """What a study was computed with: a short hash for each piece of code of the model, the data module or the function.
 
-Compared is what runs, not how it is written: bytecode, constants and names. Comments, docstrings, formatting and line
-numbers do not count, so tidying a file never keeps a study from continuing. A change of a model's or data module's code
-is an error all the same, not a warning: values from before and after a changed loss cannot be told apart later, and
-nobody reads a warning at night. The error names the methods that changed, and ``allow_changed=True`` continues on
-purpose and writes it down. A plain function is often the same computation with something else around it, a counter or
-a print, so its change is a warning, written down with the study.
+The hash is of the syntax tree of the source, so comments, docstrings, annotations, formatting and line numbers do not
+count, and another version of Python gives the same. Code without a source (typed at a prompt, made by ``exec``) counts
+by its bytecode, which is only compared under the same minor version of Python.
 
 Counted are the given classes and functions, their bases outside the libraries, and functions and classes of the same
-file that they use by name; with them what they hold: class attributes, default arguments, fields of dataclasses, what a
-closure or a partial binds, numbers, texts, containers and arrays of them. Not seen: other files, global values, other
-objects, and the data itself. Bytecode belongs to a minor version of Python; under another one, code is not compared.
+file that they use by name; with them the values that they hold: class attributes, default arguments, fields of
+dataclasses, variables of a closure, arguments of a partial. Of an object, numbers, texts, containers and arrays of them
+are compared. Not seen: other files, global values, other objects, and the data itself. A file that is edited while the
+process runs counts as it is when it is read first.
 
 A list, dict or array counts as it was when this process saw it first: code often collects in one what happens. For the
 same reason, what the code itself assigns while it runs (a counter in a closure or of a callable object) does not count.
+
+A change of a model's or data module's code is an error, not a warning: values from before and after a changed loss
+cannot be told apart later. The error names the methods that changed, and ``allow_changed=True`` continues on purpose
+and writes it down. A plain function is often the same computation with a counter or a print around it, so its change
+is a warning, written down with the study.
 """
 
+import ast
 import contextlib
 import dataclasses
 import dis
 import functools
 import hashlib
+import linecache
 import math
 import sys
 import weakref
@@ -30,14 +35,16 @@ from enum import Enum
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _LIBRARIES = {
     *sys.stdlib_module_names, "torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics",
     "torchvision", "transformers", "timm", "numpy", "optuna", "lightning_hpo",
 } - {"__main__"}  # fmt: skip
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), range, slice)
 _WRITTEN_OUT = ("builtins", "datetime", "decimal", "fractions", "uuid", "pathlib", "torch", "numpy")  # by their repr
-_LARGEST = 100_000  # numbers of an array that are looked at; of a larger one the shape counts
+_LARGEST = 100_000  # numbers of an array that are compared; of a larger one the shape counts
+_NOT_COMPARED = {"annotation", "returns", "type_comment", "type_params", "ctx", "kind"}  # fields of a syntax tree
+_BYTECODE = f"python{sys.version_info.major}.{sys.version_info.minor}:"  # how the text and hash of bytecode begin
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _first_seen: dict[int, tuple[Callable[[], Any], Any]] = {}  # id of what can change -> itself, and what was said of it
 
 
@@ -53,12 +60,20 @@ def code_parts(subjects: Sequence[Any]) -> dict[str, str]:
         >>> list(code_parts([double]))
         ['double']
     """
-    parts: dict[str, str] = {}
+    texts: dict[str, str] = {}
     seen: set[int] = set()
     for subject in subjects:
         for name, text in _pieces(subject, seen):
-            parts[name] = hashlib.sha256(f"{parts.get(name, '')}{text}".encode()).hexdigest()[:12]
-    return parts
+            texts[name] = texts.get(name, "") + text
+    return {
+        name: (_BYTECODE if _BYTECODE in text else "") + hashlib.sha256(text.encode()).hexdigest()[:12]
+        for name, text in texts.items()
+    }
+
+
+def comparable(stored: str | None, new: str | None) -> bool:
+    """Whether two hashes of a piece of code, or None where there is no such piece, differ only if the code does."""
+    return stored is None or new is None or stored.rpartition(":")[0] == new.rpartition(":")[0]
 
 
 def _pieces(subject: Any, seen: set[int]) -> Iterator[tuple[str, str]]:
@@ -84,56 +99,13 @@ def _pieces(subject: Any, seen: set[int]) -> Iterator[tuple[str, str]]:
 
 def _function(function: FunctionType, seen: set[int]) -> Iterator[tuple[str, str]]:
     defaults = [*(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
-    plain = [_value(one) or type(one).__name__ for one in defaults]
+    plain = [_value(default) or type(default).__name__ for default in defaults]
     bound = _bound(function)
-    yield function.__qualname__, f"{_text(function.__code__)}{plain}{_written(bound) or ''}"
+    yield function.__qualname__, f"{_text(function)}{plain}{_written(bound) or ''}"
     named = [function.__globals__.get(name) for name in sorted(_names(function.__code__))]
     for used in (*named, *bound.values()):
         if isinstance(used, type | FunctionType) and used.__module__ == function.__module__:
             yield from _pieces(used, seen)
-
-
-def _settings(owner: Any) -> Iterator[tuple[str, str]]:
-    """Attributes of an object, without those that its methods assign."""
-    assigned = set().union(*(_assigned(kind) for kind in type(owner).__mro__))
-    held = _written({name: one for name, one in getattr(owner, "__dict__", {}).items() if name not in assigned})
-    if held:
-        yield f"{type(owner).__qualname__} (its attributes)", "\n".join(held)
-
-
-def _written(values: Mapping[str, Any]) -> list[str]:
-    """Each value of which something is known, with its name."""
-    return sorted(f"{name}={text}" for name, one in values.items() if (text := _value(one)) is not None)
-
-
-def _bound(function: FunctionType) -> dict[str, Any]:
-    """What a closure holds, without what its code assigns."""
-    names, assigned = function.__code__.co_freevars, _stored(function.__code__, "STORE_DEREF")
-    cells = zip(names, function.__closure__ or (), strict=True)
-    with_content = {}
-    for name, cell in cells:
-        with contextlib.suppress(ValueError):  # of a cell that is still empty
-            with_content[name] = cell.cell_contents
-    return {name: one for name, one in with_content.items() if name not in assigned and name != "__class__"}
-
-
-def _assigned(kind: type) -> set[str]:
-    """Names of the attributes that methods other than the constructor assign."""
-    methods = (one for name, one in vars(kind).items() if isinstance(one, FunctionType) and name != "__init__")
-    return set().union(*(_stored(one.__code__, "STORE_ATTR") for one in methods))
-
-
-def _stored(code: CodeType, operation: str) -> set[str]:
-    inner = (_stored(one, operation) for one in code.co_consts if isinstance(one, CodeType))
-    return {str(one.argval) for one in dis.get_instructions(code) if one.opname == operation}.union(*inner)
-
-
-def _inner(subject: Any) -> Any:
-    """The function in a partial, a method, or what a decorator has made."""
-    for name in ("func", "__func__", "__wrapped__"):
-        if isinstance(subject, functools.partial | MethodType | FunctionType) and hasattr(subject, name):
-            return _inner(getattr(subject, name))
-    return subject
 
 
 def _members(kind: type, seen: set[int]) -> Iterator[tuple[str, str]]:
@@ -147,27 +119,117 @@ def _members(kind: type, seen: set[int]) -> Iterator[tuple[str, str]]:
     yield kind.__qualname__, "\n".join(_written(values))
 
 
-def _text(code: CodeType) -> str:
-    """What a function does, as text that depends neither on its place in a file nor on a process.
+def _settings(owner: Any) -> Iterator[tuple[str, str]]:
+    """Attributes of an object, without those that its methods assign."""
+    methods = (
+        member
+        for kind in type(owner).__mro__
+        for name, member in vars(kind).items()
+        if isinstance(member, FunctionType) and name != "__init__"
+    )
+    assigned = set().union(*(_stored(method.__code__, "STORE_ATTR") for method in methods))
+    held = _written({name: value for name, value in getattr(owner, "__dict__", {}).items() if name not in assigned})
+    if held:
+        yield f"{type(owner).__qualname__} (its attributes)", "\n".join(held)
 
-    Constants are written where they are used: a docstring is among them, but never used.
-    """
-    steps = [(one.opname, _constant(one.argval)) for one in dis.get_instructions(code)]
+
+def _bound(function: FunctionType) -> dict[str, Any]:
+    """Variables of a closure, without those that its code assigns."""
+    assigned = {*_stored(function.__code__, "STORE_DEREF"), "__class__"}
+    values = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # of a cell that is still empty
+            values[name] = cell.cell_contents
+    return {name: value for name, value in values.items() if name not in assigned}
+
+
+def _inner(subject: Any) -> Any:
+    """The function in a partial, a method, or a function that a decorator has made."""
+    for name in ("func", "__func__", "__wrapped__"):
+        if isinstance(subject, functools.partial | MethodType | FunctionType) and hasattr(subject, name):
+            return _inner(getattr(subject, name))
+    return subject
+
+
+def _text(function: FunctionType) -> str:
+    """What a function does, as text that depends neither on its place in a file nor on a process."""
+    code = function.__code__
+    source = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    found = _definitions(source).get((code.co_firstlineno, code.co_name), [])
+    if len(found) > 1:  # lambdas of one line
+        places = set(code.co_positions())
+        found = [node for node in found if isinstance(node, ast.Lambda) and _place(node.body) in places]
+    if len(found) != 1:
+        return f"{_BYTECODE}{_bytecode(code)}"
+    parts = [getattr(found[0], part, []) for part in ("decorator_list", "args", "body")]  # the name is with the hash
+    return f"{type(found[0]).__name__}{''.join(map(_tree, parts))}"
+
+
+@functools.lru_cache(maxsize=64)
+def _definitions(source: str) -> Mapping[tuple[int, str], Sequence[_Definition]]:
+    """Functions of a source: (first line, name) -> nodes of its syntax tree; empty if it is no Python."""
+    found: dict[tuple[int, str], list[_Definition]] = {}
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, _Definition):
+                first = min([node, *getattr(node, "decorator_list", ())], key=lambda part: part.lineno)
+                found.setdefault((first.lineno, getattr(node, "name", "<lambda>")), []).append(node)
+    return found
+
+
+def _place(node: ast.expr) -> tuple[int | None, ...]:
+    return node.lineno, node.end_lineno, node.col_offset, node.end_col_offset
+
+
+def _tree(node: Any) -> str:
+    """A syntax tree as text that is the same under every version of Python, without statements that do nothing."""
+    if isinstance(node, list):
+        return f"[{' '.join(_tree(item) for item in node if not _does_nothing(item))}]"
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 puts empty texts into it
+        return f"JoinedStr{_tree([part for part in node.values if getattr(part, 'value', None) != ''])}"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if name not in _NOT_COMPARED)
+    written = (f"{name}={_tree(value)}" for name, value in fields if value not in (None, []) or name == "value")
+    return f"{type(node).__name__}({' '.join(written)})"
+
+
+def _does_nothing(node: Any) -> bool:
+    """Whether a node is ``pass``, a docstring, or another constant that is not used."""
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _bytecode(code: CodeType) -> str:
+    """What code without a source does. A docstring is among the constants, but no instruction uses it."""
+    steps = [(step.opname, _constant(step.argval)) for step in dis.get_instructions(code)]
     return repr((steps, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount], code.co_flags))
 
 
 def _constant(value: Any) -> str:
     if isinstance(value, CodeType):
-        return _text(value)
+        return _bytecode(value)
     if isinstance(value, frozenset):  # its order differs from process to process
         return f"frozenset({sorted(map(_constant, value))})"
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_constant, value))})"
-    return repr(value)
+    return f"({', '.join(map(_constant, value))})" if isinstance(value, tuple) else repr(value)
+
+
+def _stored(code: CodeType, operation: str) -> set[str]:
+    inner = (_stored(constant, operation) for constant in code.co_consts if isinstance(constant, CodeType))
+    return {str(step.argval) for step in dis.get_instructions(code) if step.opname == operation}.union(*inner)
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return {*code.co_names}.union(*map(_names, inner))
+
+
+def _written(values: Mapping[str, Any]) -> list[str]:
+    """Each value of which something is known, with its name."""
+    return sorted(f"{name}={text}" for name, value in values.items() if (text := _value(value)) is not None)
 
 
 def _value(value: Any) -> str | None:
-    """Text of what code holds, the same in every process; None for an object of which nothing is known."""
+    """Text of a value that code holds, the same in every process; None for an object of which nothing is known."""
     if isinstance(value, _PLAIN) and not isinstance(value, Enum):
         return repr(value)
     if isinstance(value, tuple | frozenset | type | FunctionType | Enum):  # these stay as they are
@@ -201,9 +263,11 @@ def _reference(value: Any) -> Callable[[], Any]:
         return lambda: value
 
 
-@functools.singledispatch
 def _described(value: Any) -> str | None:
     kind = type(value)
+    for kinds, describe in _DESCRIPTIONS:
+        if isinstance(value, kinds):
+            return describe(value)
     if hasattr(value, "tolist") and hasattr(value, "shape"):  # of numpy or torch
         numbers = "..."
         if math.prod(value.shape) <= _LARGEST:
@@ -211,65 +275,30 @@ def _described(value: Any) -> str | None:
                 numbers = value.tolist()
         return f"{kind.__name__}({tuple(value.shape)}, {getattr(value, 'dtype', None)}, {numbers})"
     if dataclasses.is_dataclass(value):
-        return f"{kind.__qualname__}({_each([getattr(value, one.name, None) for one in dataclasses.fields(value)])})"
+        fields = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+        return f"{kind.__qualname__}({_each(fields)})"
     if kind.__module__.partition(".")[0] in _WRITTEN_OUT and " at 0x" not in (text := repr(value)):
         return text
     return None
 
 
-@_described.register(ModuleType)
-def _(value: ModuleType) -> str:
-    return value.__name__
-
-
-@_described.register(Enum)
-def _(value: Enum) -> str:
-    return f"{type(value).__qualname__}.{value.name}"
-
-
-@_described.register(type)
-@_described.register(BuiltinFunctionType)
-def _(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
-
-
-@_described.register(FunctionType)
-def _(value: FunctionType) -> str:
-    in_library = value.__module__.partition(".")[0] in _LIBRARIES
-    return f"{value.__qualname__}{'' if in_library else _text(value.__code__)}"
-
-
-@_described.register(functools.partial)
-def _(value: "functools.partial[Any]") -> str:
-    return f"partial({_each([value.func, *value.args, value.keywords])})"
-
-
-@_described.register(Mapping)
-def _(value: Mapping[Any, Any]) -> str:
-    return f"{{{', '.join(f'{_each([key])}: {_each([one])}' for key, one in value.items())}}}"
-
-
-@_described.register(tuple)
-def _(value: tuple[Any, ...]) -> str:
-    return f"({_each(value)})"
-
-
-@_described.register(list)
-@_described.register(deque)
-def _(value: Iterable[Any]) -> str:
-    return f"[{_each(value)}]"
-
-
-@_described.register(set)
-@_described.register(frozenset)
-def _(value: Iterable[Any]) -> str:
-    return f"{type(value).__name__}({sorted(_each([one]) for one in value)})"
+def _described_function(function: FunctionType) -> str:
+    in_library = function.__module__.partition(".")[0] in _LIBRARIES
+    return f"{function.__qualname__}{'' if in_library else _text(function)}"
 
 
 def _each(values: Iterable[Any]) -> str:
-    return ", ".join(_value(one) or type(one).__name__ for one in values)
+    return ", ".join(_value(value) or type(value).__name__ for value in values)
 
 
-def _names(code: CodeType) -> set[str]:
-    inner = (one for one in code.co_consts if isinstance(one, CodeType))
-    return {*code.co_names}.union(*map(_names, inner))
+_DESCRIPTIONS: Sequence[tuple[Any, Callable[[Any], str]]] = (  # the first that fits
+    (ModuleType, lambda module: module.__name__),
+    (Enum, lambda member: f"{type(member).__qualname__}.{member.name}"),
+    (type | BuiltinFunctionType, lambda kind: f"{kind.__module__}.{kind.__qualname__}"),
+    (FunctionType, _described_function),
+    (functools.partial, lambda partial: f"partial({_each([partial.func, *partial.args, partial.keywords])})"),
+    (Mapping, lambda held: f"{{{', '.join(f'{_each([key])}: {_each([item])}' for key, item in held.items())}}}"),
+    (tuple, lambda items: f"({_each(items)})"),
+    (list | deque, lambda items: f"[{_each(items)}]"),
+    (set | frozenset, lambda items: f"{type(items).__name__}({sorted(_each([item]) for item in items)})"),
+)

@@ -1,7 +1,9 @@
 """What a search was called with, as JSON: stored with its study, and compared when the study is continued."""
 
 import dataclasses
+import difflib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ from optuna.distributions import BaseDistribution
 
 from lightning_hpo.schedulers.base import Scheduler
 from lightning_hpo.space import format_distribution
-from lightning_hpo.study.code_identity import PYTHON, code_parts, first_seen
+from lightning_hpo.study.code_identity import code_parts, comparable, first_seen
 
 # Settings of a scheduler that may change when a study is continued: more of the same.
 _MAY_GROW = ("n_trials", "iterations")
@@ -35,15 +37,44 @@ def fingerprint(
         **asked: other settings.
     """
     budget: dict[str, Any] = {"type": type(scheduler).__name__, "max_steps": scheduler.max_steps}
-    if dataclasses.is_dataclass(scheduler):
+    if (own := getattr(scheduler, "settings", None)) is not None:
+        budget |= own()
+    elif dataclasses.is_dataclass(scheduler):
         budget |= {k: v for k, v in dataclasses.asdict(scheduler).items() if k not in _MAY_GROW}
     return {
-        "space": {name: format_distribution(one) for name, one in space.items()},
+        "space": {name: format_distribution(distribution) for name, distribution in space.items()},
         **asked,
         "scheduler": budget,
         "trains": [part and _identity(part) for part in parts] if trains else None,
-        "code": {"python": PYTHON, "parts": code_parts(code)},
+        "code": {"parts": code_parts(code)},
     }
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what differs between two fingerprints: name of a setting -> each difference in words for people."""
+    found = {name: _differences(name, stored.get(name), asked.get(name)) for name in {**stored, **asked}}
+    return {name: texts for name, texts in found.items() if texts}
+
+
+def _differences(name: str, stored: Any, asked: Any) -> list[str]:
+    if name == "sampler" and not stored:  # of an older study
+        return []
+    if name == "code":
+        if not stored or not asked or "python" in stored:  # older studies have none, or hashes of bytecode
+            return []
+        old, new = stored["parts"], asked["parts"]
+        words = {(True, True): "changed", (True, False): "is gone", (False, True): "is new"}
+        return [
+            f"the code of {part} {words[part in old, part in new]}"
+            for part in sorted({**old, **new})
+            if old.get(part) != new.get(part) and comparable(old.get(part), new.get(part))
+        ]
+    before, after = (json.dumps({name: setting}, indent=1, sort_keys=True).splitlines() for setting in (stored, asked))
+    return [
+        f"{'was' if line[0] == '-' else 'now'} {line[1:].strip().rstrip(',')}"
+        for line in difflib.unified_diff(before, after, lineterm="", n=0)
+        if line[0] in "+-" and line[:3] not in ("---", "+++")
+    ]
 
 
 def settings(chooser: Any) -> dict[str, Any]:
@@ -51,7 +82,7 @@ def settings(chooser: Any) -> dict[str, Any]:
 
     Seeds do not count: the tuner has its own. Nor does what the object itself has changed since it was seen first.
     """
-    while hasattr(chooser, "sampler"):  # one that wraps another
+    while hasattr(chooser, "sampler"):  # a sampler that wraps another
         chooser = chooser.sampler
     return dict(first_seen(chooser, _settings, {}))
 
@@ -61,9 +92,9 @@ def _settings(chooser: Any) -> dict[str, Any]:
     names = (name for name in inspect.signature(kind).parameters if name != "seed" and not name.startswith("warn"))
     held = {name: getattr(chooser, name, getattr(chooser, f"_{name}", None)) for name in names}
     plain = {
-        name: one if isinstance(one, bool | int | str) else repr(one) if isinstance(one, float) else label(one)
-        for name, one in held.items()
-        if one is not None
+        name: repr(value) if isinstance(value, float) else value if isinstance(value, int | str) else label(value)
+        for name, value in held.items()
+        if value is not None
     }
     return {"type": kind.__name__, **plain}
 

@@ -1,25 +1,21 @@
-"""The folder of one search: its study, its trials, its lock, and what it was started with."""
+"""The folder of one search: its study, its trials, its lock, and the settings it was started with."""
 
 import contextlib
-import difflib
 import json
 import os
 import re
-import sqlite3
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_hpo.atomic import atomic_write, open_new
 from lightning_hpo.checkpoints.key import Key
@@ -27,17 +23,11 @@ from lightning_hpo.errors import StorageError, StudyInUseError, StudyMismatchErr
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Mode
 from lightning_hpo.space import parse_space
+from lightning_hpo.study.fingerprint import differences
+from lightning_hpo.study.journal import JOURNAL, open_journal
 from lightning_hpo.study.locks import Lock
-from lightning_hpo.study.sqlite_file import (
-    UNUSABLE,
-    check_study_file,
-    forget_checksum,
-    note_checksum,
-    readable,
-    sqlite_url,
-    unusable,
-)
-from lightning_hpo.study.trial_folders import study_id
+from lightning_hpo.study.storage_errors import readable, readable_errors, sqlite_url
+from lightning_hpo.study.trial_folders import free_name, study_id
 from lightning_hpo.text import hide_passwords
 
 __all__ = ["RunFolder", "StorageError", "StudyInUseError", "StudyMismatchError", "open_study"]
@@ -87,8 +77,18 @@ class RunFolder:
 
     @property
     def study_file(self) -> Path:
-        """The SQLite file of the study."""
+        """The journal of the study, unless another storage holds it."""
+        return self.path / JOURNAL
+
+    @property
+    def first_edition(self) -> Path:
+        """Where the first edition of this package kept the study: an SQLite file."""
         return self.path / "study.db"
+
+    @property
+    def has_study(self) -> bool:
+        """Whether the study of a run is in the folder, one of the first edition included."""
+        return self.study_file.exists() or self.first_edition.exists()
 
     @property
     def best_checkpoint(self) -> Path:
@@ -118,35 +118,13 @@ class RunFolder:
         for leftover in (file for pattern in patterns for file in self.path.glob(pattern)):
             leftover.unlink(missing_ok=True)
 
-    def note_checksum(self) -> None:
-        """Write the checksum of the study's file, if it is in the folder; on a full disk there is none."""
-        if self.study_file.exists():
-            with contextlib.suppress(OSError, sqlite3.Error):
-                note_checksum(self.study_file)
-
     def holds(self, path: Path) -> bool:
         """Whether a path is within the run folder, symbolic links followed; nothing outside is ever deleted."""
         return path.resolve().is_relative_to(self.path.resolve())
 
-    @contextmanager
-    def readable_errors(self) -> Iterator[None]:
+    def readable_errors(self) -> AbstractContextManager[None]:
         """Turn what a database or a disk raises into a StorageError that names the folder."""
-        try:
-            yield
-        except StorageError:
-            raise
-        except UpdateFinishedTrialError as error:  # the lock is in the run folder, a study given as storage is not
-            raise StudyInUseError(
-                f"the study of {self.path} was changed by another process, which uses its storage from another `root`"
-            ) from error
-        except (StorageInternalError, SQLAlchemyError) as error:
-            raise unusable(self.path, error) from error
-        except OSError as error:
-            where = str(error.filename or self.path)
-            gone = isinstance(error, FileNotFoundError) and Path(where).is_relative_to(self.path)
-            if error.errno not in UNUSABLE and not gone:
-                raise
-            raise StorageError(error.errno, f"the run folder cannot be used: {error.strerror}", where) from error
+        return readable_errors(self.path)
 
     def set_aside(self) -> Path:
         """Rename the folder, so that a run of its name begins anew; return the new path.
@@ -155,7 +133,7 @@ class RunFolder:
             StudyInUseError: if another process works on the run.
         """
         with self.locked():
-            return self.path.rename(_free_name(self.path))
+            return self.path.rename(free_name(self.path, "old"))
 
     @contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[None]:
@@ -183,13 +161,6 @@ class RunFolder:
             lock.free()
 
 
-def _free_name(folder: Path) -> Path:
-    """Return a name beside a folder that says when the folder was set aside."""
-    stamp = time.strftime("%Y%m%dT%H%M%S")
-    names = (folder.with_name(f"{folder.name}.old-{stamp}{end}") for end in ("", *map("-{}".format, range(1000))))
-    return next(name for name in names if not name.exists())
-
-
 def open_study(
     folder: RunFolder,
     storage: str | BaseStorage | None,
@@ -203,34 +174,49 @@ def open_study(
 
     Args:
         folder: of the run; the study has its name.
-        storage: Optuna storage or its URL; None is a SQLite file in the folder.
+        storage: Optuna storage or its URL; None is a journal in the folder.
         mode: direction of the study, or one for each objective.
-        fingerprint: what the search was called with, as JSON; stored with a new study, compared with an old one.
+        fingerprint: settings of the search, as JSON; stored with a new study, compared with an old one.
         sampler: that the returned study has.
         allow_changed: continue although code or space differ, and write down from which trial on.
 
     Raises:
         StudyMismatchError: naming each difference.
         StudyInUseError: if another process works on the study from another folder.
-        StorageError: if the study file is empty or no database.
+        StorageError: if the storage is damaged or cannot be used.
     """
-    own = storage is None
+
+    def opened(storage: BaseStorage) -> optuna.Study:
+        return _opened(folder, storage, mode, fingerprint, sampler, allow_changed=allow_changed)
+
     if storage is None:
-        file = folder.study_file
-        if file.exists():
-            check_study_file(file)
-        else:
-            _make_sqlite(file, folder.name, mode, fingerprint)
-        storage = sqlite_url(file)
+        _refuse_first_edition(folder)
+        journal = open_journal(folder.study_file, opened)
+        return opened(journal), journal
     with readable(folder.path):
-        if isinstance(storage, str):
-            storage = RDBStorage(storage)
+        storage = RDBStorage(storage) if isinstance(storage, str) else storage
+    study = opened(storage)
+    _claim_place(study, folder.path)
+    return study, storage
+
+
+def _opened(
+    folder: RunFolder,
+    storage: BaseStorage,
+    mode: Mode | Sequence[Mode],
+    fingerprint: Mapping[str, Any],
+    sampler: BaseSampler | None,
+    *,
+    allow_changed: bool,
+) -> optuna.Study:
+    """Load the study of a run from its storage, or make it there, and compare its settings."""
+    with readable(folder.path):
         study = _study(storage, folder.name, mode, sampler)
-        directions = ["min" if one is StudyDirection.MINIMIZE else "max" for one in study.directions]
+        directions = ["min" if direction is StudyDirection.MINIMIZE else "max" for direction in study.directions]
         begun = bool(study.get_trials(deepcopy=False))
         noted = study.user_attrs
     asked = [mode] if isinstance(mode, str) else list(mode)
-    if FINGERPRINT in noted and not begun and _changed(noted[FINGERPRINT], fingerprint):
+    if FINGERPRINT in noted and not begun and differences(noted[FINGERPRINT], fingerprint):
         # A mistake was found before the first trial: nothing is lost, and the corrected call starts anew.
         optuna.delete_study(study_name=folder.name, storage=storage)
         study = _study(storage, folder.name, mode, sampler)
@@ -243,10 +229,18 @@ def open_study(
         raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
     else:
         study.set_user_attr(FINGERPRINT, dict(fingerprint))
-    if not own:
-        _claim_place(study, folder.path)
     study_id(study)  # made while nobody else opens the study
-    return study, storage
+    return study
+
+
+def _refuse_first_edition(folder: RunFolder) -> None:
+    """Refuse a run whose study is an SQLite file, as the first edition of this package kept it."""
+    file = folder.first_edition
+    if file.exists() and not folder.study_file.exists():
+        raise StudyMismatchError(
+            f"{folder.path} holds a run of an earlier version, whose study is {file.name}: choose another `name`, "
+            f"begin anew with `overwrite=True`, or go on with it by `storage={sqlite_url(file)!r}`."
+        )
 
 
 def _claim_place(study: optuna.Study, path: Path) -> None:
@@ -275,33 +269,22 @@ def _home() -> Path | None:
 def _study(
     storage: BaseStorage, name: str, mode: Mode | Sequence[Mode], sampler: BaseSampler | None = None
 ) -> optuna.Study:
+    with contextlib.suppress(KeyError):  # there is none yet
+        return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     modes = (mode,) if isinstance(mode, str) else mode
-    directions = [StudyDirection.MINIMIZE if one == "min" else StudyDirection.MAXIMIZE for one in modes]
+    directions = [StudyDirection.MINIMIZE if name == "min" else StudyDirection.MAXIMIZE for name in modes]
     with contextlib.suppress(DuplicatedStudyError), warnings_only("optuna"):
         storage.create_new_study(directions, name)
     return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
 
 
-def _make_sqlite(file: Path, name: str, mode: Mode | Sequence[Mode], fingerprint: Mapping[str, Any]) -> None:
-    """Make the study beside its place and move it there: a process killed meanwhile leaves no half of a database."""
-    for leftover in file.parent.glob(f".{file.name}.*"):
-        leftover.unlink(missing_ok=True)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    storage = RDBStorage(sqlite_url(fresh))
-    _study(storage, name, mode).set_user_attr(FINGERPRINT, dict(fingerprint))
-    storage.engine.dispose()
-    forget_checksum(file)
-    fresh.replace(file)
-
-
 def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *, allow_changed: bool) -> None:
     """Refuse a study that was made with other settings, or write down that it goes on with these."""
-    stored = study.user_attrs[FINGERPRINT]
-    changed = _changed(stored, asked)
-    if not changed:
+    different = differences(study.user_attrs[FINGERPRINT], asked)
+    if not different:
         return
-    different = (one for name in sorted(changed) for one in _differences(name, stored.get(name), asked.get(name)))
-    listed = hide_passwords("; ".join(different))
+    changed = {*different}
+    listed = hide_passwords("; ".join(text for name in sorted(different) for text in different[name]))
     # A function is often the same computation with a counter or a print around it; its change is written down.
     tolerated = _MAY_CHANGE if allow_changed else {"code"} if asked["trains"] is None else set()
     if not changed <= tolerated:
@@ -327,30 +310,3 @@ def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *
     notes = [*study.user_attrs.get(CHANGES, []), {"from_trial": len(trials), "changes": listed}]
     study.set_user_attr(CHANGES, notes)
     study.set_user_attr(FINGERPRINT, dict(asked))
-
-
-def _changed(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> set[str]:
-    """Names of the settings that differ."""
-    return {name for name in {**stored, **asked} if _differences(name, stored.get(name), asked.get(name))}
-
-
-def _differences(name: str, stored: Any, asked: Any) -> list[str]:
-    """What differs in one setting, in words for people."""
-    if name == "sampler" and not stored:  # of an older study
-        return []
-    if name == "code":  # older studies have none; bytecode of another Python says nothing
-        if not stored or not asked or stored["python"] != asked["python"]:
-            return []
-        old, new = stored["parts"], asked["parts"]
-        words = {(True, True): "changed", (True, False): "is gone", (False, True): "is new"}
-        return [
-            f"the code of {part} {words[part in old, part in new]}"
-            for part in sorted({**old, **new})
-            if old.get(part) != new.get(part)
-        ]
-    before, after = (json.dumps({name: one}, indent=1, sort_keys=True).splitlines() for one in (stored, asked))
-    return [
-        f"{'was' if line[0] == '-' else 'now'} {line[1:].strip().rstrip(',')}"
-        for line in difflib.unified_diff(before, after, lineterm="", n=0)
-        if line[0] in "+-" and line[:3] not in ("---", "+++")
-    ]

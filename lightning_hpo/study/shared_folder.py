@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, open_own
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.explore import Interval
 from lightning_hpo.schedulers.population import Rules, Standing

@@ -27,6 +27,8 @@ ENDED = "ended"  # why a trial finished by itself
 BY_JOB = "lightning_hpo:by_job"
 # System attribute of a population's trial: its member, its first step, and where its parent was when it was forked.
 SEGMENT = "segment"
+# System attribute: steps at which a callback asked to stop a trial that was to train on.
+STOPPED = "lightning_hpo:stopped"
 
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "running",
@@ -121,7 +123,7 @@ class TrialTable:
             system_attrs=notes,
         )
         self._ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
-        self._rows.append(Row(len(self._rows), params=dict(params), parent=parent, start=_start(notes)))
+        self._rows.append(Row(len(self._rows), params=dict(params), parent=parent, **_origin(notes)))
         self._notes.append(dict(notes))
         return len(self._rows) - 1
 
@@ -194,6 +196,12 @@ class TrialTable:
         if self._leases is not None and row.target is not None and step >= row.target:
             self._leases.free(number)
         self._rows[number] = replace(row, values={**row.values, step: value})
+
+    def note_stop(self, number: int, step: int) -> None:
+        """Write down that a callback asked to stop a trial at ``step``, although it is to train on."""
+        stopped = tuple(dict.fromkeys((*self._rows[number].stopped, step)))
+        self._storage.set_trial_system_attr(self._ids[number], STOPPED, list(stopped))
+        self._rows[number] = replace(self._rows[number], stopped=stopped)
 
     def constrain(self, number: int, name: str, value: float) -> None:
         """Write the value of a constraint, unless it is there: a kill can fall between it and the trial's end."""
@@ -277,13 +285,15 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         values=values,
         parent=trial.user_attrs.get(PARENT),
         state=_STATES[trial.state],
-        start=_start(trial.system_attrs),
         ended=trial.user_attrs.get(ENDED),
         scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
         feasible=all(value <= 0 for value in trial.constraints.values()),
+        stopped=tuple(trial.system_attrs.get(STOPPED, ())),
+        **_origin(trial.system_attrs),
     )
 
 
-def _start(notes: Mapping[str, Any]) -> int:
-    start: int = notes.get(SEGMENT, {}).get("start", 0)
-    return start
+def _origin(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a trial begins, as fields of its row: step, member, and step of the parent."""
+    segment = notes.get(SEGMENT, {})
+    return {"start": segment.get("start", 0), "member": segment.get("member"), "forked_at": segment.get("forked_at")}

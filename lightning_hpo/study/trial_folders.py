@@ -60,7 +60,7 @@ def settle(folder: Path, identity: Mapping[str, Any]) -> None:
         OSError: if the folder cannot be written.
     """
     if os.path.lexists(folder) and not belongs(folder, identity) and _has_files(folder):
-        folder.rename(_free_name(folder))
+        folder.rename(free_name(folder, "other"))
         warnings.warn(  # the same text for each of them: Python shows it once
             f"folders in {folder.parent} that hold files of other trials are moved aside, to names with '.other-': "
             "nothing in them is continued",
@@ -88,7 +88,8 @@ def _read(file: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _free_name(folder: Path) -> Path:
+def free_name(folder: Path, mark: str) -> Path:
+    """Return a name beside a folder that says why and when the folder was set aside."""
     stamp = time.strftime("%Y%m%dT%H%M%S")
-    names = (folder.with_name(f"{folder.name}.other-{stamp}{end}") for end in ("", *map("-{}".format, range(1000))))
+    names = (folder.with_name(f"{folder.name}.{mark}-{stamp}{end}") for end in ("", *map("-{}".format, range(1000))))
     return next(name for name in names if not name.exists())

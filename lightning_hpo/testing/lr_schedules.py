@@ -1,5 +1,5 @@
 # ruff: noqa: D102  # contract tests: they assert, and a test's name says what it shows
-"""Contract tests for parts that you write yourself: inherit one in your tests and say how to construct your part."""
+"""Contract tests for LR schedules that you write yourself: inherit the class, and say how to construct yours."""
 
 import random
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from lightning_hpo.lr_schedules import ClosedFormLR
 
 
 class LRScheduleTestCase:
-    """What every LR schedule promises.
+    """The contract of every LR schedule.
 
     Inherit it under a name that pytest collects and set the class; override :meth:`make` if the class needs more
     arguments than these.
@@ -36,7 +36,7 @@ class LRScheduleTestCase:
 
     @staticmethod
     def optimizer(*lrs: float | Tensor, momentum: float = 0.9) -> Optimizer:
-        """Return SGD with one small parameter group for each learning rate (default: one of 0.1)."""
+        """Return SGD with one small parameter group for each learning rate (default: a group of 0.1)."""
         groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": lr} for lr in lrs or (0.1,)]
         return SGD(groups, momentum=momentum)
 

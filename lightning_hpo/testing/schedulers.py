@@ -1,4 +1,4 @@
-"""What every scheduler must keep, checked without a Trainer."""
+"""The contract of every scheduler, checked without a Trainer."""
 
 import dataclasses
 import math
@@ -15,16 +15,23 @@ Stand = Callable[[int, int], tuple[int, bool]]  # (trial number, step asked for)
 
 
 def as_asked(_: int, asked: int) -> tuple[int, bool]:
-    """Stand at exactly the step that was asked for, and be ready to go on."""
+    """Reach exactly the step of the job, and be ready to go on."""
     return asked, False
 
 
 @dataclass
 class Simulation:
-    """What happened: the rows at the end, and every job in the order it was handed out."""
+    """What happened: the rows at the end, and every job in the order it was handed out.
+
+    Args:
+        rows: where it starts.
+        jobs: none at first.
+        replaces_broken: whether the scheduler lets a trial go on whose value is no number, because it is replaced.
+    """
 
     rows: list[Row] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
+    replaces_broken: bool = False
 
     @property
     def steps(self) -> int:
@@ -35,13 +42,17 @@ class Simulation:
         """Begin a job and return its trial's number."""
         number = len(self.rows) if job.trial is None else job.trial
         if job.trial is None:
-            self.rows.append(Row(number, target=job.max_steps))
+            self.rows.append(Row(number, params=job.params or {}, parent=job.parent))
+        if job.replaces is not None:
+            before, parent = self.rows[job.replaces], self.rows[number if job.parent is None else job.parent]
+            self.rows[number] = replace(self.rows[number], start=before.step, member=before.home, forked_at=parent.step)
+            self.rows[job.replaces] = replace(before, state="pruned")
         self.rows[number] = replace(self.rows[number], target=job.max_steps)
         self.jobs.append(replace(job, trial=number))
         return number
 
     def finish(self, number: int, evaluate: Evaluate, limit: int, stand: Stand = as_asked) -> None:
-        """End the job at work on a trial.
+        """End the running job of a trial.
 
         Args:
             number: of the trial.
@@ -53,7 +64,7 @@ class Simulation:
         assert row.target is not None
         step, over = stand(number, row.target)
         value = evaluate(number, step)
-        if math.isnan(value):
+        if math.isnan(value) and not (self.replaces_broken and step < limit):
             self.rows[number] = replace(row, target=None, state="failed")
             return
         state: State = "complete" if step >= limit or over else "running"
@@ -75,7 +86,7 @@ def simulate(
     Args:
         scheduler: to run.
         evaluate: (trial number, step) -> value; NaN fails the trial.
-        workers: jobs at work at a time; a random one of them ends next.
+        workers: jobs at a time; a random job of them ends next.
         seed: of the order in which jobs end.
         rows: where to start, e.g. the rows of an interrupted run.
         stand: (trial number, step asked for) -> where the trial then stands, and whether it has ended by itself.
@@ -84,7 +95,8 @@ def simulate(
         Rows and jobs.
     """
     chance = random.Random(seed)
-    run = Simulation([replace(row, target=None) for row in rows])
+    broken = getattr(scheduler, "replaces_broken", False)
+    run = Simulation([replace(row, target=None) for row in rows], replaces_broken=broken)
     working: list[int] = []
     while True:
         while len(working) < workers and (job := scheduler.next(run.rows)) is not None:
@@ -96,7 +108,7 @@ def simulate(
 
 
 class SchedulerTestCase:
-    """Inherit, and define a pytest fixture ``scheduler``. A ``mode`` field is turned round where there is one."""
+    """Inherit, and define a pytest fixture ``scheduler``. If it has a ``mode``, both modes are tested."""
 
     def value(self, number: int, step: int) -> float:
         """Pseudo-random values with ties and failures."""
@@ -148,7 +160,7 @@ class SchedulerTestCase:
         for stand in (as_asked, self.stand):
             whole = simulate(scheduler, self.value, stand=stand)
             for kill_at in range(0, len(whole.jobs), max(len(whole.jobs) // 25, 1)):
-                run = Simulation()
+                run = Simulation(replaces_broken=getattr(scheduler, "replaces_broken", False))
                 for _ in range(kill_at):
                     job = scheduler.next(run.rows)
                     run.finish(run.start(job), self.value, scheduler.max_steps, stand)
@@ -159,7 +171,7 @@ class SchedulerTestCase:
                 assert again.rows == whole.rows
 
     def stand(self, number: int, asked: int) -> tuple[int, bool]:
-        """Every third trial ends by itself at a step of its own; others may stand up to two steps beyond the asked."""
+        """Every third trial ends by itself at a step of its own; others may be up to two steps beyond their job's."""
         end = 1 + random.Random(f"end {number}").randrange(6)
         if number % 3 == 0 and asked >= end:
             return end, True

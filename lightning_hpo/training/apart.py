@@ -1,4 +1,4 @@
-"""Call a function in a copy of this process, so that nothing it does is left behind."""
+"""Call a function in a forked copy of this process, so that none of its changes stay here."""
 
 import contextlib
 import gc
@@ -20,53 +20,53 @@ from lightning_hpo.interrupts import act_here
 Answer = TypeVar("Answer")
 
 
-class _There(Exception):  # noqa: N818  # shown as the cause of an error, with its place in the other process
+class _InCopy(Exception):  # noqa: N818  # shown as the cause of an error, with its place in the other process
     pass
 
 
 def call_apart(function: Callable[[], Answer]) -> Answer:
-    """Call a function in a forked process; here, where a fork is not safe.
+    """Call a function in a forked process; in this process where a fork is not safe.
 
-    A fork shares what is in memory and keeps what changes there: counters and lists of a user's module stay as they
-    are. What it prints is not shown. A fork is not safe with CUDA or a process group at work, and not offered by every
-    system.
+    The copy starts with this memory, and its changes stay there: counters and lists of a user's module stay as they
+    are here. Its output is not shown. A fork is not safe with CUDA or with a process group, and not every system has
+    it.
 
     Args:
         function: returns something that can be pickled.
 
     Raises:
-        Exception: what the function raises; as a RuntimeError with its text if it cannot be pickled.
+        Exception: of the function; a RuntimeError with its text if it cannot be pickled.
         RuntimeError: if the process is killed.
     """
     if not _can_fork():
         with contextlib.redirect_stdout(io.StringIO()):
             return function()
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
     sys.stdout.flush()
     sys.stderr.flush()
-    process = context.Process(target=_answer, args=(function, theirs), daemon=False)
+    process = context.Process(target=_answer, args=(function, sender), daemon=False)
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        kind, content = ours.recv()
+        kind, content = receiver.recv()
     except EOFError:
         process.join()
         code = process.exitcode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended its process with code {code}"
         raise RuntimeError(f"the check before training {how}") from None
-    except BaseException:  # a second Ctrl-C: nobody waits for the copy any more
+    except BaseException:  # a second Ctrl-C: this process no longer waits for the copy
         process.kill()
         raise
     finally:
-        ours.close()
+        receiver.close()
     process.join()
     if kind == "answer":
         answer: Answer = content
         return answer
     text, pickled, name = content
     error = RuntimeError(f"{name}") if pickled is None else pickle.loads(pickled)  # noqa: S301  # of our own process
-    raise error from _There(f"\n{text}")
+    raise error from _InCopy(f"\n{text}")
 
 
 def _can_fork() -> bool:
@@ -86,7 +86,7 @@ def _answer(function: Callable[[], Any], connection: Connection) -> None:
     with threadpool_limits(1), contextlib.redirect_stdout(io.StringIO()):
         try:
             answer = ("answer", function())
-        except BaseException as error:  # noqa: BLE001  # raised again in the process that asked
+        except BaseException as error:  # noqa: BLE001  # raised again in the calling process
             answer = ("error", (traceback.format_exc(), _pickled(error), f"{type(error).__name__}: {error}"))
     gc.collect()  # ends the workers of loaders
     connection.send(answer)
@@ -95,7 +95,7 @@ def _answer(function: Callable[[], Any], connection: Connection) -> None:
 def _pickled(error: BaseException) -> bytes | None:
     try:
         content = pickle.dumps(error)
-        pickle.loads(content)  # noqa: S301  # what was just made
-    except Exception:  # noqa: BLE001  # whatever a class of the user's raises
+        pickle.loads(content)  # noqa: S301  # of this process
+    except Exception:  # noqa: BLE001  # a class of the user's may raise anything
         return None
     return content

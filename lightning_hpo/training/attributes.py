@@ -1,8 +1,8 @@
-"""What changes in an object's attributes while it is used, as values that a checkpoint can hold.
+"""Changes in an object's attributes while it is used, as values that a checkpoint can hold.
 
-Looked at are plain values (numbers, texts, None, tensors, arrays), containers of them, random number generators, and
-the attributes of helper objects in turn: a dataclass, a running mean, a module that is kept in a list so that no
-optimizer sees it. Limit: what an object keeps elsewhere than in attributes (a queue, an open file, slots).
+Covered are plain values (numbers, texts, None, tensors, arrays), containers of them, random number generators, and the
+attributes of helper objects in turn: a dataclass, a running mean, a module that is kept in a list so that no optimizer
+sees it. Not covered is state that an object keeps outside its attributes (a queue, an open file, slots).
 """
 
 import random
@@ -28,7 +28,7 @@ _LARGEST = 1_000_000  # elements of a tensor; more is taken for a cache
 _LONGEST = 100_000  # elements of a container or an array; more is taken for data
 _MOST_HELPERS = 1_000  # in one container
 _DEEPEST = 4  # helpers of helpers
-_KIND = "lightning_hpo.kind"  # key of what stands for a value that is not plain
+_KIND = "lightning_hpo.kind"  # key of the type in a dict that stands for a value that is not plain
 _MAPPINGS = {"defaultdict": defaultdict, "OrderedDict": OrderedDict, "Counter": Counter}
 _SETS = {"set": set, "frozenset": frozenset}
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -41,11 +41,11 @@ _FOREIGN = frozenset({
 
 
 class Attributes:
-    """Tells what has changed in objects since it was created, and puts it back into others that are built alike.
+    """Changes in objects since this was created; they can be put back into other objects of the same classes.
 
     Args:
         owners: returns name and object of each.
-        leave_out: names of attributes that are not looked at.
+        leave_out: names of attributes that do not count.
     """
 
     def __init__(self, owners: Callable[[], Owners], leave_out: Iterable[str] = ()) -> None:
@@ -59,18 +59,18 @@ class Attributes:
             self._data[key] = {name for name, value in _vars(owner).items() if _is_long(value)}
 
     def changed(self) -> Changes:
-        """Return a copy of what has changed."""
-        found: Changes = {}
+        """Return a copy of the changes."""
+        changes: Changes = {}
         for key, owner in self._owners():
             before = self._before.get(key, {})
             values = self._values(key, owner)
-            values = {name: one for name, one in values.items() if before.get(name, _NOTHING) != _mark(one)}
-            if values:
-                found[key] = {name: _packed(value) for name, value in values.items()}
-        return found
+            packed = {k: _packed(v) for k, v in values.items() if before.get(k, _NOTHING) != _mark(v)}
+            if packed:
+                changes[key] = packed
+        return changes
 
     def put_back(self, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-        """Put back what :meth:`changed` returned; tensors that are not there yet come to ``device``."""
+        """Put changes back; tensors that are not there yet come to ``device``."""
         for key, owner in list(self._owners()):
             for name, value in changes.get(key, {}).items():
                 if isinstance(owner, _Weights):
@@ -85,7 +85,7 @@ class Attributes:
         if isinstance(owner, _Weights):
             return dict(owner.tensors)
         skipped = self._leave_out | self._data.get(key, set())
-        return {name: one for name, one in _vars(owner).items() if name not in skipped and _left(one, _LONGEST) >= 0}
+        return {k: v for k, v in _vars(owner).items() if k not in skipped and _left(v, _LONGEST) >= 0}
 
 
 def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -159,7 +159,7 @@ def _is_long(value: Any) -> bool:
 
 
 def _left(value: Any, elements: int) -> int:
-    """How many elements of a container may follow after a value; below 0 if it is too long, or not a known kind."""
+    """Return how many more elements a container may have after a value; < 0 if it is too long or of an unknown type."""
     kind = type(value)
     if kind in _PLAIN or isinstance(value, _GENERATORS):
         return elements
@@ -185,10 +185,10 @@ _NOTHING = object()
 
 
 class _TensorMark:
-    """Tells whether a tensor is still the same object with the same content: torch counts in-place changes."""
+    """Equal to another mark of the same tensor as long as its content stays: torch counts in-place changes."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor  # kept, so that its identity is not given to another one
+        self._tensor = tensor  # kept, so that its id is not given to another tensor
         self._version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001  # its documented name
 
     def __eq__(self, other: object) -> bool:
@@ -198,12 +198,12 @@ class _TensorMark:
 
 
 def mark_of(tensor: torch.Tensor) -> object:
-    """Return what is equal later only if the tensor has not changed."""
+    """Return a mark that equals a later one only if the tensor has not changed."""
     return _TensorMark(tensor)
 
 
 def _mark(value: Any) -> Any:
-    """What tells later whether a value has changed."""
+    """Return a mark that equals a later one only if the value has not changed."""
     kind = type(value)
     if isinstance(value, torch.Tensor):
         return _TensorMark(value)
@@ -214,7 +214,7 @@ def _mark(value: Any) -> Any:
     if kind in (list, tuple, deque):
         return (kind.__name__, *map(_mark, value))
     if isinstance(value, dict):
-        return (kind.__name__, *((key, _mark(one)) for key, one in value.items()))
+        return (kind.__name__, *((key, _mark(inner)) for key, inner in value.items()))
     return (kind.__name__, value if kind not in _SETS.values() else frozenset(value))
 
 
@@ -222,15 +222,15 @@ def _mark_of_state(state: Any) -> Any:
     return state.numpy().tobytes() if isinstance(state, torch.Tensor) else _mark(state)
 
 
-def _packed(value: Any) -> Any:  # noqa: PLR0911  # one line for each kind
-    """The value in tensors and plain values, sharing nothing with it."""
+def _packed(value: Any) -> Any:  # noqa: PLR0911  # a line for each type
+    """Return the value in tensors and plain values; nothing is shared with it."""
     kind = type(value)
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if kind in (list, tuple):
         return kind(map(_packed, value))
     if kind is dict:
-        return {key: _packed(one) for key, one in value.items()}
+        return {key: _packed(inner) for key, inner in value.items()}
     if isinstance(value, _GENERATORS):
         return {_KIND: "generator", "value": _packed(_state_of(value))}
     if isinstance(value, np.generic | np.ndarray):
@@ -238,16 +238,16 @@ def _packed(value: Any) -> Any:  # noqa: PLR0911  # one line for each kind
         shape = list(value.shape) if isinstance(value, np.ndarray) else None
         return {_KIND: "array", "value": content, "dtype": value.dtype.str, "shape": shape}
     if kind is deque:
-        return {_KIND: "deque", "value": [_packed(one) for one in value], "maxlen": value.maxlen}
+        return {_KIND: "deque", "value": [_packed(element) for element in value], "maxlen": value.maxlen}
     if kind in _SETS.values():
-        return {_KIND: kind.__name__, "value": [_packed(one) for one in value]}
+        return {_KIND: kind.__name__, "value": [_packed(element) for element in value]}
     if isinstance(value, dict):
-        return {_KIND: kind.__name__, "value": [(key, _packed(one)) for key, one in value.items()]}
+        return {_KIND: kind.__name__, "value": [(key, _packed(inner)) for key, inner in value.items()]}
     return value
 
 
 def _unpacked(value: Any, now: Any, device: torch.device) -> Any:
-    """The value again; a container or generator that is there stays the same object, as others may hold it too."""
+    """Return the value again; an existing container or generator stays the same object, as others may hold it too."""
     if isinstance(value, torch.Tensor):
         return value.clone().to(device)
     if isinstance(value, dict) and _KIND in value:
@@ -255,10 +255,10 @@ def _unpacked(value: Any, now: Any, device: torch.device) -> Any:
     kind = type(value)
     if kind in (list, tuple):
         parts = list(now) if isinstance(now, kind) and len(now) == len(value) else [None] * len(value)
-        return _in_place(now, kind(_unpacked(one, own, device) for one, own in zip(value, parts, strict=True)))
+        return _in_place(now, kind(_unpacked(part, own, device) for part, own in zip(value, parts, strict=True)))
     if kind is dict:
         known = now if isinstance(now, dict) else {}
-        return _in_place(now, {key: _unpacked(one, known.get(key), device) for key, one in value.items()})
+        return _in_place(now, {key: _unpacked(inner, known.get(key), device) for key, inner in value.items()})
     return value
 
 
@@ -272,15 +272,15 @@ def _unpacked_kind(kind: str, packed: Mapping[str, Any], now: Any, device: torch
         flat = np.frombuffer(content.cpu().numpy().tobytes(), packed["dtype"])
         return flat[0] if packed["shape"] is None else flat.reshape(packed["shape"]).copy()
     if kind == "deque":
-        return _in_place(now, deque((_unpacked(one, None, device) for one in content), packed["maxlen"]))
+        return _in_place(now, deque((_unpacked(element, None, device) for element in content), packed["maxlen"]))
     if kind in _SETS:
         return _in_place(now, _SETS[kind](content))
-    items = {key: _unpacked(one, None, device) for key, one in content}
+    items = {key: _unpacked(inner, None, device) for key, inner in content}
     return _in_place(now, defaultdict(None, items) if kind == "defaultdict" else _MAPPINGS[kind](items))
 
 
 def _in_place(now: Any, value: Any) -> Any:
-    """Fill the container that is there; one that has grown elsewhere is not the trial's own, and stays as it is."""
+    """Fill an existing container; a container that has grown elsewhere is not the trial's own, and stays as it is."""
     if type(now) is not type(value) or isinstance(value, tuple | frozenset):
         return value
     if len(now) in (0, len(value)):

@@ -1,17 +1,29 @@
-"""What a trial trains, from its parameters: module, data and arguments of the Trainer, new for every job."""
+"""The components of a trial: module, data and arguments of the Trainer, built from its parameters for every job."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_hpo.space import split_name
+
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
+def part_of(params: Mapping[str, Any], head: str) -> dict[str, Any]:
+    """Return the arguments of one receiver, by their own names.
+
+    Example:
+        >>> part_of({"lr": 0.1, "data.size": 2}, "data")
+        {'size': 2}
+    """
+    return {key: value for name, value in params.items() for owner, key in [split_name(name)] if owner == head}
+
+
 @dataclass(frozen=True)
-class Built:
-    """What one job trains.
+class TrialComponents:
+    """The parts that a job trains with.
 
     Args:
         module: untrained.
@@ -25,29 +37,29 @@ class Built:
 
 
 class Builder(ABC):
-    """Builds what a trial trains. Names in ``params`` are those of the space.
+    """Builds the components of a trial. Names in ``params`` are those of the space.
 
-    A tuner's ``fit`` makes one from classes or functions;
-    :class:`lightning_hpo.training.config_builder.ConfigBuilder` is the one of a ``LightningCLI``.
+    A tuner's ``fit`` makes a :class:`~lightning_hpo.training.callable_builder.CallableBuilder`; for a ``LightningCLI``
+    there is :class:`~lightning_hpo.training.config_builder.ConfigBuilder`.
     """
 
     identity: Any = None
-    """What the trials of a study have in common, as JSON; None is the name of the model's class."""
+    """The common settings of all trials of a study, as JSON; None stands for the name of the model's class."""
 
     code: Sequence[Any] = ()
-    """Classes whose code is part of what a study measures."""
+    """Classes whose code decides what a study measures."""
 
     @property
-    def surroundings(self) -> Mapping[str, Any]:
-        """New values for those of :data:`~lightning_hpo.training.ranks.SURROUNDINGS` that are given."""
+    def distributed_arguments(self) -> Mapping[str, Any]:
+        """New values of the given :data:`~lightning_hpo.training.ranks.DISTRIBUTED_ARGUMENTS`."""
         return {}
 
     @abstractmethod
     def check_space(self, names: Mapping[str, Any]) -> None:
-        """Raise ValueError if the space (name -> distribution) names what cannot be set, or a value that is refused."""
+        """Raise ValueError if the space (name -> distribution) has an argument or a value that cannot be set."""
 
     @abstractmethod
-    def build(self, params: Mapping[str, Any]) -> Built:
+    def build(self, params: Mapping[str, Any]) -> TrialComponents:
         """Build everything anew with a trial's parameters."""
 
     @abstractmethod
@@ -56,4 +68,4 @@ class Builder(ABC):
 
     @abstractmethod
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
-        """Return what ``best.yaml`` holds for these parameters, as plain values."""
+        """Return the content of ``best.yaml`` for these parameters, as plain values."""

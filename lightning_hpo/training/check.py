@@ -1,4 +1,4 @@
-"""The check before training: one batch of a real fit, so that what can only fail shows before anything is spent."""
+"""The check before training: one batch of a real fit, so that mistakes show before any budget is spent."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
-from lightning_hpo.training.builder import Built
+from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
-from lightning_hpo.training.trainer import FirstCallback, refuse_callbacks, stop
+from lightning_hpo.training.trainer import FirstCallback, stop, validate_callbacks
 from lightning_hpo.training.trial_fit import make_trainer
 
 
@@ -33,9 +33,9 @@ class OneBatch(pl.Callback):
         self._before: dict[str, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse callbacks, those that the module brings included, and let none write outside the folder."""
+        """Check the callbacks, those of the module included, and let none write outside the folder."""
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
-        refuse_callbacks(callbacks)
+        validate_callbacks(callbacks)
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint):
                 callback.dirpath = str(self._folder)
@@ -48,36 +48,36 @@ class OneBatch(pl.Callback):
         """Do nothing: it is never a restart."""
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
-        """Stop, validate, and look at a checkpoint as a job will save it."""
+        """Stop, validate, and check a checkpoint as a job will save it."""
         self.trained = True
         trainer.check_val_every_n_epoch = None  # a validation each n-th epoch is not waited for
         stop(trainer)
         loop = trainer.fit_loop.epoch_loop.val_loop
         trainer.validating = True
-        loop.setup_data()  # with the user's limits: they may leave nothing
+        loop.setup_data()  # with the user's limits, which may leave no batch
         trainer.training = True
-        loop._max_batches = [min(one, 1) for one in loop.max_batches]  # noqa: SLF001  # no public name
+        loop._max_batches = [min(limit, 1) for limit in loop.max_batches]  # noqa: SLF001  # no public name
         trainer.save_checkpoint(self._folder / "check.ckpt")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note what was logged in training."""
+        """Note the metrics that were logged in training."""
         self._before = dict(trainer.callback_metrics)
 
     def after_validation(self, trainer: pl.Trainer) -> None:
-        """Note what is logged in validation: what was logged before keeps its tensor."""
+        """Note the metrics that validation logs: metrics that were logged before keep their tensors."""
         now = trainer.callback_metrics
         self.metrics = {name: value for name, value in now.items() if value is not self._before.get(name)}
 
 
 class NoFiles(SealedCheckpointIO):
-    """Finds out whether a checkpoint could be read back, and writes none."""
+    """Checks that a checkpoint could be read back, and writes none."""
 
     def __init__(self, key: Key) -> None:
         super().__init__(key=key)
         self._own = key
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raise UnreadableStateError, naming the place, if it could not."""
+        """Raise UnreadableStateError, naming the place, if it cannot."""
         checkpoints.require_readable(checkpoint, self._own)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -85,41 +85,46 @@ class NoFiles(SealedCheckpointIO):
 
 
 def fit_one_batch(
-    built: Built, folder: Path, max_steps: int, key: Key, callbacks: Sequence[pl.Callback] = ()
+    components: TrialComponents, folder: Path, max_steps: int, key: Key, callbacks: Sequence[pl.Callback] = ()
 ) -> dict[str, float]:
-    """Fit one batch and validate one, with everything that a job has; nothing is logged or left behind.
+    """Fit a batch and validate a batch, with everything that a job has; nothing is logged or left behind.
 
     Args:
-        built: module, data and arguments of the Trainer.
+        components: module, data and arguments of the Trainer.
         folder: for the time of the check.
         max_steps: the full budget.
         key: of the run.
         callbacks: more checks.
 
     Returns:
-        What was logged in validation.
+        Metrics that validation has logged.
 
     Raises:
         ValueError: if an argument of the Trainer contradicts the budget.
         MisconfigurationException: if a callback does, or Lightning refuses the combination.
     """
     job = OneBatch(folder)
-    arguments = dict(built.trainer)
+    arguments = dict(components.trainer)
     arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
     trainer = make_trainer(
-        Built(built.module, built.data, arguments), folder, job, NoFiles(key), callbacks=callbacks, max_steps=max_steps
+        TrialComponents(components.module, components.data, arguments),
+        folder,
+        job,
+        NoFiles(key),
+        callbacks=callbacks,
+        max_steps=max_steps,
     )
-    trainer.fit(built.module, datamodule=built.data)
+    trainer.fit(components.module, datamodule=components.data)
     if not job.trained:
         raise ValueError(
-            "the Trainer ends before its first training batch, so a trial would have no score: look for `max_time` and "
-            "for callbacks or hooks that set `should_stop` before a batch is done."
+            "the Trainer ends before its first training batch, so a trial would have no score: check `max_time` and "
+            "callbacks or hooks that set `should_stop` before a batch is done."
         )
     return {name: float(value) for name, value in job.metrics.items()}
 
 
 def _silent(logger: Any) -> Any:
-    """Put a logger that drops everything in the place of each that is given."""
+    """Return a logger that drops everything in the place of each given logger."""
     if isinstance(logger, MetricsFile):
         return logger
     if logger is True or isinstance(logger, Logger):

@@ -1,4 +1,4 @@
-"""Builds what a trial trains from the config of a ``LightningCLI``, with the trial's values put in.
+"""Builds the components of a trial from the config of a ``LightningCLI``, with the trial's values put in.
 
 The parsed config is the base, and a trial's values are parsed on top of it, so types, links, short names and class
 paths mean what they mean on the command line. Model, data, callbacks, optimizer and LR schedule are then made by the
@@ -20,14 +20,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from lightning_hpo.space import from_unit
 from lightning_hpo.text import masked, nearest
-from lightning_hpo.training.builder import Builder, Built
-from lightning_hpo.training.ranks import SURROUNDINGS
+from lightning_hpo.training.builder import Builder, TrialComponents
+from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
 
-# What the tuner decides, and what says where and how loudly a run runs but not what it computes.
+# Arguments that the tuner decides, and arguments that say where a run runs and what it shows, not what it computes.
 _BUDGET = ("max_steps", "max_epochs", "default_root_dir")
-_SURROUNDINGS = (*_BUDGET, "accelerator", "devices", "logger", "enable_progress_bar", "enable_model_summary")
+_NOT_COMPUTED = (*_BUDGET, "accelerator", "devices", "logger", "enable_progress_bar", "enable_model_summary")
 _NO_PATH = ("seed_everything", "ckpt_path", "config", "weights_only")
-# What a CLI has made of its arguments; in another process it is made again.
+# Results of the CLI's parsing; another process makes them again.
 _MADE = (
     "parser", "_subcommand_parsers", "_subcommand_method_arguments",
     "config", "config_init", "config_dump", "model", "datamodule", "trainer",
@@ -41,8 +41,8 @@ class ConfigBuilder(Builder):
     around subcommands are not. Values of ``trainer`` that equal the Trainer's own defaults count as not given.
 
     Args:
-        cli: with its config parsed: made with ``run=False``, or an :class:`~lightning_hpo.cli.HPOCLI` at work.
-        config: to start from. Default: the one that ``cli`` has parsed.
+        cli: with its config parsed: made with ``run=False``, or a running :class:`~lightning_hpo.HPOCLI`.
+        config: to start from. Default: the parsed config of ``cli``.
     """
 
     def __init__(self, cli: LightningCLI, config: Namespace | None = None) -> None:
@@ -59,7 +59,7 @@ class ConfigBuilder(Builder):
         self.code = _classes(cli, self._base)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a worker process needs: the CLI's class and settings, and the config as data."""
+        """Return the CLI's class and settings, and the config as data: a worker process needs no more."""
         settings = {name: value for name, value in vars(self._cli).items() if name not in _MADE}
         instantiators = bool(self._cli.parser._instantiators)  # noqa: SLF001  # `load_from_checkpoint_support` is kept nowhere else
         return {"kind": type(self._cli), "settings": settings, "instantiators": instantiators, "base": self._base}
@@ -77,15 +77,17 @@ class ConfigBuilder(Builder):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The config that all trials share, without where and how loudly they run."""
+        """The config that all trials share, without the arguments that do not change results."""
         dumped = self._dump(self._base)
-        trainer = {k: v for k, v in self._given(dumped["trainer"]).items() if k not in _SURROUNDINGS}
+        trainer = {k: v for k, v in self._given(dumped["trainer"]).items() if k not in _NOT_COMPUTED}
         return {**{k: v for k, v in dumped.items() if k not in _NO_PATH and v is not None}, "trainer": trainer}
 
     @property
-    def surroundings(self) -> Mapping[str, Any]:
-        """As the config has them; a strategy that is given as a class is made."""
-        given = {name: value for name, value in self._given(self._base.trainer).items() if name in SURROUNDINGS}
+    def distributed_arguments(self) -> Mapping[str, Any]:
+        """The values of the config; a strategy that is given as a class is made."""
+        given = {
+            name: value for name, value in self._given(self._base.trainer).items() if name in DISTRIBUTED_ARGUMENTS
+        }
         if isinstance(strategy := self._base.trainer.strategy, Namespace):
             module, _, name = strategy.class_path.rpartition(".")
             given["strategy"] = getattr(importlib.import_module(module), name)(**dict(strategy.get("init_args") or {}))
@@ -97,7 +99,7 @@ class ConfigBuilder(Builder):
         return {name: value for name, value in self._given(self._base.trainer).items() if name in _BUDGET}
 
     def check_space(self, names: Mapping[str, BaseDistribution]) -> None:
-        """Parse each bound and choice, and compare what the config then holds with what was asked."""
+        """Parse each bound and choice, and compare the values of the config with those of the space."""
         owners: dict[str, str] = {}
         for name, distribution in names.items():
             path = ".".join(_full_path(self._base, name))
@@ -117,11 +119,11 @@ class ConfigBuilder(Builder):
                         f"{masked(name, held)!r}."
                     )
 
-    def build(self, params: Mapping[str, Any]) -> Built:
+    def build(self, params: Mapping[str, Any]) -> TrialComponents:
         """Let the CLI make everything from its config and a trial's values."""
         cli = self._instantiate(params)
         given = self._given(cli.trainer)
-        return Built(
+        return TrialComponents(
             cli.model,
             cli.datamodule,
             {name: value for name, value in given.items() if name not in _BUDGET},
@@ -133,7 +135,7 @@ class ConfigBuilder(Builder):
         return module
 
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
-        """The whole config, with the best values and the budget: ``fit -c`` takes it."""
+        """Return the whole config, with the best values and the budget: ``fit -c`` takes it."""
         config = self._parse(params)
         config.trainer.max_steps = max_steps
         config.trainer.max_epochs = None
@@ -194,11 +196,11 @@ def _classes(cli: LightningCLI, base: Namespace) -> list[Any]:
     """Classes of model and data, given to the CLI or named in its config."""
     model = _imported(base.get("model.class_path")) if cli.subclass_mode_model else cli.model_class
     data = _imported(base.get("data.class_path")) if cli.subclass_mode_data else cli.datamodule_class
-    return [one for one in (model, data) if one is not None]
+    return [found for found in (model, data) if found is not None]
 
 
 def _imported(path: str | None) -> Any:
-    """Class that a path names; the CLI has imported it already."""
+    """Return the class at a path; the CLI has imported it already."""
     module, _, name = (path or "").rpartition(".")
     return getattr(sys.modules.get(module), name, None)
 
@@ -215,7 +217,7 @@ def _probes(distribution: BaseDistribution) -> list[Any]:
 
 
 def _full_path(config: Namespace, name: str) -> list[str]:
-    """Keys from the root of the config, where ``optimizer.lr`` may stand for ``optimizer.init_args.lr``."""
+    """Return the keys from the root of the config, where ``optimizer.lr`` may stand for ``optimizer.init_args.lr``."""
     path: list[str] = []
     place: Any = config
     for key in name.split("."):
@@ -240,6 +242,6 @@ def _paths(config: Namespace) -> Iterator[str]:
 
 
 def _gist(error: Exception) -> str:
-    """The lines of jsonargparse's message that name the cause, as one."""
+    """Return the lines of jsonargparse's message that name the cause, as one line."""
     lines = [line.strip(" -") for line in str(error).splitlines()]
     return "; ".join(line for line in lines if line and not line.startswith(("Given value", "Errors:")))[:400]

@@ -1,40 +1,48 @@
-"""Hyperparameters of a module that trains: what each of them changes, how to change it, what is in effect.
+"""Hyperparameters of a module that trains: the values that each of them changes, and how they are set and read back.
 
-A name of the space is bound to what changes when it changes: the module is built again with other values, and
-everything in which the builds differ is what the name stands for. So ``lr`` finds the groups that are built with a
+A name of the space is bound to the values that change with it: the module is built again with other hyperparameters,
+and the name stands for everything in which the builds differ. So ``lr`` finds the groups that are built with a
 tenth of it and a schedule's ``max_lr``, ``dropout`` finds attention, recurrent layers and ``self.p``, and a layer that
 happens to hold the same value is left alone. To change values, a new build with them is compared with a new build
-with those before, both at the step of the schedules at work, and what differs is copied.
+with those before, both at the step of the live schedules, and the differences are copied.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import from_unit, split_name
-from lightning_hpo.training.leaves import Fixed, Path, get, leaves, put, same, text
-from lightning_hpo.training.places import BatchSize, Loaders, Setting, TrainerSetting
+from lightning_hpo.training.builder import part_of
+from lightning_hpo.training.leaves import Fixed, Path, copy_of, get, leaves, put, put_and_check, same, text
+from lightning_hpo.training.places import (
+    BATCH_SIZE,
+    TRAINER,
+    Loaders,
+    batch_size_in_use,
+    batch_size_paths,
+    group_paths,
+    trainer_path,
+)
+from lightning_hpo.training.random_state import seeded
 from lightning_hpo.training.rebuild import (
     Effect,
     Rebuild,
+    Roots,
     differing,
     is_rate,
     live_roots,
     note_base_lrs,
     of_module,
     other_values,
-    own_random_numbers,
     twin,
+    with_share,
 )
 
 HOOK = "on_hyperparameters"
-# Settings of the Trainer that it reads at every step.
-_TRAINER = ("gradient_clip_val",)
 
 
 class Hyperparameters:
@@ -64,22 +72,23 @@ class Hyperparameters:
         self._owners: dict[str, Any] = {"model": module, "data": getattr(trainer, "datamodule", None)}
         note_base_lrs(trainer.optimizers)
         self._rebuild = rebuild or of_module(trainer, module)
-        self._places: dict[str, TrainerSetting | BatchSize | Setting] = {}
-        self._built: list[str] = []
-        self._paths: set[Path] = set()
-        rest = [name for name in space if not self._bind_place(name)]
+        self._direct: dict[str, list[Path]] = {}  # of names whose value itself stands at these paths
+        self._in_builds: list[str] = []  # names whose values show in a build
+        self._paths: set[Path] = set()  # of the values that they change
+        rest = [name for name in space if not self._bind_by_name(name)]
         if self._rebuild is not None:
             self._rebuild.find_effects({name: space[name] for name in rest}, trainer)
         for name in rest:
             self._bind(name, space)
         self._applied: Mapping[str, Any] = {} if self._rebuild is None else self._rebuild.params
         self._written: dict[Path, Any] = {}
-        self._found: dict[Path, Any] = {}
+        self._last_read: dict[Path, Any] = {}
         self._data: Mapping[str, Any] = {}
         self._loaders = Loaders(self._trainer)
+        self._batch_sizes: dict[str, int] = {}  # that the loader of the next epoch must have
 
     def apply(self, params: Mapping[str, Any], *, copied: bool = False) -> None:
-        """Change what the hyperparameters stand for, and call ``on_hyperparameters`` of module and data module.
+        """Set the values of the hyperparameters, and call ``on_hyperparameters`` of module and data module.
 
         Args:
             params: all of them.
@@ -88,198 +97,218 @@ class Hyperparameters:
         Raises:
             ParameterMismatchError: if a value that was asked for is not in effect afterwards.
         """
-        for name, place in self._places.items():
-            place.write(params[name])
+        self._write_direct(params, self._direct)
         self._change_data(params)
         self._write_built(params, copied=copied)
         self._tell("model", params)
-        self._check_places(params)
+        live = self._roots()
+        for name, paths in self._direct.items():
+            for effective in (get(live, path) for path in paths):
+                if not same(effective, params[name]):
+                    raise ParameterMismatchError(f"{name}={params[name]!r} was asked for, {effective!r} is in effect.")
 
     def restored(self, params: Mapping[str, Any]) -> None:
         """Take note that a checkpoint was restored that was written with ``params``."""
         self._applied = {**self._applied, **params}
 
-    def prepare(self, params: Mapping[str, Any]) -> None:
-        """Change only what a new epoch needs before it begins, ahead of :meth:`apply`."""
-        for name, place in self._places.items():
-            if isinstance(place, BatchSize):
-                place.write(params[name])
-        self._change_data(params)
+    def prepare(self, params: Mapping[str, Any]) -> bool:
+        """Set only the values that a new epoch needs before it begins, ahead of :meth:`apply`.
+
+        Returns:
+            Whether the loaders of the next epoch are to be made again.
+        """
+        renewed = self._write_direct(params, [name for name in self._direct if _is_batch_size(name)])
+        return self._change_data(params) or renewed
+
+    def of_epoch(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the hyperparameters that :meth:`prepare` changes."""
+        batch_sizes = [name for name in self._direct if _is_batch_size(name)]
+        return {name: value for name, value in params.items() if split_name(name)[0] == "data" or name in batch_sizes}
 
     def read_back(self, params: Mapping[str, Any]) -> None:
-        """Look whether what was changed last is in effect.
+        """Check that the last changes are in effect.
 
-        A value that the user's own schedule, callback or code changes in training is no mismatch. One that stays where
-        it was although the hyperparameter has changed is.
+        A value that the user's own schedule, callback or code changes in training is no mismatch. A value that stays
+        where it was although the hyperparameter has changed is.
 
         Raises:
             ParameterMismatchError: naming the value.
         """
-        live = live_roots(self._trainer, self._module)
+        live = self._roots()
         now = {path: _value(live, path) for path in self._paths}
         for path, wanted in self._written.items():
-            stays = path in self._found and same(now.get(path), self._found[path])
+            stays = path in self._last_read and same(now.get(path), self._last_read[path])
             if stays and not same(now.get(path), wanted) and not is_rate(path):
                 raise ParameterMismatchError(
                     f"{text(path)}={wanted!r} was asked for, {now[path]!r} is in effect as before: something sets it in"
                     " training. Let it use the hyperparameter, or take the name out of the space."
                 )
-        self._found = {path: _copied(value) for path, value in now.items()}
+        self._last_read = {path: copy_of(value) for path, value in now.items()}
 
     def on_epoch_start(self) -> None:
-        """Read back what takes effect with a new epoch only."""
+        """Read back the values that take effect with a new epoch only."""
         self._loaders.restore()
-        for place in self._places.values():
-            if isinstance(place, BatchSize):
-                place.check_loader()
+        asked, self._batch_sizes = self._batch_sizes, {}
+        for size in asked.values():
+            if (in_use := batch_size_in_use(self._trainer)) != size:
+                raise ParameterMismatchError(
+                    f"{BATCH_SIZE}={size!r} was asked for, the loader has {in_use!r}: "
+                    f"let train_dataloader() read self.{BATCH_SIZE}."
+                )
 
-    def _bind_place(self, name: str) -> bool:
+    def _roots(self) -> Roots:
+        return {**live_roots(self._trainer, self._module), "trainer": [self._trainer]}
+
+    def _bind_by_name(self, name: str) -> bool:
         head, key = split_name(name)
         if head == "trainer":
-            if key not in _TRAINER:
+            if key not in TRAINER:
                 raise MisconfigurationException(
-                    f"{name!r} cannot change while training; of the Trainer only {', '.join(_TRAINER)} can."
+                    f"{name!r} cannot change while training; of the Trainer only {', '.join(TRAINER)} can."
                 )
-            self._places[name] = TrainerSetting(self._trainer, key)
-        elif key == "batch_size" and head in self._owners:
-            owner = self._owners[head]
-            if not (hasattr(owner, key) or key in getattr(owner, "hparams", {})):
+            self._direct[name] = [trainer_path(key)]
+        elif _is_batch_size(name) and head in self._owners:
+            self._direct[name] = batch_size_paths(head, self._owners[head])
+            if not self._direct[name]:
                 raise MisconfigurationException(
                     f"{name!r} needs a data module whose train_dataloader() reads self.batch_size."
                 )
-            self._places[name] = BatchSize(self._trainer, owner, key)
-        return name in self._places
+        return name in self._direct
 
     def _bind(self, name: str, space: Mapping[str, BaseDistribution]) -> None:
         effect = None if self._rebuild is None else self._rebuild.effects.get(name)
         if effect is not None and effect.paths and not effect.fixed:
-            live = live_roots(self._trainer, self._module)
-            gone = [path for path in effect.paths if _value(live, path) is _MISSING]
-            if not gone:
-                self._built.append(name)
+            live = self._roots()
+            if all(_value(live, path) is not _MISSING for path in effect.paths):
+                self._in_builds.append(name)
                 self._paths |= effect.paths | effect.unread
                 return
         if space[name].single():
             return
         if hasattr(self._owners.get(split_name(name)[0]), HOOK):
-            if not self._hook_takes(name, space):
+            if not self._hook_uses(name, space):
                 raise MisconfigurationException(
-                    f"{name!r} is in the space, but {HOOK}(self, hparams) changes nothing with it. Let it set what"
-                    f" hparams[{split_name(name)[1]!r}] is about, or take the name out of the space."
+                    f"{name!r} is in the space, but {HOOK}(self, hparams) changes nothing with it. Let it set the"
+                    f" value that hparams[{split_name(name)[1]!r}] stands for, or take the name out of the space."
                 )
             return
-        setting = None if effect is not None else Setting.of(name, self._trainer)
-        if setting is None:
-            raise MisconfigurationException(_refusal(name, effect, self._trainer))
-        self._places[name] = setting
+        paths = [] if effect is not None else group_paths(name, self._trainer)
+        if not paths:
+            raise MisconfigurationException(_why_not(name, effect, self._trainer))
+        self._direct[name] = paths
 
-    def _hook_takes(self, name: str, space: Mapping[str, BaseDistribution]) -> bool:
-        """Call the hook with one value, another, and the first again; what follows is what it sets."""
+    def _hook_uses(self, name: str, space: Mapping[str, BaseDistribution]) -> bool:
+        """Call the hook with the first value, another, and the first again, and compare the values that it sets."""
         head, key = split_name(name)
-        owner = self._owners[head]
-        own = {split_name(one)[1]: from_unit(space[one], 0.5) for one in space if split_name(one)[0] == head}
-        values = other_values(space[name])
+        middle = {other: from_unit(distribution, 0.5) for other, distribution in space.items()}
+        first, *others = other_values(space[name])
 
-        def looks(value: Any) -> dict[Path, Any]:
-            getattr(owner, HOOK)({**own, key: value})
+        def set_by(value: Any) -> dict[Path, Any]:
+            getattr(self._owners[head], HOOK)({**part_of(middle, head), key: value})
             live = {**live_roots(self._trainer, self._module), "callbacks": list(self._trainer.callbacks)}
-            return {path: _copied(one) for path, one in leaves(live).items()}
+            return {path: copy_of(found) for path, found in leaves(live).items()}
 
-        first = looks(values[0])
-        return any(
-            not same(first.get(path), value) for other in values[1:] for path, value in looks(other).items()
-            if same(first.get(path), looks(values[0]).get(path))
-        )  # fmt: skip
+        before = set_by(first)
+        for other in others:
+            moved = differing(before, set_by(other))
+            if moved - differing(
+                before, set_by(first)
+            ):  # a value that moves with every call does not depend on the hyperparameter
+                return True
+        return False
+
+    def _write_direct(self, params: Mapping[str, Any], names: Iterable[str]) -> bool:
+        """Write values at their paths, and say whether the loader is to be made again for a batch size."""
+        live, renewed = self._roots(), False
+        for name in names:
+            for path in self._direct[name]:
+                put(live, path, params[name])
+            if _is_batch_size(name):
+                self._batch_sizes[name] = params[name]
+                if self._trainer.train_dataloader is not None and batch_size_in_use(self._trainer) != params[name]:
+                    self._loaders.renew()
+                    renewed = True
+        return renewed
+
+    def _builds(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the arguments of a build as it is in effect, and of one with ``params``."""
+        assert self._rebuild is not None
+        before = {
+            **self._rebuild.params,
+            **{name: self._applied[name] for name in self._in_builds if name in self._applied},
+        }
+        return before, {**before, **{name: params[name] for name in self._in_builds if name in params}}
 
     def _write_built(self, params: Mapping[str, Any], *, copied: bool) -> None:
-        if self._rebuild is None or not self._built:
+        if self._rebuild is None or not self._in_builds:
             return
-        before = {**self._rebuild.params, **{n: v for n, v in self._applied.items() if n in self._built}}
-        after = {**self._rebuild.params, **{name: params[name] for name in self._built}}
+        before, after = self._builds(params)
         self._applied = dict(after)
         if before == after and not copied:
             return
-        live = live_roots(self._trainer, self._module)
-        old, new = (twin(self._trainer, self._rebuild.build, one) for one in (before, after))
-        for one in (old, new):
-            one.advance(live["schedules"])
+        live = self._roots()
+        old, new = (twin(self._trainer, self._rebuild.build, values) for values in (before, after))
+        for build in (old, new):
+            build.advance(live["schedules"])
         was, wanted = old.leaves(), new.leaves()
         paths = {path for path in differing(was, wanted) if path[0] != ("item", "data")}
         if copied:  # another member's values came along with its groups and buffers
             paths |= {path for path in self._paths if _COPIED & set(path)}
         self._written = {}
-        for path in sorted(paths, key=repr):
-            self._write(live, path, was.get(path), wanted.get(path, _MISSING))
+        self._write(live, paths, was, wanted)
         for schedule in live["schedules"]:
             if hasattr(schedule, "_last_lr"):
-                schedule._last_lr = [_copied(group["lr"]) for group in schedule.optimizer.param_groups]  # noqa: SLF001
+                schedule._last_lr = [copy_of(group["lr"]) for group in schedule.optimizer.param_groups]  # noqa: SLF001
 
-    def _write(self, live: Any, path: Path, was: Any, wanted: Any) -> None:
-        if wanted is _MISSING or isinstance(wanted, Fixed):
-            raise ParameterMismatchError(
-                f"{text(path)} needs a new module with {self._applied!r}: the hyperparameters cannot change together."
-            )
-        value = wanted
-        if is_rate(path):
-            current = _value(live, path)
-            if current is not _MISSING and not same(current, was) and was is not None and float(was) != 0:
-                # Moved by the user's own code or by ReduceLROnPlateau: keep that, as a share.
-                value = float(current) * (float(wanted) / float(was))
-        try:
-            put(live, path, value)
-            effective = get(live, path)
-        except LookupError as error:
-            raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, and cannot be set: {error}") from error
-        if not same(effective, value) and not (is_rate(path) and abs(float(effective) / float(value) - 1) < 1e-6):
-            raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {effective!r} is in effect.")
-        self._written[path] = _copied(value)
+    def _write(self, live: Roots, paths: set[Path], was: Mapping[Path, Any], wanted: Mapping[Path, Any]) -> None:
+        """Write the values of a new build at paths where it differs from a build of the values in effect."""
+        for path in sorted(paths, key=repr):
+            value = wanted.get(path, _MISSING)
+            if value is _MISSING or isinstance(value, Fixed):
+                raise ParameterMismatchError(
+                    f"{text(path)} needs a new module with {self._applied!r}: the hyperparameters cannot change"
+                    " together."
+                )
+            if is_rate(path) and (current := _value(live, path)) is not _MISSING:
+                value = with_share(value, current, was.get(path))
+            put_and_check(live, path, value)
+            self._written[path] = copy_of(value)
 
-    def _change_data(self, params: Mapping[str, Any]) -> None:
-        """Change the data module, once for each change: the loaders are made again, so workers see the new values."""
+    def _change_data(self, params: Mapping[str, Any]) -> bool:
+        """Change the data module, once for each change; say whether the loaders are to be made again for it."""
         own = {name: value for name, value in params.items() if split_name(name)[0] == "data"}
         if own == self._data or not own:
-            return
-        built = [name for name in own if name in self._built]
-        if built and self._rebuild is not None:
-            live = live_roots(self._trainer, self._module)
-            before = {
-                **self._rebuild.params,
-                **{name: self._applied.get(name) for name in built if name in self._applied},
-            }
-            with own_random_numbers():
-                old, new = (self._rebuild.build(one)[1] for one in (before, {**before, **{n: own[n] for n in built}}))
+            return False
+        rebuilt = any(name in self._in_builds for name in own)
+        if rebuilt and self._rebuild is not None:
+            with seeded():
+                old, new = (self._rebuild.build(values)[1] for values in self._builds(own))
             was, wanted = leaves({"data": [old]}), leaves({"data": [new]})
-            for path in sorted(differing(was, wanted), key=repr):
-                self._write(live, path, was.get(path), wanted.get(path, _MISSING))
+            self._write(self._roots(), differing(was, wanted), was, wanted)
         self._tell("data", params)
         self._data = own
-        if built or hasattr(self._owners["data"], HOOK):
+        renewed = rebuilt or hasattr(self._owners["data"], HOOK)  # workers then see the new values
+        if renewed:
             self._loaders.renew()
+        return renewed
 
     def _tell(self, head: str, params: Mapping[str, Any]) -> None:
-        """Put into ``hparams`` what no build puts there, and call ``on_hyperparameters``."""
-        owner = self._owners[head]
-        own = {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}
+        """Put the values that no build puts there into ``hparams``, and call ``on_hyperparameters``."""
+        owner, own = self._owners[head], part_of(params, head)
         if owner is None or not own:
             return
-        built = {split_name(name)[1] for name in self._built if split_name(name)[0] == head}
-        owner.hparams.update({name: one for name, one in own.items() if name in owner.hparams and name not in built})
+        rebuilt = part_of(dict.fromkeys(self._in_builds), head)
+        owner.hparams.update({key: own[key] for key in own if key in owner.hparams and key not in rebuilt})
         hook: Callable[[dict[str, Any]], None] | None = getattr(owner, HOOK, None)
         if hook is not None:
             hook(own)
-
-    def _check_places(self, params: Mapping[str, Any]) -> None:
-        for name, place in self._places.items():
-            for effective in place.read():
-                if not same(effective, params[name]):
-                    raise ParameterMismatchError(f"{name}={params[name]!r} was asked for, {effective!r} is in effect.")
 
 
 _MISSING = object()
 _COPIED = {("attribute", "param_groups"), ("attribute", "_buffers")}
 
 
-def _refusal(name: str, effect: Effect | None, trainer: Any) -> str:
+def _why_not(name: str, effect: Effect | None, trainer: Any) -> str:
     head, key = split_name(name)
     owner = "data module" if head == "data" else "module"
     hook = f"define {HOOK}(self, hparams) in the {owner}"
@@ -312,5 +341,5 @@ def _value(live: Any, path: Path) -> Any:
         return _MISSING
 
 
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+def _is_batch_size(name: str) -> bool:
+    return split_name(name)[1] == BATCH_SIZE

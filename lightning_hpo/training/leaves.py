@@ -1,4 +1,4 @@
-"""The plain values inside a module, its optimizers and schedules: where each of them is, and how to change it there.
+"""The plain values inside a module, its optimizers and schedules: the path of each value, and how to change it there.
 
 Two builds of the same code have the same paths, so their values can be compared path by path.
 """
@@ -16,41 +16,46 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_hpo.errors import ParameterMismatchError
+
 Path: TypeAlias = tuple[tuple[str, Any], ...]
 """Steps from a root to a value: (how, key), e.g. ("attribute", "p") or ("item", 0)."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Enum, torch.dtype, torch.device, np.generic, range, slice)
-_LONGEST = 1000  # elements of a container that are looked at one by one
-# What torch and Lightning keep in every module and optimizer, and what training changes by itself.
+_LONGEST = 1000  # elements of a container that are values of their own
+# Attributes of every module and optimizer of torch and Lightning, and those that training changes by itself.
 _OF_MODULES = (set(vars(pl.LightningModule())) | set(vars(pl.LightningDataModule()))) - {
     "_modules", "_buffers", "_parameters", "_hparams"
 } | {"_hparams_initial", "_hparams_name"}  # fmt: skip
 _OF_OPTIMIZERS = (set(vars(torch.optim.SGD([torch.zeros(1)], lr=0.1))) | {"step", "_opt_called"}) - {"param_groups"}
 _OF_SCHEDULES = {"_last_lr", "_first_update", "_calls_of_torch"}
 # Objects of these packages are no settings.
-_FOREIGN = ("logging", "threading", "_thread", "weakref", "multiprocessing", "torch._dynamo", "torch._inductor")
+_FOREIGN = (
+    "_thread", "logging", "multiprocessing", "optuna", "sqlalchemy", "threading", "torch._dynamo", "torch._inductor",
+    "weakref",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """What cannot change after construction: the class of an object, the shape of a parameter."""
+    """A property that cannot change after construction: the class of an object, the shape of a parameter."""
 
-    what: Any
+    value: Any
 
 
 def leaves(roots: Mapping[str, Sequence[Any]]) -> dict[Path, Any]:
     """Return path -> value of everything plain that can be reached from the roots; each path begins with two items.
 
     Tensors are values. A parameter counts by its shape, an object by its class, a function by its name, its defaults
-    and the values it closes over. What one root refers to in another is found in the other only.
+    and the values it closes over. An object that belongs to several roots counts for its own root only.
     """
-    seen = {id(one) for group in roots.values() for one in group}
-    found: dict[Path, Any] = {}
+    seen = {id(root) for group in roots.values() for root in group}
+    values: dict[Path, Any] = {}
     for name, group in roots.items():
         for index, root in enumerate(group):
             seen.discard(id(root))
-            found.update(_walk(root, (("item", name), ("item", index)), seen))
-    return found
+            values.update(_walk(root, (("item", name), ("item", index)), seen))
+    return values
 
 
 def get(root: Any, path: Path) -> Any:
@@ -74,6 +79,9 @@ def put(root: Any, path: Path, value: Any) -> None:
         LookupError: if the place is not there, or cannot be changed.
     """
     owner, (how, key) = get(root, path[:-1]), path[-1]
+    if isinstance(owner, tuple):
+        put(root, path[:-1], tuple(value if index == key else old for index, old in enumerate(owner)))
+        return
     try:
         current = _step(owner, how, key)
         if isinstance(current, torch.Tensor) and current.shape == torch.as_tensor(value).shape:
@@ -93,30 +101,50 @@ def put(root: Any, path: Path, value: Any) -> None:
         raise LookupError(f"{key!r}: {error}") from error
 
 
+def put_and_check(root: Any, path: Path, value: Any) -> None:
+    """Change the value at ``path`` and read it back.
+
+    Raises:
+        ParameterMismatchError: if it cannot be set, or is not in effect afterwards.
+    """
+    try:
+        put(root, path, value)
+        effective = get(root, path)
+    except LookupError as error:
+        raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, and cannot be set: {error}") from error
+    if not same(effective, value):
+        raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {effective!r} is in effect.")
+
+
+def copy_of(value: Any) -> Any:
+    """Return a value that later changes of a tensor in place do not reach."""
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
 def text(path: Path) -> str:
     """Write a path as code would name it."""
     return ".".join(str(key) for _, key in path if key not in ("_modules", "_buffers"))
 
 
-def same(one: Any, other: Any) -> bool:
+def same(left: Any, right: Any) -> bool:
     """Whether two values are equal: NaN equals NaN, and tensors are equal by shape and every element."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        one, other = one.detach().cpu(), other.detach().cpu()
-        return one.shape == other.shape and bool(torch.equal(one, other.to(one.dtype)))
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        tensor, value = (one, other) if isinstance(one, torch.Tensor) else (other, one)
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        left, right = left.detach().cpu(), right.detach().cpu()
+        return left.shape == right.shape and bool(torch.equal(left, right.to(left.dtype)))
+    if isinstance(left, torch.Tensor) or isinstance(right, torch.Tensor):
+        tensor, value = (left, right) if isinstance(left, torch.Tensor) else (right, left)
         return (
             tensor.ndim == 0
             and isinstance(value, int | float)
             and same(tensor, torch.tensor(value, dtype=tensor.dtype))
         )
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return bool(np.array_equal(one, other))
-    if isinstance(one, tuple | list) and type(one) is type(other):
-        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return bool(np.array_equal(left, right))
+    if isinstance(left, tuple | list) and type(left) is type(right):
+        return len(left) == len(right) and all(map(same, left, right))
     try:
-        return bool(one == other or (one != one and other != other))  # noqa: PLR0124  # NaN
-    except Exception:  # noqa: BLE001  # a comparison of the user's: what cannot be compared counts as equal
+        return bool(left == right or (left != left and right != right))  # noqa: PLR0124  # NaN
+    except Exception:  # noqa: BLE001  # a comparison of the user's: values that cannot be compared count as equal
         return True
 
 
@@ -144,7 +172,7 @@ def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
     elif id(value) not in seen and not isinstance(value, pl.Trainer | types.ModuleType):
         seen.add(id(value))
         kind = type(value)
-        if f"{kind.__module__}.".startswith(tuple(f"{one}." for one in _FOREIGN)):
+        if f"{kind.__module__}.".startswith(tuple(f"{package}." for package in _FOREIGN)):
             return
         yield (*path, ("class", None)), Fixed(f"{kind.__module__}.{kind.__qualname__}")
         for how, key, inner in _inside(value):
@@ -152,19 +180,19 @@ def _walk(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether a container is one value: a tuple of plain values (``betas``), a set, or too long to look into."""
+    """Whether a container is a single value: a tuple of plain values (``betas``), a set, or a long container."""
     if isinstance(value, set | frozenset):
         return True
     if isinstance(value, tuple | list | dict) and len(value) > _LONGEST:
         return True
-    return isinstance(value, tuple) and all(isinstance(one, _PLAIN) for one in value)
+    return isinstance(value, tuple) and all(isinstance(element, _PLAIN) for element in value)
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(value, Mapping):
-        yield from (("item", key, one) for key, one in value.items() if not _is_machinery(value, key))
+        yield from (("item", key, inner) for key, inner in value.items() if not _is_machinery(value, key))
     elif isinstance(value, list | tuple):
-        yield from (("item", index, one) for index, one in enumerate(value))
+        yield from (("item", index, element) for index, element in enumerate(value))
     elif isinstance(value, types.FunctionType | types.MethodType | types.BuiltinFunctionType):
         yield from _inside_function(value)
     elif isinstance(value, functools.partial):
@@ -190,7 +218,7 @@ def _inside_function(value: Any) -> Iterator[tuple[str, Any, Any]]:
         for index, cell in enumerate(value.__closure__ or ()):
             if not _is_empty(cell):
                 yield "cell", index, cell.cell_contents
-        yield from (("default", index, one) for index, one in enumerate(value.__defaults__ or ()))
+        yield from (("default", index, default) for index, default in enumerate(value.__defaults__ or ()))
 
 
 def _is_machinery(owner: Mapping[Any, Any], key: Any) -> bool:

@@ -1,11 +1,11 @@
-"""What changes in a module, its data and its callbacks while they train, and stands in no ``state_dict``.
+"""State of a module, its data and its callbacks that changes in training and stands in no ``state_dict``.
 
-Lightning's checkpoint holds weights, optimizers, LR schedules, and what callbacks declare. A module that anneals a
-coefficient, unfreezes a layer, counts epochs or keeps a running value does so in plain attributes; torchmetrics keep
-their sums in such attributes too. :class:`LiveState` notes what has changed since training began and puts it back.
+Lightning's checkpoint holds weights, optimizers, LR schedules, and the states that callbacks declare. A module that
+anneals a coefficient, unfreezes a layer, counts epochs or keeps a running value does so in plain attributes;
+torchmetrics keep their sums there too. :class:`LiveState` notes the changes since training began and puts them back.
 
-Kept are attributes (see :mod:`lightning_hpo.training.attributes`), whether a parameter requires a gradient, whether a
-submodule trains or evaluates, non-persistent buffers, what Lightning has accumulated of an epoch's metrics, its
+It covers attributes (see :mod:`lightning_hpo.training.attributes`), whether a parameter requires a gradient, whether a
+submodule trains or evaluates, non-persistent buffers, Lightning's sums of an epoch's metrics, its
 ``accumulate_grad_batches`` and ``should_stop``. Datasets and samplers belong to their loaders
 (:mod:`lightning_hpo.training.loaders`).
 """
@@ -37,25 +37,26 @@ class LiveState:
         self._trainer: Any = trainer
         self._module = module
         self._attributes = Attributes(self._owners)
-        self._gradients = {name: one.requires_grad for name, one in module.named_parameters()}
+        self._gradients = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
         self._buffers = {name: mark_of(buffer) for name, buffer in self._other_buffers()}
 
     def modes(self) -> dict[str, bool]:
         """Whether each submodule trains; a validation changes it for a while."""
-        return {name: one.training for name, one in self._module.named_modules()}
+        return {name: submodule.training for name, submodule in self._module.named_modules()}
 
     def state(self, modes: Mapping[str, bool] | None = None) -> State:
-        """Return what has changed.
+        """Return the changes.
 
         Args:
             modes: as from :meth:`modes`, to be kept in place of those of now.
         """
-        gradients = {name: one.requires_grad for name, one in self._module.named_parameters()}
+        gradients = {name: parameter.requires_grad for name, parameter in self._module.named_parameters()}
+        marks = self._buffers
         return {
             "attributes": self._attributes.changed(),
             "requires_grad": {name: flag for name, flag in gradients.items() if self._gradients.get(name) != flag},
             "training": dict(self.modes() if modes is None else modes),
-            "buffers": {name: one for name, one in self._other_buffers() if self._buffers.get(name) != mark_of(one)},
+            "buffers": {k: buffer for k, buffer in self._other_buffers() if marks.get(k) != mark_of(buffer)},
             "metrics": {name: float(value) for name, value in self._trainer.callback_metrics.items()},
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
             "should_stop": self._trainer.should_stop and not self._trainer.stopped_by_job,
@@ -63,7 +64,7 @@ class LiveState:
         }
 
     def restore(self, state: State, *, with_stop: bool = True) -> None:
-        """Put back what :meth:`state` returned.
+        """Put the result of :meth:`state` back.
 
         Args:
             state: as returned.
@@ -85,7 +86,7 @@ class LiveState:
         self._trainer.callback_metrics.update({name: torch.tensor(value) for name, value in state["metrics"].items()})
         self._trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
         if with_stop:
-            self._trainer.should_stop = state["should_stop"]  # wanted by a callback, but held back by min_epochs
+            self._trainer.should_stop = state["should_stop"]  # a callback has asked for it, and min_epochs delays it
 
     def _owners(self) -> Iterator[tuple[str, Any]]:
         owners = [(f"model.{name}", submodule) for name, submodule in self._module.named_modules()]
@@ -94,7 +95,7 @@ class LiveState:
         for index, callback in enumerate(self._trainer.callbacks):
             if _keeps_no_state(callback):
                 owners.append((f"callback.{index}.{type(callback).__qualname__}", callback))
-        others = {id(one) for one in followed_objects(self._trainer.train_dataloader)}
+        others = {id(other) for other in followed_objects(self._trainer.train_dataloader)}
         seen = others | {id(owner) for _, owner in owners}
         for key, owner in owners:
             seen.discard(id(owner))
@@ -109,7 +110,7 @@ class LiveState:
 
 
 def add_epoch_sums(trainer: Any, sums: Mapping[str, Any]) -> None:
-    """Add what was accumulated of an epoch's training metrics before a cut, after the first batch behind it."""
+    """Add sums of an epoch's training metrics from before an interruption, after the first batch that follows."""
     for key, item in trainer.fit_loop.epoch_loop._results.items():  # noqa: SLF001  # Lightning has no public name
         if key not in sums:
             continue

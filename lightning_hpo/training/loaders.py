@@ -1,17 +1,17 @@
-"""Training loaders that know their position, so that an epoch can be cut anywhere and continued exactly.
+"""Training loaders that know their position, so that an epoch can be interrupted anywhere and continued exactly.
 
-After a cut inside an epoch, Lightning starts a loader at its first batch again. A followed loader starts the epoch with
-the random numbers that it was started with, passes over the batches that were trained on, and goes on with the random
-numbers of the moment of the cut.
+After an interruption inside an epoch, Lightning starts a loader at its first batch again. A followed loader starts the
+epoch with the random numbers that it was started with, passes over the batches that were trained on, and goes on with
+the random numbers of the moment of the interruption.
 
 Lightning fetches one batch ahead from a loader without length; that batch is drawn again with the random numbers of the
 moment in which it was drawn.
 
 Exact for every loader, inside a ``CombinedLoader`` too, or of another class than torch's ``DataLoader``: sized or not,
-shuffled or not, with the global generator or one of its own, with workers, persistent ones included. What dataset and
-samplers keep in attributes (:mod:`lightning_hpo.training.attributes`), such as an epoch that is counted, is put back
-too. Limit: a dataset that draws random numbers inside persistent workers, whose generators run on from epoch to epoch
-and cannot be set from outside, or keeps something in attributes in any workers.
+shuffled or not, with the global generator or its own, with workers, persistent workers included. The attributes of
+dataset and samplers (:mod:`lightning_hpo.training.attributes`), such as a counter of epochs, are put back too. Limit:
+a dataset that draws random numbers inside persistent workers, whose generators run on from epoch to epoch and cannot
+be set from outside, or a dataset that changes its attributes in any workers.
 """
 
 import itertools
@@ -32,7 +32,7 @@ def follow(loaders: Any, restored: list[State] | None = None) -> Any:
     """Let every loader in a collection tell its position.
 
     Args:
-        loaders: what ``train_dataloader()`` returned: a loader or a collection of them. A loader with a ``state_dict``
+        loaders: result of ``train_dataloader()``: a loader or a collection of them. A loader with a ``state_dict``
             of its own keeps it.
         restored: positions from a checkpoint, in the order of the loaders, or None.
     """
@@ -60,13 +60,13 @@ def rewind(loaders: Any) -> None:
 
 def followed_objects(loaders: Any) -> list[Any]:
     """Return the loaders in a collection that are followed, with all objects whose attributes they keep."""
-    return [one for loader in _followed(loaders) for _, one in loader.objects()]
+    return [found for loader in _followed(loaders) for _, found in loader.objects()]
 
 
 def _followed_kind(kind: type) -> type:
     overridden = {name: vars(FollowedLoader)[name] for name in ("__iter__", "state_dict", "load_state_dict")}
     own = {"_own_iter": kind.__iter__, "__module__": kind.__module__}  # type: ignore[attr-defined]  # of a loader
-    # The user's class comes first: Python lets an object change its class only to one of the same layout.
+    # The user's class comes first: Python lets an object change its class only to a class of the same layout.
     return type(kind.__name__, (kind, FollowedLoader), {**overridden, **own})
 
 
@@ -87,7 +87,7 @@ class FollowedLoader:
     _starts_workers = False
     _epochs = 0  # that were begun
     _restored: State | None = None  # until its batches are passed over
-    _passed: Iterator[Any] | None = None  # what follows them
+    _passed: Iterator[Any] | None = None  # the batches that follow
     _together: list["FollowedLoader"]  # all that are read in one epoch
     _place: int  # among them
     _created: State | None = None  # random numbers before the first iterator was made
@@ -100,11 +100,11 @@ class FollowedLoader:
     _attributes: Attributes  # of dataset and samplers
 
     def begin_to_follow(self, together: list["FollowedLoader"], place: int, *, ahead: bool) -> None:
-        """Note what there is before the first epoch.
+        """Note the state before the first epoch.
 
         Args:
             together: all followed loaders that are read in one epoch.
-            place: of this one among them.
+            place: of this loader among them.
             ahead: whether Lightning fetches one batch ahead.
         """
         self._together, self._place = together, place
@@ -112,7 +112,7 @@ class FollowedLoader:
         self._attributes = Attributes(self.objects, _OWN)
 
     def _take_place(self) -> None:
-        """Stand for the loader that this one was made from: for another sampler, Lightning makes a loader anew."""
+        """Replace the loader that this loader was made from: for another sampler, Lightning makes a loader anew."""
         if self._together[self._place] is not self:
             self._together[self._place] = self
             self._attributes = Attributes(self.objects, _OWN)
@@ -122,13 +122,10 @@ class FollowedLoader:
         seen: set[int] = set()
         batch_sampler = getattr(self, "batch_sampler", None)
         sampler = getattr(batch_sampler, "sampler", getattr(self, "sampler", None))
-        for name, one in (
-            ("dataset", getattr(self, "dataset", None)),
-            ("sampler", sampler),
-            ("batches", batch_sampler),
-        ):
-            if hasattr(one, "__dict__"):
-                yield from with_helpers(name, one, seen)
+        parts = {"dataset": getattr(self, "dataset", None), "sampler": sampler, "batches": batch_sampler}
+        for name, part in parts.items():
+            if hasattr(part, "__dict__"):
+                yield from with_helpers(name, part, seen)
         yield from with_helpers("loader", self, seen)
 
     def __iter__(self) -> Any:
@@ -177,7 +174,7 @@ class FollowedLoader:
             self._set_random(now)
         if self._passed is None and self._restored is not None and self._restored["fetched"]:
             now = self._restored["now"]["global"]
-            for loader in self._together:  # each draws anew what it drew before, and then all go on from one moment
+            for loader in self._together:  # each draws the same again, and then all go on from the same moment
                 loader.pass_over()
             set_rng_state(now)
         passed, self._passed = self._passed, None
@@ -251,8 +248,8 @@ class FollowedLoader:
         """Generators of the loader's own: its ``generator``, and those of its samplers where they differ."""
         batch_sampler = getattr(self, "batch_sampler", None)
         owners = (self, getattr(self, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-        found = [getattr(owner, "generator", None) for owner in owners]
-        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+        generators = [getattr(owner, "generator", None) for owner in owners]
+        return list({id(own): own for own in generators if isinstance(own, torch.Generator)}.values())
 
 
 _OWN = frozenset(name for name in vars(FollowedLoader) | FollowedLoader.__annotations__ if not name.startswith("__"))

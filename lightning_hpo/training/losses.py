@@ -11,13 +11,13 @@ from lightning_hpo.errors import DivergedError
 
 
 class LossWatch:
-    """Looks at losses on a CPU at once; keeps those on other devices there, to be looked at together."""
+    """Checks losses on a CPU at once; keeps losses on other devices there, to be checked together."""
 
     def __init__(self) -> None:
         self._losses: list[tuple[int, torch.Tensor]] = []  # with their steps
 
     def note(self, trainer: pl.Trainer, outputs: Any) -> None:
-        """Take the loss of a batch from what ``training_step`` returned.
+        """Take the loss of a batch from the outputs of ``training_step``.
 
         Raises:
             DivergedError: if it is on a CPU and not finite.
@@ -27,17 +27,17 @@ class LossWatch:
             return
         here = loss.device.type == "cpu"
         if here and trainer.world_size == 1 and loss.numel() == 1 and math.isfinite(loss.item()):
-            return  # the common case, in every step: no tensor is made, nobody to agree with
+            return  # the common case, in every step: no tensor is made, no rank has to agree
         self._losses.append((trainer.global_step, loss.detach()))
         if here:
-            self.look(trainer)
+            self.check(trainer)
 
-    def look(self, trainer: pl.Trainer) -> None:
+    def check(self, trainer: pl.Trainer) -> None:
         """Raise DivergedError for the first loss that is not finite, on all ranks at the same step."""
         losses, self._losses = self._losses, []
         if not losses:
             return
-        finite = [math.isfinite(one) for one in torch.stack([loss.float().sum() for _, loss in losses]).tolist()]
+        finite = torch.stack([loss.float().sum() for _, loss in losses]).isfinite().tolist()
         if trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
             step, loss = losses[finite.index(False) if False in finite else -1]
             raise DivergedError(f"diverged at step {step}: the training loss is {float(loss.float().sum())}")

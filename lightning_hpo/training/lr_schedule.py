@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
-from lightning_hpo.lr_schedules import ClosedFormLR, make_lr_schedule
-from lightning_hpo.lr_schedules.closed_form import write_lr
-from lightning_hpo.lr_schedules.first_update import refuse_chained, tuned
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR, write_lr
+from lightning_hpo.lr_schedules.first_update import WILL_BIND, validate_not_chained
+from lightning_hpo.lr_schedules.shapes import make_lr_schedule
 
 
 class LRSchedule(Callback):
-    """Binds the module's LR schedule to the Trainer, or brings one to a module that has none.
+    """Binds the module's LR schedule to the Trainer, or brings a schedule to a module without one.
 
     At the start of training every schedule of this package that ``configure_optimizers`` returned (by hand, or from
     LightningCLI's ``--lr_scheduler``) is stepped once per optimizer step, stands at ``trainer.global_step``, and gets
@@ -28,7 +28,7 @@ class LRSchedule(Callback):
     horizon where it is, so the rungs of a tuner share one curve.
 
     Under manual optimization the unit is the training step, also with several optimizers: a schedule of the module is
-    stepped by the module, as always in Lightning; one that the callback brings is stepped here, after each batch. With
+    stepped by the module, as always in Lightning; a schedule of the callback is stepped here, after each batch. With
     ``max_steps`` each optimizer is taken to step once per batch.
 
     Args:
@@ -68,8 +68,8 @@ class LRSchedule(Callback):
         self._steps_here: list[ClosedFormLR] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Say that schedules will be bound: a Tuner tries learning rates and batch sizes before."""
-        tuned.add(trainer)
+        """Say that schedules will be bound: a Tuner of Lightning tries learning rates and batch sizes before."""
+        setattr(trainer, WILL_BIND, True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the schedule: after the optimizers exist, before a checkpoint is restored into both."""
@@ -92,7 +92,7 @@ class LRSchedule(Callback):
         self._steps_here = [] if pl_module.automatic_optimization else brought
 
     def bring(self, optimizers: Sequence[Optimizer]) -> list[ClosedFormLR]:
-        """Make the schedule that is named for each optimizer; none without a name."""
+        """Make the named schedule for each optimizer; without a name, none."""
         if self.name is None:
             return []
         return [make_lr_schedule(self.name, optimizer, **self.arguments) for optimizer in optimizers]
@@ -100,7 +100,7 @@ class LRSchedule(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind: the checkpoint is restored and the data are known, no batch has been trained on."""
         for config in trainer.lr_scheduler_configs:
-            if not _nested(config.scheduler):
+            if not _ours(config.scheduler):
                 continue
             if config.frequency != 1:
                 raise MisconfigurationException(
@@ -116,7 +116,7 @@ class LRSchedule(Callback):
         bind_to_steps(trainer, self._max_steps)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Step what was brought under manual optimization, where Lightning steps nothing."""
+        """Step the callback's own schedules under manual optimization, where Lightning steps nothing."""
         for schedule in self._steps_here:
             schedule.step()
 
@@ -186,20 +186,20 @@ def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
 def bind_to_steps(trainer: Trainer, max_steps: int | None) -> None:
     """Have each schedule of this package stepped once per optimizer step, and give a horizon to those without.
 
-    One inside a ``SequentialLR`` ends where the next one begins.
+    A schedule inside a ``SequentialLR`` ends where the next schedule begins.
 
     Args:
         trainer: with its schedules.
         max_steps: of the whole training.
 
     Raises:
-        RuntimeError: if a ``ChainedScheduler`` holds one: it would lose the effect of the others.
+        RuntimeError: if a ``ChainedScheduler`` holds such a schedule, which would lose the effect of the others.
     """
     for config in trainer.lr_scheduler_configs:
-        if _nested(config.scheduler):
+        if _ours(config.scheduler):
             config.interval = "step"
             _bind(config.scheduler, max_steps)
-            if config.scheduler not in _nested(config.scheduler):
+            if config.scheduler not in _ours(config.scheduler):
                 _write_active(config.scheduler)
 
 
@@ -208,12 +208,12 @@ def _bind(schedule: Any, max_steps: int | None) -> None:
         if schedule.needs_max_steps and max_steps is not None:
             schedule.bind(max_steps)
         return
-    refuse_chained(schedule)
+    validate_not_chained(schedule)
     inner = getattr(schedule, "_schedulers", ())
     ends = [*getattr(schedule, "_milestones", ()), max_steps]
     starts = [0, *ends]
-    for start, end, one in zip(starts, ends, inner, strict=False):
-        _bind(one, None if end is None else max(1, min(end, max_steps or end) - start))
+    for start, end, part in zip(starts, ends, inner, strict=False):
+        _bind(part, None if end is None else max(1, min(end, max_steps or end) - start))
 
 
 def _write_active(schedule: Any) -> None:
@@ -226,15 +226,20 @@ def _write_active(schedule: Any) -> None:
         active.load_state_dict({"last_epoch": active.last_epoch})
 
 
+def nested(schedule: Any) -> Iterator[Any]:
+    """Yield a schedule and all schedules inside it."""
+    yield schedule
+    for inner in getattr(schedule, "_schedulers", ()):
+        yield from nested(inner)
+
+
 def _schedules(trainer: Trainer) -> list[ClosedFormLR]:
-    return [one for config in trainer.lr_scheduler_configs for one in _nested(config.scheduler)]
+    return [schedule for config in trainer.lr_scheduler_configs for schedule in _ours(config.scheduler)]
 
 
-def _nested(schedule: Any) -> list[ClosedFormLR]:
-    """Schedules of this package in a schedule, itself included."""
-    if isinstance(schedule, ClosedFormLR):
-        return [schedule]
-    return [one for inner in getattr(schedule, "_schedulers", ()) for one in _nested(inner)]
+def _ours(schedule: Any) -> list[ClosedFormLR]:
+    """Return the schedules of this package in a schedule, itself included."""
+    return [inner for inner in nested(schedule) if isinstance(inner, ClosedFormLR)]
 
 
 def _go_to_global_step(schedule: ClosedFormLR, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the names in a search space, by building twice: what changes nothing, or not while training."""
+"""Checks of the names in a search space, by building twice: names without an effect, or without one in training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +16,12 @@ from lightning_hpo.training.usage import BUILDING
 
 
 class NameCheck(pl.Callback):
-    """Looks at the names of a space when a fit starts.
+    """Checks the names of a space when a fit starts.
 
     Args:
-        builder: of what a trial trains.
+        builder: of a trial's components.
         space: name -> distribution.
-        params: hyperparameters that the Trainer's module was built with.
+        params: hyperparameters that the Trainer's module was components with.
     """
 
     def __init__(self, builder: Builder, space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> None:
@@ -29,11 +29,11 @@ class NameCheck(pl.Callback):
         self._space = space
         self._params = params
         self.unused: list[str] = []
-        """What to warn of; the check may be in another process."""
+        """Sentences to warn with; the check may be in another process."""
 
 
 class UnusedNames(NameCheck):
-    """Finds each name whose values make no difference to what training reads."""
+    """Finds each name whose values change nothing that training reads."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build with other values and compare.
@@ -59,13 +59,13 @@ class UnusedNames(NameCheck):
 
 
 class ChangeableNames(NameCheck):
-    """Refuses each name that cannot change while a module trains, as a population needs it."""
+    """Raises an error for a name that cannot change while a module trains, as a population needs it."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bind the names and apply their values, as a member does.
 
         Raises:
-            MisconfigurationException: naming what cannot change.
+            MisconfigurationException: with the name that cannot change.
         """
         rebuild = Rebuild(build_of(self._builder), self._params)
         Hyperparameters(self._space, trainer, pl_module, rebuild).apply(self._params)
@@ -75,7 +75,7 @@ def build_of(builder: Builder) -> Build:
     """Return a function that builds module and data module of hyperparameters."""
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        built = builder.build(params)
-        return built.module, built.data
+        components = builder.build(params)
+        return components.module, components.data
 
     return build

@@ -1,8 +1,9 @@
 """Objects of ``pytorch_lightning`` made fit for the Trainer of ``lightning.pytorch``.
 
 The two packages hold the same code under two names, and each Trainer takes the classes of its own package only. Many
-libraries still bring modules of ``pytorch_lightning``. An object of one gets a class that is a subclass of its own and
-of the same classes of ``lightning``, which come first: what the user has not overridden is then the Trainer's own.
+libraries still bring modules of ``pytorch_lightning``. Such an object gets a class that is a subclass of its own class
+and of the same classes of ``lightning``, which come first: methods that the user has not overridden are then the
+Trainer's own.
 """
 
 import functools
@@ -24,15 +25,15 @@ def of_lightning(given: T) -> T:
         The same object.
     """
     if isinstance(given, list | tuple):
-        for one in given:
-            of_lightning(one)
+        for item in given:
+            of_lightning(item)
         return given
     children = given.modules() if hasattr(given, "modules") and hasattr(given, "_modules") else ()
-    for one in (*children, given):
-        before: Any = type(one)
+    for part in (*children, given):
+        before: Any = type(part)
         kind = _both(before)
         if kind is not before:
-            one.__class__ = kind
+            part.__class__ = kind
     return given
 
 
@@ -43,25 +44,25 @@ def is_a(given: object, kind: type) -> bool:
 
 @functools.cache
 def _both(kind: type) -> type:
-    """A subclass of a class and of what corresponds to its bases in ``lightning``; the class itself if nothing does."""
+    """Return a subclass of a class and of its bases' counterparts in ``lightning``; without any, the class itself."""
     if not any(map(_same_of_lightning, kind.__mro__)) or issubclass(type(kind), _Both):
         return kind
     meta = type("_Both", (_Both, type(kind)), {})
-    same = (one for base in kind.__mro__ if (one := _same_of_lightning(base)) is not None)
+    same = (found for base in kind.__mro__ if (found := _same_of_lightning(base)) is not None)
     made: type = meta(kind.__name__, (kind, next(same)), {"__module__": kind.__module__, "__doc__": kind.__doc__})
     made.__qualname__ = kind.__qualname__
     return made
 
 
 class _Both(type):
-    """Puts each class of ``lightning`` right before the one of ``pytorch_lightning`` that it is the same as."""
+    """Puts each class of ``lightning`` right before the same class of ``pytorch_lightning``."""
 
     def mro(cls) -> list[type]:
         order: list[type] = [cls]
         for base in cls.__bases__[0].__mro__:
             same = _same_of_lightning(base)
             order += [base] if same is None else [same, base]
-        missing = [one for one in cls.__bases__[1].__mro__ if one not in order]
+        missing = [base for base in cls.__bases__[1].__mro__ if base not in order]
         return [*order[:-1], *missing, object]
 
 

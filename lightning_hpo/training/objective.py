@@ -1,7 +1,7 @@
 """``Trainer.fit`` as a function of a job: build, restore, apply the parameters, train to a step, validate there, save.
 
 The Trainer always gets the full budget as ``max_steps`` and is stopped early at a smaller rung. So every LR schedule,
-whoever wrote it, has the full budget as its horizon in each rung, and its checkpoint can be continued.
+the user's own included, has the full budget as its horizon in each rung, and its checkpoint can be continued.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 import optuna
 from optuna.samplers import RandomSampler
 
-from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import warnings_only
@@ -29,8 +29,8 @@ from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch
-from lightning_hpo.training.factories import Factories
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
@@ -43,25 +43,25 @@ class Objective:
     """Trains a LightningModule as a job asks, and returns the monitored metric.
 
     Args:
-        model: class of the module, or any callable that returns one; called with the ``model.`` parameters. Or a
+        model: class of the module, or any callable that returns a module; called with the ``model.`` parameters. Or a
             :class:`~lightning_hpo.training.builder.Builder`, which brings data and Trainer arguments too.
         space: dotted name -> distribution (see :mod:`lightning_hpo.space`), or a function of an Optuna trial that
             returns name -> value.
-        data: class of the data module, or any callable that returns one; called with the ``data.`` parameters. None if
-            the module brings its own loaders.
+        data: class of the data module, or any callable that returns a data module; called with the ``data.``
+            parameters. None if the module brings its own loaders.
         monitor: name of a metric that the module logs in validation.
         max_steps: the full budget of a trial in optimizer steps, which is also the horizon of its LR schedules.
         trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job.
         seed: with the trial's number, it seeds everything random in a trial.
-        checkpoint_every: save each time so many steps are done; what a kill costs at most. Default 25.
-        root: folder for the trials of ``study.optimize``; None uses a temporary one.
+        checkpoint_every: save each time so many steps are done; a kill costs no more than these. Default 25.
+        root: folder for the trials of ``study.optimize``; None uses a temporary folder.
         stop_on_nan: end a trial at its first training loss that is NaN or infinite, as failed with ``diverged at step
             s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
-            looked at after every step, on other devices before each checkpoint and validation.
+            checked after every step, on other devices before each checkpoint and validation.
 
     Raises:
-        TypeError: if ``model`` or ``data`` is an instance, not something to build one with.
-        ValueError: if the space names an argument that does not exist (the nearest one is suggested).
+        TypeError: if ``model`` or ``data`` is an instance, not a class or function.
+        ValueError: if the space names an argument that does not exist (the nearest is suggested).
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Objective:
         """More metrics that must be logged in validation."""
         self.key = Key.new()
         self.check_names: Callable[..., NameCheck] = UnusedNames
-        """Called with builder, space and parameters; the callback looks at the names of the space in the check."""
+        """Called with builder, space and parameters; the callback checks the names of the space before training."""
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
-        self.builder = model if isinstance(model, Builder) else Factories(model, data, trainer)
+        self.builder = model if isinstance(model, Builder) else CallableBuilder(model, data, trainer)
         self._every = checkpoint_every
         self._root = root
         self._stop_on_nan = stop_on_nan
@@ -125,13 +125,13 @@ class Objective:
     def run(
         self, task: Task, should_pause: Callable[[], bool] = never, callbacks: Sequence[pl.Callback] = ()
     ) -> Outcome:
-        """Carry out one job.
+        """Carry out a job.
 
         Args:
             task: the job, continued from its folder's checkpoint if there is one.
-            should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score. That it
-                is asked (after validation batches too) shows that the job makes progress.
-            callbacks: more of them, for this job only. One that stops the Trainer ends the trial there.
+            should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score. Each
+                question (after validation batches too) shows that the job makes progress.
+            callbacks: more callbacks, for this job only. If a callback stops the Trainer, the trial ends there.
 
         Raises:
             KeyError: if the monitored metric is not logged.
@@ -140,10 +140,41 @@ class Objective:
         """
         assert task.job.trial is not None
         with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
-            return self._run(task, should_pause, callbacks)
+            begin, is_own = self._begin(task)
+            saved = None if begin is None else checkpoints.load(begin, key=self.key)
+            if is_own and saved is not None:
+                outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
+                if outcome is not None:  # a kill fell between the end of the job and its record
+                    return outcome
+            components = self.builder.build(task.params)
+            job = Leg(
+                task.job.max_steps,
+                task.folder / CHECKPOINT,
+                every=self._every,
+                monitor=self.monitor,
+                should_pause=should_pause,
+                stop_on_nan=self._stop_on_nan,
+                identity=task.identity,
+                forked=begin is not None and not is_own,
+            )
+            trainer = make_trainer(
+                components,
+                task.folder,
+                job,
+                SealedCheckpointIO(begin, saved, self.key),
+                callbacks=callbacks,
+                saved=saved,
+                max_steps=self.max_steps,
+            )
+            try:
+                trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
+            except SystemExit:
+                if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
+                    raise
+            return self._outcome(job, trainer.global_step)
 
     def use_key(self, key: Key) -> None:
-        """Sign checkpoints with the key of a run, and know by it what the run has written."""
+        """Sign checkpoints with the key of a run, and recognise the files of the run by it."""
         self.key = key
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
@@ -151,28 +182,28 @@ class Objective:
         return self.builder.build_model(params)
 
     def check(self, params: Mapping[str, Any] | None = None) -> None:
-        """Fit one batch and validate one, as a trial does: mistakes show before the first step.
+        """Fit a batch and validate a batch, as a trial does: mistakes show before the first step.
 
         Args:
             params: to build with; the middle of the space by default.
 
         Raises:
-            ValueError: if the model or the data cannot be built with parameters of the space, an argument of the
+            ValueError: if the model or the data cannot be components with parameters of the space, an argument of the
                 Trainer contradicts the budget, or the monitored metric is not logged in validation.
             MisconfigurationException: if Lightning, or a callback, refuses the combination.
             UnreadableStateError: if a checkpoint could not be read back.
-            ParameterMismatchError: if the module says that it holds another value than it was given, whatever that is.
+            ParameterMismatchError: if the module holds another value than it was given, whatever that is.
         """
         params = self.middle() if params is None else params
 
         def fit() -> tuple[dict[str, float], list[str]]:
             with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
                 names = self.check_names(self.builder, self.space, params)
-                built = self.builder.build(params)
-                return fit_one_batch(built, Path(folder), self.max_steps, self.key, [names]), names.unused
+                components = self.builder.build(params)
+                return fit_one_batch(components, Path(folder), self.max_steps, self.key, [names]), names.unused
 
         with _naming(params), _wrong_call():
-            alone = ranks_of(self.builder.surroundings).size == 1
+            alone = ranks_of(self.builder.distributed_arguments).size == 1
             logged, unused = call_apart(fit) if alone else fit()  # a process group cannot be copied
             for message in unused:
                 warnings.warn(message, stacklevel=2)
@@ -180,68 +211,39 @@ class Objective:
                 _score(name, logged)
 
     def middle(self) -> dict[str, Any]:
-        """Return parameters in the middle of the space; of a function of a trial, what it makes of a random one."""
+        """Return parameters in the middle of the space; from a function of a trial, those of a random trial."""
         if self._suggest_from is self.space:
             return {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
         with warnings_only("optuna"):
             return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
 
-    def _run(self, task: Task, should_pause: Callable[[], bool], more: Sequence[pl.Callback]) -> Outcome:
+    def _begin(self, task: Task) -> tuple[Path | None, bool]:
+        """Return the checkpoint that a job begins from, and whether it is the trial's own."""
         task.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = task.folder / CHECKPOINT
         checkpoints.remove_leftovers(checkpoint)
-        source, damaged = checkpoints.newest_intact(checkpoint, self.key)
+        own, damaged = checkpoints.newest_intact(checkpoint, self.key)
         for file in damaged:
-            aside = checkpoints.set_aside(file)  # the next save must not take it for the good one before
+            aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-        begin = source or task.source
-        saved = None if begin is None else checkpoints.load(begin, key=self.key)
-        if source is not None and saved is not None:
-            outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
-            if outcome is not None:  # a kill fell between the end of the job and its record
-                return outcome
+        return own or task.source, own is not None
 
-        built = self.builder.build(task.params)
-        job = Leg(
-            task.job.max_steps,
-            checkpoint,
-            every=self._every,
-            monitor=self.monitor,
-            should_pause=should_pause,
-            stop_on_nan=self._stop_on_nan,
-            identity=task.identity,
-            forked=source is None and begin is not None,
-        )
-        trainer = make_trainer(
-            built,
-            task.folder,
-            job,
-            SealedCheckpointIO(begin, saved, self.key),
-            callbacks=more,
-            saved=saved,
-            max_steps=self.max_steps,
-        )
-        try:
-            trainer.fit(built.module, datamodule=built.data, ckpt_path=begin, weights_only=True)
-        except SystemExit:
-            if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
-                raise
+    def _outcome(self, job: Leg, step: int) -> Outcome:
         if job.paused:
-            return Outcome(None, trainer.global_step, values=job.values, ended=PAUSED)
+            return Outcome(None, step, values=job.values, ended=PAUSED)
         for name in self.also:
             _score(name, job.metrics)
-        score = _score(self.monitor, job.metrics)
-        return Outcome(score, trainer.global_step, job.metrics, values=job.values, ended=job.ended)
+        return Outcome(_score(self.monitor, job.metrics), step, job.metrics, values=job.values, ended=job.ended)
 
 
 @contextlib.contextmanager
 def _wrong_call() -> Iterator[None]:
-    """Let any error of the check end a script as a wrong call does: the same command can only fail again."""
+    """Give any error of the check the exit code of a wrong call: the same command can only fail again."""
     try:
         yield
     except Exception as error:
         if exit_code(error) == UNFORESEEN:
-            error.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by exits.exit_code
+            error.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by errors.exit_code
         raise
 
 
@@ -268,7 +270,7 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _naming(params: Mapping[str, Any]) -> Iterator[None]:
-    """Let an error say with which parameters it came."""
+    """Add the parameters to an error."""
     try:
         yield
     except Exception as error:

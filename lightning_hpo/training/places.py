@@ -1,80 +1,80 @@
-"""Places of hyperparameters that no build shows: the Trainer's own, batch sizes, optimizer settings by their name."""
+"""Values that a hyperparameter's name alone leads to: of the Trainer, of the loaders, of parameter groups."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import split_name
+from lightning_hpo.training.leaves import Path, get
 
+BATCH_SIZE = "batch_size"
+TRAINER = ("gradient_clip_val",)
+"""Settings of the Trainer that it reads at every step."""
 _LEARNING_RATES = ("lr", "learning_rate")
 _BETAS = {"beta1": 0, "beta2": 1, "momentum": 0}
 
 
-@dataclass
-class TrainerSetting:
-    """A setting that the Trainer reads at every step."""
-
-    trainer: Any
-    key: str
-
-    def write(self, value: Any) -> None:
-        """Set it."""
-        setattr(self.trainer, self.key, value)
-
-    def read(self) -> Iterable[Any]:
-        """Read what is in effect."""
-        return [getattr(self.trainer, self.key)]
+def trainer_path(key: str) -> Path:
+    """Return the path of a setting of the Trainer."""
+    return (("item", "trainer"), ("item", 0), ("attribute", key))
 
 
-@dataclass
-class Setting:
-    """A setting of parameter groups, or one element of it (``betas``), where the module cannot be built again."""
+def batch_size_paths(head: str, owner: Any) -> list[Path]:
+    """Return the paths of the batch size that ``train_dataloader()`` may read; empty if there is none.
 
-    groups: list[dict[str, Any]]
-    key: str
-    element: int | None = None
+    Args:
+        head: root of the paths.
+        owner: module or data module.
+    """
+    root = (("item", head), ("item", 0))
+    paths: list[Path] = []
+    if hasattr(owner, BATCH_SIZE):
+        paths.append((*root, ("attribute", BATCH_SIZE)))
+    if BATCH_SIZE in getattr(owner, "hparams", {}):
+        paths.append((*root, ("attribute", "_hparams"), ("item", BATCH_SIZE)))
+    return paths
 
-    @classmethod
-    def of(cls, name: str, trainer: Any) -> "Setting | None":
-        """Bind what only one value can be meant by: that of all groups, or of all but those that have none (0)."""
-        head, key = split_name(name)
-        key = key.removeprefix("init_args.")  # a command line writes optimizer.lr or optimizer.init_args.lr
-        key = "lr" if key in _LEARNING_RATES else key
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        element = None
-        if head not in ("model", "optimizer"):
-            return None
-        if not any(key in group for group in groups) and key in _BETAS:
-            key, element = "betas", _BETAS[key]
-        if key == "lr" and any(config.scheduler for config in trainer.lr_scheduler_configs):
-            return None  # the base values of a schedule are its own
-        setting = cls([group for group in groups if key in group], key, element)
-        values = list(setting.read())
-        setting.groups = [group for group, value in zip(setting.groups, values, strict=True) if value != 0]
-        return (
-            setting
-            if len({float(one) for one in setting.read() if isinstance(one, int | float | torch.Tensor)}) == 1
-            else None
-        )
 
-    def write(self, value: Any) -> None:
-        """Set it."""
-        for group in self.groups:
-            if self.element is None and isinstance(group[self.key], torch.Tensor):
-                group[self.key].fill_(value)
-            elif self.element is None:
-                group[self.key] = value
-            else:
-                pair = list(group[self.key])
-                pair[self.element] = value
-                group[self.key] = tuple(pair)
+def group_paths(name: str, trainer: Any) -> list[Path]:
+    """Return the paths of the optimizer setting, or of its element (``betas``), that a name means.
 
-    def read(self) -> Iterable[Any]:
-        """Read what is in effect."""
-        return [group[self.key] if self.element is None else group[self.key][self.element] for group in self.groups]
+    A name can only mean a setting of which all groups that have it, or have it other than 0, hold one value.
+
+    Args:
+        name: of a hyperparameter whose module cannot be built again.
+        trainer: with its optimizers.
+
+    Returns:
+        Nothing if there is no such setting. The base values of an LR schedule are the schedule's own.
+    """
+    head, key = split_name(name)
+    key = key.removeprefix("init_args.")  # a command line writes optimizer.lr or optimizer.init_args.lr
+    key = "lr" if key in _LEARNING_RATES else key
+    if head not in ("model", "optimizer"):
+        return []
+    if key == "lr" and any(config.scheduler for config in trainer.lr_scheduler_configs):
+        return []
+    steps: Path = (("item", key),)
+    roots = {"optimizers": list(trainer.optimizers)}
+    groups: dict[Path, dict[str, Any]] = {
+        (("item", "optimizers"), ("item", index), ("attribute", "param_groups"), ("item", place)): group
+        for index, optimizer in enumerate(trainer.optimizers)
+        for place, group in enumerate(optimizer.param_groups)
+    }
+    if key in _BETAS and not any(key in group for group in groups.values()):
+        steps = (("item", "betas"), ("item", _BETAS[key]))
+    paths = [(*path, *steps) for path, group in groups.items() if steps[0][1] in group]
+    values = {path: value for path in paths if (value := get(roots, path)) != 0}
+    numbers = {float(value) for value in values.values() if isinstance(value, int | float | torch.Tensor)}
+    return list(values) if len(numbers) == 1 else []
+
+
+def batch_size_in_use(trainer: Any) -> Any:
+    """Return the batch size of the training loader; None if it has none."""
+    loader = trainer.train_dataloader
+    sampler = getattr(loader, "batch_sampler", None)
+    return getattr(sampler, BATCH_SIZE, getattr(loader, BATCH_SIZE, None))
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Loaders:
     def renew(self) -> None:
         """Ask for new loaders."""
         if self.trainer.train_dataloader is None:
-            return  # the first is yet to be made
+            return  # the first loader is yet to be made
         if self.reload_every is None:
             self.reload_every = self.trainer.reload_dataloaders_every_n_epochs
         self.trainer.reload_dataloaders_every_n_epochs = 1
@@ -96,49 +96,3 @@ class Loaders:
         """Make them as seldom as before."""
         if self.reload_every is not None:
             self.trainer.reload_dataloaders_every_n_epochs, self.reload_every = self.reload_every, None
-
-
-@dataclass
-class BatchSize:
-    """The attribute that ``train_dataloader()`` reads; a new loader is made for the next epoch."""
-
-    trainer: Any
-    owner: Any
-    key: str
-    asked: int | None = None
-    reload_every: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.reload_every = self.trainer.reload_dataloaders_every_n_epochs
-
-    def write(self, value: int) -> None:
-        """Set it, and have the loader made again."""
-        if hasattr(self.owner, self.key):
-            setattr(self.owner, self.key, value)
-        if self.key in self.owner.hparams:
-            self.owner.hparams[self.key] = value
-        self.asked = value
-        if self.trainer.train_dataloader is not None and _batch_size(self.trainer) != value:
-            self.trainer.reload_dataloaders_every_n_epochs = 1
-
-    def read(self) -> Iterable[int]:
-        """Read the attribute; the loader follows with the epoch."""
-        return [getattr(self.owner, self.key, self.owner.hparams.get(self.key))]
-
-    def check_loader(self) -> None:
-        """Compare the loader of a new epoch with what was asked for."""
-        if self.asked is None:
-            return
-        asked, self.asked = self.asked, None
-        self.trainer.reload_dataloaders_every_n_epochs = self.reload_every
-        if _batch_size(self.trainer) != asked:
-            raise ParameterMismatchError(
-                f"{self.key}={asked!r} was asked for, the loader has {_batch_size(self.trainer)!r}: "
-                f"let train_dataloader() read self.{self.key}."
-            )
-
-
-def _batch_size(trainer: Any) -> Any:
-    loader = trainer.train_dataloader
-    sampler = getattr(loader, "batch_sampler", None)
-    return getattr(sampler, "batch_size", getattr(loader, "batch_size", None))

@@ -1,4 +1,4 @@
-"""What we plug into a Trainer: checkpoints that are whole or absent, and a metrics file that only grows."""
+"""Plugins of a Trainer: checkpoints that are whole or absent, and a metrics file that only grows."""
 
 import csv
 import io
@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, open_own
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import NO_KEY, Key
 from lightning_hpo.text import csv_cell
 
@@ -23,8 +23,9 @@ class SealedCheckpointIO(CheckpointIO):
 
     Args:
         path: of a checkpoint that has been loaded already, or None.
-        content: of it; handed over when it is loaded for the first time, and kept no longer.
-        key: of the run: what is saved is signed with it, and what it has signed may hold objects of any class.
+        content: of that checkpoint; returned by the first load, and then dropped.
+        key: of the run: checkpoints are signed with it, and a checkpoint that it has signed may hold objects of any
+            class.
     """
 
     def __init__(self, path: Path | None = None, content: dict[str, Any] | None = None, key: Key = NO_KEY) -> None:
@@ -36,7 +37,7 @@ class SealedCheckpointIO(CheckpointIO):
         """Whether checkpoints are neither saved nor removed any more."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write atomically; raises OSError where Lightning's own plugin can lose the file in silence."""
+        """Write atomically; raises OSError where Lightning's own plugin can lose the file without a word."""
         if storage_options is not None:
             raise TypeError(f"`storage_options` are not supported, got {storage_options!r}.")
         if not self.closed:
@@ -45,7 +46,7 @@ class SealedCheckpointIO(CheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Verify the hash, and load more than tensors and plain values only from a file that the run has signed.
 
-        ``weights_only`` says nothing here: it would be for the caller to know who wrote the file.
+        ``weights_only`` is ignored: the caller cannot know who wrote the file.
         """
         content, self._content = self._content, None
         if content is not None and path == self._path and map_location is None:
@@ -59,11 +60,11 @@ class SealedCheckpointIO(CheckpointIO):
 
 
 class MetricsFile(Logger):
-    """Appends what a module logs to one CSV file with the columns ``step, metric, value``.
+    """Appends the metrics that a module logs to a CSV file with the columns ``step, metric, value``.
 
     Args:
         path: of the file.
-        start: drop rows after this step first: they belong to steps that are about to be repeated.
+        start: drop rows after this step first: those steps will be repeated.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -75,12 +76,12 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: files of callbacks stand in the folder of the trial, not in one of the same name inside it."""
+        """Empty: files of callbacks then stand in the folder of the trial itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: one file per trial."""
+        """Empty: one file per trial."""
         return ""
 
     @rank_zero_only
@@ -93,7 +94,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Append what was logged since the last call."""
+        """Append the rows since the last call."""
         rows, self._rows = self._rows, []
         if not rows:
             return
@@ -105,11 +106,11 @@ class MetricsFile(Logger):
                 if is_new:
                     writer.writerow(("step", "metric", "value"))
                 writer.writerows((step, csv_cell(name), value) for step, name, value in rows)
-        except OSError as error:  # a full disk: what is measured for the search goes another way
+        except OSError as error:  # a full disk: the search takes its metrics from elsewhere
             logging.getLogger(__name__).warning("%s could not be written: %s", self._path, error)
 
     def finalize(self, status: str) -> None:  # Lightning's signature
-        """Append what is left."""
+        """Append the remaining rows."""
         self.save()
 
 

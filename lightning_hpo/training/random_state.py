@@ -1,13 +1,31 @@
 """The global random number generators as values that a checkpoint can hold."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 _NUMPY_WORDS = 624  # of the Mersenne twister
+
+
+@contextmanager
+def seeded(seeds: Sequence[int] = (0, 0, 0)) -> Iterator[None]:
+    """Seed the global generators while the block runs; the caller gets its random numbers back afterwards.
+
+    Args:
+        seeds: of torch, numpy and Python.
+    """
+    before = rng_state()
+    torch.manual_seed(seeds[0])
+    np.random.seed(seeds[1])  # noqa: NPY002  # user code may draw from the global generator
+    random.seed(seeds[2])
+    try:
+        yield
+    finally:
+        set_rng_state(before)
 
 
 def rng_state() -> dict[str, Any]:
@@ -28,7 +46,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`rng_state` returned."""
+    """Put the result of :func:`rng_state` back."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,22 +1,22 @@
-"""In how many processes a Trainer trains, and which of them this is."""
+"""The number of processes that a Trainer trains in, and the rank of this process."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_hpo.quiet import CHATTY, warnings_only
+from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.records import never
 
-SURROUNDINGS = ("accelerator", "devices", "num_nodes", "strategy")
+DISTRIBUTED_ARGUMENTS = ("accelerator", "devices", "num_nodes", "strategy")
 """Arguments of the Trainer that say in how many processes a trial trains."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this one is.
+    """Rank of this process, and the number of processes.
 
     Args:
-        rank: 0 decides.
+        rank: of this process; rank 0 decides.
         size: processes that train each trial together.
         started: whether the others are there: from outside (torchrun, SLURM), or since the first fit has started them.
     """
@@ -32,14 +32,14 @@ def ranks_of(trainer: Mapping[str, Any]) -> Ranks:
     Raises:
         ValueError: for a strategy that trains in processes which do not run the script.
     """
-    given = {"devices": 1, **{name: trainer[name] for name in SURROUNDINGS if trainer.get(name) is not None}}
+    given = {"devices": 1, **{name: trainer[name] for name in DISTRIBUTED_ARGUMENTS if trainer.get(name) is not None}}
     alone = {"devices": (1, "1"), "num_nodes": (1,), "strategy": ("auto",)}
     if all(name not in given or given[name] in values for name, values in alone.items()):
         return Ranks()
     import lightning.pytorch as pl  # noqa: PLC0415  # heavy, and rarely needed
     from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher  # noqa: PLC0415
 
-    with warnings_only(*CHATTY):
+    with known_warnings_hidden(), warnings_only(*CHATTY):
         probe = pl.Trainer(
             **given, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         )

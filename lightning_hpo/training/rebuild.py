@@ -1,27 +1,25 @@
-"""A module built a second time with other hyperparameters: what differs between the two is what they change."""
+"""A module built a second time with other hyperparameters: they change whatever differs between the two builds."""
 
 import copy
 import importlib
 import inspect
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_hpo.lr_schedules import ClosedFormLR
+from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 from lightning_hpo.space import from_unit, split_name
-from lightning_hpo.training.leaves import Fixed, Path, leaves, same
-from lightning_hpo.training.lr_schedule import LRSchedule
-from lightning_hpo.training.random_state import rng_state, set_rng_state
+from lightning_hpo.training.builder import part_of
+from lightning_hpo.training.leaves import Fixed, Path, copy_of, leaves, same
+from lightning_hpo.training.lr_schedule import LRSchedule, nested
+from lightning_hpo.training.random_state import seeded
 from lightning_hpo.training.usage import BUILDING, is_used
 
 Build: TypeAlias = Callable[[Mapping[str, Any]], tuple[pl.LightningModule, pl.LightningDataModule | None]]
@@ -35,7 +33,7 @@ _LIBRARIES = ("lightning", "pytorch_lightning", "lightning_hpo")  # whose callba
 
 @dataclass(frozen=True)
 class Effect:
-    """What one hyperparameter changes.
+    """The values that a hyperparameter changes.
 
     Args:
         paths: of values that training reads.
@@ -58,7 +56,7 @@ class Rebuild:
 
     Args:
         build: builds it.
-        params: hyperparameters that the module at work was built with; others are as ``build`` has them.
+        params: hyperparameters that the live module was built with; others are as ``build`` has them.
         takes: whether ``build`` takes a name of the space.
         building: methods that have run before training, see :func:`~lightning_hpo.training.usage.is_used`.
         effects: of each name, found once for all that share it.
@@ -71,7 +69,7 @@ class Rebuild:
     effects: dict[str, Effect] = field(default_factory=dict)
 
     def find_effects(self, space: Mapping[str, BaseDistribution], trainer: pl.Trainer) -> None:
-        """Find what each name of a space changes, unless that is known."""
+        """Find the effect of each name of a space, unless it is known."""
         names = [name for name in space if name not in self.effects and self.takes(name)]
         if names:
             base = twin(trainer, self.build, self.params)
@@ -85,8 +83,8 @@ def of_module(trainer: pl.Trainer, module: pl.LightningModule) -> Rebuild | None
     owners = {"model": module, "data": data}
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        built = {head: _again(one, _part(params, head)) for head, one in owners.items() if one is not None}
-        return built["model"], built.get("data")
+        again = {head: _again(owner, part_of(params, head)) for head, owner in owners.items() if owner is not None}
+        return again["model"], again.get("data")
 
     def takes(name: str) -> bool:
         head, key = split_name(name)
@@ -97,14 +95,14 @@ def of_module(trainer: pl.Trainer, module: pl.LightningModule) -> Rebuild | None
         return None
     try:
         twin(trainer, build, {})
-    except Exception:  # noqa: BLE001  # the constructor is the user's; without it only what can be proven is bound
+    except Exception:  # noqa: BLE001  # the constructor is the user's; without it only certain names are bound
         return None
     return Rebuild(build, {}, takes)
 
 
 @dataclass
 class Twin:
-    """A second build of what trains, which never trains itself.
+    """A second build of a module with its optimizers, schedules and data, which never trains.
 
     Args:
         roots: optimizers, schedules, module and data module.
@@ -117,16 +115,16 @@ class Twin:
     trainer: pl.Trainer
 
     def advance(self, live: Sequence[Any]) -> None:
-        """Bring the schedules to where those at work are; without training, so ReduceLROnPlateau stays."""
+        """Bring the schedules to the step of the live schedules; ReduceLROnPlateau stays, as nothing is trained."""
         advance(self.roots["schedules"], live)
 
     def leaves(self) -> dict[Path, Any]:
         """Every plain value, as it is now."""
-        return {path: _kept(value) for path, value in leaves(self.roots).items()}
+        return {path: copy_of(value) for path, value in leaves(self.roots).items()}
 
 
 def live_roots(trainer: pl.Trainer, module: pl.LightningModule) -> Roots:
-    """Return what is at work, in the form of a twin's roots."""
+    """Return the live objects in the form of a twin's roots."""
     return {
         "optimizers": list(trainer.optimizers),
         "schedules": [config.scheduler for config in trainer.lr_scheduler_configs],
@@ -137,7 +135,7 @@ def live_roots(trainer: pl.Trainer, module: pl.LightningModule) -> Roots:
 
 def twin(trainer: pl.Trainer, build: Build, params: Mapping[str, Any]) -> Twin:
     """Build module, optimizers and schedules again, attached to a copy of the Trainer; no random number is used up."""
-    with own_random_numbers(), warnings.catch_warnings():
+    with seeded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module, data = build(params)
         other = _attached(trainer, module)
@@ -151,7 +149,7 @@ def twin(trainer: pl.Trainer, build: Build, params: Mapping[str, Any]) -> Twin:
             if isinstance(callback, LRSchedule) and not roots["schedules"]:
                 roots["schedules"] = callback.bring(other.optimizers)
         note_base_lrs(roots["optimizers"])
-        weights = {name: one.detach().clone() for name, one in module.named_parameters() if _is_known(one)}
+        weights = {name: copy_of(weight) for name, weight in module.named_parameters() if _is_known(weight)}
         return Twin(roots, weights, other)
 
 
@@ -160,11 +158,11 @@ def note_base_lrs(optimizers: Sequence[Any]) -> None:
     for optimizer in optimizers:
         for group in getattr(optimizer, "param_groups", ()):
             if "lr" in group:
-                group.setdefault("initial_lr", _kept(group["lr"]))
+                group.setdefault("initial_lr", copy_of(group["lr"]))
 
 
 def differing(before: Mapping[Path, Any], after: Mapping[Path, Any]) -> set[Path]:
-    """Return the paths whose values differ, or that only one of the two has."""
+    """Return the paths whose values differ, or that only one side has."""
     missing = object()
     return {
         path for path in before.keys() | after.keys() if not same(before.get(path, missing), after.get(path, missing))
@@ -197,10 +195,10 @@ def unread_names(space: Mapping[str, BaseDistribution], rebuild: Rebuild, traine
 
 def _effect(name: str, distribution: BaseDistribution, base: Twin, rebuild: Rebuild, trainer: pl.Trainer) -> Effect:
     before = base.leaves()
-    found, unread, error = set[Path](), set[Path](), None
+    read, unread, error = set[Path](), set[Path](), None
     fixed = weights = False
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
-    readers = [one for one in callbacks if type(one).__module__.partition(".")[0] not in _LIBRARIES]
+    readers = [callback for callback in callbacks if type(callback).__module__.partition(".")[0] not in _LIBRARIES]
     for value in other_values(distribution):
         try:
             other = twin(trainer, rebuild.build, {**rebuild.params, name: value})
@@ -211,17 +209,17 @@ def _effect(name: str, distribution: BaseDistribution, base: Twin, rebuild: Rebu
         moved = differing(before, after)
         rigid = {path for path in moved if isinstance(after.get(path, Fixed(None)), Fixed) or path not in before}
         fixed = fixed or bool(rigid)
-        weights = weights or any(not same(one, base.weights.get(key)) for key, one in other.weights.items())
+        weights = weights or any(not same(weight, base.weights.get(key)) for key, weight in other.weights.items())
         used = {path for path in moved - rigid if is_used(path, other.roots, readers, rebuild.building)}
-        found |= used
+        read |= used
         unread |= moved - rigid - used
-        if found:
+        if read:
             break
-    return Effect(frozenset(found), fixed, frozenset(unread - found), weights, error)
+    return Effect(frozenset(read), fixed, frozenset(unread - read), weights, error)
 
 
 def advance(schedules: Sequence[Any], live: Sequence[Any]) -> None:
-    """Bring schedules that have just been built to where those at work are."""
+    """Bring schedules that have just been built to the step of the live schedules."""
     for own, other in zip(schedules, live, strict=False):
         if type(own) is type(other):
             _advance(own, other)
@@ -232,8 +230,22 @@ def is_rate(path: Path) -> bool:
     return path[0] == ("item", "optimizers") and path[-1] == ("item", "lr")
 
 
+def with_share(wanted: Any, current: Any, before: Any) -> Any:
+    """Return a learning rate to write where code of the user may have moved the rate: the share of the move stays.
+
+    Args:
+        wanted: rate by the hyperparameters.
+        current: rate in effect.
+        before: rate by the hyperparameters before, at the same step; None if it is not known.
+    """
+    if before is None or float(before) == 0 or same(current, before):
+        return wanted
+    rate = float(current) * (float(wanted) / float(before))
+    return torch.tensor(rate, dtype=current.dtype) if isinstance(current, torch.Tensor) else rate
+
+
 def _advance(own: Any, other: Any) -> None:
-    for inner, live in zip(_nested(own), _nested(other), strict=False):
+    for inner, live in zip(nested(own), nested(other), strict=False):
         if isinstance(inner, ClosedFormLR) and live.max_steps is not None:
             inner.bind(live.max_steps)
     if isinstance(own, ClosedFormLR):
@@ -250,12 +262,6 @@ def _position(schedule: Any) -> int:
     return int(schedule.last_epoch) if hasattr(schedule, "last_epoch") else _position(inner[0]) if inner else 0
 
 
-def _nested(schedule: Any) -> Iterator[Any]:
-    yield schedule
-    for inner in getattr(schedule, "_schedulers", ()):
-        yield from _nested(inner)
-
-
 def _attached(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
     """Attach a module to a copy of a Trainer with optimizers of its own."""
     other = copy.copy(trainer)
@@ -267,22 +273,9 @@ def _attached(trainer: pl.Trainer, module: pl.LightningModule) -> pl.Trainer:
     return other
 
 
-@contextmanager
-def own_random_numbers() -> Iterator[None]:
-    """Draw the same random numbers at each build, and use up none of training's."""
-    before = rng_state()
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  # user code may draw from the global generator
-    random.seed(0)
-    try:
-        yield
-    finally:
-        set_rng_state(before)
-
-
 def _again(owner: Any, params: Mapping[str, Any]) -> Any:
     hparams = {**copy.deepcopy(dict(owner.hparams)), **params}
-    instantiator = hparams.pop("_instantiator", None)  # what a LightningCLI builds with
+    instantiator = hparams.pop("_instantiator", None)  # a LightningCLI builds with it
     if instantiator is not None:
         module, _, name = str(instantiator).rpartition(".")
         return getattr(importlib.import_module(module), name)(type(owner), hparams)
@@ -291,15 +284,7 @@ def _again(owner: Any, params: Mapping[str, Any]) -> Any:
 
 def _accepts(kind: type, key: str) -> bool:
     parameters = inspect.signature(kind).parameters
-    return key in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-
-
-def _part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
-    return {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}
-
-
-def _kept(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+    return key in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def _is_known(parameter: Any) -> bool:

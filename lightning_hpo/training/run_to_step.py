@@ -160,7 +160,7 @@ class Leg(pl.Callback):
     def _come_to_a_point(self, trainer: Any) -> None:
         """Save here if training can be continued exactly from here; else it is done after a validation or epoch."""
         if self._losses is not None:
-            self._losses.look(trainer)
+            self._losses.check(trainer)
         self._due = validation_is_due(trainer)
         if self._due:
             self._resumable.before_validation()
@@ -180,7 +180,7 @@ class Leg(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the validation from changing the random numbers of training."""
         if self._losses is not None:
-            self._losses.look(trainer)
+            self._losses.check(trainer)
         self._resumable.on_validation_start(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:

@@ -1,9 +1,9 @@
 """Settings of optimizers and LR schedules that a trial was built with: they win over those of a restored checkpoint.
 
-A trial that continues another one's checkpoint with other hyperparameters gets the other's settings back with the
-optimizer's state. What differs between the two builds is then set again, at the step of the restored schedules. A trial
-that continues its own checkpoint was built in the same way, so nothing is touched, and what its own code has changed
-stays changed.
+A trial that continues the checkpoint of its parent with other hyperparameters gets the parent's settings back with the
+optimizer's state. Settings in which the two builds differ are then set again, at the step of the restored schedules. A
+trial that continues its own checkpoint was built in the same way, so nothing is touched, and changes by its own code
+stay.
 """
 
 import copy
@@ -15,19 +15,18 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_hpo.errors import ParameterMismatchError
-from lightning_hpo.training.leaves import Path, get, leaves, put, same, text
-from lightning_hpo.training.rebuild import advance, differing, is_rate, note_base_lrs
+from lightning_hpo.training.leaves import Path, get, leaves, put_and_check
+from lightning_hpo.training.rebuild import advance, differing, is_rate, note_base_lrs, with_share
 
 _STORED = (bool, int, float, str, type(None), torch.Tensor)
 
 
 class BuiltSettings:
-    """What a Trainer's optimizers and schedules were built with; create it before a checkpoint is restored.
+    """Settings that a Trainer's optimizers and schedules were built with; create it before a checkpoint is restored.
 
     Args:
         trainer: in ``on_fit_start``.
-        before: what :attr:`values` was for the checkpoint that will be restored; None if there is none.
+        before: :attr:`values` of the checkpoint that will be restored; None if there is none.
     """
 
     def __init__(self, trainer: pl.Trainer, before: Sequence[tuple[Any, Any]] | None = None) -> None:
@@ -45,7 +44,7 @@ class BuiltSettings:
         self._fresh = copy.deepcopy(_roots(trainer)) if self._changed else {}
 
     def apply(self, trainer: pl.Trainer) -> None:
-        """Set what differs from the build that the restored checkpoint comes from, and read it back.
+        """Set the values that differ from the build of the restored checkpoint, and read them back.
 
         Raises:
             ParameterMismatchError: naming a setting that is not in effect.
@@ -58,30 +57,21 @@ class BuiltSettings:
         rates = {path for path in _values(trainer) if is_rate(path) and path[1] in touched}
         for path in sorted(self._changed.keys() | rates, key=repr):
             value = self._rate(path, live) if is_rate(path) else get(self._fresh, path)
-            try:
-                put(live, path, value)
-            except LookupError as error:
-                raise ParameterMismatchError(f"{text(path)}={value!r} cannot be set: {error}") from error
-            if not same(get(live, path), value):
-                raise ParameterMismatchError(f"{text(path)}={value!r} was asked for, {get(live, path)!r} is in effect.")
+            put_and_check(live, path, value)
         self._fresh = {}
 
     def _rate(self, path: Path, live: Any) -> Any:
-        """Learning rate at the step of its schedule; without one, as much reduced as it is."""
-        own, now, base = get(self._fresh, path), get(live, path), self._before.get(path)
-        optimizer = get(live, path[:2])
+        """Return the learning rate at the step of its schedule; without a schedule, reduced by as much as now."""
+        own, optimizer = get(self._fresh, path), get(live, path[:2])
         clocks = [s for s in live["schedules"] if s.optimizer is optimizer and not isinstance(s, ReduceLROnPlateau)]
-        if clocks or base is None or same(now, base) or float(base) == 0:
-            return own
-        rate = float(now) * (float(own) / float(base))
-        return torch.tensor(rate, dtype=now.dtype) if isinstance(now, torch.Tensor) else rate
+        return own if clocks else with_share(own, get(live, path), self._before.get(path))
 
 
 def names_in_groups(optimizers: Sequence[Optimizer], module: pl.LightningModule) -> list[list[list[str]]]:
     """Return the names of the parameters in each group of each optimizer."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [
-        [[names.get(id(one), "") for one in group["params"]] for group in optimizer.param_groups]
+        [[names.get(id(parameter), "") for parameter in group["params"]] for group in optimizer.param_groups]
         for optimizer in optimizers
     ]
 
@@ -111,7 +101,9 @@ def _values(trainer: pl.Trainer) -> dict[Path, Any]:
 
 
 def _is_stored(value: Any) -> bool:
-    return isinstance(value, _STORED) or (isinstance(value, tuple) and all(isinstance(one, _STORED) for one in value))
+    return isinstance(value, _STORED) or (
+        isinstance(value, tuple) and all(isinstance(element, _STORED) for element in value)
+    )
 
 
 def _copied(value: Any) -> Any:

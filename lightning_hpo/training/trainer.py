@@ -1,4 +1,4 @@
-"""The Trainer of a trial: its length in epochs is that of the full budget, and it validates when it is told to."""
+"""The Trainer of a trial: its length in epochs is that of the full budget, and a job says when it validates."""
 
 import math
 import sys
@@ -25,21 +25,20 @@ from lightning_hpo.errors import ParameterMismatchError
 
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
 
-# Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; what to write instead.
-_REFUSED_ON = {
+# Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; the remedy.
+_NOT_ON = {
     "barebones": "without logging there is no score: leave it out",
 }
-_REFUSED_ZERO = {
+_NOT_ZERO = {
     "limit_train_batches": "a trial without training has no score: give at least 1",
     "limit_val_batches": "a trial without validation has no score: give at least 1",
 }
 
-# Callbacks that no trial can have, and what to use instead.
-_CHANGES_PARAMETERS: dict[type[Callback], str] = {
-    BatchSizeFinder: "changes the batch size, so the recorded one would be wrong: put 'data.batch_size' into the space",
-    LearningRateFinder: "changes the learning rate, so the recorded one would be wrong: put 'lr' into the space",
-}
-_CANNOT_BE_JUDGED: dict[type[Callback], str] = {
+# Callbacks that no trial can have, and the remedy.
+_NOT_IN_TRIALS: dict[type[Callback], str] = {
+    BatchSizeFinder: "changes the batch size, so the recorded value would be wrong: put 'data.batch_size' into the "
+    "space",
+    LearningRateFinder: "changes the learning rate, so the recorded value would be wrong: put 'lr' into the space",
     ModelPruning: "keeps its masks in no checkpoint, so no trial could be continued: prune the best model",
     SpikeDetection: "cannot be restored from a checkpoint by Lightning 2.6, so no trial could be continued: give the "
     "tuner `stop_on_nan=True`",
@@ -48,41 +47,39 @@ _CANNOT_BE_JUDGED: dict[type[Callback], str] = {
 }
 
 
-def refuse_arguments(arguments: dict[str, Any]) -> None:
+def validate_arguments(arguments: dict[str, Any]) -> None:
     """Raise ValueError for an argument of the Trainer that contradicts the budget of a trial."""
     for name, value in arguments.items():
-        remedy = _REFUSED_ON.get(name) if value else _REFUSED_ZERO.get(name) if value is not None else None
+        remedy = _NOT_ON.get(name) if value else _NOT_ZERO.get(name) if value is not None else None
         if remedy is not None:
             raise ValueError(f"`trainer` has {name}={value!r}, but {remedy}.")
 
 
-def refuse_callbacks(callbacks: list[Callback]) -> None:
-    """Refuse callbacks with which a trial cannot be recorded, judged or continued.
+def validate_callbacks(callbacks: list[Callback]) -> None:
+    """Check that a trial with these callbacks can be recorded, judged and continued.
 
     Raises:
-        ParameterMismatchError: if one changes what the study records.
-        MisconfigurationException: if one is at odds with validation or checkpoints.
+        ParameterMismatchError: if a callback changes a recorded hyperparameter.
+        MisconfigurationException: if a callback is at odds with validation or checkpoints.
     """
     for callback in callbacks:
-        name = type(callback).__name__
-        for kind, why in _CHANGES_PARAMETERS.items():
+        for kind, why in _NOT_IN_TRIALS.items():
             if isinstance(callback, kind):
-                raise ParameterMismatchError(f"{name} {why}.")
-        for kind, why in _CANNOT_BE_JUDGED.items():
-            if isinstance(callback, kind):
-                raise MisconfigurationException(f"{name} {why}.")
+                finds = kind in (BatchSizeFinder, LearningRateFinder)
+                error = ParameterMismatchError if finds else MisconfigurationException
+                raise error(f"{type(callback).__name__} {why}.")
 
 
 class TrialTrainer(pl.Trainer):
-    """A Trainer with ``max_steps`` whose ``max_epochs`` is what that makes of epochs.
+    """A Trainer with ``max_steps`` whose ``max_epochs`` is that budget in epochs.
 
-    LR schedules and annealing that are written in epochs so end where training ends, in every rung. Training itself
+    LR schedules and annealing that are written in epochs thus end where training ends, in every rung. Training itself
     ends by ``max_steps``, or by a smaller ``max_epochs`` that the user has given.
     """
 
     @property
     def max_epochs(self) -> int | None:
-        """Epochs that the budget makes, the last one included if it is not whole; the user's limit if it is smaller.
+        """Epochs of the budget, the last included if it is not whole; the user's limit if it is smaller.
 
         Raises:
             MisconfigurationException: if the training data have no length, so that it is not known.
@@ -123,10 +120,10 @@ class TrialTrainer(pl.Trainer):
 
 
 class FirstCallback(pl.Callback):
-    """Prepares a Trainer before the callbacks of the user; a job adds what it does before their other hooks."""
+    """Prepares a Trainer before the callbacks of the user; a job adds its own actions before their other hooks."""
 
     def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
-        """Prepare what Lightning does too late, or otherwise than a trial needs it."""
+        """Do what Lightning does too late, or not as a trial needs it."""
         trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
         if isinstance(trainer.precision_plugin, DoublePrecision):
             pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
@@ -138,7 +135,7 @@ class FirstCallback(pl.Callback):
 
 
 def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
-    """Return how many epochs a number of optimizer steps makes; the last one may be a part of one.
+    """Return how many epochs a number of optimizer steps makes; the last epoch may not be whole.
 
     Args:
         max_steps: optimizer steps; under manual optimization of all optimizers together.
@@ -146,7 +143,7 @@ def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
         trainer: for its gradient accumulation; Lightning always steps on the last batch of an epoch.
     """
     optimizers = 1 if trainer.lightning_module.automatic_optimization else max(len(trainer.optimizers), 1)
-    schedule = next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+    schedule = next((found for found in trainer.callbacks if isinstance(found, GradientAccumulationScheduler)), None)
     steps = epochs = 0
     while steps < max_steps:
         factor = trainer.accumulate_grad_batches if schedule is None else schedule.get_accumulate_grad_batches(epochs)
@@ -159,7 +156,7 @@ def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
 
 
 def validation_is_due(trainer: Any) -> bool:
-    """Whether the Trainer validates after this batch by its own rhythm, without being stopped."""
+    """Whether the Trainer validates after this batch by its own settings, without being stopped."""
     before, trainer.should_stop = trainer.should_stop, False
     try:
         loop = trainer.fit_loop
@@ -169,7 +166,7 @@ def validation_is_due(trainer: Any) -> bool:
 
 
 def validate_now(trainer: Any) -> None:
-    """Validate inside ``fit``, with its loaders, outside its own rhythm."""
+    """Validate inside ``fit``, with its loaders, apart from its own settings."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False
     trainer.validating = True
@@ -197,7 +194,7 @@ def is_held_back(trainer: TrialTrainer) -> bool:
 
 def leave_fit() -> NoReturn:
     """Leave ``fit`` from within a hook: no more hooks but ``teardown`` are called, and ``fit`` returns."""
-    raise _TunerExitException  # what Lightning's own finders leave with; it has no public name
+    raise _TunerExitException  # Lightning's own finders leave with it; it has no public name
 
 
 def _lightning_asks() -> bool:

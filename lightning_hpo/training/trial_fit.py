@@ -1,7 +1,6 @@
 """One Trainer for a trial's folder: quiet, seeded, and exact to continue from its checkpoint."""
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,20 +9,19 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from torch.utils.data import DataLoader
 
-from lightning_hpo.quiet import CHATTY, warnings_only
-from lightning_hpo.training.builder import Built
+from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
+from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
-from lightning_hpo.training.random_state import rng_state, set_rng_state
-from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, refuse_arguments, refuse_callbacks
+from lightning_hpo.training.random_state import seeded
+from lightning_hpo.training.trainer import FirstCallback, TrialTrainer, validate_arguments, validate_callbacks
 
 METRICS = "metrics.csv"
 
-# What a search over many short fits wants, where a single fit would not; `trainer={...}` overrides each.
+# Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {
     "devices": 1,
     "enable_progress_bar": False,
@@ -33,22 +31,22 @@ TRAINER_DEFAULTS = {
 
 
 class JobCallback(Protocol):
-    """What decides over a fit: a callback that comes last, with parts that come first or after the module's hooks."""
+    """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
 
     first: FirstCallback
 
     def after_start(self) -> None:
-        """Do what comes after all hooks at the start of training."""
+        """Act after all hooks at the start of training."""
 
     def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
-        """Do what comes after all hooks of a training batch."""
+        """Act after all hooks of a training batch."""
 
     def after_validation(self, trainer: pl.Trainer) -> None:
-        """Do what comes after all hooks of a validation."""
+        """Act after all hooks of a validation."""
 
 
 def make_trainer(
-    built: Built,
+    components: TrialComponents,
     folder: Path,
     job: JobCallback,
     io: SealedCheckpointIO,
@@ -60,28 +58,28 @@ def make_trainer(
     """Make a Trainer that keeps everything in one folder, and let the training loaders tell their position.
 
     Args:
-        built: what will be trained; its ``train_dataloader`` and the last hooks of the start, a batch and a validation
-            are wrapped.
+        components: of the trial; its ``train_dataloader`` and the last hooks of the start, a batch and a validation are
+            wrapped.
         folder: for checkpoints and metrics.
         job: comes after all other callbacks.
         io: saves and loads its checkpoints.
-        callbacks: more, after those of ``built``.
+        callbacks: more, after those of ``components``.
         saved: content of the checkpoint to continue, or None; later rows of the metrics file are dropped.
-        **arguments: of the Trainer, that ``built`` must not have.
+        **arguments: of the Trainer, that ``components`` must not have.
 
     Raises:
         ValueError: for an argument of the Trainer that contradicts the budget.
     """
-    own = listed(built.trainer.get("callbacks"))
+    own = listed(components.trainer.get("callbacks"))
     defaults = dict(TRAINER_DEFAULTS)
-    if any(isinstance(one, ProgressBar) for one in own):
+    if any(isinstance(callback, ProgressBar) for callback in own):
         del defaults["enable_progress_bar"]
-    if any(isinstance(one, ModelSummary) for one in own):
+    if any(isinstance(callback, ModelSummary) for callback in own):
         del defaults["enable_model_summary"]
-    given = {**defaults, **built.trainer}
-    refuse_arguments(given)
+    given = {**defaults, **components.trainer}
+    validate_arguments(given)
     positions = [] if saved is None else saved["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-    owner: Any = built.module if built.data is None else built.data
+    owner: Any = components.module if components.data is None else components.data
     loaders = owner.train_dataloader
 
     def followed() -> Any:
@@ -93,18 +91,18 @@ def make_trainer(
 
     owner.train_dataloader = followed
     all_callbacks = [job.first, *own, *callbacks, job]
-    refuse_callbacks(all_callbacks)
+    validate_callbacks(all_callbacks)
     given.pop("callbacks", None)
-    given.setdefault("enable_checkpointing", any(isinstance(one, Checkpoint) for one in all_callbacks))
+    given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*listed(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
-    _call_after(built.module, "on_train_start", job.after_start, 0)
-    _call_after(built.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
-    _call_after(built.module, "on_validation_end", partial(job.after_validation, trainer), 0)
+    _call_after(components.module, "on_train_start", job.after_start, 0)
+    _call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
+    _call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
     # Lightning appends callbacks of its own, such as the timer of `max_time`.
     made: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
-    made.sort(key=lambda one: 2 if isinstance(one, Checkpoint) else 1 if one is job else 0)
+    made.sort(key=lambda callback: 2 if isinstance(callback, Checkpoint) else 1 if callback is job else 0)
     return trainer
 
 
@@ -121,7 +119,7 @@ def _call_after(module: Any, hook: str, then: Callable[..., None], count: int) -
 
 
 class _FollowedHook:
-    """A hook and what follows it; no closure, which a traceback would keep alive together with the module."""
+    """A hook that is followed by a call; no closure, which a traceback would keep alive together with the module."""
 
     def __init__(self, own: Callable[..., Any], then: Callable[..., None], count: int) -> None:
         self._own = own
@@ -134,7 +132,7 @@ class _FollowedHook:
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_FollowedHook":
-        """Stay what it is in a copy of the module, such as an average of its weights: it holds the Trainer."""
+        """Return itself for a copy of the module, such as an average of its weights: it holds the Trainer."""
         return self
 
 
@@ -151,18 +149,11 @@ def quiet_and_seeded(seed: int, trial: int) -> Iterator[None]:
 
     The caller gets its random numbers back afterwards.
     """
-    before = rng_state()
     words = [int(word) for word in np.random.SeedSequence([seed, trial]).generate_state(3)]
-    torch.manual_seed(words[0])
-    np.random.seed(words[1])  # noqa: NPY002  # user code may draw from the global generator
-    random.seed(words[2])
-    try:
-        with warnings_only(*CHATTY):
-            yield
-    finally:
-        set_rng_state(before)
+    with seeded(words), known_warnings_hidden(), warnings_only(*CHATTY):
+        yield
 
 
 def listed(given: Any) -> list[Any]:
-    """What Trainer accepts for callbacks and plugins, as a list."""
+    """Return the callbacks or plugins that Trainer accepts as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]

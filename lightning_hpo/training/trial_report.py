@@ -19,7 +19,7 @@ class TrialReport(pl.Callback):
     0 and None to the others.
 
     A trial that is continued from a checkpoint repeats validations. They are not reported again, and the pruner is not
-    asked again about those after which the trial went on; so it ends where an uninterrupted one would.
+    asked again about those after which the trial went on, so it ends where an uninterrupted trial would.
 
     Args:
         trial: to report to; None on every rank but 0.
@@ -79,11 +79,11 @@ class TrialReport(pl.Callback):
         elif step < max(known):
             return False  # it went on from there
         if not self._is_marked and self._trial.should_prune():
-            self._trial.set_user_attr(PRUNED_AT, step)  # what ended the fit, should a kill come before the end of it
+            self._trial.set_user_attr(PRUNED_AT, step)  # the reason of the end, should a kill come before it
         return self._is_marked
 
     def ends_at(self, step: int) -> bool:
-        """Whether the trial was to be pruned at ``step``: also when that was decided by a process that died since."""
+        """Whether the trial was to be pruned at ``step``, also by the decision of a process that has died since."""
         return self.pruned or (self._trial is not None and self._trial.user_attrs.get(PRUNED_AT) == step)
 
     @property
@@ -91,7 +91,7 @@ class TrialReport(pl.Callback):
         return self._trial is not None and PRUNED_AT in self._trial.user_attrs
 
     def _known_steps(self) -> set[int]:
-        """Steps that the study has a value at, those of an earlier process included."""
+        """Return the steps at which the study has a value, those of an earlier process included."""
         if self._reported is None:
             assert self._trial is not None
             trials = self._trial.study.get_trials(deepcopy=False)
@@ -99,5 +99,5 @@ class TrialReport(pl.Callback):
         return self._reported
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the study has it all."""
+        """Return nothing: the study holds everything."""
         return {}

@@ -1,4 +1,4 @@
-"""Whether code that runs in training names a value: an attribute that nothing reads has no effect."""
+"""Whether code that runs in training reads a value: an attribute that nothing reads has no effect."""
 
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_hpo.training.leaves import Path, get
 
-# What these do is done before the first step, and shows in what they leave behind.
+# They have run before the first step, and their effect shows in the objects that they leave.
 BUILDING = frozenset({
     "__init__", "__new__", "__post_init__", "__repr__", "__getstate__", "__setstate__", "extra_repr",
     "configure_optimizers", "configure_model", "configure_callbacks", "setup", "prepare_data", "reset_parameters",
@@ -34,13 +34,13 @@ def is_used(
     if kind[1] in ("optimizers", "schedules") or any(how in ("cell", "default", "arguments") for how, _ in path):
         return True
     owners = [get(roots, path[:end]) for end in range(2, len(path))]
-    own = max((i for i, one in enumerate(owners) if isinstance(one, nn.Module | pl.LightningDataModule)), default=0)
+    own = max((i for i, owner in enumerate(owners) if isinstance(owner, nn.Module | pl.LightningDataModule)), default=0)
     names = {str(key) for _, key in inner[own:] if key not in ("_hparams", "_buffers")}
-    classes = [type(one) for one in (*owners, *readers)]
+    classes = [type(owner) for owner in (*owners, *readers)]
     if names & set(_names_in_classes(classes, building)):
         return True
-    functions = [one for schedule in roots["schedules"] for one in getattr(schedule, "lr_lambdas", ())]
-    return bool(names & {name for one in functions for name in _names(getattr(one, "__code__", None))})
+    curves = [curve for schedule in roots["schedules"] for curve in getattr(schedule, "lr_lambdas", ())]
+    return bool(names & {name for curve in curves for name in _names(getattr(curve, "__code__", None))})
 
 
 def _names_in_classes(classes: Iterable[type], building: frozenset[str]) -> Iterator[str]:
@@ -55,7 +55,7 @@ def _names_in_classes(classes: Iterable[type], building: frozenset[str]) -> Iter
 
 
 def _methods(kind: type, building: frozenset[str]) -> Iterator[types.FunctionType]:
-    """Methods that an instance has; one that is overridden only if the other one calls it."""
+    """Yield the methods of an instance; an overridden method only if the overriding method calls it."""
     done = set(building)
     for base in kind.__mro__:
         if base in _BASES:
@@ -71,7 +71,7 @@ def _methods(kind: type, building: frozenset[str]) -> Iterator[types.FunctionTyp
 
 
 def _names_in_helpers(function: types.FunctionType, seen: set[Any]) -> Iterator[str]:
-    """Names in functions of the same package that a method calls."""
+    """Yield the names in functions of the same package that a method calls."""
     package = function.__module__.partition(".")[0]
     for name in function.__code__.co_names:
         helper = function.__globals__.get(name)
@@ -90,6 +90,6 @@ def _names(code: types.CodeType | None) -> Iterator[str]:
         if isinstance(constant, str):
             yield constant
         elif isinstance(constant, tuple):
-            yield from (one for one in constant if isinstance(one, str))
+            yield from (part for part in constant if isinstance(part, str))
         elif isinstance(constant, types.CodeType):
             yield from _names(constant)

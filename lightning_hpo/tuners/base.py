@@ -73,6 +73,7 @@ class Parts:
 
     Args:
         propose: makes the proposer. Default: the sampler, asked for all parameters at once.
+        work: carries out the jobs of an objective. Default: its own.
         executor: makes the executor. Default: this process, or worker processes, as the options say.
         observers: made when the run is open, and told what happens in the search.
         converged: of the study: start no more trials.
@@ -82,6 +83,7 @@ class Parts:
     """
 
     propose: MakeProposer = SamplerProposer
+    work: "Callable[[Objective], Work]" = lambda objective: objective.run
     executor: MakeExecutor = make_executor
     observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader  # a name for the reader
     converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above  # as above
@@ -105,8 +107,8 @@ class Tuner:
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
-        storage: an Optuna storage or its URL. Default: SQLite in the run folder. What keeps a second process away is a
-            lock in ``root/name``, so processes that use one storage need the same ``root``.
+        storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
+            second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
         root: folder of all runs.
         trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
             they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
@@ -247,7 +249,8 @@ class Tuner:
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
-            return self._search(Target(objective.run, parts, objective.check, objective.builder, objective.use_key))
+            work = self._parts.work(objective)
+            return self._search(Target(work, parts, objective.check, objective.builder, objective.use_key))
 
     def objective(
         self,
@@ -293,7 +296,7 @@ class Tuner:
             return self._search(Target(FunctionWork(function), [function]))
 
     def _search(self, target: Target) -> Result:
-        ranks = Ranks() if target.builder is None else ranks_of(target.builder.surroundings)
+        ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
         self._validate_workers(ranks.size)
         asked = self._fingerprint(target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
@@ -348,6 +351,7 @@ class Tuner:
             mode=self.mode,
             max_steps=self.scheduler.max_steps,
             keep_checkpoints=self._trials.keep_checkpoints,
+            complete_only=getattr(self.scheduler, "replaces_broken", False),
         )
         run.console.planned_steps = self.planned_steps()
         return [files, run.console, *self._parts.observers(run)]

@@ -7,10 +7,10 @@ from typing import Any, Unpack
 import optuna
 from optuna.trial import TrialState
 
+from lightning_hpo import samplers  # its names, which load scipy, are imported at their first use
 from lightning_hpo.errors import explained
 from lightning_hpo.reporting.beliefs import Beliefs, has_choice
 from lightning_hpo.reporting.events import Observer
-from lightning_hpo.samplers import GaussianProcessSampler, KernelDensitySampler, expected_improvement_share
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, MedianStopping, Scheduler
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.space import Space
@@ -82,7 +82,7 @@ class HyperbandTuner(Tuner):
             scheduler = AsyncHyperband(max_steps, least, eta, mode, iterations)
             lowest = None
             if options.get("sampler") is None:
-                options["sampler"] = KernelDensitySampler(options.get("seed", 0))
+                options["sampler"] = samplers.KernelDensitySampler(options.get("seed", 0))
                 lowest = scheduler.plan()[0].rungs[0].max_steps
             share = partial(_random_share, lowest=lowest)
             super().__init__(space, scheduler, parts=Parts(partial(SamplerProposer, random_share=share)), **options)
@@ -178,7 +178,7 @@ class BayesianTuner(Tuner):
             scheduler: Scheduler = FullBudget(max_steps, n_trials)
             if median_stopping:
                 scheduler = MedianStopping(max_steps, n_trials, mode=mode)
-            options["sampler"] = GaussianProcessSampler(
+            options["sampler"] = samplers.GaussianProcessSampler(
                 options.get("seed", 0), n_startup_trials=n_startup_trials, surrogate=surrogate
             )
             converged = partial(_converged, least=n_startup_trials, below=stop_below, seed=options.get("seed", 0))
@@ -206,4 +206,4 @@ def _converged(study: optuna.Study, *, least: int, below: float | None, seed: in
     complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     if below is None or complete < least or not has_choice(study):
         return False
-    return expected_improvement_share(study, seed) < below
+    return samplers.expected_improvement_share(study, seed) < below

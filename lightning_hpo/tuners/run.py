@@ -13,6 +13,7 @@ from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import SearchFailedError, StudyPaused, explained, last_line
 from lightning_hpo.executors.worker import validate_not_starting
 from lightning_hpo.interrupts import Interrupts, pausing_signals
+from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.records import Row, Work, best_row
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.report import write_report
@@ -133,13 +134,14 @@ def open_run(
         StorageError: if the folder or the study cannot be used.
     """
     with ExitStack() as stack:
+        stack.enter_context(known_warnings_hidden())
+        stack.enter_context(warnings_only(*CHATTY))  # once, not at each job
         stack.enter_context(explained(folder.path))
         stack.enter_context(folder.readable_errors())
         stack.enter_context(folder.locked(shared=options.shared))
         with study_lock(folder.path):
             folder.remove_leftovers(alone=not options.shared)
             study, storage = _study(options, folder, goal, fingerprint, given)
-        stack.callback(folder.note_checksum)
         if ranks.size > 1:
             target = stack.enter_context(_led(folder, target, ranks, storage))
         interrupts = stack.enter_context(pausing_signals())
@@ -198,7 +200,7 @@ def open_folder(options: RunOptions, default_name: str, target: Target, rank: in
     validate_not_starting()
     name = default_name if options.name is None else options.name
     folder = RunFolder(options.root, name)
-    if options.overwrite and rank == 0 and folder.study_file.exists():
+    if options.overwrite and rank == 0 and folder.has_study:
         with explained(folder.path), folder.readable_errors():
             folder.set_aside()
         folder = RunFolder(options.root, name)

@@ -11,17 +11,16 @@ from typing import Any
 
 import optuna
 
-from lightning_hpo.errors import ParameterMismatchError, RankLostError, SearchFailedError, failure_text
+from lightning_hpo import checkpoints
+from lightning_hpo.errors import SearchFailedError, failure_text
 from lightning_hpo.executors.base import Executor
-from lightning_hpo.records import CHECKPOINT, Job, Outcome, Task, spent
+from lightning_hpo.records import CHECKPOINT, Job, Outcome, Row, Task, spent
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, Observer, StudyRead
 from lightning_hpo.schedulers.base import Scheduler
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.tuners.options import Goal, Limits
 from lightning_hpo.tuners.proposers import ProposalError, Proposer
-
-_STOPS = (SearchFailedError, ParameterMismatchError, RankLostError)  # errors that end the search
 
 
 @dataclass
@@ -64,9 +63,9 @@ class Search:
         """Start jobs while the scheduler has any and no limit is reached, and record what comes back.
 
         Raises:
-            SearchFailedError: if ``max_failed`` trials in a row failed.
-            ParameterMismatchError: if a hyperparameter does not take effect in training.
-            RankLostError: if a process that trains along is gone.
+            SearchFailedError: if ``max_failed`` trials in a row failed, or no member of a population came to its end.
+            Exception: of a job, if it says ``ends_search``: a hyperparameter that does not take effect, a process that
+                trains along and is gone, a full disk.
         """
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
         with self.lock():
@@ -90,13 +89,32 @@ class Search:
         with self.lock():
             if not stop_wanted() and not self._others_train() and self.scheduler.next(self.table.rows) is None:
                 self._retire([row.number for row in self.table.rows if row.idle])
+                self._check_members()
             self._tell(StudyRead(self.table.rows))
 
     def _complete_recorded(self) -> None:
-        """End trials whose process died between their last value and their end."""
-        for row in self.table.rows:
-            if row.idle and row.values and row.scored and (row.ended or row.step >= self.scheduler.max_steps):
-                self.table.complete(row.number, [row.values[row.step]])
+        """End trials whose process died between their last value, or the start of their successor, and their end."""
+        last = {row.home: row.number for row in self.table.rows}
+        for row in [row for row in self.table.rows if row.idle]:
+            if last[row.home] != row.number:
+                self.table.prune(row.number)
+            elif row.values and row.scored and (row.ended or row.step >= self.scheduler.max_steps):
+                reason = self._complete(row.number, [row.values[row.step]])
+                if reason is not None:
+                    self.table.fail(row.number, reason)
+
+    def _check_members(self) -> None:
+        """Raise SearchFailedError for a population of which no member came to its end."""
+        if self._is_population and not any(row.state == "complete" for row in self.table.rows):
+            raise SearchFailedError(
+                f"no member of the population came to step {self.scheduler.max_steps}; the reasons are with the failed "
+                f"trials in {self.folder(0).parent.parent}."
+            )
+
+    @property
+    def _is_population(self) -> bool:
+        """Whether the scheduler replaces trials without a score, so that they do not fail."""
+        return getattr(self.scheduler, "replaces_broken", False)
 
     def _decide(self, deadline: float, stop_wanted: Callable[[], bool]) -> list[Task]:
         """Take a job for each free worker, if there are so many."""
@@ -121,15 +139,24 @@ class Search:
             return None
         self.table.assign(number, job.max_steps)
         row = self.table.rows[number]
-        identity = identity_of(self.study_id, number, row.params)
-        self.settle(self.folder(number), identity)
+        home = self.table.rows[row.home]
+        self.settle(self.folder(home.number), identity_of(self.study_id, home.number, home.params))
         return Task(
             Job(job.max_steps, number, row.parent, row.params),
             params,
-            self.folder(number),
-            source=None if row.parent is None else self.folder(row.parent) / CHECKPOINT,
-            identity=identity,
+            self.folder(home.number),
+            source=None if row.parent is None else self._source(row, row.parent),
+            identity=identity_of(self.study_id, number, row.params),
+            member=home.number,
         )
+
+    def _source(self, row: Row, parent: int) -> Path:
+        """Checkpoint that a trial starts from: its parent's, kept while the parent trains on."""
+        kept = self.folder(row.home) / f"parent.{row.number}.ckpt"
+        of_parent = self.folder(self.table.rows[parent].home) / CHECKPOINT
+        if not row.values and not kept.exists() and of_parent.parent != kept.parent:
+            checkpoints.keep(of_parent, kept)
+        return kept if kept.exists() else of_parent
 
     def _end_all(self, done: set[Future[Outcome]]) -> None:
         """Record every outcome, also if one of them ends the search."""
@@ -137,7 +164,9 @@ class Search:
         for future in sorted(done, key=lambda future: self._running[future].folder):
             try:
                 self._end(self._running.pop(future), future)
-            except _STOPS as error:
+            except Exception as error:
+                if not (isinstance(error, SearchFailedError) or getattr(error, "ends_search", False)):
+                    raise
                 errors.append(error)
         if errors:
             raise errors[0]
@@ -148,10 +177,10 @@ class Search:
         assert number is not None
         before, error = self.table.rows[number].step, future.exception()
         self.table.reread(number)  # a job may have reported its validations
-        if isinstance(error, ParameterMismatchError | RankLostError):
+        if error is not None and getattr(error, "ends_search", False):
             self.table.assign(number, None)
             raise error
-        reason = None
+        reason, remark = None, ""
         if isinstance(error, optuna.TrialPruned):  # raised by the user's function or callback
             self.table.prune(number)
         elif error is not None:
@@ -160,10 +189,15 @@ class Search:
             self.table.assign(number, None)
             return
         else:
-            reason = self._record(number, task, future.result())
-        self._ended(number, before, reason)
+            outcome = future.result()
+            reason, remark = self._record(number, task, outcome), outcome.remark
+            if outcome.stopped:
+                remark = f"trial {number} was asked to stop at step {outcome.step}, and its member goes on as a copy"
+        if task.source is not None and task.source.name != CHECKPOINT:  # kept for this job
+            checkpoints.remove(task.source)
+        self._ended(number, before, reason, remark)
 
-    def _ended(self, number: int, before: int, reason: str | None) -> None:
+    def _ended(self, number: int, before: int, reason: str | None, remark: str = "") -> None:
         """Record a failure, tell that a job has ended, and give up if too many trials fail."""
         self._failed_in_a_row = 0 if reason is None else self._failed_in_a_row + 1
         if reason is not None:
@@ -171,7 +205,7 @@ class Search:
         retired = getattr(self.scheduler, "retired", None)
         self._retire([] if retired is None else retired(self.table.rows))
         row = self.table.rows[number]
-        self._tell(JobEnded(row, row.step - before, self.table.rows, reason or ""))
+        self._tell(JobEnded(row, row.step - before, self.table.rows, reason or "", remark))
         self.limits.check_failures(self._failed_in_a_row, self.table.rows, (reason or "").partition("\n")[0])
 
     def _record(self, number: int, task: Task, outcome: Outcome) -> str | None:
@@ -182,13 +216,24 @@ class Search:
             self.table.prune(number)
             return None
         values, reason = _values(self.goal.monitors, outcome)
+        if reason is not None and self._is_population and isinstance(outcome.score, float):
+            values, reason = [outcome.score], None
+        if outcome.stopped:  # before the score: decisions are made again from what the study holds
+            self.table.note_stop(number, outcome.step)
         if reason is None:
             whole = outcome.step >= self.scheduler.max_steps
             ended = None if whole else outcome.early_end(task.job.max_steps)
             self.table.record(number, outcome.step, values[0])
             if whole or ended is not None:
-                self.table.complete(number, values, ended)
+                reason = self._complete(number, values, ended)
         return reason
+
+    def _complete(self, number: int, values: list[float], ended: str | None = None) -> str | None:
+        """End a trial at its last values; say why it fails if they are no numbers."""
+        if not all(map(math.isfinite, values)):
+            return f"the last score is {values[0]}"
+        self.table.complete(number, values, ended)
+        return None
 
     def _retire(self, numbers: list[int]) -> None:
         for number in numbers:

@@ -9,13 +9,13 @@ import signal
 import time
 from collections.abc import Callable
 
-import optuna
 import torch
 
 from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.study.run_folder import RunFolder
 from tests.small import Data, Net, digits
+from tests.studies import study_of
 from tests.test_kill import in_a_child
 
 CPU = {"accelerator": "cpu", "logger": False}
@@ -129,7 +129,7 @@ def running(child):
 def count(search, root, name, kills, whole=None):
     """What a killed study and its folder hold."""
     folder = RunFolder(root, name)
-    trials = optuna.load_study(study_name=name, storage=f"sqlite:///{folder.study_file}").get_trials(deepcopy=False)
+    trials = study_of(folder.path).get_trials(deepcopy=False)
     states = collections.Counter(trial.state.name for trial in trials)
     by_trial = collections.defaultdict(list)
     for line in (root / f"{name}.steps").read_text().splitlines():

@@ -19,6 +19,7 @@ from lightning_hpo.study.locks import Lock
 from lightning_hpo.study.run_folder import PLACE, RunFolder
 from tests.faults.scripts import Script
 from tests.small import Data, Net
+from tests.studies import study_of
 from tests.test_kill import in_a_child
 
 X = {"x": "uniform(0, 1)"}
@@ -39,8 +40,7 @@ def ended(child):
 
 
 def trials(root):
-    url = f"sqlite:///{RunFolder(root, 's').study_file}"
-    return optuna.load_study(study_name="s", storage=url).get_trials(deepcopy=False)
+    return study_of(root / "s").get_trials(deepcopy=False)
 
 
 def test_each_trial_is_run_once_and_every_process_sees_the_end(tmp_path):

@@ -4,13 +4,13 @@ import os
 import random
 import time
 
-import optuna
 import pytest
 
 from lightning_hpo import RandomTuner, checkpoints
 from lightning_hpo.errors import StorageError
 from tests.faults.scripts import mount_works, run
 from tests.small import Data, Net
+from tests.studies import study_of
 from tests.test_tuners import recorded
 
 X = {"x": "uniform(0, 1)"}
@@ -33,7 +33,7 @@ def small_disk(tmp_path):
 
 
 def values(root):
-    return [t.values for t in optuna.load_study(study_name="r", storage=f"sqlite:///{root}/r/study.db").trials]
+    return [trial.values for trial in study_of(root / "r").trials]
 
 
 @pytest.mark.usefixtures("small_disk")
@@ -44,7 +44,7 @@ def test_a_disk_that_is_full_of_results_is_4_and_keeps_what_was_acknowledged(tmp
     assert str(tmp_path / "runs" / "r") in last
     assert "ENOSPC" in last
     acknowledged, kept = out.count("acknowledged"), tmp_path / "runs.kept"
-    states = [t.state.name for t in optuna.load_study(study_name="r", storage=f"sqlite:///{kept}/r/study.db").trials]
+    states = [trial.state.name for trial in study_of(kept / "r").trials]
     assert acknowledged > 20
     assert acknowledged - 1 <= states.count("COMPLETE") <= acknowledged
     assert set(states[:-1]) == {"COMPLETE"}

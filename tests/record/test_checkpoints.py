@@ -433,7 +433,7 @@ def test_a_planted_checkpoint_of_a_member_executes_nothing(tmp_path, forge):
     PAUSES.clear()
     with pytest.raises(SystemExit):
         population(tmp_path).fit(PausedOnce, datamodule=Data)
-    for file in (tmp_path / "r" / "members").glob("*/*.ckpt"):
+    for file in (tmp_path / "r" / "trials").glob("*/*.ckpt"):
         forge(file, tmp_path / "executed")
     population(tmp_path).fit(PausedOnce, datamodule=Data)
     assert not (tmp_path / "executed").exists()

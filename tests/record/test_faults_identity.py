@@ -19,8 +19,10 @@ from torch import nn
 
 from lightning_hpo import ASHATuner, BayesianTuner, HyperbandTuner, OptunaTuner, RandomTuner
 from lightning_hpo.errors import StudyMismatchError
-from lightning_hpo.study.code_identity import code_parts
+from lightning_hpo.study import code_identity
+from lightning_hpo.study.code_identity import code_parts, comparable
 from tests.small import Data, Net
+from tests.studies import study_of
 
 LR = {"lr": "loguniform(1e-3, 1)"}
 X = {"x": "uniform(0, 1)"}
@@ -264,3 +266,124 @@ def test_a_study_of_before_the_sampler_was_noted_goes_on(tmp_path):
     result.study.set_user_attr("lightning_hpo", noted)
     assert len(random(tmp_path).trials()) == 3
     assert len(bayesian(tmp_path).trials()) == 3
+
+
+BEFORE = '''
+class Model:
+    """A model."""
+
+    width = 64
+    rate: float = 0.1
+
+    def __init__(self, depth: int = 2, *, bias=True):
+        """Make it."""
+        self.depth = depth  # layers
+
+    @staticmethod
+    def loss(x, y):
+        return f"{x!r:>{y}} {y=}" if x else sum((a, b) for a, b in [(1, 2.5), (3, -4j)])
+
+
+pair = [lambda x: x + 1, lambda x: x + 2]
+'''
+TIDIED = '''
+# A comment.
+class Model:
+    width: "int" = 8 * 8
+    rate = 1e-1
+
+    def __init__(self, depth=2, *, bias: bool = True) -> None:
+        self.depth = depth
+
+    @staticmethod
+    def loss(x: int, y: int) -> object:
+        """Compute it."""
+        # Both.
+        return (
+            f'{x!r:>{y}} {y=}'
+            if x
+            else sum((a, b) for a, b in [(1, 2.5), (3, -4j)])
+        )
+
+
+pair = [
+    lambda x: x + 1,
+    lambda x: (x + 2),
+]
+'''
+CHANGES = [
+    ("width = 64", "width = 65", "Model"),
+    ("rate: float = 0.1", "rate: float = 0.2", "Model"),
+    ("depth: int = 2", "depth: int = 3", "Model.__init__"),
+    ("bias=True", "bias=False", "Model.__init__"),
+    ("self.depth = depth", "self.depth = -depth", "Model.__init__"),
+    ("2.5", "2.25", "Model.loss"),
+    ("!r", "!s", "Model.loss"),
+    ("@staticmethod", "@classmethod", "Model.loss"),
+    ("x + 2", "x - 2", "<lambda>"),
+]
+
+
+def parts_of(source, folder):
+    """Names and hashes of the code in a module that has the source."""
+    file = folder / f"module_{abs(hash(source))}.py"
+    file.write_text(source)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return code_parts([module.Model, *module.pair])
+
+
+def test_comments_docstrings_annotations_and_formatting_do_not_count(tmp_path):
+    assert parts_of(TIDIED, tmp_path) == parts_of(BEFORE, tmp_path)
+
+
+@pytest.mark.parametrize(("old", "new", "name"), CHANGES)
+def test_each_change_of_what_code_does_is_found_where_it_is(tmp_path, old, new, name):
+    before, after = parts_of(BEFORE, tmp_path), parts_of(BEFORE.replace(old, new), tmp_path)
+    assert {part for part in before if before[part] != after[part]} == {name}
+
+
+def test_code_with_a_source_has_the_same_hash_under_every_version_of_python(tmp_path):
+    """Noted under Python 3.11; 3.12 and 3.13 give the same."""
+    noted = {
+        "Model": "90164a257d65",
+        "Model.__init__": "648b8b7c477c",
+        "Model.loss": "ad6dceadc689",
+        "<lambda>": "551d42f2d078",
+    }
+    assert parts_of(BEFORE, tmp_path) == noted
+
+
+def test_code_without_a_source_is_compared_under_the_same_version_of_python_only(tmp_path, monkeypatch):
+    def parts(source):
+        names = {}
+        exec(source, names)
+        return code_parts([names["f"]])
+
+    one, two, changed = map(parts, ("def f(x): return x", "def f(x):\n    return x", "def f(x): return -x"))
+    assert one == two != changed
+    assert comparable(one["f"], changed["f"])
+    monkeypatch.setattr(code_identity, "_BYTECODE", "python3.99:")
+    later = parts("def f(x): return -x")
+    assert not comparable(one["f"], later["f"])
+    assert not comparable(one["f"], parts_of(BEFORE, tmp_path)["Model.loss"])
+    random(tmp_path)
+    noted = dict(random(tmp_path).study.user_attrs["lightning_hpo"])
+    study_of(tmp_path / "r").set_user_attr("lightning_hpo", {**noted, "code": {"parts": {"f": one["f"]}}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        random(tmp_path)
+
+
+def test_decorated_functions_and_lambdas_of_one_line_are_told_apart():
+    def doubled(function):
+        return functools.wraps(function)(lambda x: 2 * function(x))
+
+    @doubled
+    def f(x):
+        return x
+
+    first, second = [lambda x: x + 1, lambda x: x + 2]
+    assert not any(":" in part for part in [*code_parts([f, first, second]).values()])
+    assert code_parts([first]) != code_parts([second])

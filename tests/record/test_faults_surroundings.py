@@ -152,7 +152,7 @@ child.join()
     _, out, err = run(tmp_path, code)
     assert "this process is daemonic" in out, err
     assert "give workers=1" in out
-    assert not (tmp_path / "runs" / "r" / "study.db").exists()
+    assert not (tmp_path / "runs" / "r" / "study.journal").exists()
 
 
 def test_a_run_folder_that_is_deleted_meanwhile_is_4(tmp_path):

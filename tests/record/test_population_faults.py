@@ -122,12 +122,12 @@ def test_a_run_folder_that_is_deleted_is_named(tmp_path):
     ACTIONS.append(delete)
     with pytest.raises(StorageError, match="it was deleted or moved"):
         tune(tmp_path)
-    assert not (tmp_path / "run" / "members").exists()
+    assert not (tmp_path / "run" / "trials").exists()
 
 
 def test_what_killed_processes_left_in_a_run_folder_is_swept(tmp_path):
     tune(tmp_path)
-    left = [tmp_path / "run" / "members" / "001" / name for name in (".last.ckpt.7.tmp", ".metrics.csv.tmp", ".x.tmp")]
+    left = [tmp_path / "run" / "trials" / "0001" / name for name in (".last.ckpt.7.tmp", ".metrics.csv.tmp", ".x.tmp")]
     for file in left:
         file.touch()
     tune(tmp_path)
@@ -136,7 +136,7 @@ def test_what_killed_processes_left_in_a_run_folder_is_swept(tmp_path):
 
 def test_a_finished_run_needs_none_of_its_checkpoints(tmp_path):
     result = tune(tmp_path)
-    shutil.rmtree(tmp_path / "run" / "members")
+    shutil.rmtree(tmp_path / "run" / "trials")
     trained = []
     ACTIONS.append(trained.append)
     assert history(tune(tmp_path)) == history(result)
@@ -144,13 +144,20 @@ def test_a_finished_run_needs_none_of_its_checkpoints(tmp_path):
 
 
 def test_checkpoints_of_a_study_that_was_moved_away_are_not_taken_over(tmp_path):
-    tune(tmp_path / "whole", seed=2)
-    tune(tmp_path)
+    def stop(module):
+        if module.global_step == 15:
+            raise KeyboardInterrupt
+
+    whole = tune(tmp_path / "whole", seed=2)
+    ACTIONS.append(stop)
+    with pytest.raises(KeyboardInterrupt):
+        tune(tmp_path)
+    ACTIONS.clear()
     (tmp_path / "run" / "study.journal").unlink()
     with pytest.warns(UserWarning, match="files of other trials are moved aside"):
         result = tune(tmp_path, seed=2)
-    assert history(result) == history(tune(tmp_path / "whole", seed=2))
-    assert len(list((tmp_path / "run" / "members").glob("00?.other-*"))) == 3
+    assert history(result) == history(whole)
+    assert len(list((tmp_path / "run" / "trials").glob("000?.other-*"))) == 3
 
 
 class Killed(pl.Callback):
@@ -188,7 +195,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_stays(tmp_path, nu
     for _ in range(2):
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             tune(tmp_path)
-        file = tmp_path / "run" / "members" / f"{number:03d}" / "last.ckpt"
+        file = tmp_path / "run" / "trials" / f"{number:04d}" / "last.ckpt"
         if file.exists():
             file.write_bytes(file.read_bytes()[:-100])
     ACTIONS.clear()

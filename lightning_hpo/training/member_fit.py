@@ -1,0 +1,152 @@
+"""The fit of a population's member, from its first job or from a checkpoint: the work of a population."""
+
+import errno
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints.origin import STAMP
+from lightning_hpo.errors import JobError, StorageError
+from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task
+from lightning_hpo.study.population_folder import storage_error
+from lightning_hpo.training.member_job import (
+    NEVER,
+    HandOver,
+    MemberJob,
+    outcome_in,
+    params_in,
+    state_in,
+    train_to_the_end,
+)
+from lightning_hpo.training.name_checks import build_of
+from lightning_hpo.training.objective import Objective
+from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.rebuild import Effect, Rebuild
+from lightning_hpo.training.state_transfer import State
+from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # nothing that a member did
+
+
+class MemberFits:
+    """Trains members of a population.
+
+    A member's step, place in the data, clocks and random numbers are its own, in every trial that it trains; a trial
+    that copies takes over weights and all that belongs to them from its parent.
+
+    Args:
+        objective: model, data, space and metric.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._effects: dict[str, Effect] = {}  # of the hyperparameters; the same for all members
+
+    def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
+        """Carry out one job, from the member's checkpoint if there is one, and leave the fit."""
+        return self.train(task, None, should_pause, lambda _outcome, _state: None)
+
+    def train(self, task: Task, copied: State | None, should_pause: Callable[[], bool], hand_over: HandOver) -> Outcome:
+        """Carry out a job, and all that :data:`~lightning_hpo.training.member_job.HandOver` gives after it.
+
+        Args:
+            task: the first job; the member's checkpoint is in its folder.
+            copied: state to begin with, from memory; None reads it from ``task.source``, if the job is the first one of
+                a trial that copies.
+            should_pause: asked before each batch; True leaves the fit, and the job is to be done again.
+            hand_over: called at the end of every job but the member's last one.
+
+        Returns:
+            Outcome of the last job that was begun.
+
+        Raises:
+            StorageError: if a disk is full or gone.
+            JobError: if the fit ended before the job.
+        """
+        own, saved = self._newest(task.folder / CHECKPOINT)
+        if saved is not None and _trial_of(saved) == task.job.trial and saved["global_step"] >= task.job.max_steps:
+            return outcome_in(saved)  # a kill fell between the end of the job and its record
+        copied = self._copied(task, saved) if copied is None else copied
+        params = task.params if saved is None else params_in(saved)
+        objective = self._objective
+        job = MemberJob(
+            task,
+            copied,
+            objective.space,
+            monitor=objective.monitor,
+            rebuild=Rebuild(build_of(objective.builder), params, effects=self._effects),
+            should_pause=should_pause,
+            hand_over=hand_over,
+        )
+        try:
+            with quiet_and_seeded(objective.seed, task.member):
+                built = objective.builder.build(params)
+                trainer = make_trainer(
+                    built,
+                    task.folder,
+                    job,
+                    SealedCheckpointIO(own, saved, objective.key),
+                    saved=saved,
+                    max_steps=objective.max_steps,
+                    check_val_every_n_epoch=None,
+                    val_check_interval=NEVER,
+                )
+                train_to_the_end(trainer)
+                trainer.fit(built.module, datamodule=built.data, ckpt_path=own, weights_only=True)
+        except Exception as error:
+            if (disk := _disk_error(error, task.folder)) is not None:
+                raise disk from error
+            if not job.is_over or job.outcome is None:
+                error.ends_search = isinstance(error, MisconfigurationException)  # type: ignore[attr-defined]  # read by the loop
+                raise
+            text = f"member {task.member} had come to its end when its Trainer failed: {type(error).__name__}: {error}"
+            return replace(job.outcome, remark=text)
+        if job.paused:
+            return Outcome(None, trainer.global_step, ended=PAUSED)
+        if not job.is_over or job.outcome is None:
+            raise JobError(
+                f"its fit ended before the decision after step {trainer.global_step}, though `max_steps` is more"
+            )
+        return job.outcome
+
+    def _newest(self, file: Path) -> tuple[Path | None, dict[str, Any] | None]:
+        """Newest intact checkpoint at a path or behind it, with its content; a damaged one is set aside."""
+        checkpoints.remove_leftovers(file)
+        newest, damaged = checkpoints.newest_intact(file, self._objective.key)
+        for path in damaged:
+            aside = checkpoints.set_aside(path)  # the next save must not take it for the good one before
+            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", path, aside.name)
+        return newest, None if newest is None else checkpoints.load(newest, key=self._objective.key)
+
+    def _copied(self, task: Task, saved: Mapping[str, Any] | None) -> State | None:
+        """State that the first job of a trial copies from its parent's checkpoint; None if it copies none."""
+        here = None if saved is None else _trial_of(saved)
+        if task.source is None or here in (task.job.trial, task.job.parent):
+            return None
+        _, source = self._newest(task.source)
+        if source is None:
+            raise JobError(f"trial {task.job.parent} has no intact checkpoint to copy from")
+        return state_in(source)
+
+
+def _trial_of(saved: Mapping[str, Any]) -> int | None:
+    """Number of the trial that a checkpoint is of."""
+    number: int | None = saved.get(STAMP, {}).get("trial")
+    return number
+
+
+def _disk_error(error: BaseException, folder: Path) -> StorageError | None:
+    """Return the error of a disk that is behind an error; None if the disk is not to blame."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StorageError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return storage_error("the run folder cannot be used", Path(cause.filename or folder), cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
