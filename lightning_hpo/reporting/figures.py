@@ -15,6 +15,7 @@ from lightning_hpo.reporting.drawing import (
     BEST,
     COLOURS,
     GREY,
+    MOST,
     STATE_COLOURS,
     Figure,
     Panels,
@@ -33,6 +34,7 @@ from lightning_hpo.schedulers.base import Bracket, Rung
 from lightning_hpo.schedulers.full_budget import FullBudget
 from lightning_hpo.schedulers.halving import Hyperband, SuccessiveHalving
 
+_CURVE_POINTS = 10_000  # of all learning curves
 _SHOWN_METRICS, _CURVES, _POINTS = 12, 20, 200  # other metrics, the trials of each, points of a trial
 _WITH_PLAN = {kind.__name__: kind for kind in (ASHA, AsyncHyperband, FullBudget, Hyperband, SuccessiveHalving)}
 
@@ -66,7 +68,8 @@ def history(run: Run) -> Figure | None:
 
 def learning_curves(run: Run) -> Figure | None:
     """Value over optimizer steps, a colour for each bracket, the best trial marked."""
-    rows = [row for row in thin(run.rows, run.mode) if finite_values(row)]
+    most = _CURVE_POINTS * len(run.rows) // (sum(len(row.values) for row in run.rows) or 1)
+    rows = [row for row in thin(run.rows, run.mode, min(max(most, 10), MOST)) if finite_values(row)]
     if not rows:
         return None
     entries = sorted({min(row.values) for row in rows})

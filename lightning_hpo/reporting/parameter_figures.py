@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
@@ -23,8 +24,8 @@ from lightning_hpo.reporting.run import Run
 from lightning_hpo.text import HIDDEN, is_secret
 
 _LEAST, _ENOUGH = 4, 10  # trials with a score: without the least nothing is drawn; a step with enough is taken
-_PARAMETERS = 8  # in a figure
-_PARALLEL, _RANK, _CONTOUR, _TIMELINE = 100, 300, 80, 300  # trials in these figures
+_PARAMETERS, _RELATED = 8, 30  # in a figure; and those of which it chooses, if a space has more
+_SLICE, _PARALLEL, _RANK, _CONTOUR, _TIMELINE = 600, 100, 300, 80, 300  # trials in these figures
 _LABEL = 40  # letters of a choice
 
 
@@ -153,7 +154,19 @@ class ParameterFigures:
             parameter = _shown(name, distribution, values.get(name, []))
             if parameter is not None:
                 shown[name] = parameter
-        return shown
+        if len(shown) <= _RELATED:
+            return shown
+        related = {name: self._correlation(name) for name in shown}
+        kept = sorted(shown, key=lambda name: -related[name])[:_RELATED]
+        return {name: shown[name] for name in shown if name in kept}
+
+    def _correlation(self, name: str) -> float:
+        """How closely the last scores follow a parameter, from 0 to 1."""
+        distribution = self._run.distributions[name]
+        scores = [(row, row.score) for row in self._run.rows if row.score is not None and name in row.params]
+        places = np.argsort(np.argsort([distribution.to_internal_repr(row.params[name]) for row, _ in scores]))
+        ranks = np.argsort(np.argsort([score for _, score in scores]))
+        return abs(float(np.corrcoef(places, ranks)[0, 1])) if len(scores) > 2 else 0.0
 
     @cached_property
     def _shown(self) -> list[str]:
@@ -185,7 +198,7 @@ class ParameterFigures:
     @cached_property
     def _all(self) -> optuna.Study:
         """Trials with a score at the step; the others keep their number's place."""
-        kept = {row.number for row in thin(self._run.rows, self._run.mode)}
+        kept = {row.number for row in thin(self._run.rows, self._run.mode, _SLICE)}
         return self._scored([row.number for row in self._run.rows if row.number in kept], with_gaps=True)
 
     def _scored(self, numbers: Iterable[int], *, with_gaps: bool = False) -> optuna.Study:

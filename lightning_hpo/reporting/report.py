@@ -21,7 +21,7 @@ from lightning_hpo.reporting.run import Run
 from lightning_hpo.reporting.run_view import lines_of, read_best, read_run
 from lightning_hpo.text import hide_passwords, masked, one_line
 
-_ROWS = 2000  # of the table
+_ROWS, _CELLS = 1000, 20_000  # of the table
 _FAILURES = 100
 
 
@@ -224,8 +224,9 @@ def _failures(run: Run) -> str:
 
 
 def _trials(run: Run) -> str:
-    kept = {row.number for row in ranked(run.rows, run.mode)[:_ROWS]}
-    rows = run.rows if len(run.rows) <= _ROWS else [row for row in run.rows if row.number in kept]
+    most = min(_ROWS, max(_CELLS // (len(run.distributions) + 7), 10))
+    kept = {row.number for row in ranked(run.rows, run.mode)[:most]}
+    rows = run.rows if len(run.rows) <= most else [row for row in run.rows if row.number in kept]
     more = "" if rows is run.rows else f"<p>The best {len(rows):,} of {len(run.rows):,} trials.</p>"
     return f'<h2 id="trials">Trials</h2>{more}{table(run, rows)}'
 

@@ -338,9 +338,9 @@ class Tuner:
                 ).run(run.interrupts.pause_wanted)
             run.raise_if_paused()
             with run.lock():
-                run.report()
                 for observer in observers:
                     observer.on(SearchEnded(run.table.rows))
+                run.report()
             return run.result()
 
     def _observers(self, run: Run) -> list[Observer]:
