@@ -25,7 +25,8 @@ from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.records import Row  # noqa: E402
 from lightning_hpo.samplers.adapter import SamplerAdapter  # noqa: E402
 from lightning_hpo.space import parse_space  # noqa: E402
-from lightning_hpo.study.run_folder import RunFolder, open_study  # noqa: E402
+from lightning_hpo.study.opening import open_study  # noqa: E402
+from lightning_hpo.study.run_folder import RunFolder  # noqa: E402
 from lightning_hpo.study.table import TrialTable  # noqa: E402
 from tests.small import Data, Net  # noqa: E402
 

@@ -18,7 +18,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lightning_hpo.records import Row, State
 from lightning_hpo.study.leases import Leases
 
-# User attributes, so that a dashboard shows them.
+# User attribute of a study: the settings that it was begun with.
+FINGERPRINT = "lightning_hpo"
+# User attributes of trials, so that a dashboard shows them.
 PARENT = "parent"
 FAILURE = "failure"
 ENDED = "ended"  # why a trial finished by itself

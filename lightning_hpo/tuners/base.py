@@ -85,8 +85,8 @@ class Parts:
     propose: MakeProposer = SamplerProposer
     work: "Callable[[Objective], Work]" = lambda objective: objective.run
     executor: MakeExecutor = make_executor
-    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader  # a name for the reader
-    converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above  # as above
+    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader
+    converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above
     study: optuna.Study | None = None
     pruner: BasePruner | None = None
     constraints: Sequence[str] = ()

@@ -20,7 +20,8 @@ from lightning_hpo.reporting.report import write_report
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.study.leases import Leases, study_lock
-from lightning_hpo.study.run_folder import RunFolder, open_study
+from lightning_hpo.study.opening import open_study
+from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.table import TrialTable, read_rows
 from lightning_hpo.study.trial_folders import belongs, identity_of, study_id
 from lightning_hpo.text import say

@@ -16,7 +16,8 @@ from optuna.samplers import BaseSampler
 from lightning_hpo import Hyperband, HyperbandTuner, OptunaTuner, PopulationTuner, RandomTuner, Tuner
 from lightning_hpo.errors import StudyInUseError
 from lightning_hpo.study.locks import Lock
-from lightning_hpo.study.run_folder import PLACE, RunFolder
+from lightning_hpo.study.opening import PLACE
+from lightning_hpo.study.run_folder import RunFolder
 from tests.faults.scripts import Script
 from tests.small import Data, Net
 from tests.studies import study_of
