@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import optuna
@@ -255,6 +256,38 @@ def test_a_run_at_work_and_nothing_imported_that_it_names(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"process {at_work.pid} is at work" in done.stdout
     assert "1 complete, 1 running" in done.stdout
+
+
+def test_a_live_report_follows_the_search_until_its_end(tmp_path):
+    code = (
+        "import sys\nfrom lightning_hpo import RandomTuner\n"
+        "def f(job, params):\n    print('at work', flush=True)\n    sys.stdin.readline()\n    return params['x']\n"
+        "RandomTuner({'x': 'uniform(0, 1)'}, max_steps=1, n_trials=3, root=sys.argv[1], name='r').optimize(f)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as search:
+        assert next(line for line in search.stdout if line.startswith("at work"))
+        live = subprocess.Popen(
+            [sys.executable, "-m", "lightning_hpo", "report", "--live", str(tmp_path / "r")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with live:
+            assert "follows the search" in live.stdout.readline()
+            page = tmp_path / "r" / "report.html"
+            end = time.monotonic() + 60
+            while not page.exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            text = page.read_text()
+            assert '<meta http-equiv="refresh" content="5">' in text
+            assert "1 trials: 1 running" in text
+            search.communicate("\n\n\n")
+            assert live.stdout.read().strip() == str(page)
+        assert live.returncode == 0
+    text = page.read_text()
+    assert 'http-equiv="refresh"' not in text
+    assert "3 trials: 3 complete" in text
 
 
 def test_nothing_that_a_config_names_is_imported(run, tmp_path, capsys, monkeypatch):
