@@ -9,7 +9,7 @@ import sys
 from lightning_hpo.errors import STORAGE
 from lightning_hpo.reporting.report import keep_report, write_report
 from lightning_hpo.reporting.run_view import read_best, read_run
-from lightning_hpo.reporting.show import show
+from lightning_hpo.reporting.summary import show
 from lightning_hpo.text import HIDDEN, lost, say
 
 

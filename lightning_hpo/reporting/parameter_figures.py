@@ -273,4 +273,6 @@ def _plain(drawn: Any) -> Figure:
     plain: Figure = drawn.to_dict()
     for name in ("template", "title", "plot_bgcolor", "paper_bgcolor"):
         plain["layout"].pop(name, None)
+    for note in plain["layout"].get("annotations", ()):
+        note.get("font", {}).pop("color", None)
     return plain
