@@ -25,7 +25,7 @@ from examples.digits import DigitsData, DigitsNet  # noqa: E402
 from lightning_hpo import HyperbandTuner, checkpoints  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.study import fingerprint as fingerprints  # noqa: E402
-from lightning_hpo.training.run_to_step import Leg  # noqa: E402
+from lightning_hpo.training.run_to_step import RunToStep  # noqa: E402
 
 SPACE = {"lr": "loguniform(1e-4, 1e-1)", "width": "int(4, 16)", "dropout": "uniform(0, 0.5)"}
 
@@ -55,7 +55,7 @@ def without():
             (checkpoints, "_is_sealed", Path.exists),
             (checkpoints, "verify", lambda path: Path(path).stat()),
             (fingerprints, "code_parts", lambda _: {}),
-            (Leg, "on_validation_batch_end", lambda *_: None),
+            (RunToStep, "on_validation_batch_end", lambda *_: None),
         ]:
             stack.enter_context(mock.patch.object(owner, name, value))
         yield

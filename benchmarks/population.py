@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import population_digits
-from lightning_hpo.schedulers.population import Rules, Standing
+from lightning_hpo.schedulers.population import MemberScore, Rules
 from lightning_hpo.space import from_unit, parse_space
 from lightning_hpo.study.lineage import lineage
 from lightning_hpo.training.state_transfer import capture, transplant
@@ -116,7 +116,7 @@ def toy_run(rules, ready):
         h = np.array([[one["h0"], one["h1"]] for one in params])
         theta = theta - 0.02 * h * theta
         if rules is not None and step % ready == 0:
-            table = {m: Standing(1.2 - float((theta[m] ** 2).sum()), params[m]) for m in range(2)}
+            table = {m: MemberScore(1.2 - float((theta[m] ** 2).sum()), params[m]) for m in range(2)}
             forks = [rules.decide(m, step, table) for m in range(2)]
             theta = np.array([theta[m if fork is None else fork.donor] for m, fork in enumerate(forks)])
             params = [params[m] if fork is None else dict(fork.params) for m, fork in enumerate(forks)]

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional
 
 from lightning_hpo.schedulers.explore import Interval
-from lightning_hpo.schedulers.population import Rules, Standing
+from lightning_hpo.schedulers.population import MemberScore, Rules
 from lightning_hpo.space import parse_space
 
 SPACE = parse_space(
@@ -87,11 +87,11 @@ def _decide(rules, seeds, step, score, params, history, before):
     for place, seed in enumerate(seeds):
         base = place * MEMBERS
         rule = rules(seed)
-        standings = {one: Standing(float(score[base + one]), params[base + one]) for one in range(MEMBERS)}
+        member_scores = {one: MemberScore(float(score[base + one]), params[base + one]) for one in range(MEMBERS)}
         history[place] += [
             Interval(params[base + one], step, before[base + one], float(score[base + one])) for one in range(MEMBERS)
         ]
-        forks = [rule.decide(member, step, standings, history[place]) for member in range(MEMBERS)]
+        forks = [rule.decide(member, step, member_scores, history[place]) for member in range(MEMBERS)]
         for member, fork in enumerate(forks):
             if fork is not None:
                 donors[base + member] = base + fork.donor

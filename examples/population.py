@@ -73,7 +73,7 @@ def main() -> None:
         name="digits-population",
         trainer={"accelerator": "cpu"},
     ).fit(DigitsNet, datamodule=DigitsData)
-    copies = [one for one in lineage(result) if one.parent is not None]
+    copies = [segment for segment in lineage(result) if segment.parent is not None]
     print(f"best val_loss {result.best_score:.4f} after {len(copies)} copies")
     print("learning rate of the winner, from step:", *(f"{s}: {v:.4g}" for s, v in replay(result).schedule("lr")))
 

@@ -118,6 +118,15 @@ if TYPE_CHECKING:
     from lightning_hpo.schedulers import (
         SuccessiveHalving as SuccessiveHalving,
     )
+    from lightning_hpo.space import (
+        choice as choice,
+    )
+    from lightning_hpo.space import (
+        parse_space as parse_space,
+    )
+    from lightning_hpo.space import (
+        when as when,
+    )
     from lightning_hpo.study.lineage import replay as replay
     from lightning_hpo.training.objective import Objective as Objective
     from lightning_hpo.tuners.base import Tuner as Tuner
@@ -147,6 +156,7 @@ _NAMES = {
     "reporting.lr_plot": "plot_lr_schedule",
     "reporting.result": "Result",
     "samplers": "GaussianProcessSampler KernelDensitySampler",
+    "space": "choice parse_space when",
     "schedulers": "ASHA AsyncHyperband FullBudget Hyperband MedianStopping Scheduler SuccessiveHalving",
     "study.lineage": "replay",
     "training.objective": "Objective",

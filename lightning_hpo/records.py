@@ -113,14 +113,23 @@ def never() -> bool:
 
 
 class FunctionWork:
-    """A user's function as the work of a job; it cannot be paused in the middle."""
+    """A user's function as the work of a job; it cannot be paused in the middle.
 
-    def __init__(self, function: Callable[[Job, Mapping[str, Any]], float]) -> None:
-        self._function = function
+    Args:
+        function: of a job and its trial's parameters.
+        deliver: makes what the function receives of the parameters that a study stores.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Job, Mapping[str, Any]], float],
+        deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ) -> None:
+        self._function, self._deliver = function, deliver
 
     def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
         """Call the function."""
-        score = self._function(task.job, task.params)
+        score = self._function(task.job, self._deliver(task.params))
         if score is None:  # in an Outcome that means paused
             raise JobError("the function returned None; it must return a number")
         return Outcome(score, task.job.max_steps)

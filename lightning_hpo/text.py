@@ -218,9 +218,15 @@ def length_message(name: str, value: float, at_least: int) -> str:
     )
 
 
-def nearest(name: object, known: Mapping[str, object] | Sequence[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the known name that is nearest to ``name``, or an empty text."""
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+def nearest(name: object, known: Mapping[str, object] | Sequence[str], least: float = 0.6) -> str:
+    """Return ``" Did you mean 'x'?"`` for the known name that is nearest to ``name``, or an empty text.
+
+    Args:
+        name: as typed.
+        known: names that there are.
+        least: similarity, from 0 to 1, from which a name is taken for another one misspelt.
+    """
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=least)
     return f" Did you mean {found[0]!r}?" if found else ""
 
 

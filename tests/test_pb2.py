@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_hpo.schedulers.explore import Interval, Occasion
+from lightning_hpo.schedulers.explore import ExploreContext, Interval
 from lightning_hpo.schedulers.pb2 import PB2
-from lightning_hpo.schedulers.population import Rules, Standing
+from lightning_hpo.schedulers.population import MemberScore, Rules
 from lightning_hpo.space import parse_space, to_unit
 from lightning_hpo.study.lineage import Segment, intervals, lineage
-from lightning_hpo.study.shared_folder import read_record
+from lightning_hpo.study.member_files import read_record
 from lightning_hpo.tuners.population import PopulationTuner
 from tests.test_kill import in_a_child
 from tests.test_population_callback import Data, Net, good_donor, member, trainer
@@ -46,8 +46,8 @@ def told(space, best, *, steps=(10, 20, 30), members=8, seed=0, mode="min"):
 
 def proposals(space, seen, step, *, count=8, mode="min"):
     rules = Rules(space, mode)
-    occasion = Occasion(step, mode, 1.0, seen, [])
-    return [PB2().advise(rules.initial(9), space, np.random.default_rng([7, i]), occasion) for i in range(count)]
+    context = ExploreContext(step, mode, 1.0, seen, [])
+    return [PB2().advise(rules.initial(9), space, np.random.default_rng([7, i]), context) for i in range(count)]
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -80,7 +80,7 @@ def test_it_stays_inside_the_space_and_returns_plain_values():
 
 def test_losers_of_one_step_get_different_points_and_decisions_are_keyed():
     rules = Rules(MIXED, explore="pb2", quantile=0.5)
-    table = {number: Standing(0.1 * number, rules.initial(number)) for number in range(8)}
+    table = {number: MemberScore(0.1 * number, rules.initial(number)) for number in range(8)}
     seen = told(MIXED, lambda step: 0.5)
     forks = [rules.decide(number, 30, table, seen) for number in range(8)]
     assert [fork is None for fork in forks] == [True] * 4 + [False] * 4

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_hpo.schedulers.explore import explore, perturb
-from lightning_hpo.schedulers.population import Rules, Standing, exploit, truncate
+from lightning_hpo.schedulers.population import MemberScore, Rules, exploit, truncate
 from lightning_hpo.space import parse_space
 
 SPACE = parse_space(
@@ -89,12 +89,12 @@ def test_perturb_multiplies_moves_to_a_neighbour_and_leaves_zero():
     assert any(perturb(SPACE["dropout"], 0.0, rng(i)) > 0 for i in range(5))
 
 
-def standings(scores):
-    return {member: Standing(score, Rules(SPACE).initial(member)) for member, score in enumerate(scores)}
+def member_scores(scores):
+    return {member: MemberScore(score, Rules(SPACE).initial(member)) for member, score in enumerate(scores)}
 
 
 def test_only_losers_change_and_decisions_are_keyed():
-    table = standings([0.1, 0.2, 0.3, 0.4, 0.5])
+    table = member_scores([0.1, 0.2, 0.3, 0.4, 0.5])
     rules = Rules(SPACE, quantile=0.2)
     assert [rules.decide(member, 60, table) is None for member in range(5)] == [True, True, True, True, False]
     fork = rules.decide(4, 60, table)
@@ -105,7 +105,7 @@ def test_only_losers_change_and_decisions_are_keyed():
 
 
 def test_explore_all_perturbs_everyone_with_a_quarter_per_name():
-    table = standings([0.1, 0.2, 0.3, 0.4, 0.5])
+    table = member_scores([0.1, 0.2, 0.3, 0.4, 0.5])
     rules = Rules(SPACE, donor="best", explore="all")
     forks = [rules.decide(0, step, table) for step in range(400)]
     changed = [fork for fork in forks if fork is not None]
@@ -116,7 +116,7 @@ def test_explore_all_perturbs_everyone_with_a_quarter_per_name():
 
 def test_a_function_explores_and_is_clipped():
     rules = Rules(SPACE, explore=lambda params, space, generator: {"lr": params["lr"] * 1e6})
-    table = standings([0.1, 0.2])
+    table = member_scores([0.1, 0.2])
     assert rules.decide(1, 60, table).params == {**table[0].params, "lr": 1.0}
 
 
@@ -144,7 +144,7 @@ def toy(rules, seed, ready, steps=200):
         h = np.array([[one["h0"], one["h1"]] for one in params])
         theta = theta - 0.01 * 2 * h * theta
         if step % ready == 0:
-            table = {m: Standing(1.2 - float((theta[m] ** 2).sum()), params[m]) for m in range(2)}
+            table = {m: MemberScore(1.2 - float((theta[m] ** 2).sum()), params[m]) for m in range(2)}
             forks = [rules.decide(m, step, table) for m in range(2)]
             theta = np.array([theta[m if fork is None else fork.donor] for m, fork in enumerate(forks)])
             params = [params[m] if fork is None else dict(fork.params) for m, fork in enumerate(forks)]

@@ -19,7 +19,8 @@ from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.population import Rules
 from lightning_hpo.space import parse_space
 from lightning_hpo.study.lineage import lineage
-from lightning_hpo.study.shared_folder import SharedFolder, read_record
+from lightning_hpo.study.member_files import read_record
+from lightning_hpo.study.shared_folder import SharedFolder
 from lightning_hpo.training.state_transfer import capture, transplant
 from tests.small import digits
 

@@ -13,7 +13,7 @@ import torch
 from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.study.lineage import lineage, schedule_of
-from lightning_hpo.study.shared_folder import read_record
+from lightning_hpo.study.member_files import read_record
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from tests.faults.scripts import run
 from tests.test_kill import in_a_child
@@ -186,8 +186,8 @@ class Watch(pl.Callback):
             time.sleep(0.002)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        graft = self.pbt._pending
-        pl_module.copied = None if graft is None or graft.state is None else graft.state["module"]
+        following = self.pbt._pending
+        pl_module.copied = None if following is None or following.state is None else following.state["module"]
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         time.sleep(0.01)  # a member that the machine favours does not run away

@@ -220,7 +220,7 @@ def test_the_winner_is_replayed_by_a_plain_trainer(uninterrupted, tmp_path):
     found = replay(uninterrupted)
     assert found.max_steps == STEPS
     assert dict(found.params) == dict(uninterrupted.best_params)
-    assert found.stretches == schedule_of(winner(segments), segments)
+    assert found.phases == schedule_of(winner(segments), segments)
     schedule = found.schedule("lr")
 
     class Plain(Net):

@@ -84,8 +84,8 @@ class TestGrammar:
             parse_space({})
         with pytest.raises(ValueError, match=r"'model.lr' twice: as 'lr' and as 'model.lr'"):
             parse_space({"lr": "uniform(0, 1)", "model.lr": "uniform(0, 1)"})
-        with pytest.raises(TypeError, match=r"space\['lr'\] = 0.1"):
-            parse_space({"lr": 0.1})
+        with pytest.raises(TypeError, match=r"space\['lr'\] = \(0.1, 0.2\)"):
+            parse_space({"lr": (0.1, 0.2)})
         with pytest.raises(TypeError, match="must map names"):
             parse_space(["lr"])
         for name in ("", "a..b", ".a", "a.", " a"):

@@ -29,7 +29,7 @@ from lightning_hpo import (
     checkpoints,
 )
 from lightning_hpo.errors import SearchFailedError, StorageError, StudyInUseError, StudyMismatchError
-from lightning_hpo.tuners.base import Parts
+from lightning_hpo.tuners.parts import Parts
 from tests.small import Data, Net
 from tests.studies import study_of
 

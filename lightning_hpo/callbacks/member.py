@@ -7,47 +7,20 @@ EarlyStopping says that a member has nothing to gain from training on as it is. 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from optuna.distributions import BaseDistribution
 
-from lightning_hpo.study.shared_folder import Graft
-from lightning_hpo.text import nearest
+from lightning_hpo.study.population_folder import NextPhase
+from lightning_hpo.study.shared_folder import SharedFolder
 from lightning_hpo.training.hyperparameters import Hyperparameters
-from lightning_hpo.training.rebuild import Rebuild
+from lightning_hpo.training.member_job import log_hyperparameters, require_logged, require_whole_weights
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
 
 Answer = TypeVar("Answer")
-
-
-class Population(Protocol):
-    """What a member needs of its population."""
-
-    def join(self, step: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Take the member's place and return its hyperparameters."""
-
-    def report(self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False) -> Graft | None:
-        """Write down a score, and whether the member was asked to stop there; say how to go on."""
-
-    def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
-        """Say again how to go on after a step that was reported before; None if it was not."""
-
-    def applied(self, step: int, graft: Graft) -> None:
-        """Write down that the member goes on as the graft says."""
-
-    def beat(self) -> None:
-        """Give a sign of life."""
-
-    def leave(self, status: str, reason: str) -> None:
-        """End the member's part."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of the member keeps."""
 
 
 class Member(pl.Callback):
@@ -62,7 +35,7 @@ class Member(pl.Callback):
     """
 
     def __init__(
-        self, population: Population, space: Mapping[str, BaseDistribution], *, monitor: str, interval: int
+        self, population: SharedFolder, space: Mapping[str, BaseDistribution], *, monitor: str, interval: int
     ) -> None:
         self._population = population
         self._space = space
@@ -70,11 +43,9 @@ class Member(pl.Callback):
         self._interval = interval
         self._earlier: dict[str, Any] | None = None
         self._effects: Hyperparameters | None = None
-        self.rebuild: Rebuild | None = None
-        """How to build the module again; None builds it from its saved hparams."""
         self._params: dict[str, Any] = {}
         self._decided_at = 0
-        self._pending: Graft | None = None
+        self._pending: NextPhase | None = None
         self._metrics_before: set[str] = set()
         self._validated: set[str] = set()  # metrics that validation logs
 
@@ -90,16 +61,15 @@ class Member(pl.Callback):
         """Let EarlyStopping judge a validation before the population does, wherever it was given."""
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
         own = callbacks.index(self)
-        later = [one for one in callbacks[own:] if isinstance(one, EarlyStopping)]
-        # A new list: Lightning is going through the old one.
-        trainer.callbacks = [*callbacks[:own], *later, *(one for one in callbacks[own:] if one not in later)]  # type: ignore[attr-defined]  # as above
+        later = [callback for callback in callbacks[own:] if isinstance(callback, EarlyStopping)]
+        rest = [callback for callback in callbacks[own:] if callback not in later]
+        # A new list: Lightning is going through the old list.
+        trainer.callbacks = [*callbacks[:own], *later, *rest]  # type: ignore[attr-defined]  # as above
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find where each hyperparameter takes effect, and join the population."""
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            kind = type(trainer.strategy).__name__
-            raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
-        self._effects = Hyperparameters(self._space, trainer, pl_module, self.rebuild)
+        require_whole_weights(trainer)
+        self._effects = Hyperparameters(self._space, trainer, pl_module)
         earlier = self._earlier
         self._decided_at = 0 if earlier is None else earlier["decided_at"]
         population = None if earlier is None else earlier["population"]
@@ -112,9 +82,9 @@ class Member(pl.Callback):
             self._bound().restored(self._earlier["params"])
         self._bound().apply(self._params)
         if self._earlier is not None and trainer.global_step > 0:
-            self._continue(trainer, pl_module)
+            self._decide(trainer, pl_module, self._population.decide)
         self._earlier = None
-        self._log(trainer, parent=None)
+        log_hyperparameters(trainer, self._params)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read back what takes effect with an epoch."""
@@ -126,16 +96,16 @@ class Member(pl.Callback):
         """Do what was decided."""
         if trainer.is_global_zero:
             self._population.beat()
-        graft, self._pending = self._pending, None
-        if graft is None:
+        following, self._pending = self._pending, None
+        if following is None:
             return
-        if graft.state is not None:
-            transplant(graft.state, trainer, pl_module)
-        self._params = dict(graft.params)
-        self._bound().apply(self._params, copied=graft.state is not None)
+        if following.state is not None:
+            transplant(following.state, trainer, pl_module)
+        self._params = dict(following.params)
+        self._bound().apply(self._params, copied=following.state is not None)
         if trainer.is_global_zero:
-            self._population.applied(trainer.global_step, graft)
-        self._log(trainer, parent=graft.parent)
+            self._population.applied(trainer.global_step, following)
+        log_hyperparameters(trainer, self._params, following.parent)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what training has logged."""
@@ -147,21 +117,16 @@ class Member(pl.Callback):
             return
         self._validated |= set(trainer.callback_metrics) - self._metrics_before
         self._stop_here(trainer, pl_module)
-        if not self._is_due(trainer):
+        if trainer.global_step - self._decided_at < self._interval:
             return
-        if self._monitor not in trainer.callback_metrics:
-            logged = sorted(trainer.callback_metrics)
-            raise MisconfigurationException(
-                f"`monitor` {self._monitor!r} is not logged in validation; logged: {', '.join(logged) or 'nothing'}."
-                f"{nearest(self._monitor, logged)}"
-            )
+        require_logged(self._monitor, trainer.callback_metrics)
         self._bound().read_back(self._params)
         value = trainer.callback_metrics[self._monitor].detach().float().to(trainer.strategy.root_device)
         score = float(trainer.strategy.reduce(value, reduce_op="mean"))  # ranks may have logged their own share
         self._decided_at = trainer.global_step
         stopped = self._was_asked_to_stop(trainer)
 
-        def report(step: int, collect: Callable[[], State]) -> Graft | None:
+        def report(step: int, collect: Callable[[], State]) -> NextPhase | None:
             return self._population.report(step, score, collect, stopped=stopped)
 
         self._decide(trainer, pl_module, report)
@@ -178,25 +143,17 @@ class Member(pl.Callback):
         if trainer.is_global_zero:
             self._population.leave("failed", f"step {trainer.global_step}: {type(exception).__name__}: {exception}")
 
-    def _continue(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do what is due where a continued fit begins."""
-        self._decide(trainer, pl_module, self._population.decide)
-
     def _stop_here(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let EarlyStopping judge a validation of an epoch's end now, not after the decision that follows from it."""
         if trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1:
-            for one in trainer.early_stopping_callbacks:
-                if one._check_on_train_epoch_end and one.monitor in self._validated:  # noqa: SLF001  # no public name
-                    one._check_on_train_epoch_end = False  # noqa: SLF001  # as above
-                    one.on_validation_end(trainer, pl_module)
-
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        """Whether this validation is one of a decision."""
-        return trainer.global_step - self._decided_at >= self._interval
+            for callback in trainer.early_stopping_callbacks:
+                if callback._check_on_train_epoch_end and callback.monitor in self._validated:  # noqa: SLF001  # no public name
+                    callback._check_on_train_epoch_end = False  # noqa: SLF001  # as above
+                    callback.on_validation_end(trainer, pl_module)
 
     def _was_asked_to_stop(self, trainer: pl.Trainer) -> bool:
         """Whether EarlyStopping has asked; the Trainer is the user's, and what else stops it has other reasons."""
-        reasons = {one.stopping_reason for one in trainer.early_stopping_callbacks}
+        reasons = {callback.stopping_reason for callback in trainer.early_stopping_callbacks}
         return trainer.should_stop and bool(reasons - {EarlyStoppingReason.NOT_STOPPED})
 
     def _answer_stop(self, trainer: pl.Trainer) -> None:
@@ -209,26 +166,19 @@ class Member(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        question: Callable[[int, Callable[[], State]], Graft | None],
+        question: Callable[[int, Callable[[], State]], NextPhase | None],
     ) -> None:
         """Ask in one process, tell all: every rank gets the same hyperparameters and the same weights."""
         step = trainer.global_step
         last = 0 <= trainer.max_steps <= step
-        graft = self._ask(trainer, lambda: question(step, lambda: capture(trainer, pl_module)))
-        self._pending = None if last else graft
+        following = self._ask(trainer, lambda: question(step, lambda: capture(trainer, pl_module)))
+        self._pending = None if last else following
         if self._pending is not None:
             self._bound().prepare(self._pending.params)
 
     def _ask(self, trainer: pl.Trainer, question: Callable[[], Answer]) -> Answer:
         told: Answer = trainer.strategy.broadcast(question() if trainer.is_global_zero else None)  # type: ignore[assignment]  # rank 0 has it
         return told
-
-    def _log(self, trainer: pl.Trainer, *, parent: int | None) -> None:
-        numbers = {f"pbt/{name}": float(v) for name, v in self._params.items() if isinstance(v, int | float)}
-        if parent is not None:
-            numbers["pbt/parent"] = float(parent)
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
 
     def _bound(self) -> Hyperparameters:
         assert self._effects is not None

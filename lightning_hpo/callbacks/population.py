@@ -1,16 +1,13 @@
 """Population-Based Training for Trainers anywhere that see the same folder."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Unpack
-
-from optuna.distributions import BaseDistribution
 
 from lightning_hpo.callbacks.member import Member
 from lightning_hpo.errors import explained
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.population import RuleOptions, Rules
-from lightning_hpo.space import format_distribution, parse_space
+from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.shared_folder import SharedFolder
 
 
@@ -59,7 +56,7 @@ class PopulationBasedTraining(Member):
     def __init__(
         self,
         folder: str | Path,
-        space: Mapping[str, str | BaseDistribution],
+        space: Space,
         *,
         member: int,
         population_size: int,
@@ -86,7 +83,7 @@ class PopulationBasedTraining(Member):
                 Rules(parsed, direction(monitor, mode), seed=seed, **rules),
                 member=member,
                 population_size=population_size,
-                agreed={"space": {name: format_distribution(one) for name, one in parsed.items()}, "monitor": monitor},
+                agreed={"space": parsed.texts(), "monitor": monitor},
                 synchronous=synchronous,
                 timeout=timeout,
             )

@@ -2,18 +2,41 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-from lightning_hpo.records import CHECKPOINT, Job, Outcome, Task
+from lightning_hpo.records import CHECKPOINT, Job, Mode, Outcome, Row, Task
 from lightning_hpo.reporting.console import Console
+from lightning_hpo.schedulers.base import Bracket
 from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.objective import Objective
 from lightning_hpo.training.ranks import ranks_of
-from lightning_hpo.tuners.base import Tuner
 
 _TIMED_STEPS = 10
 
 
-def say_price(tuner: Tuner, builder: Builder) -> None:
+class Priced(Protocol):
+    """A tuner, as far as its price is asked for."""
+
+    @property
+    def mode(self) -> Mode:
+        """Whether lower or higher scores are better."""
+
+    def objective(self, model: Any) -> Objective:
+        """Return what runs for each job."""
+
+    def plan(self) -> Sequence[Bracket]:
+        """Brackets of the search."""
+
+    def planned_steps(self) -> int:
+        """Optimizer steps that are expected at most."""
+
+    def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
+        """Print what is about to happen."""
+
+
+def say_price(tuner: Priced, builder: Builder) -> None:
     """Print the plan of a search, and what it would cost: optimizer steps, time, disk.
 
     The time is an estimate from a trial in the middle of the space: one job of 1 and one of 11 optimizer steps, each

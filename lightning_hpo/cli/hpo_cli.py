@@ -8,7 +8,7 @@
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import lightning_hpo
 from lightning_hpo.cli.dry_run import say_price
 from lightning_hpo.cli.messages import plain
+from lightning_hpo.cli.spaces import flat, whole_names
 from lightning_hpo.errors import UNFORESEEN, exit_code, leave
 from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.text import masked_config, say
@@ -33,7 +34,9 @@ for _name in set(lightning_hpo.__all__) - {
 SPACE_HELP = (
     f"What to search over: path in the config -> {GRAMMAR}. Floats: uniform, loguniform; integers, both ends included: "
     "int, logint; a grid: uniform(0, 1, step=0.1), int(16, 128, step=16); choices are text, numbers, True, False or "
-    'None. As flags, --space.model.lr "loguniform(1e-5, 1e-1)" --space.data.batch_size "choice(16, 32)"; as a file, '
+    "None, lists and tuples; choice(small={...}, large={...}) names its values. A condition stands behind if: "
+    "\"uniform(0.8, 0.99) if model.optimizer == 'sgd'\"; [16, 32] is a choice, 16 a fixed value. As flags, "
+    '--space.model.lr "loguniform(1e-5, 1e-1)" --space.data.batch_size "choice(16, 32)"; as a file, '
     "--space space.yaml with a line 'model.lr: loguniform(1e-5, 1e-1)' for each; or under 'space:' in a config."
 )
 _DESCRIPTION = (
@@ -88,9 +91,9 @@ class HPOCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and bind an LR schedule of this package to the Trainer."""
         if args is None:
-            self.config = parser.parse_args(_whole_space_names(sys.argv[1:]))
+            self.config = parser.parse_args(whole_names(sys.argv[1:]))
         else:
-            super().parse_arguments(parser, _whole_space_names(args) if isinstance(args, list) else args)
+            super().parse_arguments(parser, whole_names(args) if isinstance(args, list) else args)
         self._bind_lr_schedule(parser)
 
     def instantiate_classes(self) -> None:
@@ -118,7 +121,7 @@ class HPOCLI(LightningCLI):
         self.subcommand = "fit"  # what a trial does, and what best.yaml is for
         fit = Namespace(fit=config)  # type: ignore[no-untyped-call]  # jsonargparse leaves it untyped
         builder = ConfigBuilder(self, fit)
-        made = _make_tuner(tuner, parse_space(dict(_flat(space))))
+        made = _make_tuner(tuner, parse_space(dict(flat(space))))
         for name, value in builder.replaced.items():
             shown = masked_config(value, name)
             _say(f"trainer.{name}={shown!r} of the config is not used: the tuner says how long and where a trial runs.")
@@ -133,7 +136,7 @@ class HPOCLI(LightningCLI):
         if not str(config.get("lr_scheduler.class_path")).startswith("lightning_hpo."):
             return
         callbacks = config.trainer.callbacks or []
-        if any(str(one.get("class_path")).endswith(".LRSchedule") for one in callbacks):
+        if any(str(callback.get("class_path")).endswith(".LRSchedule") for callback in callbacks):
             return
         added = {"trainer": {"callbacks": [*callbacks, {"class_path": "lightning_hpo.LRSchedule"}]}}
         inner = self._subcommand_parsers[subcommand] if subcommand else parser
@@ -170,24 +173,3 @@ def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:
             raise mistakes[0] from None
         raise
     return made
-
-
-def _whole_space_names(arguments: list[str]) -> list[str]:
-    """Write ``--space.model.lr`` as ``--space.model/lr``: of dotted keys, jsonargparse keeps the last one only."""
-    parts = [argument.partition("=") for argument in arguments]
-    return [
-        flag[:8] + flag[8:].replace(".", "/") + equals + value if flag.startswith("--space.") else flag + equals + value
-        for flag, equals, value in parts
-    ]
-
-
-def _flat(space: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """A space as ``{"model.lr": ...}``, however it was nested."""
-    for key, value in space.items():
-        name = prefix + str(key).replace("/", ".")
-        if key == "__path__":  # jsonargparse's note on the file it came from
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        else:
-            yield name, value

@@ -3,8 +3,9 @@
 import re
 
 import lightning_hpo
-from lightning_hpo.text import hide_passwords, nearest
+from lightning_hpo.text import hide_passwords
 from lightning_hpo.tuners.options import arguments_of
+from lightning_hpo.tuners.remedies import unknown_argument
 
 _KEY = re.compile(r"Parser key \"(?P<name>\w+)\":\s+(?P<why>(?!Does not validate against any of the Union subtypes\s+"
                   r"Subtypes: \[<class 'lightning_hpo).*)", re.DOTALL)  # fmt: skip
@@ -19,7 +20,8 @@ def plain(message: str) -> str:
     if unknown := _UNKNOWN.search(message):
         kind, name = unknown["kind"].rpartition(".")[2], unknown["name"]
         known = arguments_of(getattr(lightning_hpo, kind)) if kind in lightning_hpo.__all__ else []
-        return f"--tuner.{name} is no option of {kind}.{nearest(name, known)}"
+        what = unknown_argument(kind, name, known).partition(f" {name!r}")[2].removesuffix(".")
+        return f"--tuner.{name} is no option of {kind}{what}.".replace("?.", "?")
     wrong = _KEY.search(message, len("Parser key"))
     if wrong is None:
         return message

@@ -180,8 +180,6 @@ class ClosedFormLR(HorizonLR):
         """
         raise NotImplementedError
 
-    # --- learning rates -----------------------------------------------------------------------------------------------
-
     def step(self, epoch: int | None = None) -> None:
         """Go to the next step and write its learning rate into the optimizer.
 
@@ -289,8 +287,6 @@ class ClosedFormLR(HorizonLR):
         if not waits and not (self._unbound and self.last_epoch > 0):
             self._write()
 
-    # --- base values --------------------------------------------------------------------------------------------------
-
     def set_base_lr(self, lr: float | Sequence[float]) -> None:
         """Change the base learning rate, in force at once, at every later step, and after a save and restore.
 
@@ -333,8 +329,6 @@ class ClosedFormLR(HorizonLR):
             self.base_lrs.append(base)
             self._constructed_lrs.append(base)
 
-    # --- state --------------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Return ``{"last_epoch": n}``, and ``"changed_base_lrs"`` if base values were changed after construction."""
         state: dict[str, Any] = {"last_epoch": self.last_epoch}
@@ -361,9 +355,8 @@ class ClosedFormLR(HorizonLR):
         changed = state_dict.get("changed_base_lrs")
         if changed is not None:
             if len(changed) != len(self.base_lrs):
-                raise ValueError(
-                    f"`state_dict` has {len(changed)} base values for {len(self.base_lrs)} parameter groups."
-                )
+                groups = len(self.base_lrs)
+                raise ValueError(f"`state_dict` has {len(changed)} base values for {groups} parameter groups.")
             self.base_lrs = [float(base) for base in changed]
         self._note_initial_lrs()
         self.last_epoch = int(state_dict["last_epoch"])

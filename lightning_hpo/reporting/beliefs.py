@@ -39,7 +39,11 @@ class Beliefs:
         study, line = self._study, self._console.line
         if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) or not has_choice(study):
             return
-        best = samplers.predicted_best(study)
+        try:
+            best = samplers.predicted_best(study)
+        except ValueError as error:  # the space has changed, and the trials share no parameter
+            line(f"the model cannot judge all trials together: {error}")
+            return
         spread = f" ± {best.sd:.2g}" if math.isfinite(best.sd) else ""
         line(f"the model expects most of {listed(best.params)}: {best.mean:.5g}{spread}")
         with contextlib.suppress(ValueError):  # another surrogate has no length scales

@@ -15,7 +15,7 @@ from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference
 from lightning_hpo.records import CHECKPOINT, Mode, Row, best_row, reach
 from lightning_hpo.reporting.events import Event, JobEnded, StudyRead
-from lightning_hpo.space import split_name
+from lightning_hpo.space import SearchSpace, split_name
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import identity_of
 
@@ -145,7 +145,13 @@ def keep_best(checkpoint: Path, path: Path) -> None:
     fresh.unlink(missing_ok=True)  # a rename leaves both names if they were one file already
 
 
-def disagreement(best: Row, identity: Mapping[str, Any], best_checkpoint: Path, best_params: Path) -> str | None:
+def disagreement(
+    best: Row,
+    identity: Mapping[str, Any],
+    best_checkpoint: Path,
+    best_params: Path,
+    space: SearchSpace | None = None,
+) -> str | None:
     """Say how the files of the best trial differ from the study; None if they agree or are not there.
 
     Args:
@@ -153,13 +159,16 @@ def disagreement(best: Row, identity: Mapping[str, Any], best_checkpoint: Path, 
         identity: of the trial, as its checkpoints carry it.
         best_checkpoint: where ``best.ckpt`` is.
         best_params: where ``best.yaml`` is.
+        space: of the study, if it is known.
     """
     if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.step)) is not None:
         return f"{best_checkpoint.name} {what}"
     config: Any = None
     with contextlib.suppress(OSError, yaml.YAMLError):  # the file is missing, or somebody else has written it
         config = yaml.safe_load(best_params.read_text(encoding="utf-8"))
-    for name, value in best.params.items():
+    for name, value in (best.params if space is None else space.plain(best.params)).items():
+        if any(other.startswith(f"{name}.") for other in best.params):
+            continue  # a part of it has a name of its own
         found = _look_up(config, split_name(name))
         if found and found[0] != value:
             return f"{best_params.name} has another {name!r} than the best trial, {best.number}"

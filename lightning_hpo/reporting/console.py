@@ -10,9 +10,10 @@ from typing import Any
 from lightning_hpo.records import Mode, Row, best_row, ranked, spent
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
 from lightning_hpo.schedulers.base import Bracket, Coverage
-from lightning_hpo.space import format_distribution
+from lightning_hpo.space import SearchSpace
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, masked, one_line, say
 
+ABSENT = "-"  # in the place of a value that a trial has not
 _REASON = 100  # letters of a failure's reason in a line; the whole is with the trial
 
 
@@ -79,8 +80,9 @@ class Console:
             stops: limits that end the search earlier, e.g. "once 900 steps are done".
         """
         self.line(title)
-        for name, distribution in space.items():
-            self.line(f"  {name:<24} {_range(name, distribution)}")
+        texts = space.texts() if isinstance(space, SearchSpace) else {}
+        for name, text in texts.items():
+            self.line(f"  {name:<24} {_range(name, space[name], text)}")
         if brackets:
             self.line("  bracket    rungs: trials @ optimizer steps")
         once = _once(brackets)
@@ -125,12 +127,12 @@ class Console:
     def table(self, rows: Sequence[Row], count: int = 10) -> None:
         """Print the best trials, best first, and why a trial ended by itself or that it failed later."""
         shown = ranked(rows, self._mode)
-        names = list(shown[0].params) if shown else []
+        names = list(dict.fromkeys(name for row in shown[:count] for name in row.params))
         notes = [_note(row) for row in shown[:count]]
         header = ["trial", "steps", self.monitor, *names, *(["ended"] if any(notes) else [])]
         lines = [header]
         for row, note in zip(shown, notes, strict=False):
-            values = [_short(masked(name, row.params.get(name))) for name in names]
+            values = [_short(masked(name, row.params.get(name, ABSENT))) for name in names]
             line = [str(row.number), str(row.step), f"{row.score:.5g}", *values, note]
             lines.append(line[: len(header)])
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -163,10 +165,10 @@ def _once(brackets: Sequence[Bracket]) -> int:
     return next((length for length in lengths if all(map(eq, brackets, brackets[length:]))), count)
 
 
-def _range(name: str, distribution: Any) -> str:
-    """A distribution in the grammar of spaces, without the values of secrets."""
+def _range(name: str, distribution: Any, text: str) -> str:
+    """A parameter in the grammar of spaces, without the values of secrets."""
     hidden = any(is_secret(name, value) for value in getattr(distribution, "choices", (0.0,)))
-    return HIDDEN if hidden else hide_passwords(format_distribution(distribution))
+    return HIDDEN if hidden else hide_passwords(text)
 
 
 def _short(value: Any) -> str:

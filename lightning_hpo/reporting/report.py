@@ -15,6 +15,7 @@ from typing import Any
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.records import Row, best_row, ranked, spent
 from lightning_hpo.reporting import figures, model_figure, population_figures
+from lightning_hpo.reporting.console import ABSENT
 from lightning_hpo.reporting.drawing import Figure, safe
 from lightning_hpo.reporting.parameter_figures import ParameterFigures
 from lightning_hpo.reporting.run import Run
@@ -175,7 +176,7 @@ def table(run: Run, rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [row.number, row.state, row.ended, row.parent, row.step, _seconds(run, row)]
         cells += [row.values[row.step] if row.values else None]
-        cells += [masked(name, row.params.get(name)) for name in names]
+        cells += [masked(name, row.params.get(name, ABSENT)) for name in names]
         mark = ' class="best"' if row is best else ""
         body.append(f"<tr{mark}>{''.join(f'<td>{escape(_cell(cell))}</td>' for cell in cells)}</tr>")
     return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'

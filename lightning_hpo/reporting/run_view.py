@@ -5,12 +5,13 @@ Only the study and the files of the run are read; nothing that its config names 
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -75,13 +76,26 @@ def _run(
         "min" if directions[0] is StudyDirection.MINIMIZE else "max",
         monitor if isinstance(monitor, str) else str(monitor[0]),
         {trial.number: str(trial.user_attrs.get(FAILURE, "")) for trial in trials if trial.state is TrialState.FAIL},
-        {name: distribution for trial in trials for name, distribution in trial.distributions.items()},
+        _joined(named for trial in trials for named in trial.distributions.items()),
         _owner(path),
         attributes.get(STUDY_ID, ""),
         trials,
         directions,
         settings,
     )
+
+
+def _joined(distributions: Iterable[tuple[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
+    """The last distribution of each name; of a choice that has changed, the choices of all trials."""
+    joined: dict[str, BaseDistribution] = {}
+    for name, new in distributions:
+        old = joined.get(name)
+        if isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution) and old != new:
+            more = [choice for choice in new.choices if choice not in old.choices]
+            joined[name] = CategoricalDistribution([*old.choices, *more])
+        else:
+            joined[name] = new
+    return joined
 
 
 def read_best(run: Run) -> str:

@@ -1,10 +1,13 @@
 """A summary of a run as text."""
 
+from typing import Any
+
 from lightning_hpo.errors import StorageError
 from lightning_hpo.records import best_row, spent
 from lightning_hpo.reporting.best import disagreement
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.run import Run
+from lightning_hpo.space import SearchSpace, parse_space
 from lightning_hpo.study.trial_folders import identity_of
 
 
@@ -27,6 +30,16 @@ def show(run: Run) -> None:
     best = best_row(run.rows, run.mode)
     if best is not None and run.owner is None:
         identity = identity_of(run.study_id, best.number, best.params) if run.study_id else {}
-        what = disagreement(best, identity, run.path / "best.ckpt", run.path / "best.yaml")
+        what = disagreement(
+            best, identity, run.path / "best.ckpt", run.path / "best.yaml", _space(run.settings.get("space"))
+        )
         if what is not None:
             raise StorageError(f"{run.path}: {what}, so it is not the study's best: run the search again to mend it")
+
+
+def _space(texts: Any) -> SearchSpace | None:
+    """Space of a study as its fingerprint has it; None for a function of a trial, or where it cannot be read."""
+    try:
+        return parse_space(texts)
+    except (TypeError, ValueError):
+        return None

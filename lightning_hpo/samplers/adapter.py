@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Mode, Row
+from lightning_hpo.space import Space, parse_space
 
 _NAME = "view"
 _LEAST_POINTS = 10  # with fewer, Optuna's model-based samplers draw at random
@@ -41,7 +43,8 @@ class SamplerAdapter:
 
     Args:
         sampler: any Optuna sampler. It is copied; the given object is not changed.
-        space: name -> distribution.
+        space: as a person types it, or parsed. The sampler is asked for the names that a trial has only, each after
+            those that its condition names.
         mode: whether lower or higher values are better.
         seed: of the search.
         study_notes: what the sampler wrote about the study in an earlier process.
@@ -55,7 +58,7 @@ class SamplerAdapter:
     def __init__(
         self,
         sampler: BaseSampler,
-        space: Mapping[str, BaseDistribution],
+        space: Space,
         *,
         mode: Mode,
         seed: int,
@@ -64,7 +67,9 @@ class SamplerAdapter:
         rungs: Sequence[int] = (),
     ) -> None:
         self._sampler = copy.deepcopy(sampler)
-        self._space = dict(space)
+        self._space = parse_space(space)
+        if self._space.conditions and getattr(self._sampler, "space", self) is None:
+            self._sampler.space = self._space  # type: ignore[attr-defined]  # a sampler that models conditions
         self._seed = seed
         self._storage = _View()
         self._random_share = random_share
@@ -84,7 +89,11 @@ class SamplerAdapter:
             self._storage.set_study_system_attr(self._study_id, key, value)
 
     def ask(
-        self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]], steps: int
+        self,
+        rows: Sequence[Row],
+        notes: Sequence[Mapping[str, Any]],
+        steps: int,
+        given: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Suggest parameters for the trial that comes after ``rows``.
 
@@ -92,6 +101,7 @@ class SamplerAdapter:
             rows: all trials so far.
             notes: what earlier suggestions left beside each of them.
             steps: at which the trial will be judged first.
+            given: parameters of the new trial that are decided already, as a study stores them.
 
         Returns:
             The parameters, as plain Python values inside their distributions, and the sampler's notes on this trial.
@@ -99,24 +109,33 @@ class SamplerAdapter:
         number = len(rows)
         chance = np.random.default_rng([self._seed, number, _RANDOM_KEY]).random()
         sampler = self._random if chance < self._random_share(steps) else self._sampler
-        trial = self._frozen(Row(number), {})
+        fixed = {"fixed_params": dict(given)} if given else {}  # where Optuna's own study keeps them
+        trial = self._frozen(Row(number), fixed)
         self._show(rows, notes)
         self._storage.trials.append(trial)
         study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=sampler)
-        params = self._suggest(study, sampler, trial)
+        params = self._suggest(study, sampler, trial, given)
         if any(row.params == params for row in rows if row.state == "running" and not row.idle):
-            params = self._suggest(study, self._random, trial)  # samplers that cannot see who is at work repeat it
-        return params, dict(trial.system_attrs)
+            params = self._suggest(
+                study, self._random, trial, given
+            )  # samplers that cannot see who is at work repeat it
+        return params, {key: value for key, value in trial.system_attrs.items() if key not in fixed}
 
-    def _suggest(self, study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial) -> dict[str, Any]:
+    def _suggest(
+        self, study: optuna.Study, sampler: BaseSampler, trial: FrozenTrial, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Go through a sampler's interface the way Optuna does."""
         trial.params, trial.distributions = {}, {}
         reseed(sampler, self._seed, trial.number)
         sampler.before_trial(study, trial)
         relative_space = sampler.infer_relative_search_space(study, trial)
         relative = sampler.sample_relative(study, trial, relative_space) if relative_space else {}
-        for name, distribution in self._space.items():
-            if distribution.single():
+
+        def pick(name: str) -> Any:
+            distribution = self._space[name]
+            if name in given:
+                value = given[name]
+            elif distribution.single():
                 value = distribution.to_external_repr(_only_value(distribution))
             elif name in relative:
                 value = relative[name]
@@ -125,7 +144,9 @@ class SamplerAdapter:
             # Some samplers look at what the trial has so far.
             trial.params[name] = _plain(distribution, value)
             trial.distributions[name] = distribution
-        return dict(trial.params)
+            return trial.params[name]
+
+        return self._space.draw(pick)
 
     @property
     def study_notes(self) -> dict[str, Any]:
@@ -164,7 +185,7 @@ class SamplerAdapter:
         rung = self._rung
         state, value = _seen(row) if rung is None else _seen_at(row, rung, self._following.get(rung, rung))
         params = {name: value for name, value in row.params.items() if name in self._space}
-        if row.params and not _fits(params, self._space):  # the space has changed since
+        if row.params and not self._space.fits(params):  # the space has changed since
             state, value, params = TrialState.FAIL, None, {}
         return FrozenTrial(
             number=row.number,
@@ -282,14 +303,6 @@ def _seen_at(row: Row, rung: int, following: float) -> tuple[TrialState, float |
         return TrialState.COMPLETE, value
     at_work = row.state == "running" and not row.idle
     return (TrialState.RUNNING if at_work else TrialState.FAIL), None
-
-
-def _fits(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> bool:
-    """Whether a trial has a value inside the distribution for every parameter."""
-    return params.keys() == space.keys() and all(
-        one._contains(one.to_internal_repr(params[name]))  # noqa: SLF001  # has no public name
-        for name, one in space.items()
-    )
 
 
 def _only_value(distribution: Any) -> float:

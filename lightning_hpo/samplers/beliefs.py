@@ -161,7 +161,7 @@ def expected_improvement_share(study: Study, seed: int = 0) -> float:
     """Return the largest expected improvement left, as a share of the range of the observed values.
 
     A study may stop when the share is small: the model then expects next to nothing of one more trial. Both are taken
-    in the model's (transformed) units, where a few diverged trials do not stretch the range.
+    in the model's (transformed) units, where a few diverged trials do not widen the range.
 
     Args:
         study: with one objective and at least one trial that ended.

@@ -12,23 +12,44 @@ categorical    index of the choice
 
 The feature columns are the same, except that a categorical column becomes one column per choice (0 or √½), which share
 a length scale; two different choices are then at squared distance 1 (Hamming distance).
+
+A configuration that lacks a conditional parameter is given the middle of its column (Lévesque et al. 2017, *Bayesian
+Optimization for Conditional Hyperparameter Spaces*, call this imputation): ½ for a number, no choice at all (zeros) for
+a categorical one, marked by the search position -1. What tells it from a configuration that has the middle value is the
+column of the parameter that decides. So configurations of one branch differ by that branch's parameters only.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lightning_hpo.samplers.arrays import Floats, Groups
-from lightning_hpo.space import from_unit, to_unit
+from lightning_hpo.space.unit import from_unit, to_unit
 
 MOST_ORDERED = 32  # a range with more values is searched as if it were continuous
 Kind = Literal["continuous", "ordered", "categorical"]
+
+
+class Branched(Protocol):
+    """A parsed space with conditions (:class:`lightning_hpo.space.SearchSpace`)."""
+
+    conditions: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> BaseDistribution: ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def fits(self, params: Mapping[str, Any]) -> bool:
+        """Whether these are the parameters of a trial."""
+
+    def draw(self, pick: Callable[[str], Any]) -> dict[str, Any]:
+        """Choose a value for each name that a trial has."""
 
 
 class Column:
@@ -49,6 +70,11 @@ class Column:
             self.positions = np.linspace(0.0, 1.0, len(self.values or ()))
         else:
             self.positions = np.array([to_unit(distribution, value) for value in self.values or ()])
+
+    @property
+    def absent(self) -> float:
+        """Search position of a configuration that lacks this parameter."""
+        return -1.0 if self.kind == "categorical" else 0.5
 
     @property
     def size(self) -> float:
@@ -108,7 +134,8 @@ class Encoding:
     """The columns of a search space.
 
     Args:
-        space: name -> distribution, at least one.
+        space: name -> distribution, at least one. Conditions of a parsed space count; its names of a single value are
+            left out.
 
     Example:
         >>> encoding = Encoding({"lr": FloatDistribution(1e-4, 1e-2, log=True), "n": CategoricalDistribution([4, 8])})
@@ -117,8 +144,10 @@ class Encoding:
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
-        self.names = tuple(space)
-        self.columns = tuple(Column(distribution) for distribution in space.values())
+        self._space: Branched | None = space if getattr(space, "conditions", None) else None  # type: ignore[assignment]  # what has conditions is a parsed space
+        kept = space if self._space is None else {k: v for k, v in space.items() if not v.single()}
+        self.names = tuple(kept)
+        self.columns = tuple(Column(distribution) for distribution in kept.values())
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -145,6 +174,8 @@ class Encoding:
 
     def holds(self, params: Mapping[str, Any]) -> bool:
         """Whether ``params`` has a value for each column that can be placed there."""
+        if self._space is not None:
+            return self._space.fits({name: value for name, value in params.items() if name in self._space})
         return all(
             name in params and column.holds(params[name]) for name, column in zip(self.names, self.columns, strict=True)
         )
@@ -153,15 +184,71 @@ class Encoding:
         """Return the search columns of configurations, shape (n, d)."""
         units = np.empty((len(params), len(self)))
         for i, (name, column) in enumerate(zip(self.names, self.columns, strict=True)):
-            units[:, i] = column.encode([values[name] for values in params])
+            present = [j for j, values in enumerate(params) if name in values]
+            units[:, i] = column.absent
+            units[present, i] = column.encode([params[j][name] for j in present])
         return units
 
     def decode(self, unit: Floats) -> dict[str, Any]:
         """Return the configuration of one row of search columns, shape (d,), as plain Python values."""
+        if self._space is not None:
+            places = dict(zip(self.names, zip(self.columns, unit, strict=True), strict=True))
+            values = self._space.draw(lambda name: self._decoded(name, places))
+            return {name: value for name, value in values.items() if name in places}
         return {
             name: column.decode(float(position))
             for name, column, position in zip(self.names, self.columns, unit, strict=True)
         }
+
+    def _decoded(self, name: str, places: Mapping[str, tuple[Column, float]]) -> Any:
+        if name not in places:
+            assert self._space is not None
+            return from_unit(self._space[name], 0.5)  # the only value
+        column, position = places[name]
+        return column.decode(float(position))
+
+    def active(self, units: Floats) -> NDArray[np.bool_]:
+        """Say which parameters the configurations of search columns (m, d) have, shape (m, d)."""
+        has = np.ones(units.shape, dtype=bool)
+        if self._space is None:
+            return has
+        parents = [i for i, name in enumerate(self.names) if name in self._parents]
+        rows, index = np.unique(units[:, parents], axis=0, return_inverse=True)
+        kinds = np.empty((len(rows), len(self)), dtype=bool)
+        whole = np.full(len(self), 0.5)
+        for i, row in enumerate(rows):
+            whole[parents] = row
+            decoded = self.decode(whole)
+            kinds[i] = [name in decoded for name in self.names]
+        return kinds[index.reshape(-1)]
+
+    def settle(self, units: Floats) -> Floats:
+        """Put the middle in the place of parameters that a configuration lacks, and one of few values where it has one.
+
+        Args:
+            units: search columns, shape (m, d); changed in place.
+        """
+        if self._space is None:
+            return units
+        has = self.active(units)
+        for i, (name, column) in enumerate(zip(self.names, self.columns, strict=True)):
+            if name in self._space.conditions:
+                units[~has[:, i], i] = column.absent
+                if column.values is not None:  # the middle is none of them
+                    units[has[:, i], i] = column.nearest(units[has[:, i], i])
+        return units
+
+    def filled(self, units: Floats, rng: np.random.Generator) -> Floats:
+        """Return search columns with random values of the parameters that a configuration lacks, shape (m, d)."""
+        if self._space is None:
+            return units
+        random = np.column_stack([column.place(rng.random(len(units))) for column in self.columns])
+        return np.where(self.active(units), units, random)
+
+    @cached_property
+    def _parents(self) -> set[str]:
+        conditions = {} if self._space is None else self._space.conditions
+        return {name for condition in conditions.values() for name in condition.names}
 
     def place(self, uniform: Floats) -> Floats:
         """Map uniform points of the unit cube to search columns, shape (m, d) both."""
@@ -169,16 +256,16 @@ class Encoding:
         for i, column in enumerate(self.columns):
             if column.values is not None:
                 units[:, i] = column.place(uniform[:, i])
-        return units
+        return self.settle(units)
 
     def snap(self, units: Floats) -> Floats:
         """Move rows of search columns to the nearest configurations, shape (m, d)."""
-        return np.column_stack([column.nearest(units[:, i]) for i, column in enumerate(self.columns)])
+        return self.settle(np.column_stack([column.nearest(units[:, i]) for i, column in enumerate(self.columns)]))
 
     def grid(self) -> Floats:
         """Return all configurations of a finite space as search columns, shape (size, d)."""
         axes = [column.positions if column.values is not None else column.grid() for column in self.columns]
-        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(self))
+        return self.settle(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(self)))
 
     def features(self, units: Floats) -> Floats:
         """Return the feature columns, shape (m, D), of search columns, shape (m, d)."""
@@ -188,7 +275,8 @@ class Encoding:
         rows = np.arange(len(units))
         for i, column in enumerate(self.columns):
             if column.kind == "categorical":
-                features[rows, self.first[i] + units[:, i].astype(int)] = math.sqrt(0.5)
+                has = units[:, i] >= 0
+                features[rows[has], self.first[i] + units[has, i].astype(int)] = math.sqrt(0.5)
             else:
                 features[:, self.first[i]] = units[:, i]
         return features

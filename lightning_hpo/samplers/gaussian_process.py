@@ -21,7 +21,7 @@ from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.search import Search
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
-from lightning_hpo.space import from_unit
+from lightning_hpo.space import SearchSpace, from_unit
 
 Result = TypeVar("Result")
 WARPS = ("auto", "none", "half_log", "better_log", "half_rank")
@@ -63,6 +63,8 @@ class GaussianProcessSampler(BaseSampler):
         acquisition: of :mod:`lightning_hpo.samplers.acquisition`, or alike, for every trial; None for log expected
             improvement, and the bound in turn where there is noise.
         constraints_func: not supported yet, must be None.
+        space: a parsed space with conditions (:func:`lightning_hpo.space.parse_space`): one model of all branches, see
+            :mod:`lightning_hpo.samplers.encoding`. A tuner gives its own. None models each branch by itself.
 
     Raises:
         TypeError: if ``seed`` or ``n_startup_trials`` is no integer, or ``surrogate`` cannot fit and predict.
@@ -92,6 +94,7 @@ class GaussianProcessSampler(BaseSampler):
         surrogate: Any = None,
         acquisition: AcquisitionFunction | None = None,
         constraints_func: None = None,
+        space: SearchSpace | None = None,
     ) -> None:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
@@ -115,6 +118,7 @@ class GaussianProcessSampler(BaseSampler):
                 "the sampler learns from failed trials."
             )
         self.warp, self.surrogate, self.acquisition = warp, surrogate, acquisition
+        self.space = space
         self._fitter, self._label_fitter = Fitter(warp), Fitter("none")
 
     def reseed_rng(self) -> None:
@@ -124,6 +128,8 @@ class GaussianProcessSampler(BaseSampler):
         """Return the parameters that all informative trials have, with one distribution each."""
         del trial
         _sign(study)
+        if self._branches:
+            return {name: distribution for name, distribution in self._branches.items() if not distribution.single()}
         return _shared_space(study.get_trials(deepcopy=False))
 
     def sample_relative(
@@ -133,7 +139,7 @@ class GaussianProcessSampler(BaseSampler):
         sign = _sign(study)
         if not search_space:
             return {}
-        encoding = Encoding(search_space)
+        encoding = Encoding(self._branches or search_space)
         observations = observe(study.get_trials(deepcopy=False), encoding, sign, trial.number)
         if len(observations) < self.n_startup_trials:
             return {}
@@ -188,11 +194,20 @@ class GaussianProcessSampler(BaseSampler):
         """
         sign = _sign(study)
         trials = study.get_trials(deepcopy=False)
-        space = _shared_space([trial for trial in trials if trial.state != TrialState.FAIL]) or _shared_space(trials)
+        space: Mapping[str, BaseDistribution] = (
+            self._branches
+            or _shared_space([trial for trial in trials if trial.state != TrialState.FAIL])
+            or _shared_space(trials)
+        )
         if not space:
             raise ValueError("the study has no finished trials that share a parameter with more than one value.")
         encoding = Encoding(space)
         return _single_threaded(lambda: self._fit(encoding, observe(trials, encoding, sign, -1), -1))
+
+    @property
+    def _branches(self) -> SearchSpace | None:
+        """The space, if it has conditions."""
+        return self.space if self.space is not None and self.space.conditions else None
 
     def suggest(self, study: Study, model: GaussianProcessModel | RegressorModel) -> Floats:
         """Return where the expected improvement is largest (or the acquisition function that was chosen).

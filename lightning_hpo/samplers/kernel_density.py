@@ -6,6 +6,9 @@ in relation to that among the others. Kernels are products over the parameters:
 * a number: a Gaussian on its position in [0, 1], with bandwidth 1.06 sd n**(-1 / (d + 4)) (Scott's rule of thumb)
 * a choice without order: the same choice with probability 1 - h + h / k, each other choice with h / k
 
+A configuration that lacks a conditional parameter is given a random value of it, anew for each suggestion, as BOHB's
+implementation does; what the suggestion itself lacks is left out.
+
 =======  ======================================================
 n        number of configurations in a density
 d        number of parameters
@@ -26,6 +29,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.samplers.encoding import Encoding
+from lightning_hpo.space import SearchSpace
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +50,8 @@ class KernelDensitySampler(BaseSampler):
 
     Args:
         seed: keys all random numbers, with the trial's number; an integer >= 0.
+        space: a parsed space with conditions: the densities are of all branches together. A tuner gives its own. None
+            draws a parameter that not every trial has at random.
 
     Raises:
         ValueError: if ``seed`` is negative or no integer; at the first suggestion, if the study has several objectives.
@@ -61,10 +67,11 @@ class KernelDensitySampler(BaseSampler):
     Source: Falkner et al. 2018, *BOHB* (arXiv 1807.01774), section 3.2 and Algorithm 2; its constants.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, space: SearchSpace | None = None) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
         self.seed = seed
+        self.space = space
 
     def reseed_rng(self) -> None:
         """Do nothing: random numbers are keyed by the trial's number, so no two workers share a stream."""
@@ -73,6 +80,8 @@ class KernelDensitySampler(BaseSampler):
         """Return the parameters that all complete trials have."""
         del trial
         _sign(study)
+        if self.space is not None and self.space.conditions:
+            return {name: distribution for name, distribution in self.space.items() if not distribution.single()}
         shared = intersection_search_space(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         return {name: distribution for name, distribution in shared.items() if not distribution.single()}
 
@@ -83,7 +92,7 @@ class KernelDensitySampler(BaseSampler):
         sign = _sign(study)
         if not search_space:
             return {}
-        encoding = Encoding(search_space)
+        encoding = Encoding(self.space if self.space is not None and self.space.conditions else search_space)
         rng = np.random.default_rng([self.seed, trial.number])
         ranked = sorted(
             (sign * other.value, other.number, other.params)
@@ -94,7 +103,7 @@ class KernelDensitySampler(BaseSampler):
         if n < d + 3:
             return encoding.decode(encoding.place(rng.random((1, d)))[0])
         good = min(max(math.ceil(_GOOD * n), min(d + 1, n // 2)), n - 2)
-        units = encoding.encode([params for _, _, params in ranked])
+        units = encoding.filled(encoding.encode([params for _, _, params in ranked]), rng)
         return encoding.decode(_suggest(encoding, units[:good], units[good:], rng))
 
     def sample_independent(

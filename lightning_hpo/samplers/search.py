@@ -90,7 +90,7 @@ class Search:
     def _fix(self, units: Floats) -> Floats:
         for column, position in self.fixed.items():
             units[:, column] = position
-        return units
+        return self.encoding.settle(units)
 
     def _candidates(self) -> tuple[Floats, list[NDArray[np.intp]]]:
         d = len(self.encoding)
@@ -125,10 +125,12 @@ class Search:
         return sprays
 
     def _climb(self, unit: Floats, value: float) -> Floats:
-        discrete = [i for i in self.free if self.encoding.columns[i].kind != "continuous"]
         for _ in range(_ROUNDS):
-            if isinstance(self.model, GaussianProcessModel) and len(self.climbed):
-                unit, value = self._ascend(self.model, unit, value)
+            climbed = self.climbed[self.encoding.active(unit[None])[0, self.climbed]]
+            if isinstance(self.model, GaussianProcessModel) and len(climbed):
+                unit, value = self._ascend(self.model, unit, value, climbed)
+            has = self.encoding.active(unit[None])[0]
+            discrete = [i for i in self.free if has[i] and self.encoding.columns[i].kind != "continuous"]
             if discrete:
                 unit, value, changed = self._change(unit, value, discrete)
                 if not changed:
@@ -137,14 +139,16 @@ class Search:
                 break  # L-BFGS-B has converged; without discrete columns nothing can follow
         return unit
 
-    def _ascend(self, model: GaussianProcessModel, unit: Floats, value: float) -> tuple[Floats, float]:
-        """L-BFGS-B over the continuous columns, in units of their length scales."""
-        picked = np.searchsorted(self.encoding.continuous, self.climbed)
-        scales = np.minimum(model.lengthscales[self.climbed], 1.0)
+    def _ascend(
+        self, model: GaussianProcessModel, unit: Floats, value: float, climbed: NDArray[np.intp]
+    ) -> tuple[Floats, float]:
+        """L-BFGS-B over the continuous columns ``climbed``, in units of their length scales."""
+        picked = np.searchsorted(self.encoding.continuous, climbed)
+        scales = np.minimum(model.lengthscales[climbed], 1.0)
         point = unit.copy()
 
         def negative(scaled: Floats) -> tuple[float, Floats]:
-            point[self.climbed] = scaled * scales
+            point[climbed] = scaled * scales
             mean, sd, mean_gradient, sd_gradient = model.gradient(point)
             worth, by_mean, by_sd = self.function(np.array([mean]), np.array([sd]), model.best)
             gradient = by_mean[0] * mean_gradient + by_sd[0] * sd_gradient
@@ -154,7 +158,7 @@ class Search:
         climb: Any = minimize  # the stubs cannot match a function that returns value and gradient
         found = climb(
             negative,
-            unit[self.climbed] / scales,
+            unit[climbed] / scales,
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
@@ -163,8 +167,8 @@ class Search:
         if not -found.fun > value:
             return unit, value
         end = unit.copy()
-        end[self.climbed] = np.clip(found.x * scales, 0.0, 1.0)
-        return end, float(-found.fun)
+        end[climbed] = np.clip(found.x * scales, 0.0, 1.0)
+        return self.encoding.settle(end[None])[0], float(-found.fun)
 
     def _change(self, unit: Floats, value: float, discrete: list[int]) -> tuple[Floats, float, bool]:
         """The best change of one discrete column, if it is an improvement."""
@@ -174,7 +178,7 @@ class Search:
             others = np.repeat(unit[None], len(positions) - 1, axis=0)
             others[:, i] = positions[positions != unit[i]]
             neighbours.append(others)
-        rows = np.concatenate(neighbours)
+        rows = self.encoding.settle(np.concatenate(neighbours))
         values = self.score(rows)
         if not math.isinf(self.encoding.size):
             values[~self._new(rows)] = -math.inf

@@ -227,4 +227,4 @@ class _Ladder:
                     finite[level].append((sign * value, row.number))
             if row.state == "failed":
                 judged[self._place(row)] += 1
-        return judged, [[number for _, number in sorted(one)] for one in finite]
+        return judged, [[number for _, number in sorted(scored)] for scored in finite]

@@ -9,7 +9,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lightning_hpo.records import Mode
-from lightning_hpo.space import from_unit
+from lightning_hpo.space.unit import from_unit
 
 Params: TypeAlias = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ def intervals(segments: Iterable[Segment], until: float = math.inf) -> list[Inte
 
 
 @dataclass(frozen=True)
-class Occasion:
+class ExploreContext:
     """What an :class:`Adviser` may know when a member loses.
 
     Args:
@@ -101,7 +101,7 @@ class Adviser(Protocol):
         params: Params,
         space: Mapping[str, BaseDistribution],
         generator: np.random.Generator,
-        occasion: Occasion,
+        context: ExploreContext,
     ) -> Params:
         """Return new hyperparameters for a member that copies from one with ``params``."""
 

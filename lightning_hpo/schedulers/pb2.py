@@ -29,7 +29,7 @@ from lightning_hpo.samplers.acquisition import lower_confidence_bound
 from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.gp import GaussianProcess, fit, prior_mode
-from lightning_hpo.schedulers.explore import Interval, Occasion, Params
+from lightning_hpo.schedulers.explore import ExploreContext, Interval, Params
 
 _MOST = 200  # observations, the latest; the cost grows with the third power
 _LEAST = 4
@@ -60,7 +60,7 @@ class PB2:
         params: Params,
         space: Mapping[str, BaseDistribution],
         generator: np.random.Generator,
-        occasion: Occasion,
+        context: ExploreContext,
     ) -> Params:
         """Return the hyperparameters that promise the best next interval.
 
@@ -68,22 +68,24 @@ class PB2:
             params: of the donor; used where the model has seen too little.
             space: name -> distribution.
             generator: of the candidates.
-            occasion: the step, and what training has shown so far.
+            context: the step, and what training has shown so far.
         """
         encoding = Encoding(space)
-        history = [one for one in occasion.history if encoding.holds(one.params)][-_MOST:]
+        history = [interval for interval in context.history if encoding.holds(interval.params)][-_MOST:]
         if len(history) < _LEAST:
             return {**params, **encoding.decode(encoding.place(generator.random((1, len(encoding))))[0])}
-        seen = _features(encoding, encoding.encode([one.params for one in history]), *_circumstances(history, occasion))
-        process = _fitted(seen.tobytes(), _targets(history, occasion.mode).tobytes(), tuple(encoding.groups))
-        latest = np.array([one.after for one in history if one.step == occasion.step])
-        start = float(_standardised(np.array([occasion.score]), latest)[0])
+        seen = _features(
+            encoding, encoding.encode([interval.params for interval in history]), *_circumstances(history, context)
+        )
+        process = _fitted(seen.tobytes(), _targets(history, context.mode).tobytes(), tuple(encoding.groups))
+        latest = np.array([interval.after for interval in history if interval.step == context.step])
+        start = float(_standardised(np.array([context.score]), latest)[0])
 
         def now(units: Floats) -> Floats:
             return _features(encoding, units, np.ones(len(units)), np.full(len(units), start))
 
-        if occasion.taken:
-            taken = now(encoding.encode(occasion.taken))
+        if context.taken:
+            taken = now(encoding.encode(context.taken))
             process = process.grow(taken, process.posterior(taken)[0])
 
         def best(units: Floats) -> Floats:
@@ -112,22 +114,24 @@ def _features(encoding: Encoding, units: Floats, times: Floats, starts: Floats) 
     return np.column_stack([encoding.features(units), times, starts])
 
 
-def _circumstances(history: Sequence[Interval], occasion: Occasion) -> tuple[Floats, Floats]:
+def _circumstances(history: Sequence[Interval], context: ExploreContext) -> tuple[Floats, Floats]:
     """Time of each interval as a share of now, and its score before, standardised within the step."""
-    times = np.array([one.step / occasion.step for one in history])
-    before = np.array([math.nan if one.before is None else one.before for one in history])
+    times = np.array([interval.step / context.step for interval in history])
+    before = np.array([math.nan if interval.before is None else interval.before for interval in history])
     return times, _within_steps(history, before, unknown=0.0)
 
 
 def _targets(history: Sequence[Interval], mode: str) -> Floats:
     """Change of the score, lower is better, standardised within each step."""
     sign = 1.0 if mode == "min" else -1.0
-    changes = np.array([sign * (one.after - (0.0 if one.before is None else one.before)) for one in history])
+    changes = np.array(
+        [sign * (interval.after - (0.0 if interval.before is None else interval.before)) for interval in history]
+    )
     return _within_steps(history, changes, unknown=_MOST_DEVIATIONS)
 
 
 def _within_steps(history: Sequence[Interval], values: Floats, *, unknown: float) -> Floats:
-    steps = np.array([one.step for one in history])
+    steps = np.array([interval.step for interval in history])
     result = np.empty(len(values))
     for step in set(steps.tolist()):
         group = values[steps == step]

@@ -20,8 +20,8 @@ from lightning_hpo.schedulers.base import Bracket, Rung
 from lightning_hpo.schedulers.explore import (
     Adviser,
     Explore,
+    ExploreContext,
     Interval,
-    Occasion,
     Params,
     clip,
     explore,
@@ -47,7 +47,7 @@ class RuleOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Standing:
+class MemberScore:
     """What the others know of one living member.
 
     Args:
@@ -105,6 +105,11 @@ class Rules:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if conditions := getattr(self.space, "conditions", {}):
+            raise ValueError(
+                f"`space` has a condition for {next(iter(conditions))!r}, but the parameters of a population change "
+                "while it trains: leave the condition out, or search with another tuner."
+            )
         if self.mode not in ("min", "max"):
             raise ValueError(f"`mode` must be 'min' or 'max', got {self.mode!r}.")
         if not 0 < self.quantile <= 0.5:
@@ -125,80 +130,82 @@ class Rules:
         return sample(self.space, np.random.default_rng([self.seed, member]))
 
     def decide(
-        self, member: int, step: int, standings: Mapping[int, Standing], history: Sequence[Interval] = ()
+        self, member: int, step: int, member_scores: Mapping[int, MemberScore], history: Sequence[Interval] = ()
     ) -> Fork | None:
         """Say how a member goes on after ``step``.
 
         Args:
-            member: who asks; one of ``standings``.
+            member: who asks; one of ``member_scores``.
             step: optimizer steps it has seen.
-            standings: of every living member that has a score.
+            member_scores: of every living member that has a score.
             history: all intervals so far; only an :class:`Adviser` looks at them.
 
         Returns:
             None if it goes on as it is.
         """
         generator = self._generator(member, step)
-        donor = self._donor(member, standings, generator)
+        donor = self._donor(member, member_scores, generator)
         if donor is not None:
-            taken = self._taken_before(member, step, standings, history)
-            params = self._explored(standings[donor], generator, step, history, taken)
+            taken = self._taken_before(member, step, member_scores, history)
+            params = self._explored(member_scores[donor], generator, step, history, taken)
             return Fork(donor, params)
         if self.explore != "all":
             return None
-        params = self._explored(standings[member], generator, step, history)
-        return None if params == dict(standings[member].params) else Fork(member, params)
+        params = self._explored(member_scores[member], generator, step, history)
+        return None if params == dict(member_scores[member].params) else Fork(member, params)
 
     def explore_from(
-        self, member: int, step: int, donor: int, standing: Standing, history: Sequence[Interval] = ()
+        self, member: int, step: int, donor: int, member_score: MemberScore, history: Sequence[Interval] = ()
     ) -> Fork:
-        """Fork from a donor whose hyperparameters turned out to be those of ``standing``."""
-        return Fork(donor, self._explored(standing, self._generator(member, step), step, history))
+        """Fork from a donor whose hyperparameters turned out to be those of ``member_score``."""
+        return Fork(donor, self._explored(member_score, self._generator(member, step), step, history))
 
     def _generator(self, member: int, step: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, member, step])
 
-    def truncate(self, standings: Mapping[int, Standing]) -> tuple[list[int], list[int]]:
+    def truncate(self, member_scores: Mapping[int, MemberScore]) -> tuple[list[int], list[int]]:
         """Name the members that copy, and those that may be copied (see :func:`truncate`)."""
-        scores = {member: standing.score for member, standing in standings.items()}
-        stopped = [member for member, standing in standings.items() if standing.stopped]
+        scores = {member: member_score.score for member, member_score in member_scores.items()}
+        stopped = [member for member, member_score in member_scores.items() if member_score.stopped]
         return truncate(scores, mode=self.mode, quantile=self.quantile, stopped=stopped)
 
-    def _donor(self, member: int, standings: Mapping[int, Standing], generator: np.random.Generator) -> int | None:
-        losers, top = self.truncate(standings)
+    def _donor(
+        self, member: int, member_scores: Mapping[int, MemberScore], generator: np.random.Generator
+    ) -> int | None:
+        losers, top = self.truncate(member_scores)
         return _pick(top, generator, self.donor) if member in losers else None
 
     def _taken_before(
-        self, member: int, step: int, standings: Mapping[int, Standing], history: Sequence[Interval]
+        self, member: int, step: int, member_scores: Mapping[int, MemberScore], history: Sequence[Interval]
     ) -> list[Params]:
         """Repeat the decisions of the losers before this one, for an adviser that spreads them."""
         if self._adviser is None:
             return []
-        losers, _ = self.truncate(standings)
+        losers, _ = self.truncate(member_scores)
         taken: list[Params] = []
         for other in losers[: losers.index(member)]:
             generator = self._generator(other, step)
-            donor = self._donor(other, standings, generator)
+            donor = self._donor(other, member_scores, generator)
             assert donor is not None
-            taken.append(self._explored(standings[donor], generator, step, history, taken))
+            taken.append(self._explored(member_scores[donor], generator, step, history, taken))
         return taken
 
     def _explored(
         self,
-        standing: Standing,
+        member_score: MemberScore,
         generator: np.random.Generator,
         step: int,
         history: Sequence[Interval],
         taken: Sequence[Params] = (),
     ) -> dict[str, Any]:
-        params = standing.params
+        params = member_score.params
         if self.explore == "all":
             return perturb_some(params, self.space, generator, factor=self.factor)
         if self.explore == "losers":
             return explore(params, self.space, generator, resample=self.resample, factor=self.factor)
         if self._adviser is not None:
-            occasion = Occasion(step, self.mode, standing.score, history, taken)
-            changed = self._adviser.advise(params, self.space, generator, occasion)
+            context = ExploreContext(step, self.mode, member_score.score, history, taken)
+            changed = self._adviser.advise(params, self.space, generator, context)
         else:
             assert callable(self.explore)
             changed = self.explore(params, self.space, generator)
@@ -338,16 +345,16 @@ class PopulationBased:
             return None
         target = (ended + 1) * self.interval
         judged = self._judged(rows, ended)
-        standings = {member: self._standing(row, ended) for member, row in judged.items()} if ended else {}
-        losers, top = self.rules.truncate(standings)
+        member_scores = {member: self._member_score(row, ended) for member, row in judged.items()} if ended else {}
+        losers, top = self.rules.truncate(member_scores)
         copying = set(losers if top else ())
         copying |= {member for member, row in waiting.items() if row.parent is not None and not row.values}
         member = min(waiting, key=lambda member: (member not in copying, member))
         row = waiting[member]
-        if member not in standings or judged[member].number != row.number:
+        if member not in member_scores or judged[member].number != row.number:
             return Job(target, trial=row.number)  # its decision has been made, and its job has died
         history = intervals(rows, target - 1) if self.rules.needs_history else []
-        fork = self.rules.decide(member, ended * self.interval, standings, history)
+        fork = self.rules.decide(member, ended * self.interval, member_scores, history)
         if fork is None:
             return Job(target, trial=row.number)
         return Job(target, parent=judged[fork.donor].number, params=fork.params, replaces=row.number)
@@ -371,9 +378,9 @@ class PopulationBased:
         """Trial of each member that has a score of a round, the members that failed later included."""
         return {row.home: row for row in rows if any(step // self.interval == ended for step in row.values)}
 
-    def _standing(self, row: Row, ended: int) -> Standing:
+    def _member_score(self, row: Row, ended: int) -> MemberScore:
         step = max(step for step in row.values if step // self.interval == ended)
-        return Standing(row.values[step], row.params, stopped=step in row.stopped)
+        return MemberScore(row.values[step], row.params, stopped=step in row.stopped)
 
 
 def _name(explore: Any) -> str:

@@ -7,10 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution
-
 from lightning_hpo.schedulers.base import Scheduler
-from lightning_hpo.space import format_distribution
+from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.code_identity import code_parts, comparable, first_seen
 
 # Settings of a scheduler that may change when a study is continued: more of the same.
@@ -18,7 +16,7 @@ _MAY_GROW = ("n_trials", "iterations")
 
 
 def fingerprint(
-    space: Mapping[str, BaseDistribution],
+    space: Space,
     scheduler: Scheduler,
     parts: Sequence[Any],
     code: Sequence[Any],
@@ -42,7 +40,7 @@ def fingerprint(
     elif dataclasses.is_dataclass(scheduler):
         budget |= {k: v for k, v in dataclasses.asdict(scheduler).items() if k not in _MAY_GROW}
     return {
-        "space": {name: format_distribution(distribution) for name, distribution in space.items()},
+        "space": parse_space(space).texts(),
         **asked,
         "scheduler": budget,
         "trains": [part and _identity(part) for part in parts] if trains else None,

@@ -65,7 +65,7 @@ class Leases:
         return None  # its holder has died this moment
 
     def _path(self, number: int) -> Path:
-        return self._trials / f"{number:04d}" / "claim"
+        return self._trials / f"{number:04d}" / "lease"
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from lightning_hpo.schedulers.explore import intervals
 from lightning_hpo.study.table import PARENT, SEGMENT, read_rows
 
 __all__ = [
+    "Phase",
     "Replay",
     "ReplayLR",
     "Segment",
-    "Stretch",
     "intervals",
     "lineage",
     "plot",
@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass
 class Segment:
-    """A stretch of one member's training with constant hyperparameters.
+    """A part of one member's training with constant hyperparameters.
 
     Args:
         number: of the trial; unique in its population.
@@ -46,7 +46,7 @@ class Segment:
         start: the member's optimizer step at which it begins.
         params: hyperparameters.
         values: the member's optimizer step -> value of the monitored metric.
-        parent: number of the segment that the weights come from; None for a first one.
+        parent: number of the segment that the weights come from; None for a first segment.
         forked_at: the parent's step at which its weights were taken.
     """
 
@@ -78,7 +78,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Phase:
     """``steps`` optimizer steps with constant hyperparameters, beginning at ``start``."""
 
     start: int
@@ -117,38 +117,38 @@ def winner(segments: Sequence[Segment], mode: Mode = "min") -> Segment:
     judged = _judged(segments)
     if not judged:
         raise ValueError("no segment of the population has a finite value.")
-    return min(judged, key=lambda one: (-one.stop, _sign(mode) * one.values[one.stop], one.number))
+    return min(judged, key=lambda segment: (-segment.stop, _sign(mode) * segment.values[segment.stop], segment.number))
 
 
 def _judged(segments: Sequence[Segment]) -> list[Segment]:
-    return [one for one in segments if one.values and math.isfinite(one.values[one.stop])]
+    return [segment for segment in segments if segment.values and math.isfinite(segment.values[segment.stop])]
 
 
 def _sign(mode: Mode) -> float:
     return 1.0 if mode == "min" else -1.0
 
 
-def schedule_of(segment: Segment, segments: Sequence[Segment]) -> list[Stretch]:
+def schedule_of(segment: Segment, segments: Sequence[Segment]) -> list[Phase]:
     """Walk up the parents of a segment: the hyperparameters that its weights were trained with, first to last.
 
-    Stretches with equal hyperparameters are joined.
+    Phases with equal hyperparameters are joined.
     """
-    by_number = {one.number: one for one in segments}
+    by_number = {segment.number: segment for segment in segments}
     lengths: list[tuple[int, Mapping[str, Any]]] = []
     until = segment.stop
-    one: Segment | None = segment
-    while one is not None:
-        lengths.append((until - one.start, one.params))
-        until = one.start if one.forked_at is None else one.forked_at
-        one = None if one.parent is None else by_number[one.parent]
-    stretches: list[Stretch] = []
+    current: Segment | None = segment
+    while current is not None:
+        lengths.append((until - current.start, current.params))
+        until = current.start if current.forked_at is None else current.forked_at
+        current = None if current.parent is None else by_number[current.parent]
+    phases: list[Phase] = []
     for steps, params in reversed(lengths):
-        start = stretches[-1].start + stretches[-1].steps if stretches else 0
-        if stretches and dict(stretches[-1].params) == dict(params):
-            stretches[-1] = Stretch(stretches[-1].start, stretches[-1].steps + steps, params)
+        start = phases[-1].start + phases[-1].steps if phases else 0
+        if phases and dict(phases[-1].params) == dict(params):
+            phases[-1] = Phase(phases[-1].start, phases[-1].steps + steps, params)
         elif steps:
-            stretches.append(Stretch(start, steps, params))
-    return stretches
+            phases.append(Phase(start, steps, params))
+    return phases
 
 
 @dataclass(frozen=True)
@@ -156,21 +156,21 @@ class Replay:
     """The winner's history as an ordinary configuration.
 
     Args:
-        stretches: of hyperparameters, first to last.
+        phases: of hyperparameters, first to last.
         max_steps: optimizer steps in all.
         params: last hyperparameters.
     """
 
-    stretches: Sequence[Stretch]
+    phases: Sequence[Phase]
     max_steps: int
     params: Mapping[str, Any]
 
     def schedule(self, name: str) -> list[tuple[int, Any]]:
         """Return (first step, value) of one hyperparameter, where it changes."""
         steps: list[tuple[int, Any]] = []
-        for stretch in self.stretches:
-            if not steps or steps[-1][1] != stretch.params[name]:
-                steps.append((stretch.start, stretch.params[name]))
+        for phase in self.phases:
+            if not steps or steps[-1][1] != phase.params[name]:
+                steps.append((phase.start, phase.params[name]))
         return steps
 
 
@@ -195,16 +195,18 @@ def replay(source: Any, mode: Mode | None = None) -> Replay:
         best = best_row(read_rows(source), mode)
         number = None if best is None else best.number
     segments = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else lineage(source)
-    chosen = winner(segments, mode) if number is None else next(one for one in segments if one.number == number)
+    chosen = (
+        winner(segments, mode) if number is None else next(segment for segment in segments if segment.number == number)
+    )
     _warn_of_better(chosen, segments, mode)
-    stretches = schedule_of(chosen, segments)
-    return Replay(stretches, sum(one.steps for one in stretches), stretches[-1].params)
+    phases = schedule_of(chosen, segments)
+    return Replay(phases, sum(phase.steps for phase in phases), phases[-1].params)
 
 
 def _warn_of_better(chosen: Segment, segments: Sequence[Segment], mode: Mode) -> None:
     """Say that a segment before the end of the population had a better value than the one that is replayed."""
     sign = _sign(mode)
-    better = min(_judged(segments), key=lambda one: sign * one.values[one.stop], default=chosen)
+    better = min(_judged(segments), key=lambda segment: sign * segment.values[segment.stop], default=chosen)
     score = chosen.values.get(chosen.stop, math.inf * sign)
     if sign * better.values.get(better.stop, score) < sign * score:
         warnings.warn(
@@ -218,19 +220,19 @@ def _warn_of_better(chosen: Segment, segments: Sequence[Segment], mode: Mode) ->
 def to_study(segments: Sequence[Segment], space: Mapping[str, BaseDistribution], mode: Mode = "min") -> optuna.Study:
     """Put the segments of a folder into an Optuna study in memory, numbered in order of their start."""
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
-    order = sorted(segments, key=lambda one: (one.start, one.number))
-    number = {one.number: place for place, one in enumerate(order)}
-    for one in order:
-        parent = None if one.parent is None else number[one.parent]
+    order = sorted(segments, key=lambda segment: (segment.start, segment.number))
+    number = {segment.number: place for place, segment in enumerate(order)}
+    for segment in order:
+        parent = None if segment.parent is None else number[segment.parent]
         study.add_trial(
             create_trial(
-                state=TrialState.COMPLETE if one.values else TrialState.FAIL,
-                value=one.values[one.stop] if one.values else None,
-                params=dict(one.params),
+                state=TrialState.COMPLETE if segment.values else TrialState.FAIL,
+                value=segment.values[segment.stop] if segment.values else None,
+                params=dict(segment.params),
                 distributions=dict(space),
-                intermediate_values=dict(one.values),
+                intermediate_values=dict(segment.values),
                 user_attrs={} if parent is None else {PARENT: parent},
-                system_attrs=one.notes(),
+                system_attrs=segment.notes(),
             )
         )
     return study
@@ -255,14 +257,20 @@ def plot(segments: Sequence[Segment], name: str) -> Any:
         raise ImportError("a plot needs matplotlib: pip install 'lightning-hpo-suite[plot]'") from error
     figure = Figure(layout="constrained")
     axes = figure.add_subplot(xlabel="optimizer step of the member", ylabel=name)
-    by_number = {one.number: one for one in segments}
-    for one in segments:
-        color = f"C{one.member % 10}"
-        axes.plot([one.start, one.stop], [one.params[name]] * 2, color=color, marker="|")
-        if one.parent is not None and one.forked_at is not None:
-            parent = by_number[one.parent]
-            axes.plot([one.forked_at, one.start], [parent.params[name], one.params[name]], color=color, lw=0.5, ls=":")
-    if all(isinstance(one.params[name], float) and one.params[name] > 0 for one in segments):
+    by_number = {segment.number: segment for segment in segments}
+    for segment in segments:
+        color = f"C{segment.member % 10}"
+        axes.plot([segment.start, segment.stop], [segment.params[name]] * 2, color=color, marker="|")
+        if segment.parent is not None and segment.forked_at is not None:
+            parent = by_number[segment.parent]
+            axes.plot(
+                [segment.forked_at, segment.start],
+                [parent.params[name], segment.params[name]],
+                color=color,
+                lw=0.5,
+                ls=":",
+            )
+    if all(isinstance(segment.params[name], float) and segment.params[name] > 0 for segment in segments):
         axes.set_yscale("log")
     return figure
 

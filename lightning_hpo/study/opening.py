@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import check_distribution_compatibility
+from optuna.distributions import CategoricalDistribution, check_distribution_compatibility
 from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
@@ -163,7 +163,8 @@ def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *
     for name, new in parse_space(asked["space"]).items():
         for old in (trial.distributions[name] for trial in trials if name in trial.distributions):
             try:
-                check_distribution_compatibility(old, new)
+                if not (isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution)):
+                    check_distribution_compatibility(old, new)
             except ValueError as error:
                 raise StudyMismatchError(
                     f"the study in {folder.path} cannot take another kind of distribution for {name!r}: {error}"

@@ -2,13 +2,35 @@
 
 import errno
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from lightning_hpo.errors import StorageError, explained
 from lightning_hpo.study.locks import Lock
+
+State: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NextPhase:
+    """Go on with other hyperparameters, and with the weights in ``state`` unless it is None.
+
+    Args:
+        donor: member that the hyperparameters come from.
+        parent: number of the donor's segment.
+        forked_at: the donor's step.
+        params: hyperparameters from now on.
+        state: of the donor, see :mod:`lightning_hpo.training.state_transfer`.
+    """
+
+    donor: int
+    parent: int
+    forked_at: int
+    params: Mapping[str, Any]
+    state: State | None
 
 
 class InFolder(Protocol):

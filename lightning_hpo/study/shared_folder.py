@@ -12,87 +12,23 @@ A state that is not signed with the key is read with ``weights_only=True``: it m
 A reader takes a damaged file for a missing one and writes down what it saw.
 """
 
-import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo.atomic import atomic_write, open_own
+from lightning_hpo.atomic import atomic_write
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.explore import Interval
-from lightning_hpo.schedulers.population import Rules, Standing
+from lightning_hpo.schedulers.population import Rules
 from lightning_hpo.study.lineage import Segment, intervals
 from lightning_hpo.study.locks import Lock
-from lightning_hpo.study.population_folder import alone_in, remove_leftovers, with_storage_errors
-
-State = dict[str, Any]
-_BEATS = 20  # signs of life per timeout
-
-
-@dataclass
-class Record:
-    """What one member tells the others.
-
-    Args:
-        member: who writes it.
-        segments: its trials.
-        status: "training", "finished" or "failed".
-        step: of its last score.
-        decided: step at which it last knew whether others may copy it.
-        published: step of its state on disk, or None.
-        events: what happened, for people to read.
-        stopped: last step at which it was asked to stop, or None.
-    """
-
-    member: int
-    segments: list[Segment]
-    status: str = "training"
-    step: int = 0
-    decided: int = 0
-    published: int | None = None
-    events: list[str] = field(default_factory=list)
-    stopped: int | None = None
-
-    @property
-    def standing(self) -> Standing | None:
-        """Last value of the monitored metric, and what goes with it; None before the first one."""
-        values = {step: value for one in self.segments for step, value in one.values.items()}
-        params, stopped = self.segments[-1].params, self.stopped == self.step
-        return Standing(values[self.step], params, stopped) if self.step in values else None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {**self.__dict__, "segments": [one.as_json() for one in self.segments]}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Record":
-        """Undo :meth:`as_json`."""
-        return cls(**{**stored, "segments": [Segment.from_json(one) for one in stored["segments"]]})
-
-
-@dataclass(frozen=True)
-class Graft:
-    """Go on with other hyperparameters, and with the weights in ``state`` unless it is None.
-
-    Args:
-        donor: member that the hyperparameters come from.
-        parent: number of the donor's segment.
-        forked_at: the donor's step.
-        params: hyperparameters from now on.
-        state: of the donor, see :mod:`lightning_hpo.training.state_transfer`.
-    """
-
-    donor: int
-    parent: int
-    forked_at: int
-    params: Mapping[str, Any]
-    state: State | None
+from lightning_hpo.study.member_files import Record, SignsOfLife, member_folder, read_record, write_record
+from lightning_hpo.study.population_folder import NextPhase, State, alone_in, remove_leftovers, with_storage_errors
 
 
 class SharedFolder:
@@ -129,8 +65,7 @@ class SharedFolder:
         self._agreed = {"population_size": population_size, "seed": rules.seed, "mode": rules.mode, **agreed}
         self._synchronous = synchronous
         self._timeout = timeout
-        self._last_beat = -timeout
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._signs = SignsOfLife(self._path, member, timeout)
         self._lock: Lock | None = None
         self._carried_out = 0  # step of the last decision that the member went on from
         self.record = Record(member, [])
@@ -151,11 +86,11 @@ class SharedFolder:
         Raises:
             RuntimeError: if another process on this machine is the same member.
         """
-        own = _folder(self._path, self._member)
+        own = member_folder(self._path, self._member)
         own.mkdir(parents=True, exist_ok=True)
         with alone_in(self._path):
             remove_leftovers(self._path)
-            self._agree()
+            _agree(self._path, self._agreed)
         lock = Lock(own / "lock")
         if not lock.take():
             raise RuntimeError(f"member {self._member} of {self._path} is at work in another process.")
@@ -171,7 +106,7 @@ class SharedFolder:
         self._carried_out = self.record.segments[-1].start
         if before is not None:
             self.record.events = before.events
-            self._branch_off(before, step)
+            self.record.branch_off(before, step, self._size)
         if earlier is not None:
             self._note(f"step {step}: continued from a checkpoint")
         elif before is not None:
@@ -184,7 +119,9 @@ class SharedFolder:
         return dict(self.record.segments[-1].params)
 
     @with_storage_errors
-    def report(self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False) -> Graft | None:
+    def report(
+        self, step: int, score: float, capture: Callable[[], State], *, stopped: bool = False
+    ) -> NextPhase | None:
         """Write down a score, publish the state if others may copy it, and say how to go on."""
         self.record.segments[-1].values[step] = float(score)
         self.record.step = step
@@ -196,49 +133,46 @@ class SharedFolder:
         return self.decide(step, capture)
 
     @with_storage_errors
-    def decide(self, step: int, capture: Callable[[], State]) -> Graft | None:
+    def decide(self, step: int, capture: Callable[[], State]) -> NextPhase | None:
         """Say how to go on after a reported step; None after another, or if the decision was carried out already."""
         if step != self.record.step or step == self._carried_out:
             return None
         records = self._gather(step)
-        standings = {member: known for member, one in records.items() if (known := one.standing) is not None}
-        _, top = self._rules.truncate(standings)
+        member_scores = {
+            member: known for member, record in records.items() if (known := record.member_score) is not None
+        }
+        _, top = self._rules.truncate(member_scores)
         self._publish(step, capture, is_donor=self._member in top)
         history = self._history(step)
         while (
-            self._member in standings
-            and (fork := self._rules.decide(self._member, step, standings, history)) is not None
+            self._member in member_scores
+            and (fork := self._rules.decide(self._member, step, member_scores, history)) is not None
         ):
             if fork.donor == self._member:
-                return Graft(self._member, self.record.segments[-1].number, step, fork.params, None)
+                return NextPhase(self._member, self.record.segments[-1].number, step, fork.params, None)
             taken = self._take(fork.donor, step)
             if taken is None:
-                del standings[fork.donor]
+                del member_scores[fork.donor]
                 continue
-            if dict(taken["params"]) != dict(standings[fork.donor].params):  # the donor went on in the meantime
-                standings[fork.donor] = replace(standings[fork.donor], params=taken["params"])
-                fork = self._rules.explore_from(self._member, step, fork.donor, standings[fork.donor], history)
-            return Graft(fork.donor, taken["number"], taken["step"], fork.params, taken["state"])
+            if dict(taken["params"]) != dict(member_scores[fork.donor].params):  # the donor went on in the meantime
+                member_scores[fork.donor] = replace(member_scores[fork.donor], params=taken["params"])
+                fork = self._rules.explore_from(self._member, step, fork.donor, member_scores[fork.donor], history)
+            return NextPhase(fork.donor, taken["number"], taken["step"], fork.params, taken["state"])
         return None
 
     @with_storage_errors
-    def applied(self, step: int, graft: Graft) -> None:
-        """Write down that the member goes on as the graft says."""
-        self._begin_segment(step, graft.params, graft.parent, graft.forked_at)
+    def applied(self, step: int, following: NextPhase) -> None:
+        """Write down that the member goes on as decided."""
+        self.record.begin(step, following.params, following.parent, following.forked_at, self._size)
         self._carried_out = step
-        if graft.state is not None:
-            self._note(f"step {step}: copied member {graft.donor} at its step {graft.forked_at}")
+        if following.state is not None:
+            self._note(f"step {step}: copied member {following.donor} at its step {following.forked_at}")
         self._write()
 
     @with_storage_errors
     def beat(self) -> None:
         """Give a sign of life; cheap enough for every step."""
-        now = time.monotonic()
-        if now - self._last_beat >= self._timeout / _BEATS:
-            self._last_beat = now
-            sign = _folder(self._path, self._member) / "alive"
-            os.close(open_own(sign, os.O_WRONLY | os.O_CREAT))
-            os.utime(sign)
+        self._signs.give()
 
     @with_storage_errors
     def leave(self, status: str, reason: str) -> None:
@@ -260,29 +194,6 @@ class SharedFolder:
     def state_dict(self) -> dict[str, Any]:
         """Return the record, for a checkpoint of the member."""
         return self.record.as_json()
-
-    def _begin_segment(self, start: int, params: Mapping[str, Any], parent: int | None, forked_at: int | None) -> None:
-        last = max(one.number for one in self.record.segments)
-        number = (last // self._size + 1) * self._size + self._member
-        self.record.segments.append(
-            Segment(number, self._member, start, dict(params), parent=parent, forked_at=forked_at)
-        )
-
-    def _branch_off(self, before: Record, step: int) -> None:
-        """Keep what the member trained beyond its checkpoint: others may descend from it. It goes on as its own child.
-
-        Args:
-            before: its record when it died.
-            step: of the last decision before the checkpoint.
-        """
-        own = {one.number: one for one in self.record.segments}
-        written = {one.number: one for one in before.segments}
-        if all(number in own and one.values.keys() <= own[number].values.keys() for number, one in written.items()):
-            return  # nothing was written after the checkpoint
-        last = self.record.segments[-1]
-        is_first = last.parent is None and last.start == step
-        self.record.segments = [*written.values(), *(one for number, one in own.items() if number not in written)]
-        self._begin_segment(step, last.params, None if is_first else last.number, None if is_first else step)
 
     def _gather(self, step: int) -> dict[int, Record]:
         """Read the records of the living; when synchronous, wait until they have reached ``step``."""
@@ -306,24 +217,17 @@ class SharedFolder:
     def _history(self, step: int) -> list[Interval]:
         """All intervals that any member has written down, the dead ones' too, up to this member's step."""
         others = (read_record(self._path, member) for member in range(self._size) if member != self._member)
-        return intervals([one for record in (self.record, *others) if record for one in record.segments], step)
+        return intervals([segment for record in (self.record, *others) if record for segment in record.segments], step)
 
     def _silent(self, member: int) -> bool:
-        """Whether a member gave no sign of life while we watched it for the timeout; clocks are not compared."""
-        try:
-            stamp = (_folder(self._path, member) / "alive").stat().st_mtime_ns
-        except FileNotFoundError:
-            stamp = 0
-        now = time.monotonic()
-        if member not in self._seen or self._seen[member][0] != stamp:
-            self._seen[member] = (stamp, now)
-        silent = now - self._seen[member][1] > self._timeout
+        """Whether a member gave no sign of life while we watched it for the timeout."""
+        silent = self._signs.are_missing(member)
         if silent:
             self._note_once(f"member {member} gave no sign of life for {self._timeout:g} s: left out")
         return silent
 
     def _publish(self, step: int, capture: Callable[[], State], *, is_donor: bool) -> None:
-        path = _folder(self._path, self._member) / "state.ckpt"
+        path = member_folder(self._path, self._member) / "state.ckpt"
         if is_donor:
             last = self.record.segments[-1]
             content = {"step": step, "number": last.number, "params": dict(last.params), "state": capture()}
@@ -338,7 +242,7 @@ class SharedFolder:
         """Read a donor's state; None if it has none or it is damaged."""
         if self._synchronous and not self._wait_for_state(donor, step):
             return None
-        path = _folder(self._path, donor) / "state.ckpt"
+        path = member_folder(self._path, donor) / "state.ckpt"
         try:
             return checkpoints.load(path, key=Key.of(self._path))
         except FileNotFoundError:
@@ -357,17 +261,6 @@ class SharedFolder:
             time.sleep(0.02)
         return False
 
-    def _agree(self) -> None:
-        file = self._path / "population.json"
-        text = json.dumps(self._agreed, indent=1)
-        if not file.exists():
-            atomic_write(file, text)
-        stored = json.loads(file.read_text())
-        different = [key for key in {**stored, **self._agreed} if stored.get(key) != json.loads(text).get(key)]
-        if different:
-            listed = "; ".join(f"{key} was {stored.get(key)!r}, now {self._agreed.get(key)!r}" for key in different)
-            raise ValueError(f"the population in {self._path} was started with other settings: {listed}.")
-
     def _note(self, event: str) -> None:
         self.record.events.append(event)
 
@@ -376,27 +269,17 @@ class SharedFolder:
             self._note(event)
 
     def _write(self) -> None:
-        content = self.record.as_json()
-        atomic_write(
-            _folder(self._path, self._member) / "record.json",
-            json.dumps({"sha256": _digest(content), "content": content}),
-        )
+        write_record(self._path, self.record)
 
 
-def read_record(path: str | Path, member: int) -> Record | None:
-    """Read a member's record; None if there is none or it is damaged."""
-    try:
-        stored = json.loads((_folder(Path(path), member) / "record.json").read_text())
-        if stored["sha256"] != _digest(stored["content"]):
-            return None
-        return Record.from_json(stored["content"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # torn or changed: it is written again at each step
-        return None
-
-
-def _folder(path: Path, member: int) -> Path:
-    return path / f"member_{member:03d}"
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _agree(path: Path, agreed: Mapping[str, Any]) -> None:
+    """Write down what all members must agree on, or raise ValueError if it is something else already."""
+    file = path / "population.json"
+    text = json.dumps(agreed, indent=1)
+    if not file.exists():
+        atomic_write(file, text)
+    stored = json.loads(file.read_text())
+    different = [key for key in {**stored, **agreed} if stored.get(key) != json.loads(text).get(key)]
+    if different:
+        listed = "; ".join(f"{key} was {stored.get(key)!r}, now {agreed.get(key)!r}" for key in different)
+        raise ValueError(f"the population in {path} was started with other settings: {listed}.")

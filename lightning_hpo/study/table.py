@@ -120,7 +120,7 @@ class TrialTable:
         trial = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
-            distributions=dict(distributions),
+            distributions={name: distributions[name] for name in params},
             user_attrs={} if parent is None else {PARENT: parent},
             system_attrs=notes,
         )
@@ -147,9 +147,9 @@ class TrialTable:
         trial_id = self._ids[number]
         for key, value in {**notes, BY_JOB: True}.items():
             self._storage.set_trial_system_attr(trial_id, key, value)
-        for name, distribution in distributions.items():
-            internal = distribution.to_internal_repr(params[name])
-            self._storage.set_trial_param(trial_id, name, internal, distribution)
+        for name, value in params.items():
+            distribution = distributions[name]
+            self._storage.set_trial_param(trial_id, name, distribution.to_internal_repr(value), distribution)
         self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
         self._replace(number, self._storage.get_trial(trial_id))
 

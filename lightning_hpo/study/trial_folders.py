@@ -17,7 +17,7 @@ import optuna
 
 FILE = "trial.json"
 STUDY_ID = "lightning_hpo_id"  # user attribute of a study
-_OURS = {FILE, f".{FILE}.tmp", "claim"}  # what may be there before a trial has trained
+_OURS = {FILE, f".{FILE}.tmp", "lease"}  # what may be there before a trial has trained
 
 
 def study_id(study: optuna.Study) -> str:

@@ -102,7 +102,7 @@ def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterat
     seen.add(id(owner))
     yield key, owner
     for name, value in list(vars(owner).items()) if depth < _DEEPEST else ():
-        if name in _OF_LIGHTNING:
+        if type(value) in _PLAIN or name in _OF_LIGHTNING:
             continue
         for place, part in _parts(value):
             inner = f"{key}.{name}{place}"

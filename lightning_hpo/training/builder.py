@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_hpo.space import split_name
+from lightning_hpo.space.names import split_name
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -48,6 +48,11 @@ class Builder(ABC):
 
     code: Sequence[Any] = ()
     """Classes whose code decides what a study measures."""
+
+    @property
+    def of_values(self) -> "Builder":
+        """The builder that takes values as the module receives them, not as a study stores them."""
+        return self
 
     @property
     def distributed_arguments(self) -> Mapping[str, Any]:

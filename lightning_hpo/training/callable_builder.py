@@ -10,7 +10,7 @@ from optuna import TrialPruned
 from torch import nn
 
 from lightning_hpo.errors import JobError
-from lightning_hpo.space import nested_config, split_name
+from lightning_hpo.space.names import nested_config, replaced, split_name
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.builder import Builder, TrialComponents, part_of
 from lightning_hpo.training.namespaces import is_a, of_lightning
@@ -56,10 +56,12 @@ class CallableBuilder(Builder):
             targets["data"] = self._data
         for name in names:
             head, argument = split_name(name)
-            if head not in targets:
-                hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
-                raise ValueError(f"`space` has the name {name!r}; it must start with {', '.join(targets)}.{hint}")
-            _check_argument(f"`space` has the name {name!r}", targets[head], argument, head)
+            outer, _, inner = argument.partition(".")
+            if head not in targets or not _takes(targets[head], outer):
+                _refuse_place(name, head, argument, targets)
+            _check_argument(f"`space` has the name {name!r}", targets[head], outer, head)
+            if inner and f"{head}.{outer}" not in names and outer not in part_of(names, head):
+                _check_inside(f"`space` has the name {name!r}", targets[head], outer, inner)
         for argument in self._trainer:
             _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
             if argument in part_of(names, "trainer"):
@@ -121,7 +123,7 @@ def _check_argument(subject: str, factory: Callable[..., Any], argument: str, he
 
 def _call(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
     try:
-        component = of_lightning(factory(**_own_defaults(factory, params), **params))
+        component = of_lightning(factory(**_arguments(factory, params)))
     except (JobError, TrialPruned):
         raise
     except Exception as error:
@@ -130,6 +132,76 @@ def _call(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kin
     if not isinstance(component, kind):
         raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(component)}.")
     return component
+
+
+def _refuse_place(name: str, head: str, argument: str, targets: Mapping[str, Callable[..., Any]]) -> None:
+    """Raise ValueError for a name of which another part of the trial has the argument."""
+    outer, last = argument.partition(".")[0], argument.rpartition(".")[2]
+    whole = name if head in targets or "." in name else f"{head}.{argument}"
+    for place in ("model", "data", "trainer"):
+        factory = targets.get(place)
+        for found in dict.fromkeys((head, outer, last)):
+            if place == head or factory is None or found not in _named(factory) or found in _OURS:
+                continue
+            rest = f".{argument}" if found == head else argument.removeprefix(outer) if found == outer else ""
+            rule = "" if head in targets else f"; it must start with {', '.join(targets)}"
+            raise ValueError(
+                f"`space` has the name {name!r}{rule}, but {_name_of(factory)} has the argument {found!r}: write "
+                f"'{place}.{found}{rest}'."
+            )
+    if head not in targets:
+        hint = " Pass `datamodule=` to search over its arguments." if head == "data" else nearest(head, targets)
+        raise ValueError(f"`space` has the name {whole!r}; it must start with {', '.join(targets)}.{hint}")
+
+
+def _named(factory: Callable[..., Any]) -> list[str]:
+    """Arguments that a factory names."""
+    parameters = inspect.signature(factory).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [name for name, parameter in parameters.items() if parameter.kind not in variable]
+
+
+def _takes(factory: Callable[..., Any], argument: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return argument in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _name_of(factory: Callable[..., Any]) -> str:
+    return str(getattr(factory, "__name__", repr(factory)))
+
+
+def _check_inside(what: str, factory: Callable[..., Any], argument: str, path: str) -> None:
+    """Look for a path inside the default value of an argument."""
+    default = _default(factory, argument)
+    name = getattr(factory, "__name__", repr(factory))
+    if default is None:
+        raise ValueError(
+            f"{what}, but {name} has no default value of {argument!r} to change {path!r} in. Give it one, or name "
+            f"whole values: '{argument}': lightning_hpo.choice(first=..., second=...)."
+        )
+    try:
+        replaced(default, path, None, check_only=True)
+    except LookupError as error:
+        raise ValueError(f"{what}, but {error.args[0]}") from None
+
+
+def _arguments(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a call: the parameters, those inside an argument put into a copy of it."""
+    arguments = _own_defaults(factory, params)
+    for name, value in sorted(params.items(), key=lambda item: item[0].count(".")):  # outer values first
+        outer, _, inner = name.partition(".")
+        if inner:
+            holder = arguments[outer] if outer in arguments else copy.deepcopy(_default(factory, outer))
+            arguments[outer] = replaced(holder, inner, value)
+        else:
+            arguments[outer] = value
+    return arguments
+
+
+def _default(factory: Callable[..., Any], argument: str) -> Any:
+    """Default value of an argument; None if there is none."""
+    parameter = inspect.signature(factory).parameters.get(argument)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:

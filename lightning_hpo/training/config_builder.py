@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningCLI
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from lightning_hpo.space import from_unit
+from lightning_hpo.space import SearchSpace, from_unit
 from lightning_hpo.text import masked, nearest
 from lightning_hpo.training.builder import Builder, TrialComponents
 from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
@@ -101,14 +101,14 @@ class ConfigBuilder(Builder):
     def check_space(self, names: Mapping[str, BaseDistribution]) -> None:
         """Parse each bound and choice, and compare the values of the config with those of the space."""
         owners: dict[str, str] = {}
-        for name, distribution in names.items():
+        for name in names:
             path = ".".join(_full_path(self._base, name))
             if owners.setdefault(path, name) != name:
                 raise ValueError(f"`space` names {path!r} twice: as {owners[path]!r} and as {name!r}.")
             head, _, rest = name.partition(".")
             if head == "trainer" and rest in _BUDGET:
                 raise ValueError(f"`space` has the name {name!r}, but that is the tuner's own.")
-            for value in _probes(distribution):
+            for value in _probes(names, name):
                 try:
                     config = self._parse({name: value})
                 except (ArgumentError, KeyError, TypeError, ValueError) as error:
@@ -210,9 +210,11 @@ def _class_name(cli: Any, base: Namespace) -> str:
     return str(given).rpartition(".")[2]
 
 
-def _probes(distribution: BaseDistribution) -> list[Any]:
+def _probes(space: Mapping[str, BaseDistribution], name: str) -> list[Any]:
+    distribution = space[name]
+    deliver = space.deliver if isinstance(space, SearchSpace) else dict
     if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
+        return [deliver({name: choice})[name] for choice in distribution.choices]
     return [from_unit(distribution, place) for place in (0.0, 0.5, 1.0)]
 
 

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
-from lightning_hpo.space import from_unit, split_name
+from lightning_hpo.space import SearchSpace, from_unit, split_name
 from lightning_hpo.training.builder import part_of
 from lightning_hpo.training.leaves import Fixed, Path, copy_of, get, leaves, put, put_and_check, same, text
 from lightning_hpo.training.places import (
@@ -71,13 +71,14 @@ class Hyperparameters:
         self._module = module
         self._owners: dict[str, Any] = {"model": module, "data": getattr(trainer, "datamodule", None)}
         note_base_lrs(trainer.optimizers)
-        self._rebuild = rebuild or of_module(trainer, module)
+        self._rebuild = rebuild or of_module(trainer, module, space)
+        self._deliver = space.deliver if isinstance(space, SearchSpace) else dict
         self._direct: dict[str, list[Path]] = {}  # of names whose value itself stands at these paths
         self._in_builds: list[str] = []  # names whose values show in a build
         self._paths: set[Path] = set()  # of the values that they change
         rest = [name for name in space if not self._bind_by_name(name)]
         if self._rebuild is not None:
-            self._rebuild.find_effects({name: space[name] for name in rest}, trainer)
+            self._rebuild.find_effects(rest, space, trainer)
         for name in rest:
             self._bind(name, space)
         self._applied: Mapping[str, Any] = {} if self._rebuild is None else self._rebuild.params
@@ -97,15 +98,16 @@ class Hyperparameters:
         Raises:
             ParameterMismatchError: if a value that was asked for is not in effect afterwards.
         """
-        self._write_direct(params, self._direct)
+        values = self._deliver(params)
+        self._write_direct(values, self._direct)
         self._change_data(params)
         self._write_built(params, copied=copied)
-        self._tell("model", params)
+        self._tell("model", values)
         live = self._roots()
         for name, paths in self._direct.items():
             for effective in (get(live, path) for path in paths):
-                if not same(effective, params[name]):
-                    raise ParameterMismatchError(f"{name}={params[name]!r} was asked for, {effective!r} is in effect.")
+                if not same(effective, values[name]):
+                    raise ParameterMismatchError(f"{name}={values[name]!r} was asked for, {effective!r} is in effect.")
 
     def restored(self, params: Mapping[str, Any]) -> None:
         """Take note that a checkpoint was restored that was written with ``params``."""
@@ -117,7 +119,7 @@ class Hyperparameters:
         Returns:
             Whether the loaders of the next epoch are to be made again.
         """
-        renewed = self._write_direct(params, [name for name in self._direct if _is_batch_size(name)])
+        renewed = self._write_direct(self._deliver(params), [name for name in self._direct if _is_batch_size(name)])
         return self._change_data(params) or renewed
 
     def of_epoch(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +161,10 @@ class Hyperparameters:
     def _roots(self) -> Roots:
         return {**live_roots(self._trainer, self._module), "trainer": [self._trainer]}
 
+    def _hook_roots(self) -> Roots:
+        """Roots of all values that ``on_hyperparameters`` may set."""
+        return {**live_roots(self._trainer, self._module), "callbacks": list(self._trainer.callbacks)}
+
     def _bind_by_name(self, name: str) -> bool:
         head, key = split_name(name)
         if head == "trainer":
@@ -186,7 +192,8 @@ class Hyperparameters:
         if space[name].single():
             return
         if hasattr(self._owners.get(split_name(name)[0]), HOOK):
-            if not self._hook_uses(name, space):
+            owner = self._owners[split_name(name)[0]]
+            if not _hook_uses(name, space, owner, self._deliver, self._hook_roots):
                 raise MisconfigurationException(
                     f"{name!r} is in the space, but {HOOK}(self, hparams) changes nothing with it. Let it set the"
                     f" value that hparams[{split_name(name)[1]!r}] stands for, or take the name out of the space."
@@ -196,26 +203,6 @@ class Hyperparameters:
         if not paths:
             raise MisconfigurationException(_why_not(name, effect, self._trainer))
         self._direct[name] = paths
-
-    def _hook_uses(self, name: str, space: Mapping[str, BaseDistribution]) -> bool:
-        """Call the hook with the first value, another, and the first again, and compare the values that it sets."""
-        head, key = split_name(name)
-        middle = {other: from_unit(distribution, 0.5) for other, distribution in space.items()}
-        first, *others = other_values(space[name])
-
-        def set_by(value: Any) -> dict[Path, Any]:
-            getattr(self._owners[head], HOOK)({**part_of(middle, head), key: value})
-            live = {**live_roots(self._trainer, self._module), "callbacks": list(self._trainer.callbacks)}
-            return {path: copy_of(found) for path, found in leaves(live).items()}
-
-        before = set_by(first)
-        for other in others:
-            moved = differing(before, set_by(other))
-            if moved - differing(
-                before, set_by(first)
-            ):  # a value that moves with every call does not depend on the hyperparameter
-                return True
-        return False
 
     def _write_direct(self, params: Mapping[str, Any], names: Iterable[str]) -> bool:
         """Write values at their paths, and say whether the loader is to be made again for a batch size."""
@@ -285,7 +272,7 @@ class Hyperparameters:
                 old, new = (self._rebuild.build(values)[1] for values in self._builds(own))
             was, wanted = leaves({"data": [old]}), leaves({"data": [new]})
             self._write(self._roots(), differing(was, wanted), was, wanted)
-        self._tell("data", params)
+        self._tell("data", self._deliver(params))
         self._data = own
         renewed = rebuilt or hasattr(self._owners["data"], HOOK)  # workers then see the new values
         if renewed:
@@ -306,6 +293,38 @@ class Hyperparameters:
 
 _MISSING = object()
 _COPIED = {("attribute", "param_groups"), ("attribute", "_buffers")}
+
+
+def _hook_uses(
+    name: str,
+    space: Mapping[str, BaseDistribution],
+    owner: Any,
+    deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    roots: Callable[[], Roots],
+) -> bool:
+    """Call the hook with the first value, another, and the first again, and compare the values that it sets.
+
+    Args:
+        name: of the hyperparameter.
+        space: name -> distribution.
+        owner: module or data module that has the hook.
+        deliver: gives the values that labels stand for.
+        roots: of the values that the hook may set.
+    """
+    head, key = split_name(name)
+    middle = deliver({other: from_unit(distribution, 0.5) for other, distribution in space.items()})
+    first, *others = (deliver({name: value})[name] for value in other_values(space[name]))
+
+    def set_by(value: Any) -> dict[Path, Any]:
+        getattr(owner, HOOK)({**part_of(middle, head), key: value})
+        return {path: copy_of(found) for path, found in leaves(roots()).items()}
+
+    before = set_by(first)
+    for other in others:
+        moved = differing(before, set_by(other))
+        if moved - differing(before, set_by(first)):  # what moves with every call does not depend on the value
+            return True
+    return False
 
 
 def _why_not(name: str, effect: Effect | None, trainer: Any) -> str:

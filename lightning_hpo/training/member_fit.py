@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.errors import JobError, StorageError
 from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task
+from lightning_hpo.space import split_name
 from lightning_hpo.study.population_folder import storage_error
 from lightning_hpo.training.member_job import (
     NEVER,
@@ -74,12 +76,19 @@ class MemberFits:
         copied = self._copied(task, saved) if copied is None else copied
         params = task.params if saved is None else params_in(saved)
         objective = self._objective
+        whole = build_of(objective.builder)
+        of_data = any(split_name(name)[0] == "data" for name in objective.space)
+
+        def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
+            """Leave the data module out where no hyperparameter is its own: many read files when they are built."""
+            return whole(params) if of_data or not job.is_bound else (objective.builder.build_model(params), None)
+
         job = MemberJob(
             task,
             copied,
             objective.space,
             monitor=objective.monitor,
-            rebuild=Rebuild(build_of(objective.builder), params, effects=self._effects),
+            rebuild=Rebuild(build, params, effects=self._effects),
             should_pause=should_pause,
             hand_over=hand_over,
         )

@@ -36,7 +36,7 @@ from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.rebuild import Rebuild
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
-from lightning_hpo.training.trainer import FirstCallback, leave_fit
+from lightning_hpo.training.trainer import STEP_HOOKS, FirstCallback, leave_fit, without_hooks
 
 NEVER = sys.maxsize
 """Batches between validations, as an argument of the Trainer: it validates when the member says so."""
@@ -66,6 +66,7 @@ def train_to_the_end(trainer: pl.Trainer) -> None:
     trainer.__class__ = type(kind.__name__, (_Patient, kind), {"__module__": kind.__module__})
 
 
+@without_hooks(*STEP_HOOKS, "on_validation_batch_end")
 class MemberJob(pl.Callback):
     """Trains a member for one job after the other; applies hyperparameters, and takes over what a job copies.
 
@@ -107,6 +108,7 @@ class MemberJob(pl.Callback):
         self._ends = False  # whether the job's last step is done, and its end not yet
         self._metrics_before: set[str] = set()
         self._validated: set[str] = set()  # names of metrics that validation logs
+        self._has_followers = False  # whether something may follow a metric of validation
         self._judged: Outcome | None = None  # by the job's last validation
         self._saved: dict[str, Any] = {}
         self.first: FirstCallback = BeforeOthers(self)
@@ -115,6 +117,11 @@ class MemberJob(pl.Callback):
         self.paused = False
         self.is_over = False
         """Whether no job is left: the fit was left after one, or the member's last one has ended."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is known where each hyperparameter takes effect."""
+        return self._effects is not None
 
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint, and what another member copies from it."""
@@ -154,13 +161,14 @@ class MemberJob(pl.Callback):
         self._resumable.on_train_start(trainer, pl_module)
         bind_to_steps(trainer, trainer.max_steps)
         self._step = trainer.global_step
+        self._has_followers = any(_followers(trainer))
         if self._restored is not None:
             self._bound().restored(self._restored["params"])
         self._bound().apply(self._params)
         if self._restored is not None:
             self._bound().prepare(self._task.params)
             self._restored = None
-        self._log(trainer)
+        log_hyperparameters(trainer, self._params)
 
     def after_start(self) -> None:
         """Put back what hooks at the start of training may have reset."""
@@ -185,17 +193,18 @@ class MemberJob(pl.Callback):
         if copied is not None or self._params != dict(self._task.params):
             self._params = dict(self._task.params)
             self._bound().apply(self._params, copied=copied is not None)
-            self._log(trainer, self._task.job.parent)
+            log_hyperparameters(trainer, self._params, self._task.job.parent)
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
-        self._resumable.on_batch_end(trainer)
         before, self._step = self._step, trainer.global_step
         if before < self._task.job.max_steps <= self._step:
             self._ends = True
             self._resumable.before_validation()
-        validate = self._ends or _is_followed(trainer, self._validated, stepped=self._step > before)
+        followed = self._has_followers and _is_followed(trainer, self._validated, stepped=self._step > before)
+        validate = self._ends or followed
         trainer.val_check_batch = 1 if validate else NEVER
+        self._resumable.on_batch_end(trainer, may_validate=validate or trainer.is_last_batch)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what training has logged, and its random numbers."""
@@ -211,7 +220,8 @@ class MemberJob(pl.Callback):
         if self._ends:
             self._bound().read_back(self._params)
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._judged = Outcome(self._score(metrics), self._step, metrics)
+            require_logged(self._monitor, metrics)
+            self._judged = Outcome(metrics[self._monitor], self._step, metrics)
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
@@ -272,21 +282,6 @@ class MemberJob(pl.Callback):
         finally:
             self._saved = {}
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        if self._monitor not in metrics:
-            raise MisconfigurationException(
-                f"`monitor` {self._monitor!r} is not logged in validation; logged: "
-                f"{', '.join(sorted(metrics)) or 'nothing'}.{nearest(self._monitor, metrics)}"
-            )
-        return metrics[self._monitor]
-
-    def _log(self, trainer: pl.Trainer, parent: int | None = None) -> None:
-        numbers = {f"pbt/{name}": float(v) for name, v in self._params.items() if isinstance(v, int | float)}
-        if parent is not None:
-            numbers["pbt/parent"] = float(parent)
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
-
     def _bound(self) -> Hyperparameters:
         assert self._effects is not None
         return self._effects
@@ -297,6 +292,25 @@ def require_whole_weights(trainer: pl.Trainer) -> None:
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         kind = type(trainer.strategy).__name__
         raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
+
+
+def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
+    """Raise MisconfigurationException if validation has not logged the metric that is the score."""
+    if monitor not in metrics:
+        logged = sorted(metrics)
+        raise MisconfigurationException(
+            f"`monitor` {monitor!r} is not logged in validation; logged: {', '.join(logged) or 'nothing'}."
+            f"{nearest(monitor, logged)}"
+        )
+
+
+def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: int | None = None) -> None:
+    """Log the hyperparameters that are numbers, and the trial that was copied."""
+    numbers = {f"pbt/{name}": float(value) for name, value in params.items() if isinstance(value, int | float)}
+    if parent is not None:
+        numbers["pbt/parent"] = float(parent)
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=trainer.global_step)
 
 
 def outcome_in(saved: Mapping[str, Any]) -> Outcome:
@@ -331,6 +345,12 @@ def _is_followed(trainer: Any, validated: set[str], *, stepped: bool) -> bool:
     last = trainer.is_last_batch or trainer.fit_loop.batch_idx + 1 == trainer.num_training_batches
     followed = (*_followed_by_schedules(trainer, stepped=stepped, last=last), *_followed_by_callbacks(trainer, last))
     return any(name in validated or name not in trainer.callback_metrics for name in followed)
+
+
+def _followers(trainer: Any) -> Iterator[Any]:
+    """Schedules and callbacks that may follow a metric."""
+    yield from (config for config in trainer.lr_scheduler_configs if config.reduce_on_plateau)
+    yield from (callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping | ModelCheckpoint))
 
 
 def _followed_by_schedules(trainer: pl.Trainer, *, stepped: bool, last: bool) -> Iterator[str]:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from optuna.distributions import BaseDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
-from lightning_hpo.space import split_name
+from lightning_hpo.space import SearchSpace, split_name
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.leaves import same
@@ -24,7 +23,7 @@ class NameCheck(pl.Callback):
         params: hyperparameters that the Trainer's module was components with.
     """
 
-    def __init__(self, builder: Builder, space: Mapping[str, BaseDistribution], params: Mapping[str, Any]) -> None:
+    def __init__(self, builder: Builder, space: SearchSpace, params: Mapping[str, Any]) -> None:
         self._builder = builder
         self._space = space
         self._params = params
@@ -43,13 +42,15 @@ class UnusedNames(NameCheck):
         """
         building = BUILDING - {"setup", "prepare_data", "on_hyperparameters"}
         rebuild = Rebuild(build_of(self._builder), self._params, building=building)
+        values = self._space.deliver(self._params)
         for name in unread_names(self._space, rebuild, trainer):
             head, key = split_name(name)
             held = {"model": pl_module}.get(head, getattr(trainer, "datamodule", None))
             hparams = getattr(held, "hparams", {})
-            if key in hparams and name in self._params and not same(hparams[key], self._params[name]):
+            asked = values.get(name)
+            if key in hparams and name in self._params and not same(hparams[key], asked):
                 raise ParameterMismatchError(
-                    f"{name}={self._params[name]!r} was asked for, but hparams hold {hparams[key]!r}, and other values"
+                    f"{name}={asked!r} was asked for, but hparams hold {hparams[key]!r}, and other values"
                     " change nothing."
                 )
             self.unused.append(

@@ -23,7 +23,7 @@ from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task, never
 from lightning_hpo.schedulers import Job
-from lightning_hpo.space import Space, from_unit, parse_space, suggest
+from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.table import ENDED
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
@@ -34,9 +34,10 @@ from lightning_hpo.training.check import fit_one_batch
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
-from lightning_hpo.training.run_to_step import Leg, finished_outcome
+from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
 from lightning_hpo.training.trial_report import TrialReport
+from lightning_hpo.training.value_builder import ValueBuilder
 
 
 class Objective:
@@ -80,7 +81,7 @@ class Objective:
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
-        self.space = {} if callable(space) else parse_space(space)
+        self.space = SearchSpace({}) if callable(space) else parse_space(space)
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
@@ -90,7 +91,8 @@ class Objective:
         self.monitor = monitor
         self.max_steps = max_steps
         self.seed = seed
-        self.builder = model if isinstance(model, Builder) else CallableBuilder(model, data, trainer)
+        builder = model if isinstance(model, Builder) else CallableBuilder(model, data, trainer)
+        self.builder = ValueBuilder(builder, self.space)
         self._every = checkpoint_every
         self._root = root
         self._stop_on_nan = stop_on_nan
@@ -147,7 +149,7 @@ class Objective:
                 if outcome is not None:  # a kill fell between the end of the job and its record
                     return outcome
             components = self.builder.build(task.params)
-            job = Leg(
+            job = RunToStep(
                 task.job.max_steps,
                 task.folder / CHECKPOINT,
                 every=self._every,
@@ -213,7 +215,7 @@ class Objective:
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; from a function of a trial, those of a random trial."""
         if self._suggest_from is self.space:
-            return {name: from_unit(distribution, 0.5) for name, distribution in self.space.items()}
+            return self.space.middle()
         with warnings_only("optuna"):
             return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
 
@@ -228,7 +230,7 @@ class Objective:
             logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
         return own or task.source, own is not None
 
-    def _outcome(self, job: Leg, step: int) -> Outcome:
+    def _outcome(self, job: RunToStep, step: int) -> Outcome:
         if job.paused:
             return Outcome(None, step, values=job.values, ended=PAUSED)
         for name in self.also:

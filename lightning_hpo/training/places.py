@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lightning_hpo.space import split_name
+from lightning_hpo.space.names import split_name
 from lightning_hpo.training.leaves import Path, get
 
 BATCH_SIZE = "batch_size"

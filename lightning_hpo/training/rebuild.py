@@ -4,7 +4,7 @@ import copy
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
-from lightning_hpo.space import from_unit, split_name
+from lightning_hpo.space import SearchSpace, from_unit, split_name
 from lightning_hpo.training.builder import part_of
 from lightning_hpo.training.leaves import Fixed, Path, copy_of, leaves, same
 from lightning_hpo.training.lr_schedule import LRSchedule, nested
@@ -68,22 +68,24 @@ class Rebuild:
     building: frozenset[str] = BUILDING
     effects: dict[str, Effect] = field(default_factory=dict)
 
-    def find_effects(self, space: Mapping[str, BaseDistribution], trainer: pl.Trainer) -> None:
-        """Find the effect of each name of a space, unless it is known."""
-        names = [name for name in space if name not in self.effects and self.takes(name)]
+    def find_effects(self, wanted: Iterable[str], space: Mapping[str, BaseDistribution], trainer: pl.Trainer) -> None:
+        """Find the effect of some names of a space, unless it is known."""
+        names = [name for name in wanted if name not in self.effects and self.takes(name)]
         if names:
             base = twin(trainer, self.build, self.params)
             for name in names:
-                self.effects[name] = _effect(name, space[name], base, self, trainer)
+                self.effects[name] = _effect(name, space, base, self, trainer)
 
 
-def of_module(trainer: pl.Trainer, module: pl.LightningModule) -> Rebuild | None:
+def of_module(trainer: pl.Trainer, module: pl.LightningModule, space: Mapping[str, BaseDistribution]) -> Rebuild | None:
     """Return how to build a module again from its class and its saved hparams; None if they do not allow it."""
+    deliver = space.deliver if isinstance(space, SearchSpace) else dict
     data = getattr(trainer, "datamodule", None)
     owners = {"model": module, "data": data}
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        again = {head: _again(owner, part_of(params, head)) for head, owner in owners.items() if owner is not None}
+        values = deliver(params)
+        again = {head: _again(owner, part_of(values, head)) for head, owner in owners.items() if owner is not None}
         return again["model"], again.get("data")
 
     def takes(name: str) -> bool:
@@ -180,12 +182,14 @@ def other_values(distribution: BaseDistribution) -> list[Any]:
 
 def unread_names(space: Mapping[str, BaseDistribution], rebuild: Rebuild, trainer: pl.Trainer) -> dict[str, Effect]:
     """Return the names of a plain search's space that change nothing that training reads."""
-    names = {
-        name: distribution
+    conditional = space.conditions if isinstance(space, SearchSpace) else {}
+    names = [
+        name
         for name, distribution in space.items()
         if split_name(name)[0] != "trainer" and not distribution.single() and rebuild.takes(name)
-    }
-    rebuild.find_effects(names, trainer)
+        if name not in conditional or name in rebuild.params
+    ]
+    rebuild.find_effects(names, space, trainer)
     return {
         name: effect
         for name in names
@@ -193,15 +197,19 @@ def unread_names(space: Mapping[str, BaseDistribution], rebuild: Rebuild, traine
     }
 
 
-def _effect(name: str, distribution: BaseDistribution, base: Twin, rebuild: Rebuild, trainer: pl.Trainer) -> Effect:
+def _effect(
+    name: str, space: Mapping[str, BaseDistribution], base: Twin, rebuild: Rebuild, trainer: pl.Trainer
+) -> Effect:
+    # Another branch of a conditional space has parameters of its own.
+    complete = space.middle if isinstance(space, SearchSpace) and space.conditions else dict
     before = base.leaves()
     read, unread, error = set[Path](), set[Path](), None
     fixed = weights = False
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
     readers = [callback for callback in callbacks if type(callback).__module__.partition(".")[0] not in _LIBRARIES]
-    for value in other_values(distribution):
+    for value in other_values(space[name]):
         try:
-            other = twin(trainer, rebuild.build, {**rebuild.params, name: value})
+            other = twin(trainer, rebuild.build, complete({**rebuild.params, name: value}))
         except Exception as failed:  # noqa: BLE001  # the constructor is the user's
             error = f"{type(failed).__name__}: {failed}"
             continue

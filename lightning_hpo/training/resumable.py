@@ -106,12 +106,18 @@ class Resumable:
             if self._restored["point"] != "validation due":  # that comes first
                 self._restored = None
 
-    def on_batch_end(self, trainer: pl.Trainer) -> None:
-        """Remember torch's generator: a validation loader draws from it before any validation hook is called."""
+    def on_batch_end(self, trainer: pl.Trainer, *, may_validate: bool = True) -> None:
+        """Remember torch's generator: a validation loader draws from it before any validation hook is called.
+
+        Args:
+            trainer: inside ``fit``.
+            may_validate: whether a validation may follow this batch.
+        """
         if self._sums:
             add_epoch_sums(trainer, self._sums)
             self._sums = {}
-        self._after_step = torch.get_rng_state()
+        if may_validate:
+            self._after_step = torch.get_rng_state()
 
     def before_validation(self) -> None:
         """Remember which submodules train, for a checkpoint after the validation."""

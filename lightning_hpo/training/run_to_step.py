@@ -19,10 +19,20 @@ from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
-from lightning_hpo.training.trainer import FirstCallback, is_held_back, leave_fit, stop, validate_now, validation_is_due
+from lightning_hpo.training.trainer import (
+    STEP_HOOKS,
+    FirstCallback,
+    is_held_back,
+    leave_fit,
+    stop,
+    validate_now,
+    validation_is_due,
+    without_hooks,
+)
 
 
-class Leg(pl.Callback):
+@without_hooks(*STEP_HOOKS, "on_train_batch_start")
+class RunToStep(pl.Callback):
     """Stops the Trainer after ``target`` optimizer steps, with a validation there and a checkpoint.
 
     It is saved only where training can be continued exactly (see :mod:`lightning_hpo.training.resumable`). A
@@ -285,7 +295,7 @@ def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Out
         monitor: metric that is the score.
     """
     step = int(saved["global_step"])
-    validated = saved["callbacks"].get(Leg.__qualname__, {}).get("validated", {})
+    validated = saved["callbacks"].get(RunToStep.__qualname__, {}).get("validated", {})
     if validated.get("step") != step or monitor not in validated["metrics"]:
         return None
     if step < target and validated["ended"] == BUDGET:
@@ -296,7 +306,7 @@ def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Out
 
 def _never_steps(trainer: Any) -> bool:
     """Whether an epoch without an optimizer step is followed by epochs that are the same."""
-    scheduled = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)
+    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
     return trainer.lightning_module.automatic_optimization and not scheduled and not trainer.should_stop
 
 

@@ -65,7 +65,7 @@ def transplant(state: State, trainer: pl.Trainer, module: pl.LightningModule) ->
     _take_module(trainer, module, state)
     for optimizer, donor in zip(trainer.optimizers, state["optimizers"], strict=True):
         _take_moments(optimizer, donor)
-        _take_groups(optimizer, donor, [one.scheduler for one in trainer.lr_scheduler_configs])
+        _take_groups(optimizer, donor, [config.scheduler for config in trainer.lr_scheduler_configs])
         optimizer.zero_grad()
     for config, values in zip(_plateaus(trainer), state["plateaus"], strict=True):
         _take_plateau(config, values, state["metrics"])
@@ -142,9 +142,13 @@ def _take_groups(optimizer: Optimizer, donor: State, schedules: list[Any]) -> No
     A learning rate that follows a clock is the member's own; one that has moved otherwise is taken over as a share of
     its base value.
     """
-    clocks = [one for one in schedules if one.optimizer is optimizer and not isinstance(one, ReduceLROnPlateau)]
+    clocks = [
+        schedule
+        for schedule in schedules
+        if schedule.optimizer is optimizer and not isinstance(schedule, ReduceLROnPlateau)
+    ]
     kept = {*_OF_SCHEDULES, "lr"}
-    if any(getattr(one, "cycle_momentum", False) for one in clocks):
+    if any(getattr(schedule, "cycle_momentum", False) for schedule in clocks):
         kept |= {"momentum", "betas"}
     for group, other in zip(optimizer.param_groups, donor["param_groups"], strict=True):
         for name, value in other.items():
@@ -194,10 +198,10 @@ def _take_plateau(config: LRSchedulerConfig, values: State, metrics: Mapping[str
 
 
 def _plateaus(trainer: pl.Trainer) -> list[LRSchedulerConfig]:
-    return [one for one in trainer.lr_scheduler_configs if isinstance(one.scheduler, ReduceLROnPlateau)]
+    return [config for config in trainer.lr_scheduler_configs if isinstance(config.scheduler, ReduceLROnPlateau)]
 
 
 def _averages(trainer: pl.Trainer) -> list[torch.nn.Module]:
-    callbacks = [one for one in trainer.callbacks if isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]  # set by Trainer
-    models = [one._average_model for one in callbacks]  # noqa: SLF001  # WeightAveraging has no public name for it
+    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]  # set by Trainer
+    models = [callback._average_model for callback in callbacks]  # noqa: SLF001  # WeightAveraging has no public name for it
     return [model for model in models if model is not None]

@@ -2,8 +2,9 @@
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_hpo.errors import ParameterMismatchError
 
+C = TypeVar("C", bound=Callback)
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
 
 # Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; the remedy.
@@ -119,6 +121,25 @@ class TrialTrainer(pl.Trainer):
         return epochs_of(self.max_steps, int(batches), self)
 
 
+STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
+              "on_train_batch_end", "on_validation_batch_start")  # fmt: skip
+
+
+def without_hooks(*names: str) -> Callable[[type[C]], type[C]]:
+    """Let Lightning skip hooks that a callback of ours does not use: each of them costs time in every step.
+
+    Lightning calls no hook of a callback that is not callable.
+    """
+
+    def decorate(kind: type[C]) -> type[C]:
+        for name in names:
+            setattr(kind, name, None)
+        return kind
+
+    return decorate
+
+
+@without_hooks(*STEP_HOOKS, "on_train_batch_start", "on_validation_batch_end")
 class FirstCallback(pl.Callback):
     """Prepares a Trainer before the callbacks of the user; a job adds its own actions before their other hooks."""
 

@@ -1,29 +1,24 @@
 """The tuner: a scheduler, a proposer and an executor in one loop, with everything kept in a run folder."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
-from lightning_hpo.executors.base import Executor
-from lightning_hpo.executors.in_process import InProcess
-from lightning_hpo.executors.processes import WorkerProcesses
 from lightning_hpo.executors.worker import validate_not_daemonic
-from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
-from lightning_hpo.space import Space, nested_config, parse_space
+from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder
@@ -38,7 +33,9 @@ from lightning_hpo.tuners.options import (
     group,
     validate_names,
 )
-from lightning_hpo.tuners.proposers import Define, MakeProposer, SamplerProposer
+from lightning_hpo.tuners.parts import Parts
+from lightning_hpo.tuners.proposers import Define
+from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
 
@@ -49,47 +46,19 @@ if TYPE_CHECKING:
     from lightning_hpo.training.objective import Objective
 
 
-MakeExecutor: TypeAlias = Callable[[Work, WorkerOptions, Interrupts], AbstractContextManager[Executor]]
+_DEFAULT = Parts()
 
 
-def make_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) -> InProcess | WorkerProcesses:
-    """Make the executor that the options ask for: in this process, or worker processes."""
-    if options.in_process:
-        return InProcess(work, interrupts.pause_wanted, trial_timeout=options.trial_timeout)
-    processes = WorkerProcesses(
-        work,
-        options.workers,
-        options.devices_per_trial,
-        trial_timeout=options.trial_timeout,
-        max_retries=options.max_retries,
-    )
-    interrupts.listeners.append(processes.pause)
-    return processes
+@dataclass
+class _Prepared:
+    """A search in an opened run: first ``run``, then, when the run is closed, the result."""
 
+    run: Callable[[], None]
+    result: Result | None = None
 
-@dataclass(frozen=True)
-class Parts:
-    """What a tuner is composed of beside its scheduler; presets give it, and so may you.
-
-    Args:
-        propose: makes the proposer. Default: the sampler, asked for all parameters at once.
-        work: carries out the jobs of an objective. Default: its own.
-        executor: makes the executor. Default: this process, or worker processes, as the options say.
-        observers: made when the run is open, and told what happens in the search.
-        converged: of the study: start no more trials.
-        study: a study of the user's own, in place of the run's.
-        pruner: Optuna's, which is asked at every validation of a trial.
-        constraints: logged metrics that must be <= 0 in a feasible trial.
-    """
-
-    propose: MakeProposer = SamplerProposer
-    work: "Callable[[Objective], Work]" = lambda objective: objective.run
-    executor: MakeExecutor = make_executor
-    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader
-    converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above
-    study: optuna.Study | None = None
-    pruner: BasePruner | None = None
-    constraints: Sequence[str] = ()
+    def answer(self) -> Result:
+        assert self.result is not None
+        return self.result
 
 
 class Tuner:
@@ -101,56 +70,25 @@ class Tuner:
     Args:
         space: dotted name -> distribution, as text or Optuna's (see :mod:`lightning_hpo.space`).
         scheduler: which trial gets how many steps.
-        monitor: metric that the module logs in validation. Needed by :meth:`fit`.
-        mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
-            for a metric of which, by its name, more is better, such as ``val_acc``.
-        sampler: where to look next; any Optuna sampler. Default: random.
-        seed: of everything random.
-        name: of the run folder and the study. Default: made from the tuner's and the model's name.
-        storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
-            second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
-        root: folder of all runs.
-        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
-            they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
-        checkpoint_every: save within a job each time so many optimizer steps are done.
-        keep_checkpoints: keep those of trials that are neither best nor to be continued.
-        workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
-        devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by :meth:`fit`; under
-            :meth:`optimize` each worker sees so many GPUs of its own.
-        timeout: start no new job after so many seconds, or a text such as ``"8h"``, ``"30m"`` or ``"1h30m"``.
-        total_steps: start no new job once so many optimizer steps are recorded. Jobs at work then come to their end, so
-            more is spent: at most one job of each worker, fewer than ``workers * max_steps`` steps.
-        max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
-            at least ten ended trials has failed. With ``shared``, each process counts its own row of failures.
-        trial_timeout: fail a trial that makes no progress (no optimizer step, no validation batch) for so many seconds
-            of this machine's monotonic clock: ``no progress for T s``. A call of a function given to :meth:`optimize`
-            shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
-            10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
-            and the process exits with code 1; the same command continues. Default: wait for ever.
-        max_retries: how often a job whose worker process died (out of memory, a crash in native code) or hung is
-            started again, from its last checkpoint, before its trial counts as failed. Default 0: what kills a process
-            once mostly does so again. Exceptions are never retried.
-        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
-            (see :class:`~lightning_hpo.training.objective.Objective`).
-        isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
-            trial only. Model, data or function must then be importable by name.
-        allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
-            was begun with (see :mod:`lightning_hpo.study.code_identity`); a warning says what, and the study keeps a
-            note. Trials outside a new range no longer count for the sampler. By default that is an error; another
-            function given to :meth:`optimize` always is a warning.
-        overwrite: begin anew where the run folder holds a study already. The old folder is renamed, not deleted. A
-            call that is to continue after an interrupt must leave it out.
-        shared: let several processes work on the study: start the same call in each, on one machine or on several that
-            see ``root`` on a file system with working locks. They make exactly the planned trials together; a process
-            that dies leaves its trial to the others. By default a second process is refused.
-        verbose: print the plan, a line per job and a table.
+        parts: what the tuner is composed of beside the scheduler.
+        **options: keywords that all tuners share; see :class:`~lightning_hpo.tuners.options.Options`.
 
     Raises:
         TypeError, ValueError: for an argument that is wrong, with its value and what is accepted.
     """
 
+    shared_arguments = tuple(Options.__annotations__)
+    """Names of the arguments that all tuners share."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Answer a wrong call of a subclass with what to write."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked_call(cls.__init__)  # type: ignore[method-assign]  # it keeps its signature
+
+    @checked_call
     def __init__(
-        self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = Parts(), **options: Unpack[Options]
+        self, space: Space | Define, scheduler: Scheduler, *, parts: Parts = _DEFAULT, **options: Unpack[Options]
     ) -> None:
         with explained(None):
             validate_names(type(self), options)
@@ -162,9 +100,7 @@ class Tuner:
             self._workers = group(WorkerOptions, options)
             self._limits = group(Limits, options)
             self._define = space if callable(space) else None
-            self.space: dict[str, BaseDistribution] = (
-                {"defined_by": CategoricalDistribution((label(space),))} if callable(space) else parse_space(space)
-            )
+            self.space = parse_space({"defined_by": [label(space)]} if callable(space) else space)
             """Name -> distribution; of a function of a trial, its name for the fingerprint."""
             mode = getattr(scheduler, "mode", self.mode)
             if mode != self.mode:
@@ -226,6 +162,7 @@ class Tuner:
         total = self._limits.total_steps
         return steps if total is None else min(steps or total, total)
 
+    @checked_call
     def fit(
         self,
         model: "Callable[..., pl.LightningModule] | Builder | None" = None,
@@ -249,8 +186,11 @@ class Tuner:
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
             parts = [model or self._builder, datamodule]
-            work = self._parts.work(objective)
-            return self._search(Target(work, parts, objective.check, objective.builder, objective.use_key))
+            work, deliver = self._parts.work(objective), self.space.deliver
+            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver)
+            with self._search(target) as prepared:
+                prepared.run()
+            return prepared.answer()
 
     def objective(
         self,
@@ -283,8 +223,11 @@ class Tuner:
             stop_on_nan=self._trials.stop_on_nan,
         )
         objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
+        if self._parts.check_names is not None:
+            objective.check_names = self._parts.check_names
         return objective
 
+    @checked_call
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
         """Search over any function, without Lightning.
 
@@ -293,36 +236,46 @@ class Tuner:
                 and the trial's parameters; returns the score.
         """
         with explained(None):
-            return self._search(Target(FunctionWork(function), [function]))
+            if self._parts.no_function:
+                raise TypeError(self._parts.no_function)
+            validate_function(function)
+            deliver = self.space.deliver
+            with self._search(Target(FunctionWork(function, deliver), [function], deliver=deliver)) as prepared:
+                prepared.run()
+            return prepared.answer()
 
-    def _search(self, target: Target) -> Result:
+    @contextmanager
+    def _search(self, target: Target) -> Iterator["_Prepared"]:
+        """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-        self._validate_workers(ranks.size)
-        asked = self._fingerprint(target)  # now: what trains may change what its code holds
+        _validate_workers(self._workers, ranks.size, self._parts.single_process)
+        asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
-        opened: dict[str, Any] = {
-            "max_steps": self.scheduler.max_steps, "ranks": ranks, "given": self._parts.study,
-        }  # fmt: skip
+        opened: Any = {"max_steps": self.scheduler.max_steps, "ranks": ranks, "given": self._parts.study}
         if ranks.rank > 0:
             if pruner is not None:
                 from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
 
                 target = replace(target, work=along(target.work, str(self.monitor)))
-            return follow_run(self._run, folder, target, self._goal, asked, **opened)
+            yield _Prepared(lambda: None, follow_run(self._run, folder, target, self._goal, asked, **opened))
+            return
         with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
-            observers = self._observers(run)
+            observers = [self._best_files(run), run.console, *self._parts.observers(run)]
+            run.console.planned_steps = self.planned_steps()
             self.say_plan(run.console, f"{type(self).__name__} in {folder.path}", run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
-            with self._parts.executor(self._work(run, pruner), self._workers, run.interrupts) as executor:
-                Search(
+            with self._parts.executor(
+                _work(run, pruner, in_process=self._workers.in_process), self._workers, run.interrupts
+            ) as executor:
+                search = Search(
                     scheduler=self.scheduler,
                     proposer=self._parts.propose(
-                        run.study, run.table, self._define or self.space, self._goal, self._rungs()
+                        run.study, run.table, self._define or self.space, self._goal, _rungs(self.plan())
                     ),
                     table=run.table,
                     executor=executor,
@@ -335,72 +288,83 @@ class Tuner:
                     converged=lambda: self._parts.converged(run.study),
                     lock=run.lock,
                     poll=POLL if self._run.shared else None,
-                ).run(run.interrupts.pause_wanted)
+                )
+                yield (prepared := _Prepared(partial(search.run, run.interrupts.pause_wanted)))
             run.raise_if_paused()
             with run.lock():
                 for observer in observers:
                     observer.on(SearchEnded(run.table.rows))
                 run.report()
-            return run.result()
+            prepared.result = run.result()
 
-    def _observers(self, run: Run) -> list[Observer]:
-        files = BestFiles(
+    def _best_files(self, run: Run) -> Observer:
+        builder = run.target.builder
+        return BestFiles(
             run.folder,
             study_id(run.study),
-            nested_config if run.target.builder is None else run.target.builder.config,
+            self.space.config if builder is None else builder.config,
             mode=self.mode,
             max_steps=self.scheduler.max_steps,
             keep_checkpoints=self._trials.keep_checkpoints,
             complete_only=getattr(self.scheduler, "replaces_broken", False),
         )
-        run.console.planned_steps = self.planned_steps()
-        return [files, run.console, *self._parts.observers(run)]
-
-    def _work(self, run: Run, pruner: BasePruner | None) -> Work:
-        """Return the work of a job; with a pruner, its trial reports validations."""
-        if pruner is None:
-            return run.target.work
-        if not self._workers.in_process and isinstance(run.storage, InMemoryStorage):
-            raise ValueError("trials are to train in worker processes, but the study is in the memory of this process: "
-                             "give it a storage that others can report to, a file's or a database's.")  # fmt: skip
-        from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
-
-        return reporting(run.target.work, run.study, run.storage, str(self.monitor))
-
-    def _validate_workers(self, ranks: int) -> None:
-        """Raise ValueError for workers that cannot be had."""
-        if self._workers.in_process:
-            return
-        if ranks > 1:
-            raise ValueError(
-                f"`workers` is {self._workers.workers} and `isolate` {self._workers.isolate}, but each trial trains in "
-                f"{ranks} processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker "
-                "process cannot start: leave both out, or train each trial on one device."
-            )
-        validate_not_daemonic(self._workers.workers)
 
     def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
         """Print what is about to happen."""
         space = {} if self._define else self.space
         console.plan(title, space, self.plan(), rows, covers=self.plan_covers, stops=self._limits.texts())
 
-    def _rungs(self) -> list[int]:
-        return sorted({rung.max_steps for bracket in self.plan() for rung in bracket.rungs})
 
-    def _fingerprint(self, target: Target) -> dict[str, Any]:
-        goal, several = self._goal, len(self._goal.modes) > 1
-        sampler = settings(goal.sampler)
-        if self._parts.pruner is not None:
-            sampler["pruner"] = settings(self._parts.pruner)
-        code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
-        return fingerprint(
-            self.space,
-            self.scheduler,
-            target.parts,
-            code if self._define is None else [*code, self._define],
-            trains=target.builder is not None,
-            monitor=list(goal.monitors) if several else self.monitor,
-            mode=list(goal.modes) if several else self.mode,
-            seed=self.seed,
-            sampler=sampler,
+def _rungs(brackets: Sequence[Bracket]) -> list[int]:
+    """Steps at which trials are judged, rising."""
+    return sorted({rung.max_steps for bracket in brackets for rung in bracket.rungs})
+
+
+def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
+    """Return the work of a job; with a pruner, its trial reports validations."""
+    if pruner is None:
+        return run.target.work
+    if not in_process and isinstance(run.storage, InMemoryStorage):
+        raise ValueError(
+            "trials are to train in worker processes, but the study is in the memory of this process: give it a "
+            "storage that others can report to, a file's or a database's."
         )
+    from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
+
+    return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
+
+
+def _validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:
+    """Raise ValueError for workers, or processes of each trial, that cannot be had."""
+    if ranks > 1 and single_process:
+        raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
+    if options.in_process:
+        return
+    if ranks > 1:
+        raise ValueError(
+            f"`workers` is {options.workers} and `isolate` {options.isolate}, but each trial trains in {ranks} "
+            "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
+            "start: leave both out, or train each trial on one device."
+        )
+    validate_not_daemonic(options.workers)
+
+
+def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
+    """What must not change when the study is continued."""
+    goal, parts, several = tuner._goal, tuner._parts, len(tuner._goal.modes) > 1  # noqa: SLF001  # of this module
+    sampler = settings(goal.sampler)
+    if parts.pruner is not None:
+        sampler["pruner"] = settings(parts.pruner)
+    code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
+    define = tuner._define  # noqa: SLF001  # as above
+    return fingerprint(
+        tuner.space,
+        tuner.scheduler,
+        target.parts,
+        code if define is None else [*code, define],
+        trains=target.builder is not None,
+        monitor=list(goal.monitors) if several else goal.monitors[0],
+        mode=list(goal.modes) if several else goal.modes[0],
+        seed=goal.seed,
+        sampler=sampler,
+    )

@@ -14,7 +14,8 @@ from optuna.storages import BaseStorage
 from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
-from lightning_hpo.text import nearest, require_int
+from lightning_hpo.text import require_int
+from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
 _ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -22,7 +23,53 @@ Group = TypeVar("Group")
 
 
 class Options(TypedDict, total=False):
-    """Keywords that all tuners share; see :class:`~lightning_hpo.Tuner`."""
+    """Keywords that all tuners share.
+
+    Args:
+        monitor: metric that the module logs in validation. Needed by ``fit``.
+        mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
+            for a metric of which, by its name, more is better, such as ``val_acc``.
+        sampler: where to look next; any Optuna sampler. Default: random.
+        seed: of everything random.
+        name: of the run folder and the study. Default: made from the tuner's and the model's name.
+        storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
+            second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
+        root: folder of all runs.
+        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
+            they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
+        checkpoint_every: save within a job each time so many optimizer steps are done.
+        keep_checkpoints: keep those of trials that are neither best nor to be continued.
+        workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
+        devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by ``fit``; under
+            ``optimize`` each worker sees so many GPUs of its own.
+        timeout: start no new job after so many seconds, or a text such as ``"8h"``, ``"30m"`` or ``"1h30m"``.
+        total_steps: start no new job once so many optimizer steps are recorded. Jobs at work then come to their end, so
+            more is spent: at most one job of each worker, fewer than ``workers * max_steps`` steps.
+        max_failed: give up after so many failed trials in a row; or, as a float below 1 such as 0.5, when that share of
+            at least ten ended trials has failed. With ``shared``, each process counts its own row of failures.
+        trial_timeout: fail a trial that makes no progress (no optimizer step, no validation batch) for so many seconds
+            of this machine's monotonic clock: ``no progress for T s``. A call of a function given to ``optimize``
+            shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
+            10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
+            and the process exits with code 1; the same command continues. Default: wait for ever.
+        max_retries: how often a job whose worker process died (out of memory, a crash in native code) or hung is
+            started again, from its last checkpoint, before its trial counts as failed. Default 0: what kills a process
+            once mostly does so again. Exceptions are never retried.
+        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
+            (see :class:`~lightning_hpo.training.objective.Objective`).
+        isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
+            trial only. Model, data or function must then be importable by name.
+        allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
+            was begun with (see :mod:`lightning_hpo.study.code_identity`); a warning says what, and the study keeps a
+            note. Trials outside a new range no longer count for the sampler. By default that is an error; another
+            function given to ``optimize`` always is a warning.
+        overwrite: begin anew where the run folder holds a study already. The old folder is renamed, not deleted. A
+            call that is to continue after an interrupt must leave it out.
+        shared: let several processes work on the study: start the same call in each, on one machine or on several that
+            see ``root`` on a file system with working locks. They make exactly the planned trials together; a process
+            that dies leaves its trial to the others. By default a second process is refused.
+        verbose: print the plan, a line per job and a table.
+    """
 
     monitor: str | None
     mode: Mode | None
@@ -97,7 +144,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a search keeps everything, and who may work on it; see :class:`~lightning_hpo.Tuner`.
+    """Where a search keeps everything, and who may work on it; see :class:`Options`.
 
     Raises:
         ValueError: for ``overwrite`` where a run folder cannot be moved away.
@@ -121,17 +168,20 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """How a trial trains and what it keeps; see :class:`~lightning_hpo.Tuner`."""
+    """How a trial trains and what it keeps; see :class:`Options`."""
 
     trainer: Mapping[str, Any] | None = None
     checkpoint_every: int = 25
     keep_checkpoints: bool = False
     stop_on_nan: bool = False
 
+    def __post_init__(self) -> None:
+        validate_trainer(self.trainer)
+
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """Where jobs run; see :class:`~lightning_hpo.Tuner`.
+    """Where jobs run; see :class:`Options`.
 
     Raises:
         TypeError, ValueError: for a wrong argument.
@@ -226,7 +276,7 @@ def validate_names(kind: type, options: Mapping[str, Any]) -> None:
     """Raise TypeError if there is an option that no tuner has."""
     for name in options:
         if name not in Options.__annotations__:
-            raise TypeError(f"{kind.__name__} has no argument {name!r}.{nearest(name, arguments_of(kind))}")
+            raise TypeError(unknown_argument(kind.__name__, name, arguments_of(kind), options[name]))
 
 
 def require_positive(name: str, value: object) -> None:

@@ -14,7 +14,8 @@ from lightning_hpo.records import Mode
 from lightning_hpo.schedulers import FullBudget
 from lightning_hpo.space import Space, parse_space, suggest
 from lightning_hpo.text import say
-from lightning_hpo.tuners.base import Parts, Tuner
+from lightning_hpo.tuners.base import Tuner
+from lightning_hpo.tuners.parts import Parts
 from lightning_hpo.tuners.proposers import Define, OptunaProposer
 
 
@@ -119,7 +120,7 @@ def create_optuna_study(
         Best parameters: {'x': ...}
         Best score: ...
     """
-    distributions = parse_space(space)
+    parsed = parse_space(space)
     study = optuna.create_study(
         direction="maximize",
         sampler=TPESampler(seed=seed),
@@ -128,6 +129,6 @@ def create_optuna_study(
         study_name=study_name,
         load_if_exists=study_name is not None,
     )
-    study.optimize(lambda trial: objective_fn(suggest(trial, distributions)), n_trials=n_trials)
+    study.optimize(lambda trial: objective_fn(parsed.deliver(suggest(trial, parsed))), n_trials=n_trials)
     say(f"Best parameters: {study.best_params}\nBest score: {study.best_value}")
     return study

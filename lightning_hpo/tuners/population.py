@@ -1,7 +1,7 @@
 """A whole population from one script."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Unpack, cast
 
@@ -13,7 +13,6 @@ from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.interleaved import Interleaved
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
-from lightning_hpo.reporting.result import Result
 from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.explore import Explore
@@ -22,9 +21,9 @@ from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.table import SEGMENT, TrialTable
 from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
-from lightning_hpo.training.objective import Objective
-from lightning_hpo.tuners.base import Parts, Tuner, make_executor
+from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.options import DEFAULTS, Goal, Options, WorkerOptions, validate_names
+from lightning_hpo.tuners.parts import Parts, make_executor
 from lightning_hpo.tuners.proposers import Define
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
@@ -35,6 +34,12 @@ _ENDS: Mapping[str, tuple[Any, ...]] = {
     "max_steps": (None, -1), "min_steps": (None, 0), "max_epochs": (None, -1), "min_epochs": (None, 0),
     "max_time": (None,), "fast_dev_run": (False, 0),
 }  # fmt: skip
+
+
+_SINGLE_PROCESS = (
+    "a PopulationTuner trains all members in this one, or in `workers` of one device each; give each Trainer the "
+    "callback PopulationBasedTraining instead"
+)
 
 
 class PopulationTuner(Tuner):
@@ -100,33 +105,17 @@ class PopulationTuner(Tuner):
             mode, seed = direction(options.get("monitor"), options.get("mode")), options.get("seed", 0)
             rules = Rules(parse_space(space), mode, quantile, donor, explore, resample, factor, seed)
             scheduler = PopulationBased(rules, population_size, interval, max_steps)
-            parts = Parts(propose=MemberProposer, work=MemberFits, executor=member_executor)
+            parts = Parts(
+                propose=MemberProposer,
+                work=MemberFits,
+                executor=member_executor,
+                check_names=ChangeableNames,
+                single_process=_SINGLE_PROCESS,
+                no_function="PopulationTuner copies weights between members, so it takes a LightningModule: use fit().",
+            )
             options["max_failed"] = math.inf
             super().__init__(space, scheduler, parts=parts, **options)
         self.rules = rules
-
-    def objective(self, *arguments: Any, **options: Any) -> Objective:
-        """Return what checks that members can be trained, and that their hyperparameters can change meanwhile."""
-        objective = super().objective(*arguments, **options)
-        objective.check_names = ChangeableNames
-        return objective
-
-    def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
-        """Refuse: a plain function has no weights to copy.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("PopulationTuner copies weights between members, so it takes a LightningModule: use fit().")
-
-    def _validate_workers(self, ranks: int) -> None:
-        if ranks > 1:
-            raise ValueError(
-                f"`trainer` trains each member in {ranks} processes, but a PopulationTuner trains all members in this "
-                "one, or in `workers` of one device each; give each Trainer the callback PopulationBasedTraining "
-                "instead."
-            )
-        super()._validate_workers(ranks)
 
 
 class MemberProposer:

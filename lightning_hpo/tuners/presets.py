@@ -14,8 +14,9 @@ from lightning_hpo.reporting.events import Observer
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, MedianStopping, Scheduler
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.space import Space
-from lightning_hpo.tuners.base import Parts, Tuner
+from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.options import Limits, Options, group, validate_names
+from lightning_hpo.tuners.parts import Parts
 from lightning_hpo.tuners.proposers import SamplerProposer
 from lightning_hpo.tuners.run import Run
 

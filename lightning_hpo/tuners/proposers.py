@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 
 from lightning_hpo.errors import LightningHPOError
 from lightning_hpo.records import Job
 from lightning_hpo.samplers.adapter import SamplerAdapter
 from lightning_hpo.samplers.keyed import KeyedSampler
-from lightning_hpo.space import suggest
+from lightning_hpo.space import Space, parse_space, suggest
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.tuners.options import Goal
 
@@ -48,7 +47,7 @@ class MakeProposer(Protocol):
         self,
         study: optuna.Study,
         table: TrialTable,
-        space: Mapping[str, BaseDistribution] | Define,
+        space: Space | Define,
         goal: Goal,
         rungs: Sequence[int],
     ) -> Proposer:
@@ -80,7 +79,7 @@ class SamplerProposer:
         self,
         study: optuna.Study,
         table: TrialTable,
-        space: Mapping[str, BaseDistribution] | Define,
+        space: Space | Define,
         goal: Goal,
         rungs: Sequence[int],
         *,
@@ -91,10 +90,10 @@ class SamplerProposer:
                 "a function of a trial as the `space` is for OptunaTuner; here, map names to distributions."
             )
         assert goal.sampler is not None
-        self._space = space
+        self._space = parse_space(space)
         self._adapter = SamplerAdapter(
             goal.sampler,
-            space,
+            self._space,
             mode=goal.modes[0],
             seed=goal.seed,
             study_notes=table.study_notes,
@@ -109,8 +108,8 @@ class SamplerProposer:
             return job.trial, table.rows[job.trial].params
         self._adapter.recall(table.study_notes)
         number = len(table.rows) if job.trial is None else job.trial
-        params, notes = self._adapter.ask(table.rows[:number], table.notes[:number], job.max_steps)
-        params |= job.params or enqueued or {}
+        given = job.params or enqueued or {}
+        params, notes = self._adapter.ask(table.rows[:number], table.notes[:number], job.max_steps, given)
         table.note(self._adapter.study_notes)
         if job.trial is None:
             return table.add(params, self._space, parent=job.parent, notes=notes), params
@@ -134,14 +133,14 @@ class OptunaProposer:
         self,
         study: optuna.Study,
         table: TrialTable,
-        space: Mapping[str, BaseDistribution] | Define,
+        space: Space | Define,
         goal: Goal,
         rungs: Sequence[int],
         *,
         pruner: BasePruner,
     ) -> None:
         self._study = study
-        self._space = space
+        self._space = space if callable(space) else parse_space(space)
         assert goal.sampler is not None
         keyed = isinstance(goal.sampler, KeyedSampler)  # of a study that was searched in this process before
         study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed)

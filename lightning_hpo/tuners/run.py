@@ -43,6 +43,7 @@ class Target:
         check: finds mistakes before the first training step; None if there is nothing to check.
         builder: of what a trial trains; None for a function.
         use_key: takes the run's key, which its checkpoints are signed with.
+        deliver: makes what module or function receive of the parameters that a study stores.
     """
 
     work: Work
@@ -50,6 +51,7 @@ class Target:
     check: Callable[[], None] | None = None
     builder: Builder | None = None
     use_key: Callable[[Key], None] | None = None
+    deliver: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
 
 @dataclass(frozen=True)
@@ -238,13 +240,13 @@ def answer(
     if best is None or best.score is None:
         raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
     return Result(
-        best_params=dict(best.params),
+        best_params=target.deliver(best.params),
         best_score=best.score,
         best_checkpoint=folder.best_checkpoint if folder.best_checkpoint.exists() else None,
         best_trial=best.number,
         study=study,
         rows=tuple(rows),
-        build=None if target.builder is None else target.builder.build_model,
+        build=None if target.builder is None else target.builder.of_values.build_model,
         folder=folder.path if study_in_folder else None,
     )
 

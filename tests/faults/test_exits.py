@@ -148,7 +148,7 @@ def test_what_cannot_be_read_by_optuna_is_4(tmp_path, runs):
 
 
 def test_an_unforeseen_error_is_1(tmp_path):
-    code = "from lightning_hpo import FullBudget, Tuner\nfrom lightning_hpo.tuners.base import Parts\n"
+    code = "from lightning_hpo import FullBudget, Tuner\nfrom lightning_hpo.tuners.parts import Parts\n"
     code += "def odd(run):\n    raise RuntimeError('oh')\n"
     code += "tuner = Tuner(X, FullBudget(1, 1), parts=Parts(observers=odd), root=ROOT, name='r', verbose=False)\n"
     code += "tuner.optimize(f)"

@@ -44,7 +44,7 @@ from lightning_hpo.checkpoints.key import KEY_FILE, Key
 from lightning_hpo.errors import UnreadableStateError
 from lightning_hpo.records import Task
 from lightning_hpo.schedulers import Job
-from lightning_hpo.study.shared_folder import read_record
+from lightning_hpo.study.member_files import read_record
 from lightning_hpo.training.state_transfer import capture
 from tests.small import Data, Net
 

@@ -47,7 +47,7 @@ def test_a_link_at_a_file_of_the_run_or_beside_it_is_not_followed(tmp_path, othe
     assert not (run / "best.yaml").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["lock", "turn", "trials/0000/claim"])
+@pytest.mark.parametrize("name", ["lock", "turn", "trials/0000/lease"])
 def test_a_link_at_a_lock_is_refused_with_the_remedy(tmp_path, other, name):
     link = tmp_path / "runs" / "r" / name
     link.parent.mkdir(parents=True)

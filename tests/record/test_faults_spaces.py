@@ -3,6 +3,7 @@
 import enum
 import importlib
 import inspect
+import math
 import warnings
 from pathlib import Path
 
@@ -91,12 +92,22 @@ def test_a_mode_that_is_given_counts():
 
 
 class Wide(Net):
-    """Its widths as a list."""
+    """Its widths as a list or a tuple."""
 
-    def __init__(self, lr=0.1, widths=(12,)):
+    def __init__(self, lr=0.1, widths=(12,), kind=list):
         super().__init__(lr)
         self.save_hyperparameters()
-        assert isinstance(widths, list)
+        assert type(widths) is kind
+
+
+def other():
+    class ReLU:
+        pass
+
+    return ReLU
+
+
+Relu = other()
 
 
 class Colour(enum.Enum):
@@ -107,42 +118,76 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
-LISTS = Choice([(12,), (12, 12)])
+TUPLES = Choice([(12,), (12, 12)])
 
 
 @pytest.mark.parametrize(
-    "space", ["choice([12], [12, 12])", "choice((12,), (12, 12))", LISTS, Choice([[12], [12, 12]])]
+    ("space", "kind"),
+    [
+        ("choice([12], [12, 12])", list),
+        ("choice((12,), (12, 12))", tuple),
+        (TUPLES, tuple),
+        (Choice([[12], [12, 12]]), list),
+        ([[12], [12, 12]], list),
+    ],
 )
-@pytest.mark.parametrize("kind", [RandomTuner, BayesianTuner, OptunaTuner])
-def test_lists_and_tuples_among_choices_are_delivered_as_lists_also_when_continued(tmp_path, space, kind):
+@pytest.mark.parametrize("tuner", [RandomTuner, BayesianTuner, OptunaTuner])
+def test_lists_and_tuples_are_delivered_as_they_were_given_also_when_continued(tmp_path, space, kind, tuner):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("ignore", "`isinstance|Choices for a categorical")
+        warnings.filterwarnings("ignore", "`isinstance|Choices for a categorical|'kind'|'widths'")
         for n_trials in (3, 5):
-            result = kind(
-                {"widths": space, "lr": "loguniform(1e-3, 1)"}, monitor="val_loss", max_steps=2, n_trials=n_trials,
-                root=tmp_path, name="r", trainer={"accelerator": "cpu", "logger": False}, verbose=False,
+            result = tuner(
+                {"widths": space, "lr": "loguniform(1e-3, 1)", "kind": kind}, monitor="val_loss", max_steps=2,
+                n_trials=n_trials, root=tmp_path, name="r", trainer={"accelerator": "cpu", "logger": False},
+                verbose=False,
             ).fit(Wide, datamodule=Data)  # fmt: skip
-    assert {str(row.params["widths"]) for row in result.trials()} <= {"[12]", "[12, 12]"}
+    assert {row.params["widths"] for row in result.trials()} <= {"[12]", "[12, 12]", "(12,)", "(12, 12)"}
     assert len(result.trials()) == 5
+    assert type(result.best_params["widths"]) is kind
     assert result.best_model().hparams.widths == result.best_params["widths"]
 
 
 @pytest.mark.parametrize(
-    "choices", [[nn.ReLU, nn.GELU], list(Colour), list(Number), [len], [Path("a")], [b"a"], [float("nan")], [[nn.ReLU]],
-                [{"a": nn.ReLU}], [{1: 2}], [torch.zeros(2)]],
+    "choices", [[Path("a")], [b"a"], [float("nan")], [lambda: 0], [{1: 2}], [torch.zeros(2)], [nn.ReLU()]],
 )  # fmt: skip
-def test_what_a_study_cannot_store_is_refused_by_name_with_the_remedy(choices):
-    with pytest.raises(ValueError, match=r"space\['act'\]: the choice .* is not text, .* Write its name, e.g. choice"):
+def test_a_choice_without_a_name_is_refused_with_the_remedy(choices):
+    with pytest.raises(ValueError, match=r"space\['act'\]: a study has no name for the choice .* Give it one: "):
         RandomTuner({"act": Choice(choices)}, max_steps=1, n_trials=1)
 
 
-@pytest.mark.parametrize("choices", [(1, True), (False, 0), (1, 1.0), ([1], [True]), (2, 2), ("a", "a")])
-def test_choices_that_optuna_takes_for_one_are_refused(choices):
-    text = f"choice({', '.join(map(repr, choices))})"
-    for space in (text, Choice(choices)):
-        with pytest.raises(ValueError, match="is given twice.* Leave one out, or write it as text"):
-            RandomTuner({"k": space}, max_steps=1, n_trials=1)
+@pytest.mark.parametrize(
+    ("choices", "stored"),
+    [
+        ([nn.ReLU, nn.GELU], ("ReLU", "GELU")),
+        ([Colour.RED], ("Colour.RED",)),
+        ([Number.ONE], ("Number.ONE",)),
+        ([len, math.floor], ("len", "floor")),
+        ([[nn.ReLU], [nn.GELU]], ("[ReLU]", "[GELU]")),
+        ([{"a": nn.ReLU}], ("{'a': ReLU}",)),
+        ([nn.ReLU, Relu], ("torch.nn.modules.activation.ReLU", f"{__name__}.other.<locals>.ReLU")),
+        ([1, True], ("1", "True")),
+        ([1, 1.0], ("1", "1.0")),
+        ([[1], [True]], ("[1]", "[True]")),
+        (["1", 1, True], ("'1'", "1", "True")),
+        (["a", [1]], ("a", "[1]")),
+    ],
+)
+def test_any_choice_is_stored_as_a_text_and_delivered_as_it_was_given(choices, stored):
+    space = parse_space({"k": Choice(choices)})
+    assert space["k"].choices == stored
+    for label, value in zip(stored, choices, strict=True):
+        delivered = space.deliver({"k": label})["k"]
+        assert delivered == value
+        assert type(delivered) is type(value)
+        assert space.stored("k", value) == label
+    assert parse_space(space.texts())["k"] == space["k"]
+
+
+@pytest.mark.parametrize("choices", [(2, 2), ("a", "a"), ([1], [1]), (nn.ReLU, nn.ReLU)])
+def test_a_choice_that_is_given_twice_is_refused(choices):
+    with pytest.raises(ValueError, match="is given twice. Leave one out, or give each a name"):
+        RandomTuner({"k": Choice(choices)}, max_steps=1, n_trials=1)
 
 
 def test_numbers_of_numpy_among_choices_are_plain_numbers():

@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.errors import StorageError
 from lightning_hpo.study.lineage import lineage
-from lightning_hpo.study.shared_folder import read_record
+from lightning_hpo.study.member_files import read_record
 from lightning_hpo.training.state_transfer import capture
 from tests.faults.scripts import mount_works, run
 from tests.record.test_population import ACTIONS, SPACE, Data, Net, Plateau, Two, history, tune

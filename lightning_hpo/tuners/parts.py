@@ -1,0 +1,71 @@
+"""What a tuner is composed of beside its scheduler."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import optuna
+from optuna.pruners import BasePruner
+
+from lightning_hpo.executors.base import Executor
+from lightning_hpo.executors.in_process import InProcess
+from lightning_hpo.executors.processes import WorkerProcesses
+from lightning_hpo.interrupts import Interrupts
+from lightning_hpo.records import Work
+from lightning_hpo.reporting.events import Observer
+from lightning_hpo.tuners.options import WorkerOptions
+from lightning_hpo.tuners.proposers import MakeProposer, SamplerProposer
+from lightning_hpo.tuners.run import Run
+
+if TYPE_CHECKING:
+    from lightning_hpo.training.name_checks import NameCheck
+    from lightning_hpo.training.objective import Objective
+
+MakeExecutor: TypeAlias = Callable[[Work, WorkerOptions, Interrupts], AbstractContextManager[Executor]]
+
+
+def make_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) -> InProcess | WorkerProcesses:
+    """Make the executor that the options ask for: in this process, or worker processes."""
+    if options.in_process:
+        return InProcess(work, interrupts.pause_wanted, trial_timeout=options.trial_timeout)
+    processes = WorkerProcesses(
+        work,
+        options.workers,
+        options.devices_per_trial,
+        trial_timeout=options.trial_timeout,
+        max_retries=options.max_retries,
+    )
+    interrupts.listeners.append(processes.pause)
+    return processes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a tuner is composed of beside its scheduler; presets give it, and so may you.
+
+    Args:
+        propose: makes the proposer. Default: the sampler, asked for all parameters at once.
+        work: carries out the jobs of an objective. Default: its own.
+        executor: makes the executor. Default: this process, or worker processes, as the options say.
+        observers: made when the run is open, and told what happens in the search.
+        converged: of the study: start no more trials.
+        study: a study of the user's own, in place of the run's.
+        pruner: Optuna's, which is asked at every validation of a trial.
+        constraints: logged metrics that must be <= 0 in a feasible trial.
+        check_names: looks at the names of the space in the check. Default: warns of names that change nothing.
+        single_process: why a trial cannot train in several processes; empty if it can.
+        no_function: why there is no :meth:`Tuner.optimize`; empty if there is.
+    """
+
+    propose: MakeProposer = SamplerProposer
+    work: "Callable[[Objective], Work]" = lambda objective: objective.run
+    executor: MakeExecutor = make_executor
+    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader
+    converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above
+    study: optuna.Study | None = None
+    pruner: BasePruner | None = None
+    constraints: Sequence[str] = ()
+    check_names: "Callable[..., NameCheck] | None" = None
+    single_process: str = ""
+    no_function: str = ""
