@@ -4,7 +4,6 @@ All text is escaped, and secrets are masked. A function returns None where there
 """
 
 import csv
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -29,14 +28,11 @@ from lightning_hpo.reporting.drawing import (
     thin,
 )
 from lightning_hpo.reporting.run import Run
-from lightning_hpo.schedulers.asynchronous import ASHA, AsyncHyperband
-from lightning_hpo.schedulers.base import Bracket, Rung
-from lightning_hpo.schedulers.full_budget import FullBudget
-from lightning_hpo.schedulers.halving import Hyperband, SuccessiveHalving
+from lightning_hpo.schedulers.base import Bracket, Rung, hyperband_brackets, make_bracket, s_max_of
 
 _CURVE_POINTS = 10_000  # of all learning curves
 _SHOWN_METRICS, _CURVES, _POINTS = 12, 20, 200  # other metrics, the trials of each, points of a trial
-_WITH_PLAN = {kind.__name__: kind for kind in (ASHA, AsyncHyperband, FullBudget, Hyperband, SuccessiveHalving)}
+_HALVING = ("ASHA", "AsyncHyperband", "Hyperband", "SuccessiveHalving")
 
 
 def history(run: Run) -> Figure | None:
@@ -108,20 +104,20 @@ def planned_brackets(run: Run) -> list[tuple[Bracket, int]]:
 
     How long a search goes on may change from call to call, so this is the plan of what was begun.
     """
-    settings = dict(run.settings.get("scheduler", {}))
-    kind = _WITH_PLAN.get(settings.pop("type", ""))
-    if settings.get("population_size") and settings.get("max_steps"):
-        return [(Bracket((Rung(settings["population_size"], settings["max_steps"]),)), 1)]
-    if kind is None:
+    settings = run.settings.get("scheduler", {})
+    kind, most, members = (settings.get(name) for name in ("type", "max_steps", "population_size"))
+    rungs = (most, settings.get("min_steps"), settings.get("eta"))
+    if isinstance(most, int) and isinstance(members, int):
+        return [(Bracket((Rung(members, most),)), 1)]
+    if isinstance(most, int) and kind == "FullBudget":
+        plan: tuple[Bracket, ...] = (Bracket((Rung(max(len(run.rows), 1), most),)),)
+    elif kind not in _HALVING or not all(isinstance(number, int) for number in rungs):
         return []
-    names = {field.name for field in dataclasses.fields(kind)}
-    given = {name: value for name, value in settings.items() if name in names}
-    if kind is FullBudget:
-        given["n_trials"] = max(len(run.rows), 1)
-    try:
-        plan = kind(**given).plan()
-    except (TypeError, ValueError):  # settings of another version
-        return []
+    elif kind in ("Hyperband", "AsyncHyperband"):
+        plan = hyperband_brackets(*rungs)
+    else:
+        levels = s_max_of(*rungs)
+        plan = (make_bracket(rungs[2] ** levels, levels, most, rungs[2]),)
     by_entry = {bracket.rungs[0].max_steps: bracket for bracket in plan}
     entered = dict.fromkeys(by_entry, 0)
     for row in run.rows:
