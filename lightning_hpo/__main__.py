@@ -9,7 +9,9 @@ import sys
 
 from lightning_hpo.errors import STORAGE
 from lightning_hpo.reporting.outside import running_lines, show_trial, to_json, view_of, watch
-from lightning_hpo.reporting.report import read_best, read_run, show, write_report
+from lightning_hpo.reporting.report import keep_report, write_report
+from lightning_hpo.reporting.run_view import read_best, read_run
+from lightning_hpo.reporting.summary import show
 from lightning_hpo.text import HIDDEN, lost, say
 
 
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
             how.add_argument("--watch", action="store_true", help="follow the search while it is at work")
             how.add_argument("--json", action="store_true", help="print everything as JSON (docs/watching.md)")
         command.add_argument("--storage", help="URL of the study, if it is not in the folder")
+        if name == "report":
+            command.add_argument("--live", action="store_true", help="write it again and again while the search runs")
     given = parser.parse_args(arguments)
     try:
         _act(given)
@@ -58,7 +62,9 @@ def _act(given: argparse.Namespace) -> None:
             for line in running_lines(view_of(run)):
                 say(line)
         case "report":
-            say(str(write_report(run)))
+            if given.live and run.owner is not None:
+                say(f"{run.path / 'report.html'} follows the search; Ctrl-C ends this and not the search")
+            say(str(keep_report(run, given.storage) if given.live else write_report(run)))
         case "best":
             text = read_best(run)
             say(text.rstrip("\n"))

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
 
 from lightning_hpo import PopulationTuner, RandomTuner
-from lightning_hpo.reporting.report import read_run
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.training.trial_info import Trial
 from tests.small import Data, Net
 

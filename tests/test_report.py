@@ -1,16 +1,22 @@
 """Looking at a run: what is printed, what the page holds, and what is never done."""
 
 import html.parser
+import json
 import math
+import re
 import shutil
 import subprocess
 import sys
+import time
 
+import numpy as np
+import optuna
 import pytest
 
-from lightning_hpo import HyperbandTuner, OptunaTuner, RandomTuner
+from lightning_hpo import BayesianTuner, HyperbandTuner, OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
-from lightning_hpo.reporting.report import read_run, to_html
+from lightning_hpo.reporting.report import to_html
+from lightning_hpo.reporting.run_view import read_run, view_run
 
 EVIL = "<script>alert(1)</script>"
 SPACE = {"x": "loguniform(1e-3, 1)", "kind": f"choice('{EVIL}', 'b&\"')"}
@@ -56,19 +62,145 @@ def test_show(run, capsys):
     assert "nobody is at work" in out
 
 
+def figures_of(text):
+    return json.loads(re.search(r'<script type="application/json" id="figures">(.*?)</script>', text)[1])
+
+
+def without_scripts(text):
+    return re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+
+
 def test_report_is_whole_self_contained_and_escaped(run, capsys):
     assert main(["report", str(run)]) == 0
     path = run / "report.html"
     assert capsys.readouterr().out.strip() == str(path)
     text = path.read_text()
-    page = Page(text)
+    assert path.stat().st_size < 6e6
+    page = Page(without_scripts(text))
     assert page.open == []
-    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert not {"link", "img", "iframe"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name in ("src", "href") or name.startswith("on")]
-    assert "http" not in text.replace("http-equiv", "")
+    policy = dict(page.attributes)["content"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
+    assert "http" not in without_scripts(text).replace("http-equiv", "")
     assert page.tags.count("tr") == 1 + 17
-    assert page.tags.count("svg") == 2 + 2
+    assert page.tags.count("div") == len(figures_of(text)) + 1
     assert "RuntimeError: &lt;script&gt;" in text
+    assert EVIL not in json.dumps(figures_of(text))
+
+
+def test_what_the_report_of_a_hyperband_draws(run):
+    main(["report", str(run)])
+    drawn = figures_of((run / "report.html").read_text())
+    names = {
+        "history",
+        "curves",
+        "brackets",
+        "promotions",
+        "importance",
+        "slice",
+        "parallel",
+        "contour",
+        "rank",
+        "plan",
+    }
+    assert names <= set(drawn)
+    judged = {trace["name"]: trace["y"] for trace in drawn["brackets"]["data"] if trace.get("xaxis") == "x"}
+    assert judged["plan"] == [9, 3, 1]
+    assert judged["promoted"][0] + judged["stopped"][0] == 8  # one has failed before its first value
+    assert drawn["curves"]["layout"]["xaxis"]["type"] == "log"
+    assert drawn["curves"]["layout"]["xaxis"]["tickvals"] == [1, 3, 9]
+    best = next(trace for trace in drawn["curves"]["data"] if trace["name"].startswith("best"))
+    rows = read_run(run).rows
+    row = min((row for row in rows if row.state == "complete"), key=lambda row: row.score)
+    assert best["name"] == f"best: trial {row.number}"
+    assert best["y"] == pytest.approx(list(row.values.values()), rel=1e-5)
+    spent = next(trace for trace in drawn["plan"]["data"] if trace["name"].startswith("done"))
+    assert sum(spent["y"]) == sum(row.step for row in rows)
+
+
+def test_log_axes_where_the_values_ask_for_them(tmp_path):
+    RandomTuner(
+        {"x": "loguniform(1e-6, 1)", "y": "uniform(0, 1)"}, max_steps=1, n_trials=12, root=tmp_path, name="r",
+        verbose=False,
+    ).optimize(lambda job, params: params["x"])  # fmt: skip
+    drawn = figures_of(to_html(read_run(tmp_path / "r")))
+    assert drawn["history"]["layout"]["yaxis"]["type"] == "log"
+    assert {drawn["slice"]["layout"][name].get("type") for name in ("xaxis", "xaxis2")} == {"log", None}
+    assert drawn["slice"]["layout"]["yaxis"]["type"] == "log"
+
+
+def test_the_report_of_many_trials_is_bounded(tmp_path):
+    study = optuna.create_study(study_name="big")
+    space = {f"p{index}": optuna.distributions.FloatDistribution(0, 1) for index in range(12)}
+    rng = np.random.default_rng(0)
+    trials = []
+    for _ in range(3000):
+        params = {name: float(rng.random()) for name in space}
+        score = sum(params.values())
+        trials.append(
+            optuna.trial.create_trial(
+                params=params,
+                distributions=space,
+                value=score,
+                intermediate_values={s: score / s for s in range(1, 20)},
+            )
+        )
+    study.add_trials(trials)
+    run = view_run(study, tmp_path / "big")
+    page = to_html(run)
+    assert len(page) < 6e6
+    assert " of 3,000 trials.</p>" in page
+    assert len(figures_of(page)["slice"]["data"]) == 8
+
+
+def test_a_result_in_a_notebook(tmp_path):
+    space = {"x": "uniform(0, 1)", "n": "int(1, 3)", "hf_token": "choice('S3CRET', 'S3CRET2')"}
+    result = RandomTuner(space, max_steps=1, n_trials=12, root=tmp_path, name="r", verbose=False).optimize(
+        lambda job, params: params["x"]
+    )
+    shown = result._repr_html_()
+    assert Page(shown).open == []
+    assert f"Best: trial {result.best_trial}" in shown
+    assert shown.count("<tr") == 1 + 10
+    table = result.dataframe()
+    assert len(table) == 12
+    assert table["value"].idxmin() == result.best_trial
+    assert table.loc[result.best_trial, "params_x"] == result.best_params["x"]
+    figures = result.plot()
+    assert {"history", "curves", "importance", "slice"} <= set(figures)
+    assert list(result.plot("slice", "history")) == ["slice", "history"]
+    assert result.plot("history").layout.title.text == "History"
+    with pytest.raises(ValueError, match=r"no figure 'historie'; this search has .* Did you mean 'history'\?"):
+        result.plot("historie")
+    everything = shown + table.to_string() + "".join(figure.to_json() for figure in figures.values())
+    assert "S3CRET" not in everything
+    assert "*** 1" in everything
+
+
+def test_a_missing_pandas_is_named_with_its_install_line(run, monkeypatch):
+    result = HyperbandTuner(
+        SPACE, max_steps=9, min_steps=1, root=run.parent, name="r", verbose=False, allow_changed=True
+    ).optimize(some)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-hpo-suite\[pandas\]'"):
+        result.dataframe()
+
+
+def test_what_the_model_expects_is_in_the_report(tmp_path):
+    BayesianTuner(
+        {"x": "uniform(0, 1)", "api_key": "choice('S3CRET', 'S3CRET2')"}, max_steps=1, n_trials=8, n_startup_trials=4,
+        root=tmp_path, name="r", verbose=False,
+    ).optimize(lambda job, params: (params["x"] - 0.3) ** 2)  # fmt: skip
+    text = (tmp_path / "r" / "report.html").read_text()
+    assert "S3CRET" not in text + (tmp_path / "r" / "slices.json").read_text()
+    drawn = figures_of(text)["model"]
+    mean = next(trace for trace in drawn["data"] if trace.get("name") == "x")
+    band = next(trace for trace in drawn["data"] if trace["xaxis"] == mean["xaxis"])
+    assert len(band["y"]) == 2 * len(mean["y"])
+    lowest = mean["x"][mean["y"].index(min(mean["y"]))]
+    assert abs(lowest - 0.3) < 0.1
 
 
 def test_best(run, capsys):
@@ -90,12 +222,12 @@ def test_odd_values_and_odd_studies(tmp_path):
     RandomTuner({"x": "uniform(0, 1)"}, max_steps=1, n_trials=4, root=tmp_path, name="r", verbose=False).optimize(
         lambda job, params: next(scores)
     )
-    assert "nan,"  not in to_html(read_run(tmp_path / "r"))  # fmt: skip
+    assert "history" in figures_of(to_html(read_run(tmp_path / "r")))
     OptunaTuner(
         {"x": "uniform(0, 1)"}, max_steps=1, n_trials=3, monitor=("a", "b"), root=tmp_path, name="two", verbose=False
     ).optimize(lambda job, params: (params["x"], 1 - params["x"]))
     assert len(read_run(tmp_path / "two").rows) == 3
-    assert "<svg" in to_html(read_run(tmp_path / "two"))
+    assert "pareto" in figures_of(to_html(read_run(tmp_path / "two")))
 
 
 def test_a_run_at_work_and_nothing_imported_that_it_names(tmp_path):
@@ -124,6 +256,38 @@ def test_a_run_at_work_and_nothing_imported_that_it_names(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"process {at_work.pid} is at work" in done.stdout
     assert "1 complete, 1 running" in done.stdout
+
+
+def test_a_live_report_follows_the_search_until_its_end(tmp_path):
+    code = (
+        "import sys\nfrom lightning_hpo import RandomTuner\n"
+        "def f(job, params):\n    print('at work', flush=True)\n    sys.stdin.readline()\n    return params['x']\n"
+        "RandomTuner({'x': 'uniform(0, 1)'}, max_steps=1, n_trials=3, root=sys.argv[1], name='r').optimize(f)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as search:
+        assert next(line for line in search.stdout if line.startswith("at work"))
+        live = subprocess.Popen(
+            [sys.executable, "-m", "lightning_hpo", "report", "--live", str(tmp_path / "r")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with live:
+            assert "follows the search" in live.stdout.readline()
+            page = tmp_path / "r" / "report.html"
+            end = time.monotonic() + 60
+            while not page.exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            text = page.read_text()
+            assert '<meta http-equiv="refresh" content="5">' in text
+            assert "1 trials: 1 running" in text
+            search.communicate("\n\n\n")
+            assert live.stdout.read().strip() == str(page)
+        assert live.returncode == 0
+    text = page.read_text()
+    assert 'http-equiv="refresh"' not in text
+    assert "3 trials: 3 complete" in text
 
 
 def test_nothing_that_a_config_names_is_imported(run, tmp_path, capsys, monkeypatch):

@@ -1,16 +1,20 @@
 """What a Gaussian process believes at the end of a search: the best configuration, and which parameters matter."""
 
 import contextlib
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
 from lightning_hpo import samplers  # its names, which load scipy, are imported at their first use
+from lightning_hpo.atomic import atomic_write
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Event, SearchEnded
-from lightning_hpo.text import listed
+from lightning_hpo.reporting.model_figure import SLICES
+from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, listed
 
 
 class Beliefs:
@@ -18,7 +22,8 @@ class Beliefs:
 
     Args:
         study: of the search.
-        folder: of the run; ``slices.png`` is written there, if matplotlib is installed.
+        folder: of the run; ``slices.png`` is written there, if matplotlib is installed, and ``slices.json``
+            for the report.
         console: prints lines.
     """
 
@@ -44,9 +49,32 @@ class Beliefs:
         with contextlib.suppress(ValueError):  # another surrogate has no length scales
             shares = ", ".join(f"{name} {share:.0%}" for name, share in samplers.importance(study).items())
             line(f"how much each parameter matters to it: {shares}")
+        self._keep_slices()
         with contextlib.suppress(ImportError):  # matplotlib is an extra
             samplers.plot_slices(study, self._folder / "slices.png")
             line(f"slices through the model: {self._folder / 'slices.png'}")
+
+    def _keep_slices(self) -> None:
+        """Write the slices for the report, a secret by its place among the choices."""
+        kept = [
+            {
+                "name": name,
+                "values": [
+                    f"{HIDDEN} {index + 1}" if is_secret(name, value) else _plain(value)
+                    for index, value in enumerate(part.values)
+                ],
+                "mean": part.mean.tolist(),
+                "sd": part.sd.tolist(),
+                "log": part.log,
+            }
+            for name, part in samplers.slices(self._study).items()
+        ]
+        trials = len(self._study.get_trials(deepcopy=False))
+        atomic_write(self._folder / SLICES, json.dumps({"trials": trials, "slices": kept}))
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else hide_passwords(str(value))
 
 
 def has_choice(study: optuna.Study) -> bool:

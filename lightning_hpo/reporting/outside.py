@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_hpo.records import Row
 from lightning_hpo.reporting.console import Console, duration, wants_live
-from lightning_hpo.reporting.report import Run
+from lightning_hpo.reporting.run import Run
 from lightning_hpo.reporting.view import View, read_plan, view_from_outside
 from lightning_hpo.study.progress import Progress, read_progress
 from lightning_hpo.text import hide_passwords, masked, one_line, say

@@ -9,11 +9,31 @@ import optuna
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
-from lightning_hpo.records import Row
-from lightning_hpo.reporting.report import read_run, write_report
+from lightning_hpo.records import Row, ranked
+from lightning_hpo.reporting.report import draw_parts, summary_lines, table, write_report
+from lightning_hpo.reporting.run import Run
+from lightning_hpo.reporting.run_view import read_run, view_run
+from lightning_hpo.text import masked, nearest
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+_ROWS = 10  # of the table in a notebook
+
+
+class Figures(dict[str, "go.Figure"]):
+    """Figures of a report by name; a notebook shows all of them."""
+
+    def show(self) -> None:
+        """Show every figure the way plotly is set up to."""
+        for figure in self.values():
+            figure.show()
+
+    def _ipython_display_(self) -> None:
+        self.show()
 
 
 @dataclass(frozen=True)
@@ -44,8 +64,55 @@ class Result:
         """All trials in order of their number."""
         return list(self.rows)
 
+    def dataframe(self) -> "pd.DataFrame":
+        """All trials as a pandas DataFrame: state, step, value, seconds, ``params_<name>``; secrets are masked.
+
+        Raises:
+            ModuleNotFoundError: without pandas; the message has the install line.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415  # an extra
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("dataframe() needs pandas: pip install 'lightning-hpo-suite[pandas]'") from error
+        run = self._run()
+        return pd.DataFrame([_record(run, row) for row in run.rows]).set_index("trial")
+
+    def plot(self, *names: str) -> "Figures | go.Figure":
+        """Draw the figures of the report with plotly; a notebook shows them.
+
+        Args:
+            names: of the figures, such as ``"curves"`` or ``"importance"``. Default: all.
+
+        Returns:
+            The figure of one name; of several, or of none, name -> figure.
+
+        Raises:
+            ValueError: if the search has no figure of a name; the message lists what it has.
+        """
+        import plotly.graph_objects as go  # noqa: PLC0415  # loaded where something is drawn
+
+        parts = {name: part for name, part in draw_parts(self._run()).items() if part.figure is not None}
+        for name in names:
+            if name not in parts:
+                known = ", ".join(parts)
+                raise ValueError(f"there is no figure {name!r}; this search has {known}.{nearest(name, parts)}")
+        figures = Figures()
+        for name in names or parts:
+            figures[name] = go.Figure(parts[name].figure).update_layout(title=parts[name].title)
+        return figures[names[0]] if len(names) == 1 else figures
+
+    def _repr_html_(self) -> str:
+        """Show the best trials in a notebook."""
+        run = self._run()
+        best = {row.number for row in ranked(run.rows, run.mode)[:_ROWS]}
+        lines = "".join(f"<p>{line}</p>" for line in summary_lines(run))
+        return lines + table(run, [row for row in run.rows if row.number in best])
+
+    def _run(self) -> Run:
+        return view_run(self.study, self.folder or Path(self.study.study_name))
+
     def report(self, path: str | Path) -> Path:
-        """Write a page about the search that needs nothing else to be read: curves, parameters, failures.
+        """Write a page about the search that needs nothing else to be read: figures, failures, trials.
 
         Args:
             path: of the HTML file.
@@ -76,3 +143,18 @@ class Result:
         module.on_load_checkpoint(saved)
         module.load_state_dict(saved["state_dict"], strict=module.strict_loading)
         return module.train(mode=False)
+
+
+def _record(run: Run, row: Row) -> Mapping[str, Any]:
+    trial = run.trials[row.number]
+    return {
+        "trial": row.number,
+        "state": row.state,
+        "step": row.step,
+        "value": row.values[row.step] if row.values else None,
+        "ended": row.ended,
+        "parent": row.parent,
+        "start": row.start,
+        "seconds": None if trial.duration is None else trial.duration.total_seconds(),
+        **{f"params_{name}": masked(name, row.params.get(name)) for name in run.distributions},
+    }

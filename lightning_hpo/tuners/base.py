@@ -295,9 +295,9 @@ class Tuner:
                 yield (prepared := _Prepared(partial(search.run, run.interrupts.pause_wanted)))
             run.raise_if_paused()
             with run.lock():
-                run.report()
                 for observer in observers:
                     observer.on(SearchEnded(run.table.rows))
+                run.report()
             prepared.result = run.result()
 
     def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:

@@ -1,5 +1,6 @@
 """An opened run, the same for every search: its folder, its lock, its study, the signals that pause it, its answer."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -17,8 +18,9 @@ from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.records import Row, Work, best_row
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.loggers import EndTrial
-from lightning_hpo.reporting.report import read_run, write_report
+from lightning_hpo.reporting.report import write_report
 from lightning_hpo.reporting.result import Result
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.study.leases import Leases, study_lock
 from lightning_hpo.study.opening import open_study
@@ -95,9 +97,17 @@ class Run:
             raise StudyPaused(128 + received)
 
     def report(self) -> None:
-        """Write the report of a study that is in the run folder."""
-        if self.study_in_folder:
-            self.console.line(f"report: {write_report(read_run(self.folder.path))}")
+        """Write the report of a study that is in the run folder; without the room for it, a warning says so."""
+        if not self.study_in_folder:
+            return
+        run = read_run(self.folder.path)
+        try:
+            self.console.line(f"report: {write_report(run)}")
+        except OSError as error:  # the search is complete, whatever its page
+            logging.getLogger(__name__).warning(
+                "the report could not be written (%s); `python -m lightning_hpo report %s` writes it later",
+                error, self.folder.path,
+            )  # fmt: skip
 
     def result(self) -> Result:
         """Return the answer.

@@ -10,7 +10,8 @@ import pytest
 from lightning_hpo import PopulationTuner, RandomTuner, atomic
 from lightning_hpo.errors import StorageError
 from lightning_hpo.reporting.best import keep_best, write_best
-from lightning_hpo.reporting.report import read_run, write_report
+from lightning_hpo.reporting.report import write_report
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.study.journal import open_journal
 from lightning_hpo.study.locks import Lock
 from tests.small import Data, Net

@@ -6,7 +6,8 @@ import yaml
 from lightning_hpo import BayesianTuner, OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
 from lightning_hpo.errors import StudyMismatchError
-from lightning_hpo.reporting.report import read_run, to_html
+from lightning_hpo.reporting.report import to_html
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.text import hide_passwords, is_secret
 from tests.faults.scripts import run
 

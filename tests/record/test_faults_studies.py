@@ -9,7 +9,7 @@ import pytest
 from lightning_hpo import HyperbandTuner, OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
 from lightning_hpo.errors import StorageError, StudyMismatchError, exit_code
-from lightning_hpo.reporting.report import read_run
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.storage_errors import sqlite_url
 from tests.faults.scripts import Script, run

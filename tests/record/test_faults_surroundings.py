@@ -12,7 +12,7 @@ import pytest
 
 from lightning_hpo import BayesianTuner, PopulationTuner, RandomTuner
 from lightning_hpo.__main__ import main
-from lightning_hpo.reporting.report import read_run
+from lightning_hpo.reporting.run_view import read_run
 from tests.faults.scripts import HEAD, Script, run
 from tests.small import Data, Net
 

@@ -1,0 +1,74 @@
+"""A run as its files tell it: what the report and the figures are made of."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from lightning_hpo.records import Mode, Row
+from lightning_hpo.schedulers.units import Unit
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files tell it.
+
+    Args:
+        path: of the run folder.
+        rows: all trials.
+        mode: whether lower or higher scores are better, in the first objective.
+        monitor: what the score is called.
+        failures: trial number -> reason.
+        distributions: of every parameter, as the study has them.
+        owner: process id at work on it, or None.
+        study_id: of the study; empty if it was made by an older version.
+        trials: as Optuna has them, in the order of ``rows``.
+        directions: of all objectives.
+        settings: what the search was called with, as its fingerprint has it.
+    """
+
+    path: Path
+    rows: Sequence[Row]
+    mode: Mode
+    monitor: str
+    failures: Mapping[int, str]
+    distributions: Mapping[str, BaseDistribution]
+    owner: int | None
+    study_id: str = ""
+    trials: Sequence[FrozenTrial] = field(default=(), repr=False)
+    directions: Sequence[StudyDirection] = (StudyDirection.MINIMIZE,)
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def unit(self) -> Unit:
+        """Unit of the budget."""
+        return Unit.from_settings(self.settings.get("unit"))
+
+    def amount(self, count: int) -> str:
+        """Return an amount of training in the unit of the budget."""
+        return f"{self.unit.number(count):,} {self.unit.label}"
+
+    @property
+    def axis(self) -> str:
+        """Name of an axis of budgets."""
+        single = self.unit.label.removesuffix("s")
+        return single if self.unit.parts == 1 else f"1/{self.unit.parts} {single}"
+
+    @property
+    def at_work(self) -> bool:
+        """Whether another process works on it; this one writes a report when its work is over."""
+        return self.owner not in (None, os.getpid())
+
+    @property
+    def counts(self) -> str:
+        """How many trials are in which state."""
+        states = ("paused" if row.state == "running" and not self.at_work else row.state for row in self.rows)
+        return f"{len(self.rows)} trials: " + ", ".join(
+            f"{count} {state}" for state, count in sorted(Counter(states).items())
+        )

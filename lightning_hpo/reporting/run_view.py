@@ -1,0 +1,144 @@
+"""Reads a run from its files, finished or at work.
+
+Only the study and the files of the run are read; nothing that its config names is imported.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lightning_hpo.errors import StorageError
+from lightning_hpo.reporting.run import Run
+from lightning_hpo.study.journal import JOURNAL, read_journal
+from lightning_hpo.study.storage_errors import readable, sqlite_url
+from lightning_hpo.study.table import FAILURE, FINGERPRINT, row_of
+from lightning_hpo.study.trial_folders import STUDY_ID
+from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
+
+
+def read_run(path: str | Path, storage: str | None = None) -> Run:
+    """Read a run folder, finished or at work.
+
+    Args:
+        path: of the run folder, ``runs/<name>``.
+        storage: URL of the study if it is not in the folder.
+
+    Raises:
+        StorageError: if there is no study.
+    """
+    path = Path(path).resolve()
+    opened: str | BaseStorage
+    if storage is not None:
+        opened = storage
+    elif (file := path / JOURNAL).is_file():
+        opened = read_journal(file)
+    elif (file := path / "study.db").is_file():  # of the first edition of this package
+        opened = sqlite_url(file)
+    else:
+        raise StorageError(f"{path} holds no {JOURNAL}: give the folder of a run, runs/<name>, or its storage.")
+    try:
+        with readable(path):
+            study = optuna.load_study(study_name=path.name, storage=opened)
+            trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
+    except KeyError:
+        raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
+    return _run(path, study.directions, trials, attributes)
+
+
+def view_run(study: optuna.Study, path: Path) -> Run:
+    """Return a study as a run.
+
+    Args:
+        study: to read.
+        path: of the run folder; it need not exist.
+    """
+    return _run(path, study.directions, study.get_trials(deepcopy=False), study.user_attrs)
+
+
+def _run(
+    path: Path, directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]
+) -> Run:
+    settings = attributes.get(FINGERPRINT, {})
+    monitor = settings.get("monitor") or "score"
+    max_steps = settings.get("scheduler", {}).get("max_steps", 1)
+    return Run(
+        path,
+        [row_of(trial, max_steps) for trial in trials],
+        "min" if directions[0] is StudyDirection.MINIMIZE else "max",
+        monitor if isinstance(monitor, str) else str(monitor[0]),
+        {trial.number: str(trial.user_attrs.get(FAILURE, "")) for trial in trials if trial.state is TrialState.FAIL},
+        _joined(named for trial in trials for named in trial.distributions.items()),
+        _owner(path),
+        attributes.get(STUDY_ID, ""),
+        trials,
+        directions,
+        settings,
+    )
+
+
+def _joined(distributions: Iterable[tuple[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
+    """The last distribution of each name; of a choice that has changed, the choices of all trials."""
+    joined: dict[str, BaseDistribution] = {}
+    for name, new in distributions:
+        old = joined.get(name)
+        if isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution) and old != new:
+            more = [choice for choice in new.choices if choice not in old.choices]
+            joined[name] = CategoricalDistribution([*old.choices, *more])
+        else:
+            joined[name] = new
+    return joined
+
+
+def read_best(run: Run) -> str:
+    """Return the text of ``best.yaml``, without the values of secrets; a comment if it cannot be read.
+
+    Raises:
+        StorageError: if there is none yet.
+    """
+    path = run.path / "best.yaml"
+    if not path.exists():
+        raise StorageError(f"{run.path} holds no best.yaml yet: no trial has succeeded.")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)  # nothing is constructed
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"# {path.name} is not shown: it is no YAML ({type(error).__name__})\n"
+    _hide_secrets(node)
+    return lines_of(yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=True, width=1000)) + "\n"
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        pid = int(json.loads((path / "owner.json").read_text())["pid"])
+        os.kill(pid, 0)
+    except (OSError, ValueError, KeyError):
+        return None
+    return pid
+
+
+def lines_of(text: str) -> str:
+    """Text of several lines, without other control characters."""
+    return "\n".join(map(one_line, text.splitlines()))
+
+
+def _hide_secrets(node: Any, name: str = "") -> None:
+    """Replace the scalars of a YAML document that are secrets, by the names of the mappings they are in."""
+    match node:
+        case yaml.MappingNode():
+            for key, value in node.value:
+                inner = str(key.value)
+                _hide_secrets(value, f"{inner}.{name}" if is_secret(name) else inner)
+        case yaml.SequenceNode():
+            for value in node.value:
+                _hide_secrets(value, name)
+        case yaml.ScalarNode(tag=tag, value=text):
+            is_number = tag.endswith((":int", ":float"))
+            node.value = HIDDEN if is_secret(name, 0 if is_number else text) else hide_passwords(text)
