@@ -136,9 +136,11 @@ def _bar(view: View, width: int) -> RenderableType:
     left = "" if view.left is None else f", about {duration(view.left)} left"
     time_so_far = f"; {duration(view.elapsed)}{left}" if view.elapsed else f"{left}"
     if not view.plan.steps:
-        return _text(f"{view.done:,} optimizer steps{time_so_far}")
+        return _text(f"{view.done:,} {view.plan.unit}{time_so_far}")
     share = min(view.done / view.plan.steps, 1.0)
-    words = _text(f"{share:.0%}  {view.done:,} of {view.plan.steps:,} steps{time_so_far}")
+    words = _text(
+        f"{share:.0%}  {view.done:,} of {view.plan.steps:,} {view.plan.unit.removeprefix('optimizer ')}{time_so_far}"
+    )
     room = min(width - len(words) - 2, 40)
     if room < 5:
         return words

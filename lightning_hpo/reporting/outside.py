@@ -41,7 +41,7 @@ def running_lines(view: View) -> list[str]:
         lines.append(f"trial {number} runs: step {job.step} of {job.target}{value}{rate}")
     if view.running and view.plan.steps:
         left = "" if view.left is None else f", about {duration(view.left)} left"
-        lines.append(f"{view.done:,} of {view.plan.steps:,} planned optimizer steps{left}")
+        lines.append(f"{view.done:,} of {view.plan.steps:,} planned {view.plan.unit}{left}")
     return lines
 
 
@@ -112,7 +112,7 @@ def watch(read: Callable[[], Run]) -> Run:
     last = ""
     while run.owner is not None:
         view = view_of(run)
-        line = f"{len(run.rows)} trials, {view.done:,} optimizer steps"
+        line = f"{len(run.rows)} trials, {view.done:,} {view.plan.unit}"
         best = view.best
         line += "" if best is None else f", best {run.monitor} {best.score:.5g} (trial {best.number})"
         if line != last:

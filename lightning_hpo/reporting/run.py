@@ -57,8 +57,7 @@ class Run:
     @property
     def axis(self) -> str:
         """Name of an axis of budgets."""
-        single = self.unit.label.removesuffix("s")
-        return single if self.unit.parts == 1 else f"1/{self.unit.parts} {single}"
+        return self.unit.count_label.removesuffix("s")
 
     @property
     def at_work(self) -> bool:

@@ -32,6 +32,7 @@ class Plan:
         brackets: the rungs of each bracket as (trials, optimizer steps).
         stops: limits that end the search earlier, in words.
         is_least: whether the search may take more than that, as asynchronous schedulers do.
+        unit: of all amounts of training, in words.
     """
 
     title: str = ""
@@ -41,6 +42,7 @@ class Plan:
     brackets: Sequence[Sequence[tuple[int, int]]] = ()
     stops: Sequence[str] = ()
     is_least: bool = False
+    unit: str = "optimizer steps"
 
     def left(self, done: int) -> int | None:
         """Return the optimizer steps that are left, or None if they are not known within a factor of 2."""
@@ -63,7 +65,8 @@ def read_plan(folder: Path) -> Plan:
             tuple((int(trials), int(steps)) for trials, steps in rungs) for rungs in content["brackets"] if rungs
         )  # fmt: skip
         stops, is_least = tuple(map(str, content["stops"])), bool(content["is_least"])
-        return Plan(str(content["title"]), brackets=brackets, stops=stops, is_least=is_least, **numbers)
+        unit = str(content.get("unit", "optimizer steps"))
+        return Plan(str(content["title"]), brackets=brackets, stops=stops, is_least=is_least, unit=unit, **numbers)
     except (OSError, ValueError, TypeError, KeyError):
         return Plan()
 

@@ -24,7 +24,14 @@ class Limits(Protocol):
         """Each limit in words."""
 
 
-def make_plan(title: str, brackets: Sequence[Bracket], covers: Coverage, limits: Limits, workers: int) -> Plan:
+def make_plan(
+    title: str,
+    brackets: Sequence[Bracket],
+    covers: Coverage,
+    limits: Limits,
+    workers: int,
+    unit: str = "optimizer steps",
+) -> Plan:
     """Return the plan of a search; without an end and without a limit of steps, its size is not known."""
     counted = () if covers == "round" else brackets
     steps, jobs = sum(bracket.steps for bracket in counted), sum(bracket.jobs for bracket in counted)
@@ -34,7 +41,7 @@ def make_plan(title: str, brackets: Sequence[Bracket], covers: Coverage, limits:
         steps = min(steps or total, total)
     rungs = tuple(tuple((rung.trials, rung.max_steps) for rung in bracket.rungs) for bracket in brackets)
     is_least = covers == "least" and total is None
-    return Plan(title, steps, jobs, workers, rungs, tuple(limits.texts()), is_least)
+    return Plan(title, steps, jobs, workers, rungs, tuple(limits.texts()), is_least, unit)
 
 
 def observers_of(

@@ -44,6 +44,11 @@ class Unit:
         """Name for people."""
         return "optimizer steps" if self.is_steps else self.name
 
+    @property
+    def count_label(self) -> str:
+        """Name of the counts of a scheduler, for people."""
+        return self.label if self.parts == 1 else f"1/{self.parts} {self.label}"
+
     def number(self, count: int) -> float:
         """Return a count in the unit: 10 quarters of an epoch are 2.5 epochs."""
         whole, rest = divmod(count, self.parts)

@@ -319,7 +319,7 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
         complete_only=getattr(tuner.scheduler, "replaces_broken", False),
         unit=tuner.unit,
     )
-    plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers)
+    plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers=workers, unit=tuner.unit.count_label)
     watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)
     return [files, *watching, *tuner._parts.observers(run)]  # noqa: SLF001  # as above
 
@@ -328,9 +328,10 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
     """Return the loop over an opened run."""
     parts, goal = tuner._parts, tuner._goal  # noqa: SLF001  # of this module
     space = tuner._define or tuner.space  # noqa: SLF001  # as above
+    rungs = sorted({rung.max_steps for bracket in tuner.plan() for rung in bracket.rungs})
     return Search(
         scheduler=tuner.scheduler,
-        proposer=parts.propose(run.study, run.table, space, goal, _rungs(tuner.plan())),
+        proposer=parts.propose(run.study, run.table, space, goal, rungs),
         table=run.table,
         executor=executor,
         goal=goal,
@@ -343,11 +344,6 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
         lock=run.lock,
         poll=POLL if run.shared else None,
     )
-
-
-def _rungs(brackets: Sequence[Bracket]) -> list[int]:
-    """Steps at which trials are judged, rising."""
-    return sorted({rung.max_steps for bracket in brackets for rung in bracket.rungs})
 
 
 def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
