@@ -16,10 +16,10 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  
 
 from lightning_hpo.samplers.accidents import without_accidents
 from lightning_hpo.samplers.acquisition import AcquisitionFunction, log_expected_improvement, lower_confidence_bound
+from lightning_hpo.samplers.acquisition_search import Search
 from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
-from lightning_hpo.samplers.search import Search
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
 from lightning_hpo.space import SearchSpace, from_unit
 

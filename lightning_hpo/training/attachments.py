@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from lightning_hpo.training.builder import TrialComponents
+from lightning_hpo.training.make_trainer import listed
 from lightning_hpo.training.plugins import METRICS, MetricsFile
-from lightning_hpo.training.trial_fit import listed
 from lightning_hpo.training.trial_info import Trial
 from lightning_hpo.training.trial_loggers import MakeLogger, TrialLogger, trial_logger
 

@@ -14,9 +14,9 @@ from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.lr_schedule import bind_to_steps
+from lightning_hpo.training.make_trainer import make_trainer
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.trainer import FirstCallback, stop, validate_callbacks
-from lightning_hpo.training.trial_fit import make_trainer
 
 
 class OneBatch(pl.Callback):

@@ -17,6 +17,7 @@ from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task
 from lightning_hpo.space import split_name
 from lightning_hpo.study.population_folder import storage_error
 from lightning_hpo.study.progress import ProgressFile
+from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.member_job import (
     NEVER,
     HandOver,
@@ -31,7 +32,6 @@ from lightning_hpo.training.objective import Objective
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.rebuild import Effect, Rebuild
 from lightning_hpo.training.state_transfer import State
-from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # nothing that a member did
 

@@ -34,12 +34,12 @@ from lightning_hpo.training.attachments import Attachments
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch
+from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.trainer import TrialTrainer
-from lightning_hpo.training.trial_fit import make_trainer, quiet_and_seeded
 from lightning_hpo.training.trial_info import trial_info
 from lightning_hpo.training.trial_report import TrialReport
 from lightning_hpo.training.value_builder import ValueBuilder

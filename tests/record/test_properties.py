@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_hpo import HyperbandTuner, Job, Objective, checkpoints
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Task, spent
-from lightning_hpo.training.trial_fit import quiet_and_seeded
+from lightning_hpo.training.make_trainer import quiet_and_seeded
 
 PROPERTY = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=True
