@@ -14,7 +14,7 @@ check:
 	mypy
 
 quick:
-	python -m pytest -q -n 2 -m "not training" tests/unit tests/contract tests/docs
+	python -m pytest -q -n 2 tests/unit tests/docs
 
 test:
 	python -m pytest -q -n 2 --dist loadfile

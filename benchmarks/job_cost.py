@@ -24,7 +24,7 @@ from benchmarks.overhead import SPACE, bare  # noqa: E402
 from lightning_hpo import Job, Objective  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.records import Task  # noqa: E402
-from tests.small import Data, Net  # noqa: E402
+from tests.support.small import Data, Net  # noqa: E402
 
 
 def ours(steps: int, jobs: int) -> float:

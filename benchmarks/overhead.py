@@ -28,7 +28,7 @@ from lightning_hpo.space import parse_space  # noqa: E402
 from lightning_hpo.study.opening import open_study  # noqa: E402
 from lightning_hpo.study.run_folder import RunFolder  # noqa: E402
 from lightning_hpo.study.table import TrialTable  # noqa: E402
-from tests.small import Data, Net  # noqa: E402
+from tests.support.small import Data, Net  # noqa: E402
 
 SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(16, 17)", "dropout": "uniform(0, 0.5)"}
 

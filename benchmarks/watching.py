@@ -22,7 +22,7 @@ from lightning_hpo.reporting.live import LiveView
 from lightning_hpo.reporting.view import Watch
 from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.training.trial_loggers import CsvRun
-from tests.small import Data, Net
+from tests.support.small import Data, Net
 
 spent = {{}}
 

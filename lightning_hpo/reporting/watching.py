@@ -29,8 +29,9 @@ def make_plan(
     brackets: Sequence[Bracket],
     covers: Coverage,
     limits: Limits,
+    *,
     workers: int,
-    unit: str = "optimizer steps",
+    unit: str,
 ) -> Plan:
     """Return the plan of a search; without an end and without a limit of steps, its size is not known."""
     counted = () if covers == "round" else brackets

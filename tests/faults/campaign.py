@@ -14,9 +14,9 @@ import torch
 from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.study.run_folder import RunFolder
-from tests.small import Data, Net, digits
-from tests.studies import study_of
-from tests.test_kill import in_a_child
+from tests.faults.test_kill import in_a_child
+from tests.support.small import Data, Net, digits
+from tests.support.studies import study_of
 
 CPU = {"accelerator": "cpu", "logger": False}
 SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(4, 32)"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import lightning_hpo.cli  # noqa: F401  # what a script imports is here already
 from lightning_hpo import RandomTuner
-from tests.small import Data, Net
+from tests.support.small import Data, Net
 
 HEAD = """
 import os, signal, sys, time, warnings
@@ -23,7 +23,7 @@ warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
 from lightning_hpo import *
-from tests.small import Data, Net
+from tests.support.small import Data, Net
 
 ROOT = sys.argv[1]
 X = {"x": "uniform(0, 1)"}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_hpo import HyperbandTuner, OptunaTuner, RandomTuner
 from tests.faults.campaign import SPACE, Logged, Search
-from tests.small import Data, digits
+from tests.support.small import Data, digits
 
 
 @dataclasses.dataclass

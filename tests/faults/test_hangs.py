@@ -15,7 +15,7 @@ from lightning_hpo import RandomTuner
 from lightning_hpo.errors import DivergedError
 from lightning_hpo.training.losses import LossWatch
 from tests.faults.scripts import run
-from tests.small import Data, Net
+from tests.support.small import Data, Net
 
 CPU = {"accelerator": "cpu", "logger": False}
 LR = {"lr": "loguniform(1e-3, 1)"}

@@ -19,7 +19,7 @@ from lightning_hpo.reporting.report import to_html
 from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.study.run_folder import RunFolder
 from tests.faults.scripts import run
-from tests.small import Data, Net
+from tests.support.small import Data, Net
 
 X = {"x": "uniform(0, 1)"}
 SOURCE = pathlib.Path(lightning_hpo.__file__).parent
@@ -54,7 +54,7 @@ class TestWhatIsWritten:
         assert found == []
 
     def test_files_of_torch_are_read_in_one_place_only(self):
-        """Where the signature is compared first; see ``tests/record/test_checkpoints.py``."""
+        """Where the signature is compared first; see ``tests/training/test_checkpoints.py``."""
         reads = [
             path.relative_to(SOURCE).as_posix()
             for path in SOURCE.rglob("*.py")

@@ -19,9 +19,9 @@ from lightning_hpo.study.locks import Lock
 from lightning_hpo.study.opening import PLACE
 from lightning_hpo.study.run_folder import RunFolder
 from tests.faults.scripts import Script
-from tests.small import Data, Net
-from tests.studies import study_of
-from tests.test_kill import in_a_child
+from tests.faults.test_kill import in_a_child
+from tests.support.small import Data, Net
+from tests.support.studies import study_of
 
 X = {"x": "uniform(0, 1)"}
 

@@ -9,9 +9,9 @@ import pytest
 from lightning_hpo import RandomTuner, checkpoints
 from lightning_hpo.errors import StorageError
 from tests.faults.scripts import mount_works, run
-from tests.small import Data, Net
-from tests.studies import study_of
-from tests.test_tuners import recorded
+from tests.support.small import Data, Net
+from tests.support.studies import study_of
+from tests.training.test_tuners import recorded
 
 X = {"x": "uniform(0, 1)"}
 CPU = {"accelerator": "cpu", "logger": False}

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lightning_hpo import HyperbandTuner, PopulationTuner, RandomTuner, checkpoints
-from tests.record.test_exact import Counts, Data, Net, Plateau, R, run
+from tests.training.test_exact import Counts, Data, Net, Plateau, R, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_hpo import BayesianTuner, HyperbandTuner, PopulationTuner
-from tests.test_kill import in_a_child
+from tests.faults.test_kill import in_a_child
 
 for name in ("chemprop", "gluonts", "pytorch_forecasting", "tensorboard"):
     pytest.importorskip(name)

@@ -1,0 +1,686 @@
+"""Checkpoints of modules that hold objects: saved, continued, copied and read back; nobody else's are executed."""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import fractions
+import functools
+import hashlib
+import hmac
+import os
+import pathlib
+import re
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import types
+import typing
+import uuid
+import zipfile
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from torch import nn
+
+from lightning_hpo import (
+    HyperbandTuner,
+    Objective,
+    OptunaTuner,
+    PopulationBasedTraining,
+    PopulationTuner,
+    RandomTuner,
+    checkpoints,
+)
+from lightning_hpo.checkpoints.key import KEY_FILE, Key
+from lightning_hpo.errors import UnreadableStateError
+from lightning_hpo.records import Task
+from lightning_hpo.schedulers import Job
+from lightning_hpo.study.member_files import read_record
+from lightning_hpo.training.state_transfer import capture
+from tests.support.small import Data, Net
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@dataclasses.dataclass
+class Settings:
+    depth: int = 2
+    path: pathlib.Path = pathlib.Path("a")
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value=3):
+        self.value = value
+
+
+class Point(typing.NamedTuple):
+    x: int
+    y: int
+
+
+def scale(x):
+    return 2 * x
+
+
+KINDS = {
+    "module": nn.Sequential(nn.Linear(2, 2), nn.ReLU()),
+    "loss": nn.CrossEntropyLoss(label_smoothing=0.1),
+    "metric": torchmetrics.MeanMetric(),
+    "partial": functools.partial(torch.optim.Adam, lr=0.1),
+    "function": scale,
+    "builtin": len,
+    "method": collections.Counter("aab").most_common,
+    "class": Settings,
+    "path": pathlib.Path("data/x"),
+    "numpy array": np.arange(3.0),
+    "numpy objects": np.array(["a", None], dtype=object),
+    "numpy scalar": np.float32(0.5),
+    "numpy dtype": np.dtype("float32"),
+    "numpy generator": np.random.default_rng(0),
+    "dataclass": Settings(3),
+    "enum": Colour.RED,
+    "namespace": argparse.Namespace(a=1, b=[2]),
+    "simple namespace": types.SimpleNamespace(a=1),
+    "defaultdict": collections.defaultdict(list, a=[1]),
+    "deque": collections.deque([1, 2], maxlen=3),
+    "date": dt.date(2026, 1, 2),
+    "datetime": dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+    "range": range(3),
+    "slice": slice(1, 3),
+    "generator": torch.Generator().manual_seed(3),
+    "distribution": torch.distributions.Normal(0.0, 1.0),
+    "named tuple": Point(1, 2),
+    "slots": Slotted(),
+    "decimal": decimal.Decimal("0.1"),
+    "fraction": fractions.Fraction(1, 3),
+    "uuid": uuid.UUID(int=5),
+    "complex": 1 + 2j,
+    "bytes": b"ab",
+    "set": {1, 2},
+    "nested": {"a": [Settings(4), {"b": (Colour.RED, np.int64(3))}]},
+    "tensor": torch.arange(3),
+    "dtype": torch.float16,
+}
+
+
+class Holder(Net):
+    """Its hyperparameters hold an object."""
+
+    def __init__(self, lr=0.1, thing=None):
+        super().__init__(lr)
+        self.save_hyperparameters()
+
+
+def hyperband(root, **options):
+    return HyperbandTuner(
+        {"lr": "loguniform(1e-3, 1)"}, monitor="val_loss", max_steps=6, min_steps=2, root=root, name="r",
+        verbose=False, **options,
+    )  # fmt: skip
+
+
+def validated(model):
+    """Loss of a model on the validation data."""
+    model.eval()
+    images, labels = next(iter(Data().val_dataloader()))
+    with torch.no_grad():
+        return float(nn.functional.cross_entropy(model.net(images), labels))
+
+
+def has_no_failure(result):
+    assert [(row.number, row.state) for row in result.rows if row.state == "failed"] == []
+    assert max(max(row.values) for row in result.rows) == 6  # promoted, so continued from a checkpoint
+
+
+class Made:
+    """Builds a module that holds one of KINDS; found by its name in another process."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __call__(self, lr):
+        return Holder(lr, KINDS[self.kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trial_with_an_object_in_its_hyperparameters_is_promoted_and_read_back(tmp_path, kind):
+    result = hyperband(tmp_path).fit(Made(kind), datamodule=Data)
+    has_no_failure(result)
+    assert validated(result.best_model()) == pytest.approx(result.best_score, abs=1e-6)
+    plain = Holder.load_from_checkpoint(result.best_checkpoint, weights_only=False)
+    assert type(plain.hparams.thing) is type(KINDS[kind])
+    assert validated(plain) == pytest.approx(result.best_score, abs=1e-6)
+
+
+class Extra(Net):
+    """Keeps objects in its checkpoint, and wants them back to be what it was."""
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["extra"] = {
+            "best": np.float64(0.5), "seen": np.arange(3), "at": dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+            "settings": Settings(7), "where": pathlib.Path("x"),
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, checkpoint):
+        self.extra = checkpoint["extra"]
+        if self.extra["settings"] != Settings(7) or self.extra["seen"].tolist() != [0, 1, 2]:
+            raise ValueError(self.extra)  # no assert: pytest rewrites it, and the study would see other code
+
+
+def test_what_a_module_adds_to_its_checkpoint_comes_back(tmp_path):
+    result = hyperband(tmp_path).fit(Extra, datamodule=Data)
+    has_no_failure(result)
+    assert result.best_model().extra["settings"] == Settings(7)
+
+
+class Unfinished(Net):
+    """Its layer is there only after a checkpoint or a fit has said how large it is; part of it is not saved."""
+
+    strict_loading = False
+
+    def __init__(self, lr=0.1):
+        super().__init__(lr)
+        self.frozen = nn.Linear(2, 2)
+        self.register_buffer("size", torch.tensor(3))
+
+    def configure_model(self):
+        if not hasattr(self, "more"):
+            self.more = nn.Linear(4, 4)
+
+    def state_dict(self, *args, **kwargs):
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if "frozen" not in name}
+
+    def on_load_checkpoint(self, checkpoint):
+        checkpoint["state_dict"]["size"] = torch.tensor(5)
+
+
+def test_the_best_model_is_loaded_by_the_hooks_that_lightning_calls(tmp_path):
+    result = hyperband(tmp_path).fit(Unfinished, datamodule=Data)
+    model = result.best_model()
+    stored = checkpoints.load(result.best_checkpoint)["state_dict"]
+    assert torch.equal(model.more.weight, stored["more.weight"])
+    assert int(model.size) == 5
+
+
+class Notes(pl.Callback):
+    """Keeps objects in its state, and compares them when they come back."""
+
+    came_back = 0
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.seen.append((np.int64(trainer.global_step), Colour.RED))
+
+    def state_dict(self):
+        return {"seen": self.seen, "settings": Settings(5)}
+
+    def load_state_dict(self, state_dict):
+        assert state_dict["settings"] == Settings(5)
+        self.seen = state_dict["seen"]
+        Notes.came_back += 1
+
+
+class Warm:
+    """A factor for LambdaLR, with state of its own."""
+
+    def __init__(self):
+        self.since = np.float64(1.0)
+        self.kind = Colour.RED
+
+    def __call__(self, step):
+        return 1.0 / (1.0 + step)
+
+
+class Stateful(Net):
+    """Objects in optimizer, LR schedule and module state."""
+
+    def __init__(self, lr=0.1):
+        super().__init__(lr)
+        self.settings = Settings(1)
+
+    def get_extra_state(self):
+        return self.settings
+
+    def set_extra_state(self, state):
+        self.settings = state
+
+    def configure_optimizers(self):
+        groups = [{"params": list(self.parameters()), "lr": np.float64(self.hparams.lr), "kind": Colour.RED}]
+        optimizer = torch.optim.SGD(groups, lr=self.hparams.lr, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Warm())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def test_objects_in_the_state_of_callbacks_optimizers_schedules_and_modules_come_back(tmp_path):
+    Notes.came_back = 0
+    result = hyperband(tmp_path, trainer={"callbacks": [Notes()]}).fit(Stateful, datamodule=Data)
+    has_no_failure(result)
+    assert Notes.came_back > 0
+    assert result.best_model().settings == Settings(1)
+
+
+def population(root, **options):
+    return PopulationTuner(
+        {"lr": "loguniform(1e-3, 1)"}, monitor="val_loss", population_size=3, interval=2, max_steps=6, quantile=0.4,
+        root=root, name="r", verbose=False, trainer={"callbacks": [Notes()]}, **options,
+    )  # fmt: skip
+
+
+PAUSES = []
+
+
+class PausedOnce(Stateful):
+    """Asks for a pause in the middle of the population's second round, once."""
+
+    def __init__(self, lr=0.1):
+        super().__init__(lr)
+        self.save_hyperparameters({"thing": Settings(4)})
+
+    def on_train_batch_start(self, *_):
+        if self.global_step == 3 and not PAUSES:
+            PAUSES.append(3)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_members_of_a_population_copy_objects_and_are_continued_with_them(tmp_path):
+    PAUSES.clear()
+    Notes.came_back = 0
+    with pytest.raises(SystemExit):
+        population(tmp_path).fit(PausedOnce, datamodule=Data)
+    result = population(tmp_path).fit(PausedOnce, datamodule=Data)
+    assert [row.number for row in result.rows if row.state == "failed"] == []
+    assert Notes.came_back == 3
+    assert any(row.parent is not None for row in result.rows)
+    assert result.best_model().settings == Settings(1)
+
+
+def trainer(max_steps, *callbacks):
+    return pl.Trainer(
+        max_steps=max_steps, callbacks=list(callbacks), val_check_interval=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, accelerator="cpu",
+    )  # fmt: skip
+
+
+def member(root, number):
+    return PopulationBasedTraining(
+        root / "pbt", {"lr": "loguniform(1e-3, 1)"}, member=number, population_size=2, quantile=0.5, interval=2
+    )
+
+
+def donor(root, module):
+    """A member 1 at work in the same folder, better than anybody; returns the file of its state."""
+    fit = trainer(2)
+    fit.fit(module, datamodule=Data())
+    folder = member(root, 1).folder
+    folder.join(0, None)
+    folder.report(2, 0.0, lambda: capture(fit, module))
+    return root / "pbt" / "member_001" / "state.ckpt"
+
+
+def test_the_file_of_a_donor_of_the_same_user_may_hold_objects(tmp_path):
+    better = Stateful()
+    better.settings = Settings(9)
+    donor(tmp_path, better)
+    copy = Stateful()
+    trainer(4, member(tmp_path, 0)).fit(copy, datamodule=Data())
+    assert not any("did not copy" in event for event in read_record(tmp_path / "pbt", 0).events)
+    assert copy.settings == Settings(9)
+
+
+class Planted:
+    """Makes a folder where it is read in full."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def plant(file, executed, **how):
+    """Put another's file in the place of a checkpoint: its content, and an object that executes something."""
+    content = torch.load(file, weights_only=False)
+    other = file.with_name("other.ckpt")
+    checkpoints.save({**content, "payload": Planted(executed)}, other, **how)
+    other.replace(file)
+    torch.load(file, weights_only=False)
+    assert executed.exists()  # it would, in the wrong hands
+    executed.rmdir()
+
+
+def copied_signature(file, executed):
+    """A forger's best: the signature of the file that was there, and a hash that is right."""
+    signature = file.read_bytes()[-147:-71]
+    assert signature.startswith(b"hmac-sha256:")
+    plant(file, executed, key=Key.new())
+    content = file.read_bytes()[:-147] + signature + b"sha256:"
+    file.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+
+
+def unsealed(file, executed):
+    torch.save({**torch.load(file, weights_only=False), "payload": Planted(executed)}, file)
+
+
+def other_key(file, executed):
+    plant(file, executed, key=Key.new())
+
+
+FORGERIES = [plant, other_key, copied_signature, unsealed]
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_a_planted_last_checkpoint_is_set_aside_and_executes_nothing(tmp_path, forge, caplog):
+    objective = Objective(Extra, {"lr": "loguniform(1e-3, 1)"}, data=Data, monitor="val_loss", max_steps=9)
+    objective.use_key(Key.made_in(tmp_path))
+    run = lambda steps: objective.run(Task(Job(steps, trial=0), {"lr": 0.1}, tmp_path / "0000"))  # noqa: E731
+    run(3)
+    forge(tmp_path / "0000" / "last.ckpt", tmp_path / "executed")
+    outcome = run(6)
+    assert outcome.step == 6
+    assert not (tmp_path / "executed").exists()
+    assert re.search(r"last\.ckpt (was refused, nothing in it was executed|is damaged or was not written)", caplog.text)
+    assert len(list((tmp_path / "0000").glob("last.ckpt.corrupt-*"))) == 1
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_a_planted_previous_checkpoint_executes_nothing(tmp_path, forge):
+    objective = Objective(Extra, {"lr": "loguniform(1e-3, 1)"}, data=Data, monitor="val_loss", max_steps=9)
+    objective.use_key(Key.made_in(tmp_path))
+    run = lambda steps: objective.run(Task(Job(steps, trial=0), {"lr": 0.1}, tmp_path / "0000"))  # noqa: E731
+    run(3)
+    run(6)
+    forge(tmp_path / "0000" / "last.previous.ckpt", tmp_path / "executed")
+    (tmp_path / "0000" / "last.ckpt").unlink()
+    assert run(9).step == 9
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_a_planted_best_checkpoint_is_refused(tmp_path, forge):
+    result = hyperband(tmp_path).fit(Extra, datamodule=Data)
+    forge(result.best_checkpoint, tmp_path / "executed")
+    with pytest.raises(checkpoints.DamagedCheckpointError, match=r"best\.ckpt (was refused, nothing|is damaged)"):
+        result.best_model()
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_a_planted_donor_is_left_alone_and_named(tmp_path, forge):
+    forge(donor(tmp_path, Stateful()), tmp_path / "executed")
+    trainer(4, member(tmp_path, 0)).fit(Stateful(), datamodule=Data())
+    record = read_record(tmp_path / "pbt", 0)
+    assert record.status == "finished"
+    assert any("did not copy member 1" in event for event in record.events)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_a_planted_checkpoint_of_a_member_executes_nothing(tmp_path, forge):
+    PAUSES.clear()
+    with pytest.raises(SystemExit):
+        population(tmp_path).fit(PausedOnce, datamodule=Data)
+    for file in (tmp_path / "r" / "trials").glob("*/*.ckpt"):
+        forge(file, tmp_path / "executed")
+    population(tmp_path).fit(PausedOnce, datamodule=Data)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_trial_goes_on_from_the_checkpoint_before_a_planted_one(tmp_path):
+    path, key = tmp_path / "last.ckpt", Key.made_in(tmp_path)
+    for step in (1, 2):
+        checkpoints.save({"global_step": step, "thing": Colour.RED}, path, key)
+    plant(path, tmp_path / "executed")
+    found, refused = checkpoints.newest_intact(path, key)
+    assert refused == [path]
+    assert checkpoints.load(found, key=key) == {"global_step": 1, "thing": Colour.RED}
+
+
+@pytest.mark.parametrize("flag", ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "NONE"])
+def test_one_changed_byte_anywhere_is_found_also_in_a_signed_file(tmp_path, flag, monkeypatch):
+    monkeypatch.setenv(flag, "1")
+    path, key = tmp_path / "x.ckpt", Key.new()
+    checkpoints.save({"thing": Planted(tmp_path / "executed")}, path, key)
+    good = path.read_bytes()
+    for place in range(0, len(good) - 64, 3):
+        changed = bytearray(good)
+        changed[place] ^= 1
+        path.write_bytes(changed[:-64] + hashlib.sha256(changed[:-64]).hexdigest().encode())  # the hash is right
+        with pytest.raises(checkpoints.DamagedCheckpointError):
+            checkpoints.load(path, key=key)
+        assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_is_read_as_it_was_when_its_signature_was_compared(tmp_path, monkeypatch):
+    """Another process that changes the file in between does not get its own executed."""
+    path, key = tmp_path / "x.ckpt", Key.new()
+    checkpoints.save({"thing": Colour.RED}, path, key)
+    compare = hmac.compare_digest
+
+    def changed_after(first, second):
+        same = compare(first, second)
+        checkpoints.save({"thing": Planted(tmp_path / "executed")}, tmp_path / "other.ckpt")
+        path.write_bytes((tmp_path / "other.ckpt").read_bytes())
+        return same
+
+    monkeypatch.setattr(hmac, "compare_digest", changed_after)
+    assert checkpoints.load(path, key=key) == {"thing": Colour.RED}
+    assert not (tmp_path / "executed").exists()
+
+
+def optuna_search(root, n_trials, **options):
+    return OptunaTuner(
+        {"lr": "loguniform(1e-3, 1)"}, monitor="val_loss", max_steps=6, n_trials=n_trials, root=root, name="r",
+        verbose=False, **options,
+    ).fit(Extra, datamodule=Data)  # fmt: skip
+
+
+class PausedExtra(Extra):
+    """Asks for a pause when the first trial is promoted, once."""
+
+    def on_train_batch_start(self, *_):
+        if self.global_step == 3 and not PAUSES:
+            PAUSES.append(3)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_another_process_knows_what_the_run_has_written(tmp_path):
+    script = (
+        "from pathlib import Path\nfrom tests.training import test_checkpoints as t\n"
+        f"t.hyperband(Path({str(tmp_path)!r})).fit(t.PausedExtra, datamodule=t.Data)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 128 + signal.SIGTERM
+    PAUSES.append(3)
+    result = hyperband(tmp_path).fit(PausedExtra, datamodule=Data)
+    has_no_failure(result)
+    assert result.best_model().extra["settings"] == Settings(7)
+
+
+def test_worker_processes_sign_with_the_key_of_the_run(tmp_path):
+    result = hyperband(tmp_path, workers=2).fit(Extra, datamodule=Data)
+    has_no_failure(result)
+    assert result.best_model().extra["settings"] == Settings(7)
+
+
+def test_the_key_is_a_file_of_its_owner_and_nowhere_else(tmp_path, capsys):
+    result = optuna_search(tmp_path, 2)
+    file = tmp_path / "r" / KEY_FILE
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    key = file.read_bytes()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and key in path.read_bytes()] == [file]
+    file.chmod(0o644)
+    with pytest.raises(checkpoints.DamagedCheckpointError, match="chmod 600") as caught:
+        result.best_model()
+    printed = "".join(capsys.readouterr())
+    secret = key.decode()
+    assert secret not in printed + str(caught.value) + repr(Key.of(tmp_path / "r")) + repr(Key(key))
+    file.chmod(0o600)
+    assert result.best_model().extra["settings"] == Settings(7)
+
+
+def link(file):
+    other = file.with_name("other")
+    file.rename(other)
+    file.symlink_to(other)
+
+
+def folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda file: file.chmod(0o640), "its mode is 0640"),
+        (lambda file: file.chmod(0o602), "its mode is 0602"),
+        (link, "Too many levels of symbolic links"),
+        (folder, "it is not a file"),
+        (pipe, "it is not a file"),
+        (lambda file: file.write_bytes(b""), "it is damaged"),
+        (lambda file: file.write_bytes(b"a" * 65), "it is damaged"),
+        (pathlib.Path.unlink, "there is no"),
+        pytest.param(
+            lambda file: os.chown(file, 65534, -1), "it belongs to another user",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_no_secret_of_this_user_is_not_used(tmp_path, change, why):
+    Key.made_in(tmp_path)
+    change(tmp_path / KEY_FILE)
+    key = Key.of(tmp_path)
+    assert key.secret is None
+    assert why in key.missing
+
+
+def test_processes_that_start_at_once_get_the_same_key(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        keys = {key.secret for key in pool.map(Key.made_in, [tmp_path] * 8)}
+    assert len(keys) == 1
+    assert None not in keys
+    assert os.listdir(tmp_path) == [KEY_FILE]
+
+
+def test_a_search_over_a_function_has_no_key(tmp_path):
+    RandomTuner({"x": "uniform(0, 1)"}, max_steps=1, n_trials=1, root=tmp_path, name="r", verbose=False).optimize(
+        lambda job, params: params["x"]
+    )
+    assert not (tmp_path / "r" / KEY_FILE).exists()
+
+
+class Local:
+    """Can be written, but not read back."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce__(self):
+        return Local, ()
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("state", "place"),
+    [
+        ({"hyper_parameters": {"lr": 0.1, "criterion": lambda x: x}}, "hyper_parameters['criterion']"),
+        ({"hyper_parameters": {"lr": 0.1, "lock": threading.Lock()}}, "hyper_parameters['lock']"),
+        ({"hyper_parameters": {"nested": [{"a": Local(3)}]}}, "hyper_parameters['nested'][0]['a']"),
+        ({"callbacks": {"Notes": {"file": (n for n in "a")}}}, "callbacks['Notes']['file']"),
+        ({"extra": Local(1)}, "extra"),
+    ],
+)
+def test_what_cannot_be_read_back_is_named_with_place_and_remedy(state, place, tmp_path):
+    state = {"state_dict": Net().state_dict(), "epoch": 0, **state}
+    with pytest.raises(UnreadableStateError, match=re.escape(f"it cannot hold {place}: ")) as caught:
+        checkpoints.require_readable(state, Key.new())
+    wanted = "save_hyperparameters(ignore=['" if "hyper" in place else "state_dict() and on_save_checkpoint()"
+    assert wanted in str(caught.value)
+
+
+def test_without_a_key_objects_are_found_to_be_unreadable():
+    wanted = r"hyper_parameters\['thing'\]: UnpicklingError: Unsupported global: GLOBAL \S+Colour\. .*have its key"
+    with pytest.raises(UnreadableStateError, match=wanted):
+        checkpoints.require_readable({"hyper_parameters": {"thing": Colour.RED}, "state_dict": Net().state_dict()})
+    checkpoints.require_readable({"hyper_parameters": {"thing": 1}, "state_dict": Net().state_dict()})
+
+
+def test_a_state_that_cannot_be_written_says_where(tmp_path):
+    with pytest.raises(UnreadableStateError, match=r"hyper_parameters\['f'\]"):
+        checkpoints.save({"hyper_parameters": {"f": lambda: 0}}, tmp_path / "x.ckpt", Key.new())
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_check_before_training_finds_what_cannot_be_read_back(tmp_path):
+    started = []
+
+    def build(lr):
+        started.append(lr)
+        return Holder(lr, Local(3))
+
+    with pytest.raises(UnreadableStateError, match=r"hyper_parameters\['thing'\].*save_hyperparameters\(ignore="):
+        hyperband(tmp_path).fit(build, datamodule=Data)
+    assert not started  # the check builds in a process of its own
+    assert list((tmp_path / "r" / "trials").iterdir()) == []
+
+
+def test_a_checkpoint_of_plain_values_is_continued_without_a_signature(tmp_path):
+    """As an earlier version wrote it, or a run whose key was not copied with it."""
+    path = tmp_path / "last.ckpt"
+    checkpoints.save({"global_step": 3, "hyper_parameters": {"lr": 0.1}}, path)
+    assert path.read_bytes()[-71:-64] == b"sha256:"
+    assert checkpoints.newest_intact(path, Key.new()) == (path, [])
+    assert checkpoints.load(path, key=Key.new())["global_step"] == 3
+
+
+def test_an_earlier_version_finds_a_signed_checkpoint_whole(tmp_path):
+    """It compares the last 64 letters with the hash of everything before them."""
+    path = tmp_path / "last.ckpt"
+    checkpoints.save({"global_step": 3}, path, Key.new())
+    content = path.read_bytes()
+    assert content[-64:] == hashlib.sha256(content[:-64]).hexdigest().encode()
+    assert zipfile.ZipFile(path).testzip() is None
+    assert torch.load(path, weights_only=True) == {"global_step": 3}
+
+
+def test_objects_of_code_that_is_gone_are_named(tmp_path, monkeypatch):
+    path, key = tmp_path / "last.ckpt", Key.new()
+    checkpoints.save({"hyper_parameters": {"thing": Settings(1)}}, path, key)
+    monkeypatch.delattr(sys.modules[__name__], "Settings")
+    with pytest.raises(checkpoints.DamagedCheckpointError, match=r"is whole, but its objects cannot.*'Settings'"):
+        checkpoints.load(path, key=key)
+
+
+def test_a_link_in_the_way_of_a_save_is_not_followed(tmp_path):
+    mine, folder = tmp_path / "mine", tmp_path / "folder"
+    mine.write_text("mine")
+    folder.mkdir()
+    for name in (f".last.ckpt.{os.getpid()}.tmp", f".last.ckpt.previous.{os.getpid()}.tmp", "last.ckpt", KEY_FILE):
+        (folder / name).symlink_to(mine)
+    key = Key.made_in(folder)
+    assert key.secret is None
+    for step in (1, 2):
+        checkpoints.save({"global_step": step}, folder / "last.ckpt", key)
+    assert mine.read_text() == "mine"
+    assert checkpoints.load(folder / "last.ckpt")["global_step"] == 2
+    assert checkpoints.load(folder / "last.previous.ckpt")["global_step"] == 1

@@ -1,0 +1,205 @@
+"""Worker processes: as good as one process, and a crash costs one trial."""
+
+import functools
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, Tuner
+from lightning_hpo.executors.processes import WorkerProcesses, gpu_shares
+from tests.faults.test_kill import in_a_child
+from tests.support.functions import accident, loss, pruning, torch_is_loaded, where
+from tests.support.small import Data, Net
+
+X = {"x": "uniform(0, 1)"}
+
+
+def of_a_module_that_takes_long_to_import(job, params):
+    return 0.0
+
+
+class TestWorkers:
+    def test_the_same_trials_get_the_same_values_as_in_one_process(self, tmp_path):
+        """Hyperband waits for its rungs, so with a random sampler the order of arrival does not matter."""
+        make = functools.partial(Tuner, X, Hyperband(9), root=tmp_path, verbose=False)
+        one, two = make(name="one").optimize(loss), make(name="two", workers=2).optimize(loss)
+        assert [(row.params, row.values, row.state) for row in one.trials()] == [
+            (row.params, row.values, row.state) for row in two.trials()
+        ]
+
+    def test_they_stay_alive(self, tmp_path):
+        result = RandomTuner(X, max_steps=1, n_trials=12, workers=2, root=tmp_path, name="f").optimize(where)
+        pids = {row.values[1] for row in result.trials()}
+        assert len(pids) == 2
+        assert os.getpid() not in pids
+
+    def test_a_worker_for_a_plain_function_loads_neither_torch_nor_lightning(self, tmp_path):
+        search = RandomTuner(X, max_steps=1, n_trials=1, isolate=True, root=tmp_path, name="f")
+        assert search.optimize(torch_is_loaded).best_score == 0.0
+
+    def test_a_crash_fails_its_job_only(self, tmp_path):
+        result = RandomTuner(X, max_steps=1, n_trials=9, workers=2, max_failed=9, root=tmp_path, name="f").optimize(
+            accident
+        )
+        reasons = {
+            t.number: t.user_attrs["failure"].splitlines()[0] for t in result.study.trials if t.state.name == "FAIL"
+        }
+        assert reasons == {
+            1: "the worker process was killed by signal 9 (SIGKILL)",
+            2: "SystemExit: 3",
+            3: "the worker process ended with exit code 5",
+            4: "the worker process was killed by signal 11 (SIGSEGV)",
+            5: "ValueError: no luck",
+        }
+        assert [row.state for row in result.trials()].count("complete") == 4
+
+    def test_a_pruned_trial_is_pruned_as_in_this_process(self, tmp_path):
+        for isolate in (False, True):
+            result = OptunaTuner(
+                X, max_steps=1, n_trials=3, isolate=isolate, root=tmp_path, name=f"{isolate}", verbose=False
+            ).optimize(pruning)
+            assert [trial.state.name for trial in result.study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+
+    def test_several_devices_for_each_trial_are_refused_before_anything_starts(self, tmp_path):
+        for options in ({"workers": 2}, {"isolate": True}):
+            with pytest.raises(ValueError, match="`workers` is .* trains in 2 processes \\(`devices_per_trial`"):
+                RandomTuner(
+                    {"lr": "loguniform(1e-3, 1)"}, max_steps=3, n_trials=2, monitor="val_loss", devices_per_trial=2,
+                    root=tmp_path / "runs", trainer={"accelerator": "cpu"}, **options,
+                ).fit(Net, datamodule=Data)  # fmt: skip
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_killed_worker_cannot_keep_the_mark_that_asks_for_a_pause(self):
+        processes = WorkerProcesses(loss, 2)
+
+        def dies_with_the_lock():
+            getattr(processes._pause, "get_lock", threading.Lock)().acquire()  # if there were one
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        os.waitpid(in_a_child(dies_with_the_lock), 0)
+        pause = threading.Thread(target=processes.pause, daemon=True)
+        pause.start()
+        pause.join(10)
+        assert not pause.is_alive()
+        assert processes._pause.value == 1
+
+    def test_a_second_ctrl_c_while_workers_start_leaves_none(self):
+        """The first one is only noted; the second one is a KeyboardInterrupt, here before any worker is ready."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            with pytest.raises(KeyboardInterrupt), WorkerProcesses(of_a_module_that_takes_long_to_import, 2):
+                time.sleep(60)
+            assert multiprocessing.active_children() == []
+        finally:
+            signal.signal(signal.SIGINT, before)
+            for child in multiprocessing.active_children():
+                child.kill()
+
+    def test_what_cannot_be_sent_is_named(self, tmp_path):
+        with pytest.raises(TypeError, match="can be imported by name"):
+            RandomTuner(X, max_steps=1, n_trials=2, workers=2, root=tmp_path, name="f").optimize(
+                lambda job, params: 0.0
+            )
+        with pytest.raises(ValueError, match="`workers` must be an int >= 1, got 0"):
+            RandomTuner(X, max_steps=1, n_trials=2, workers=0)
+
+    def test_training_in_workers_equals_training_here(self, tmp_path):
+        make = functools.partial(
+            Tuner,
+            {"lr": "loguniform(1e-3, 1)"},
+            Hyperband(18, 2),
+            monitor="val_loss",
+            root=tmp_path,
+            trainer={"accelerator": "cpu"},
+            verbose=False,
+        )
+        one = make(name="one").fit(Net, datamodule=Data)
+        two = make(name="two", workers=2).fit(Net, datamodule=Data)
+        assert [dict(row.values) for row in one.trials()] == [dict(row.values) for row in two.trials()]
+        assert two.best_checkpoint.exists()
+
+
+SCRIPT = """
+import sys, time
+from lightning_hpo import RandomTuner
+
+def work(job, params):
+    print("at work", flush=True)
+    time.sleep(0.3)
+    return params["x"]
+
+if __name__ == "__main__":
+    result = RandomTuner({"x": "uniform(0, 1)"}, max_steps=1, n_trials=12, workers=2, root=sys.argv[1], name="s",
+                         verbose=False).optimize(work)
+    rows = result.trials()
+    print("trials", [row.state for row in rows].count("complete"), len({row.params["x"] for row in rows}))
+"""
+
+
+def descendants(pid):
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in found.splitlines())
+    return [child for child, parent in parents.items() if parent == pid]
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_kill_9_of_the_parent_leaves_no_orphan_and_loses_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path)]
+    chance = random.Random(0)
+    for _ in range(2):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert "at work" in process.stdout.readline()
+            time.sleep(chance.uniform(0.1, 0.7))
+            children = descendants(process.pid)
+            process.kill()
+            process.wait()
+            deadline = time.monotonic() + 10
+            while any(map(alive, children)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert children
+            assert not any(map(alive, children))
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "trials 12 12"
+
+
+def test_a_signal_to_the_whole_group_is_a_pause(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as process:
+        assert "at work" in process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "paused by SIGINT" in err.splitlines()[-1]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "trials 12 12"
+
+
+def test_gpus_are_dealt():
+    assert gpu_shares([], 2, 1) == [None, None]
+    assert gpu_shares(["0", "1"], 2, 1) == ["0", "1"]
+    assert gpu_shares(["0", "1"], 3, 1) == ["0", "1", "0"]
+    assert gpu_shares(["a", "b", "c", "d", "e"], 3, 2) == ["a,b", "c,d", "a,b"]
+    with pytest.raises(ValueError, match="`devices_per_trial` is 2, but only 1 GPUs"):
+        gpu_shares(["0"], 1, 2)

@@ -1,0 +1,20 @@
+"""The package and its pages use the words of docs/glossary.md."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+REPLACED = re.compile(
+    r"\b(legs?|grafts?|grafted|occasions?|standings?|seats?|stretch|stretches|askers?|claims?|claimed|surroundings|conduct|"
+    r"let_go|refuse_\w+|for one in)\b",
+    re.IGNORECASE,
+)
+PAGES = [*ROOT.glob("lightning_hpo/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("examples/*.py")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "glossary.md"], ids=lambda page: page.name)
+def test_no_replaced_word(page):
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    assert [(number, found[0]) for number, line in lines for found in REPLACED.finditer(line)] == []
