@@ -18,7 +18,15 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
 
-from lightning_hpo.errors import JobError, ParameterMismatchError, WorkerStartError, failure_text, free_frames
+from lightning_hpo.errors import (
+    UNFORESEEN,
+    JobError,
+    ParameterMismatchError,
+    WorkerStartError,
+    exit_code,
+    failure_text,
+    free_frames,
+)
 from lightning_hpo.executors.watchdog import IdleTime
 from lightning_hpo.interrupts import PAUSING, LocalHandler
 from lightning_hpo.quiet import hide_known_warnings
@@ -53,10 +61,26 @@ def validate_not_daemonic(workers: int) -> None:
 
 @dataclass(frozen=True)
 class _Failure:
-    """Answer of a worker to a job that raised: the text, and the exception class that the parent raises."""
+    """Answer of a worker to a job that raised: the text, and the exception that the parent raises.
+
+    Args:
+        text: of the failure.
+        kind: class of the exception in the parent.
+        ends_search: whether the search ends with it.
+        exit_code: of a script that it ends.
+    """
 
     text: str
     kind: type[Exception]
+    ends_search: bool = False
+    exit_code: int = UNFORESEEN
+
+    def error(self) -> Exception:
+        """Return the exception that the parent raises."""
+        error = self.kind(self.text)
+        if self.ends_search:
+            error.ends_search, error.exit_code = True, self.exit_code  # type: ignore[attr-defined]  # read by the loop
+        return error
 
 
 @dataclass(frozen=True)
@@ -169,7 +193,7 @@ class WorkerProcess:
         if isinstance(answer, JobError):
             future.set_exception(answer)
         elif isinstance(answer, _Failure):
-            future.set_exception(answer.kind(answer.text))
+            future.set_exception(answer.error())
         else:
             future.set_result(answer)
 
@@ -249,8 +273,10 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, resour
             from optuna import TrialPruned  # noqa: PLC0415  # a plain function does not need it
 
             kinds = (kind for kind in (ParameterMismatchError, TrialPruned) if isinstance(error, kind))
-            answer = _Failure(failure_text(error), next(kinds, JobError))
+            ends = bool(getattr(error, "ends_search", False))
+            answer = _Failure(failure_text(error), next(kinds, JobError), ends, exit_code(error))
             free_frames(error)
+        terminated.clear()  # the job has saved and paused; the parent says what is next
         _send(connection, answer)
         gc.collect()
 

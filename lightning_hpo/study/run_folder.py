@@ -5,13 +5,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from lightning_hpo.atomic import atomic_write, open_new
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import StorageError, StudyInUseError
 from lightning_hpo.study.journal import JOURNAL
+from lightning_hpo.study.leases import study_lock
 from lightning_hpo.study.locks import Lock
 from lightning_hpo.study.storage_errors import readable_errors
 from lightning_hpo.study.trial_folders import free_name
@@ -133,7 +134,8 @@ class RunFolder:
                 )
             raise StudyInUseError(f"the study in {self.path} is in use by another process")
         try:
-            atomic_write(owner, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+            with study_lock(self.path) if shared else nullcontext():  # others may be removing unfinished files
+                atomic_write(owner, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
             yield
         finally:
             if not shared:

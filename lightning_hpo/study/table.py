@@ -6,7 +6,7 @@ second, so what a scheduler sees has already survived a crash.
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,11 @@ SEGMENT = "segment"
 # System attribute: steps at which a callback asked to stop a trial that was to train on.
 STOPPED = "lightning_hpo:stopped"
 
+FOREIGN = sys.maxsize
+"""Target of a running trial that belongs to somebody else."""
+# System attribute of a trial of a study that was given: the run folder of the search that it belongs to.
+_RUN = "lightning_hpo:run"
+
 _STATES: dict[TrialState, State] = {
     TrialState.WAITING: "running",
     TrialState.RUNNING: "running",
@@ -53,7 +58,7 @@ class TrialTable:
         leases: where several processes share the study, which process works on which trial.
         at: step of the value of a finished trial that has no values at steps, as other programs write them. None
             leaves such a trial without values.
-        is_ours: whether a running trial, by its number, is one of this search; other ones are left alone.
+        run: of a study that was given, the run folder of this search: running trials of others are left alone.
     """
 
     def __init__(
@@ -63,19 +68,18 @@ class TrialTable:
         leases: Leases | None = None,
         *,
         at: int | None = None,
-        is_ours: Callable[[int], bool] = lambda number: True,  # noqa: ARG005  # a name for the reader  # a name for the reader
+        run: str | None = None,
     ) -> None:
         self._study = study
         self._storage = storage
         self._leases = leases
         self._at = at
-        self._is_ours = is_ours
+        self._run = run
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._ids: list[int] = []
         self._rows: list[Row] = []
         self._notes: list[dict[str, Any]] = []
-        for trial in study.get_trials(deepcopy=False):
-            self._append(trial)
+        self.reread(0)
         self._study_notes = dict(storage.get_study_system_attrs(self._study_id))
 
     @property
@@ -127,10 +131,15 @@ class TrialTable:
             user_attrs={} if parent is None else {PARENT: parent},
             system_attrs=notes,
         )
-        self._ids.append(self._storage.create_new_trial(self._study_id, template_trial=trial))
-        self._rows.append(Row(len(self._rows), params=dict(params), parent=parent, **_origin(notes)))
+        trial_id = self._storage.create_new_trial(self._study_id, template_trial=trial)
+        number = self._storage.get_trial_number_from_id(trial_id)
+        if number > len(self._rows):  # other programs have added trials meanwhile
+            self.reread(number)
+            return number
+        self._ids.append(trial_id)
+        self._rows.append(Row(number, params=dict(params), parent=parent, **_origin(notes)))
         self._notes.append(dict(notes))
-        return len(self._rows) - 1
+        return number
 
     def enqueued(self, number: int) -> dict[str, Any] | None:
         """Return the parameters that a person has chosen for a trial which waits to be started; None for another."""
@@ -162,6 +171,11 @@ class TrialTable:
         if trial.state is TrialState.WAITING:
             self._storage.set_trial_state_values(self._ids[number], TrialState.RUNNING)
         return optuna.Trial(self._study, self._ids[number])
+
+    def own(self, trial: optuna.Trial) -> None:
+        """Write down that a trial of a study that was given belongs to this search."""
+        if self._run is not None:
+            self._storage.set_trial_system_attr(trial._trial_id, _RUN, self._run)  # noqa: SLF001  # no public name
 
     def reread(self, number: int) -> None:
         """Read a trial that others write to: a new one, or one whose job reports its validations.
@@ -224,9 +238,8 @@ class TrialTable:
 
     def constrain(self, number: int, name: str, value: float) -> None:
         """Write the value of a constraint, unless it is there: a kill can fall between it and the trial's end."""
-        trial = optuna.Trial(self._study, self._ids[number])
         if name not in self._storage.get_trial(self._ids[number]).constraints:
-            trial.set_constraint(name, value)
+            optuna.Trial(self._study, self._ids[number]).set_constraint(name, value)
         if value > 0:
             self._rows[number] = replace(self._rows[number], feasible=False)
 
@@ -241,7 +254,7 @@ class TrialTable:
         if ended is not None:
             self._storage.set_trial_user_attr(self._ids[number], ENDED, ended)
             self._rows[number] = replace(self._rows[number], ended=ended)
-        self._finish(number, TrialState.COMPLETE, values)
+        self._finish(number, TrialState.COMPLETE, list(values))
 
     def prune(self, number: int) -> None:
         """End a trial that will get no further budget; its last value stays its value."""
@@ -254,8 +267,7 @@ class TrialTable:
         self._storage.set_trial_user_attr(self._ids[number], FAILURE, reason)
         self._finish(number, TrialState.FAIL, None)
 
-    def _finish(self, number: int, state: TrialState, values: Sequence[float] | None) -> None:
-        values = None if values is None else list(values)
+    def _finish(self, number: int, state: TrialState, values: list[float] | None) -> None:
         if not self._rows[number].scored:  # Optuna has asked its sampler, and tells it
             trial = self._storage.get_trial(self._ids[number])
             self._study.sampler.after_trial(self._study, trial, state, values)
@@ -280,8 +292,9 @@ class TrialTable:
         row = row_of(trial, self._at)
         if row.state != "running":
             return row
-        if not self._is_ours(row.number):
-            return replace(row, target=sys.maxsize)
+        is_ours = self._run in (None, trial.system_attrs.get(_RUN)) or trial.state is TrialState.WAITING
+        if not is_ours:
+            return replace(row, target=FOREIGN)
         if self._leases is not None:
             return replace(row, target=self._leases.target(row.number))
         known = self._rows[row.number].target if row.number < len(self._rows) else None

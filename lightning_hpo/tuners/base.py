@@ -255,6 +255,8 @@ class Tuner:
             if self._parts.no_function:
                 raise TypeError(self._parts.no_function)
             validate_function(function)
+            if self._goal.constraints:
+                raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
             work = FunctionWork(function, self.space.deliver, self.unit.number)
             with self._search(Target(work, [function], deliver=self.space.deliver)) as prepared:
                 prepared.run()
@@ -282,7 +284,8 @@ class Tuner:
             if self._parts.pruner is not None:
                 run.study.pruner = self._parts.pruner
             title = f"{type(self).__name__} in {folder.path}"
-            observers = _observers(self, run, title)
+            with run.lock():
+                observers = _observers(self, run, title)
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()

@@ -149,6 +149,7 @@ class OptunaProposer:
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Ask the study for a trial, or take one up that was enqueued or left behind, and let it suggest."""
         trial = self._study.ask() if job.trial is None else table.attach(job.trial)
+        table.own(trial)
         try:
             params = suggest(trial, self._space)
         except Exception as error:

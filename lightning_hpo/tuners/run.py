@@ -26,7 +26,7 @@ from lightning_hpo.study.leases import Leases, study_lock
 from lightning_hpo.study.opening import open_study
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.table import TrialTable, read_rows
-from lightning_hpo.study.trial_folders import belongs, identity_of, study_id
+from lightning_hpo.study.trial_folders import study_id
 from lightning_hpo.text import say
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import Ranks
@@ -165,12 +165,9 @@ def open_run(
         interrupts = stack.enter_context(pausing_signals())
         console = Console(goal.monitors[0] or "score", goal.modes[0], verbose=options.verbose, unit=unit)
         leases = stack.enter_context(Leases(folder.path / "trials")) if options.shared else None
-        own = study_id(study)
-
-        def is_ours(number: int) -> bool:  # a study that was given may have trials at work elsewhere
-            return given is None or belongs(folder.trial(number), identity_of(own, number, None))
-
-        table = TrialTable(study, storage, leases, at=max_steps, is_ours=is_ours)
+        run = None if given is None else str(folder.path)  # a study that was given may have trials at work elsewhere
+        with study_lock(folder.path):
+            table = TrialTable(study, storage, leases, at=max_steps, run=run)
 
         @contextmanager
         def lock() -> Iterator[None]:

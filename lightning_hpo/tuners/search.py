@@ -17,7 +17,7 @@ from lightning_hpo.executors.base import Executor
 from lightning_hpo.records import CHECKPOINT, Job, Outcome, Row, Task, spent
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, Observer, StudyRead
 from lightning_hpo.schedulers.base import Scheduler
-from lightning_hpo.study.table import TrialTable
+from lightning_hpo.study.table import FOREIGN, TrialTable
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.tuners.options import Goal, Limits
 from lightning_hpo.tuners.proposers import ProposalError, Proposer
@@ -74,6 +74,8 @@ class Search:
         while True:
             with self.lock():
                 self._end_all(done)
+                if self.poll:
+                    self._complete_recorded()  # of another process that has died
                 self._tell(StudyRead(self.table.rows))  # before a checkpoint of the best trial is continued
                 tasks = self._decide(deadline, stop_wanted)
                 elsewhere = self._others_train()
@@ -87,6 +89,7 @@ class Search:
             else:
                 break
         with self.lock():
+            self._complete_recorded()
             if not stop_wanted() and not self._others_train() and self.scheduler.next(self.table.rows) is None:
                 self._retire([row.number for row in self.table.rows if row.idle])
                 self._check_members()
@@ -137,10 +140,10 @@ class Search:
         except ProposalError as error:
             self._ended(error.trial, 0, failure_text(error.__cause__ or error))
             return None
-        self.table.assign(number, job.max_steps)
         row = self.table.rows[number]
         home = self.table.rows[row.home]
         self.settle(self.folder(home.number), identity_of(self.study_id, home.number, home.params))
+        self.table.assign(number, job.max_steps)  # a lease stands in the folder
         return Task(
             Job(job.max_steps, number, row.parent, row.params),
             params,
@@ -212,7 +215,10 @@ class Search:
     def _record(self, number: int, task: Task, outcome: Outcome) -> str | None:
         """Write the values at the step where the Trainer stood; say why if they are no values."""
         for name in self.goal.constraints:
-            self.table.constrain(number, name, outcome.metrics[name])
+            value = outcome.metrics.get(name, math.nan)
+            if not math.isfinite(value):
+                return f"the constraint {name} is {value}"
+            self.table.constrain(number, name, value)
         reported = self.table.rows[number].step  # a pruned trial ends with the value that it has reported last
         self.table.note_place(number, replace(outcome, step=reported) if outcome.pruned else outcome)
         whole = outcome.is_whole(self.scheduler.max_steps)
@@ -243,7 +249,8 @@ class Search:
             self.table.prune(number)
 
     def _others_train(self) -> bool:
-        return any(row.state == "running" and not row.idle for row in self.table.rows)
+        """Whether another process of this search works on a trial."""
+        return any(row.state == "running" and not row.idle and row.target != FOREIGN for row in self.table.rows)
 
     def _enough(self, deadline: float) -> bool:
         total = self.limits.count
