@@ -1,5 +1,6 @@
 """Any Optuna sampler, made repeatable: its draws depend on the seed and the trial's number alone."""
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ class KeyedSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Ask the sampler."""
+        """Ask the sampler, with random numbers of the parameter: a kill may fall between two parameters of a trial."""
+        reseed(self.sampler, self._seed, trial.number, zlib.crc32(param_name.encode()))
         return self.sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(

@@ -90,3 +90,27 @@ def test_processes_of_a_shared_study_that_start_at_once(tmp_path):
     for _ in range(3):
         children = [in_a_child(search) for _ in range(6)]
         assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 6
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.TPESampler, optuna.samplers.RandomSampler])
+def test_a_kill_between_two_parameters_of_a_trial_changes_nothing(tmp_path, sampler, monkeypatch):
+    space = {**X, "k": "choice(a, b, c)", "n": "int(1, 9)"}
+
+    def search(name):
+        tuner = OptunaTuner(space, max_steps=1, n_trials=14, sampler=sampler(), root=tmp_path, name=name, verbose=False)
+        return [row.params for row in tuner.optimize(lambda job, params: params["x"] + params["n"]).rows]
+
+    whole = search("whole")
+    suggest, calls = optuna.Trial.suggest_categorical, []
+
+    def dies(self, name, choices):
+        calls.append(name)
+        if len(calls) in (3, 8, 14):
+            raise KeyboardInterrupt
+        return suggest(self, name, choices)
+
+    monkeypatch.setattr(optuna.Trial, "suggest_categorical", dies)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            search("parts")
+    assert search("parts") == whole
