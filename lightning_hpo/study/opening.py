@@ -39,6 +39,7 @@ def open_study(
     sampler: BaseSampler | None = None,
     *,
     allow_changed: bool = False,
+    shared: bool = False,
 ) -> tuple[optuna.Study, BaseStorage]:
     """Open the study of a run, or create it.
 
@@ -49,6 +50,7 @@ def open_study(
         fingerprint: settings of the search, as JSON; stored with a new study, compared with an old one.
         sampler: that the returned study has.
         allow_changed: continue although code or space differ, and write down from which trial on.
+        shared: whether other processes may be at work on the study, so that one without a trial is not replaced.
 
     Raises:
         StudyMismatchError: naming each difference.
@@ -57,7 +59,7 @@ def open_study(
     """
 
     def opened(storage: BaseStorage) -> optuna.Study:
-        return _opened(folder, storage, mode, fingerprint, sampler, allow_changed=allow_changed)
+        return _opened(folder, storage, mode, fingerprint, sampler, allow_changed=allow_changed, shared=shared)
 
     if storage is None:
         _refuse_first_edition(folder)
@@ -78,6 +80,7 @@ def _opened(
     sampler: BaseSampler | None,
     *,
     allow_changed: bool,
+    shared: bool,
 ) -> optuna.Study:
     """Load the study of a run from its storage, or make it there, and compare its settings."""
     with readable(folder.path):
@@ -86,7 +89,7 @@ def _opened(
         begun = bool(study.get_trials(deepcopy=False))
         noted = study.user_attrs
     asked = [mode] if isinstance(mode, str) else list(mode)
-    if FINGERPRINT in noted and not begun and differences(noted[FINGERPRINT], fingerprint):
+    if FINGERPRINT in noted and not begun and not shared and differences(noted[FINGERPRINT], fingerprint):
         # A mistake was found before the first trial: nothing is lost, and the corrected call starts anew.
         optuna.delete_study(study_name=folder.name, storage=storage)
         study = _study(storage, folder.name, mode, sampler)

@@ -262,7 +262,13 @@ def _study(
         study_id(given)  # made while nobody else opens the study
         return given, given._storage  # a study does not show its storage  # noqa: SLF001  # a study does not show its storage
     return open_study(
-        folder, options.storage, goal.modes, fingerprint, goal.sampler, allow_changed=options.allow_changed
+        folder,
+        options.storage,
+        goal.modes,
+        fingerprint,
+        goal.sampler,
+        allow_changed=options.allow_changed,
+        shared=options.shared,
     )
 
 

@@ -8,7 +8,10 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from lightning_hpo import OptunaTuner, RandomTuner
+from lightning_hpo.errors import StudyMismatchError
 from lightning_hpo.executors.worker import _Failure
+from lightning_hpo.study.opening import open_study
+from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.table import TrialTable
 from tests.faults.test_kill import in_a_child
 from tests.support.small import Data, Net
@@ -114,3 +117,11 @@ def test_a_kill_between_two_parameters_of_a_trial_changes_nothing(tmp_path, samp
         with pytest.raises(KeyboardInterrupt):
             search("parts")
     assert search("parts") == whole
+
+
+def test_a_shared_study_without_a_trial_is_not_replaced_by_other_settings(tmp_path):
+    """Another process may be in its check, or starting its workers."""
+
+    open_study(RunFolder(tmp_path, "t"), None, "min", {"seed": 0}, shared=True)
+    with pytest.raises(StudyMismatchError, match="seed"):
+        open_study(RunFolder(tmp_path, "t"), None, "min", {"seed": 1, "trains": None, "space": {}}, shared=True)
