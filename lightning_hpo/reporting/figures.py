@@ -239,7 +239,7 @@ def plan_and_spent(run: Run) -> Figure | None:
         name = f"planned: {sum(planned.values()):,}"
         data.insert(0, {"type": "bar", "name": name, "x": names, "y": list(planned.values()),
                         "marker": {"color": GREY}})  # fmt: skip
-    drawn = figure(data, axis("", type="category"), axis("optimizer steps"))
+    drawn = figure(data, axis("", type="category"), axis(run.unit.count_label))
     drawn["layout"]["barmode"] = "group"
     return drawn
 

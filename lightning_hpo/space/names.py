@@ -37,7 +37,7 @@ def nested_config(params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
     """Write parameters as a config: one block for each receiver, and the budget.
 
     Example:
-        >>> nested_config({"cfg.opt.lr": 0.1, "data.size": 2}, 100)
+        >>> nested_config({"model.cfg.opt.lr": 0.1, "data.size": 2}, 100)
         {'model': {'cfg': {'opt': {'lr': 0.1}}}, 'data': {'size': 2}, 'trainer': {'max_steps': 100}}
     """
     config: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def part(params: Mapping[str, Any], head: str) -> dict[str, Any]:
     """Return the arguments of one receiver, outer ones first.
 
     Example:
-        >>> part({"cfg.lr": 1, "cfg": {}, "data.size": 2}, "model")
+        >>> part({"model.cfg.lr": 1, "model.cfg": {}, "data.size": 2}, "model")
         {'cfg': {}, 'cfg.lr': 1}
     """
     own = {split_name(name)[1]: value for name, value in params.items() if split_name(name)[0] == head}

@@ -20,7 +20,7 @@ def to_unit(distribution: BaseDistribution, value: Any) -> float:
         A float in [0, 1]; 0.5 where the distribution holds a single float.
 
     Example:
-        >>> to_unit(FloatDistribution(1e-4, 1e-2, log=True), 1e-3)
+        >>> round(to_unit(FloatDistribution(1e-4, 1e-2, log=True), 1e-3), 9)
         0.5
     """
     if isinstance(distribution, CategoricalDistribution):

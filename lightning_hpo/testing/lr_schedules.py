@@ -18,9 +18,10 @@ class LRScheduleTestCase:
     Inherit it under a name that pytest collects and set the class; override :meth:`make` if the class needs more
     arguments than these.
 
-    Example:
-        >>> class TestMySchedule(LRScheduleTestCase):
-        ...     schedule_class = MySchedule
+    Example::
+
+        class TestMySchedule(LRScheduleTestCase):
+            schedule_class = MySchedule
     """
 
     schedule_class: ClassVar[type[ClosedFormLR]]

@@ -121,11 +121,11 @@ def test_max_epochs_is_what_the_budget_makes_in_every_rung(tmp_path, trainer, ep
     assert run(tmp_path, model=Epochs, target=target, **trainer).score == epochs
 
 
-def test_max_epochs_of_a_stream_is_refused_with_the_remedy():
+def test_max_epochs_of_a_stream_is_refused_with_the_remedy(tmp_path):
     from tests.training.test_exact import Endless
 
     with pytest.raises(Exception, match="trainer.max_epochs` is not known.*limit_train_batches"):
-        RandomTuner(SPACE, monitor="val_loss", max_steps=4, n_trials=1, verbose=False).fit(
+        RandomTuner(SPACE, monitor="val_loss", max_steps=4, n_trials=1, root=tmp_path, verbose=False).fit(
             lambda lr: Epochs(), datamodule=Endless
         )
 

@@ -149,7 +149,7 @@ def test_losses_on_another_device_are_looked_at_together():
     for value in [0.5, float("inf"), 0.1]:
         losses.note(trainer, {"loss": torch.tensor(value).as_subclass(Loss)})
     with pytest.raises(DivergedError, match="diverged at step 0: the training loss is inf"):
-        losses.look(trainer)
+        losses.check(trainer)
 
 
 MEMORY = """

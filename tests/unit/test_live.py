@@ -53,6 +53,9 @@ class Standing:
     def __init__(self):
         self.global_step, self.values = 0, {}
 
+    def place(self):
+        return {"step": self.global_step}
+
 
 def in_terminal(code, *, until=None, environment=(), limit=120):
     """Run a script in a terminal of its own, with Ctrl-C once ``until`` is printed; return exit code and output."""
