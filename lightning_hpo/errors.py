@@ -34,7 +34,8 @@ _PREFIX = "lightning_hpo: "
 _NEXT = {
     UNFORESEEN: "run the same command to continue",
     WRONG_CALL: "correct the call and run it again",
-    FAILED: "see the reasons with `python -m lightning_hpo show`, then run the same command to go on",
+    FAILED: "see the reasons with `python -m lightning_hpo show`, then go on with the same command; after a change of "
+    "the code, with `allow_changed=True` or another `name`",
     STORAGE: "mend the storage and run the same command to continue",
     INTERRUPTED: "run the same command to continue",
 }

@@ -83,6 +83,7 @@ def to_json(run: Run) -> str:
         "monitor": run.monitor,
         "mode": run.mode,
         "at_work": run.owner is not None,
+        "unit": view.plan.unit,
         "steps": {"done": view.done, "planned": view.plan.steps or None},
         "seconds_left": view.left,
         "trials": {"all": len(run.rows), **Counter(_state_of(view, row) for row in run.rows)},

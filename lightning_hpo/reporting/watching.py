@@ -17,8 +17,8 @@ class Limits(Protocol):
     """When a search starts no more jobs."""
 
     @property
-    def total_steps(self) -> int | None:
-        """Optimizer steps, or None."""
+    def count(self) -> int | None:
+        """Amount of training in all, in counts of the scheduler; or None."""
 
     def texts(self) -> list[str]:
         """Each limit in words."""
@@ -36,7 +36,7 @@ def make_plan(
     """Return the plan of a search; without an end and without a limit of steps, its size is not known."""
     counted = () if covers == "round" else brackets
     steps, jobs = sum(bracket.steps for bracket in counted), sum(bracket.jobs for bracket in counted)
-    total = limits.total_steps
+    total = limits.count
     if total is not None:
         jobs = round(jobs * min(total / steps, 1.0)) if steps else 0
         steps = min(steps or total, total)

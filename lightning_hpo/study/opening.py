@@ -160,7 +160,7 @@ def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *
         )
         raise StudyMismatchError(
             f"the study in {folder.path} was made with other settings: {listed}. "
-            f"Choose another `name`, go back to the old settings to continue it{remedy}."
+            f"Choose another `name`, or go back to the old settings to continue it{remedy}."
         )
     trials = study.get_trials(deepcopy=False)
     for name, new in parse_space(asked["space"]).items():

@@ -49,7 +49,7 @@ def test_json_has_the_documented_keys_and_hides_secrets(run, capsys):
     content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert content.keys() == KEYS
     assert all(row.keys() == TRIAL_KEYS for row in content["rows"])
-    assert content["schema"] == 1
+    assert content["unit", "schema"] == 1
     assert content["at_work"] is False
     assert content["trials"] == {"all": 4, "complete": 2, "failed": 2}
     assert content["best"]["number"] == result.best_trial
