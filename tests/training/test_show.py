@@ -15,7 +15,7 @@ from lightning_hpo.__main__ import main
 from lightning_hpo.study.progress import read_progress
 from tests.unit.test_live import in_terminal
 
-KEYS = {"schema", "run", "monitor", "mode", "at_work", "steps", "seconds_left", "trials", "best", "rows"}
+KEYS = {"unit", "schema", "run", "monitor", "mode", "at_work", "steps", "seconds_left", "trials", "best", "rows"}
 TRIAL_KEYS = {
     "number", "state", "params", "step", "target", "score", "values", "parent", "start", "ended", "feasible", "failure",
     "progress", "folder",
@@ -49,7 +49,7 @@ def test_json_has_the_documented_keys_and_hides_secrets(run, capsys):
     content = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert content.keys() == KEYS
     assert all(row.keys() == TRIAL_KEYS for row in content["rows"])
-    assert content["unit", "schema"] == 1
+    assert content["schema"] == 1
     assert content["at_work"] is False
     assert content["trials"] == {"all": 4, "complete": 2, "failed": 2}
     assert content["best"]["number"] == result.best_trial
