@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "lightning_hpo"
 FLOORS = (
-    {"text", "atomic", "quiet"},
+    {"_moved", "text", "atomic", "quiet"},
     {"errors"},
     {"records", "space", "interrupts"},
     {"checkpoints", "lr_schedules", "samplers"},
@@ -54,7 +54,9 @@ class Structure:
     def in_root(self) -> list[str]:
         """Modules that stand in the package's root."""
         rooms = {name.partition(".")[0] for name in self.trees if "." in name}
-        return sorted(name for name in self.trees if "." not in name and name not in rooms and name.strip("_") == name)
+        return sorted(
+            name for name in self.trees if "." not in name and name not in rooms and not name.startswith("__")
+        )
 
     def longest_chain(self) -> list[str]:
         """Modules on the longest way of imports from the package down."""

@@ -5,7 +5,10 @@ standard library only) does not load torch and Lightning.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from lightning_hpo._moved import MovedModules
 
 if TYPE_CHECKING:
     from lightning_hpo.callbacks import (
@@ -178,3 +181,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+    sys.meta_path.append(MovedModules())

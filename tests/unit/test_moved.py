@@ -1,0 +1,42 @@
+"""Import paths of earlier versions keep working."""
+
+import importlib
+
+import pytest
+
+import lightning_hpo
+from lightning_hpo._moved import _HOMES
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("options", "direction"),
+        ("search", "SearchFailedError"),
+        ("runs", "StudyMismatchError"),
+        ("runs", "open_study"),
+        ("trials", "Row"),
+        ("jobs", "Task"),
+        ("population", "Rules"),
+        ("population", "perturb"),
+        ("objective", "Objective"),
+        ("report", "read_run"),
+        ("gp", "GaussianProcess"),
+        ("failures", "JobError"),
+        ("lineage", "replay"),
+    ],
+)
+def test_an_old_path_gives_the_name(module, name):
+    found = importlib.import_module(f"lightning_hpo.{module}")
+    assert getattr(found, name).__name__ == name
+
+
+def test_every_home_is_there_and_another_name_is_an_error():
+    for homes in _HOMES.values():
+        for home in homes.split():
+            importlib.import_module(f"lightning_hpo.{home}")
+    with pytest.raises(ImportError):
+        exec("from lightning_hpo.search import nothing")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("lightning_hpo.nothing")
+    assert lightning_hpo.__version__
