@@ -95,7 +95,7 @@ class Member(pl.Callback):
     ) -> None:
         """Do what was decided."""
         if trainer.is_global_zero:
-            self._population.beat()
+            self._population.heartbeat()
         following, self._pending = self._pending, None
         if following is None:
             return

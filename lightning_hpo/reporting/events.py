@@ -8,17 +8,6 @@ from lightning_hpo.records import Row, Task
 
 
 @dataclass(frozen=True)
-class SearchStarted:
-    """The study is open and nothing has trained yet.
-
-    Args:
-        rows: trials of earlier calls.
-    """
-
-    rows: Sequence[Row]
-
-
-@dataclass(frozen=True)
 class StudyRead:
     """The table of trials is up to date, and the next decisions follow.
 
@@ -70,7 +59,7 @@ class SearchEnded:
     rows: Sequence[Row]
 
 
-Event: TypeAlias = SearchStarted | StudyRead | JobStarted | JobEnded | SearchEnded
+Event: TypeAlias = StudyRead | JobStarted | JobEnded | SearchEnded
 
 
 class Observer(Protocol):

@@ -115,7 +115,7 @@ class SharedFolder:
         if before is not None:  # the state on disk stays of use
             self.record.published = before.published
         self._write()
-        self.beat()
+        self.heartbeat()
         return dict(self.record.segments[-1].params)
 
     @with_storage_errors
@@ -129,7 +129,7 @@ class SharedFolder:
             self.record.stopped = step
             self._note(f"step {step}: asked to stop")
         self._write()
-        self.beat()
+        self.heartbeat()
         return self.decide(step, capture)
 
     @with_storage_errors
@@ -170,7 +170,7 @@ class SharedFolder:
         self._write()
 
     @with_storage_errors
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Give a sign of life; cheap enough for every step."""
         self._signs.give()
 
@@ -210,7 +210,7 @@ class SharedFolder:
                 behind |= not silent and (record is None or (record.status == "training" and record.step < step))
             if not self._synchronous or not behind:
                 return records
-            self.beat()
+            self.heartbeat()
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)
 
@@ -257,7 +257,7 @@ class SharedFolder:
             record = read_record(self._path, donor)
             if record is not None and (record.decided >= step or record.status != "training"):
                 return record.published is not None  # it may have seen other members alive than we have
-            self.beat()
+            self.heartbeat()
             time.sleep(0.02)
         return False
 

@@ -5,20 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_hpo.space.names import split_name
-
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-
-def part_of(params: Mapping[str, Any], head: str) -> dict[str, Any]:
-    """Return the arguments of one receiver, by their own names.
-
-    Example:
-        >>> part_of({"lr": 0.1, "data.size": 2}, "data")
-        {'size': 2}
-    """
-    return {key: value for name, value in params.items() for owner, key in [split_name(name)] if owner == head}
 
 
 @dataclass(frozen=True)

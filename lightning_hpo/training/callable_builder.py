@@ -10,9 +10,9 @@ from optuna import TrialPruned
 from torch import nn
 
 from lightning_hpo.errors import JobError
-from lightning_hpo.space.names import nested_config, replaced, split_name
+from lightning_hpo.space.names import nested_config, part, replaced, split_name
 from lightning_hpo.text import listed, nearest
-from lightning_hpo.training.builder import Builder, TrialComponents, part_of
+from lightning_hpo.training.builder import Builder, TrialComponents
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
 
@@ -60,11 +60,11 @@ class CallableBuilder(Builder):
             if head not in targets or not _takes(targets[head], outer):
                 _refuse_place(name, head, argument, targets)
             _check_argument(f"`space` has the name {name!r}", targets[head], outer, head)
-            if inner and f"{head}.{outer}" not in names and outer not in part_of(names, head):
+            if inner and f"{head}.{outer}" not in names and outer not in part(names, head):
                 _check_inside(f"`space` has the name {name!r}", targets[head], outer, inner)
         for argument in self._trainer:
             _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
-            if argument in part_of(names, "trainer"):
+            if argument in part(names, "trainer"):
                 raise ValueError(f"`trainer` and `space` both give a value for 'trainer.{argument}'.")
 
     def build(self, params: Mapping[str, Any]) -> TrialComponents:
@@ -73,16 +73,16 @@ class CallableBuilder(Builder):
         data = (
             None
             if self._data is None
-            else _call("datamodule", self._data, part_of(params, "data"), pl.LightningDataModule)
+            else _call("datamodule", self._data, part(params, "data"), pl.LightningDataModule)
         )
-        arguments = {**copy.deepcopy(self._trainer), **part_of(params, "trainer")}
+        arguments = {**copy.deepcopy(self._trainer), **part(params, "trainer")}
         for given in arguments.values():
             of_lightning(given)
         return TrialComponents(module, data, arguments)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Call the model."""
-        module: pl.LightningModule = _call("model", self._model, part_of(params, "model"), pl.LightningModule)
+        module: pl.LightningModule = _call("model", self._model, part(params, "model"), pl.LightningModule)
         return module
 
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import SearchSpace, from_unit, split_name
-from lightning_hpo.training.builder import part_of
+from lightning_hpo.space.names import part
 from lightning_hpo.training.leaves import Fixed, Path, copy_of, get, leaves, put, put_and_check, same, text
 from lightning_hpo.training.places import (
     BATCH_SIZE,
@@ -281,10 +281,10 @@ class Hyperparameters:
 
     def _tell(self, head: str, params: Mapping[str, Any]) -> None:
         """Put the values that no build puts there into ``hparams``, and call ``on_hyperparameters``."""
-        owner, own = self._owners[head], part_of(params, head)
+        owner, own = self._owners[head], part(params, head)
         if owner is None or not own:
             return
-        rebuilt = part_of(dict.fromkeys(self._in_builds), head)
+        rebuilt = part(dict.fromkeys(self._in_builds), head)
         owner.hparams.update({key: own[key] for key in own if key in owner.hparams and key not in rebuilt})
         hook: Callable[[dict[str, Any]], None] | None = getattr(owner, HOOK, None)
         if hook is not None:
@@ -316,7 +316,7 @@ def _hook_uses(
     first, *others = (deliver({name: value})[name] for value in other_values(space[name]))
 
     def set_by(value: Any) -> dict[Path, Any]:
-        getattr(owner, HOOK)({**part_of(middle, head), key: value})
+        getattr(owner, HOOK)({**part(middle, head), key: value})
         return {path: copy_of(found) for path, found in leaves(roots()).items()}
 
     before = set_by(first)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 from lightning_hpo.space import SearchSpace, from_unit, split_name
-from lightning_hpo.training.builder import part_of
+from lightning_hpo.space.names import part
 from lightning_hpo.training.leaves import Fixed, Path, copy_of, leaves, same
 from lightning_hpo.training.lr_schedule import LRSchedule, nested
 from lightning_hpo.training.random_state import seeded
@@ -85,7 +85,7 @@ def of_module(trainer: pl.Trainer, module: pl.LightningModule, space: Mapping[st
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
         values = deliver(params)
-        again = {head: _again(owner, part_of(values, head)) for head, owner in owners.items() if owner is not None}
+        again = {head: _again(owner, part(values, head)) for head, owner in owners.items() if owner is not None}
         return again["model"], again.get("data")
 
     def takes(name: str) -> bool:
