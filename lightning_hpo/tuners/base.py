@@ -37,7 +37,7 @@ from lightning_hpo.tuners.options import (
     validate_names,
 )
 from lightning_hpo.tuners.parts import Parts
-from lightning_hpo.tuners.proposers import Define
+from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
@@ -334,7 +334,7 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
     rungs = sorted({rung.max_steps for bracket in tuner.plan() for rung in bracket.rungs})
     return Search(
         scheduler=tuner.scheduler,
-        proposer=parts.propose(run.study, run.table, space, goal, rungs),
+        proposer=parts.propose(OpenStudy(run.study, run.table, space, goal, rungs)),
         table=run.table,
         executor=executor,
         goal=goal,

@@ -1,11 +1,10 @@
 """A whole population from one script."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Unpack, cast
 
-import optuna
 from optuna.distributions import BaseDistribution
 
 from lightning_hpo.errors import explained
@@ -24,9 +23,9 @@ from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
 from lightning_hpo.training.places import BATCH_SIZE
 from lightning_hpo.tuners.base import Tuner
-from lightning_hpo.tuners.options import DEFAULTS, Goal, Options, WorkerOptions, validate_names
+from lightning_hpo.tuners.options import DEFAULTS, Options, WorkerOptions, validate_names
 from lightning_hpo.tuners.parts import Parts, make_executor
-from lightning_hpo.tuners.proposers import Define
+from lightning_hpo.tuners.proposers import OpenStudy
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed", "workers")
@@ -158,24 +157,13 @@ class MemberProposer:
     """Adds the trials that a population's scheduler has decided, and ends those that they replace.
 
     Args:
-        study: not used.
-        table: of the study.
-        space: name -> distribution.
-        goal: not used.
-        rungs: not used.
+        opened: the study; the space must be names with distributions.
     """
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        table: TrialTable,
-        space: Mapping[str, BaseDistribution] | Define,
-        goal: Goal,
-        rungs: Sequence[int],
-    ) -> None:
-        if callable(space):
+    def __init__(self, opened: OpenStudy) -> None:
+        if callable(opened.space):
             raise TypeError("a function of a trial as the `space` is for OptunaTuner; a population needs names.")
-        self._space = space
+        self._space = opened.space
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Return the trial's own parameters, or add the trial with those of the job."""

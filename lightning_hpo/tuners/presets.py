@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from lightning_hpo import samplers  # its names, which load scipy, are imported at their first use
 from lightning_hpo.errors import explained
+from lightning_hpo.records import Mode
 from lightning_hpo.reporting.beliefs import Beliefs, has_choice
 from lightning_hpo.reporting.events import Observer
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, MedianStopping, Scheduler
@@ -97,8 +98,7 @@ class HyperbandTuner(Tuner):
                 {"steps": max_steps, "epochs": max_epochs, "samples": max_samples},
                 {"steps": min_steps, "epochs": min_epochs, "samples": min_samples},
             )
-            total = group(Limits, {**options, "unit": budget.unit}).count
-            mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
+            mode, total = _goal_and_total(options, budget)
             full, least = budget.full, _least(budget, eta)
             if iterations is None and total is not None:
                 once = sum(bracket.steps for bracket in AsyncHyperband(full, least, eta, mode).plan())
@@ -155,8 +155,7 @@ class ASHATuner(Tuner):
                 {"steps": max_steps, "epochs": max_epochs, "samples": max_samples},
                 {"steps": min_steps, "epochs": min_epochs, "samples": min_samples},
             )
-            total = group(Limits, {**options, "unit": budget.unit}).count
-            mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
+            mode, total = _goal_and_total(options, budget)
             full, least = budget.full, _least(budget, eta)
             bracket = ASHA(full, least, eta, mode).plan()[0]
             if n_trials is None and total is not None:
@@ -223,6 +222,13 @@ class BayesianTuner(Tuner):
             converged = partial(_converged, least=n_startup_trials, below=stop_below, seed=options.get("seed", 0))
             parts = Parts(observers=_beliefs, converged=converged, parts_of_unit=budget.unit.parts)
             super().__init__(space, scheduler, unit=budget.unit.name, parts=parts, **options)
+
+
+def _goal_and_total(options: Options, budget: Budget) -> tuple[Mode, int | None]:
+    """Return the direction of the search, which is noted in the options, and its limit in counts of the budget."""
+    total = group(Limits, {**options, "unit": budget.unit}).count
+    mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
+    return mode, total
 
 
 def _random_share(steps: int, lowest: int | None = None) -> float:

@@ -1,6 +1,7 @@
 """Proposers: which trial a job is for, and with which parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import optuna
@@ -40,65 +41,57 @@ class Proposer(Protocol):
         """
 
 
-class MakeProposer(Protocol):
-    """Makes a proposer when the study is open."""
+@dataclass(frozen=True)
+class OpenStudy:
+    """What a proposer is made from, when the study is open.
 
-    def __call__(
-        self,
-        study: optuna.Study,
-        table: TrialTable,
-        space: Space | Define,
-        goal: Goal,
-        rungs: Sequence[int],
-    ) -> Proposer:
-        """Make it.
+    Args:
+        study: of the search.
+        table: of the study.
+        space: name -> distribution, or a function of a trial that returns name -> value.
+        goal: directions, sampler and seed.
+        rungs: steps at which trials are judged, rising.
+    """
 
-        Args:
-            study: of the search.
-            table: of the study.
-            space: name -> distribution, or a function of a trial that returns name -> value.
-            goal: directions, sampler and seed.
-            rungs: steps at which trials are judged, rising.
-        """
+    study: optuna.Study
+    table: TrialTable
+    space: Space | Define
+    goal: Goal
+    rungs: Sequence[int]
+
+
+MakeProposer: TypeAlias = Callable[[OpenStudy], Proposer]
 
 
 class SamplerProposer:
     """Asks any Optuna sampler for all parameters at once, from the rows of the table.
 
     Args:
-        study: not used: the sampler sees the rows.
-        table: of the study.
-        space: name -> distribution.
-        goal: directions, sampler and seed.
-        rungs: steps at which trials are judged, rising.
+        opened: the study; the space must be names with distributions.
         random_share: of the steps at which a trial will be judged first, the probability that it is drawn at random
             and not proposed by the sampler. Default: 0.
     """
 
     def __init__(
         self,
-        study: optuna.Study,
-        table: TrialTable,
-        space: Space | Define,
-        goal: Goal,
-        rungs: Sequence[int],
+        opened: OpenStudy,
         *,
         random_share: Callable[[int], float] = lambda steps: 0.0,  # noqa: ARG005  # a name for the reader
     ) -> None:
-        if callable(space):
+        if callable(opened.space):
             raise TypeError(
                 "a function of a trial as the `space` is for OptunaTuner; here, map names to distributions."
             )
-        assert goal.sampler is not None
-        self._space = parse_space(space)
+        assert opened.goal.sampler is not None
+        self._space = parse_space(opened.space)
         self._adapter = SamplerAdapter(
-            goal.sampler,
+            opened.goal.sampler,
             self._space,
-            mode=goal.modes[0],
-            seed=goal.seed,
-            study_notes=table.study_notes,
+            mode=opened.goal.modes[0],
+            seed=opened.goal.seed,
+            study_notes=opened.table.study_notes,
             random_share=random_share,
-            rungs=rungs,
+            rungs=opened.rungs,
         )
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
@@ -121,30 +114,17 @@ class OptunaProposer:
     """Lets Optuna's own study ask its sampler: enqueued trials, functions of a trial, several objectives.
 
     Args:
-        study: asked; its sampler and pruner are set.
-        table: of the study.
-        space: name -> distribution, or a function of a trial that returns name -> value.
-        goal: its sampler becomes the study's.
-        rungs: not used.
+        opened: the study, which is asked; it gets the sampler of the goal.
         pruner: becomes the study's.
     """
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        table: TrialTable,
-        space: Space | Define,
-        goal: Goal,
-        rungs: Sequence[int],
-        *,
-        pruner: BasePruner,
-    ) -> None:
-        self._study = study
-        self._space = space if callable(space) else parse_space(space)
+    def __init__(self, opened: OpenStudy, *, pruner: BasePruner) -> None:
+        self._study, goal = opened.study, opened.goal
+        self._space = opened.space if callable(opened.space) else parse_space(opened.space)
         assert goal.sampler is not None
         keyed = isinstance(goal.sampler, KeyedSampler)  # of a study that was searched in this process before
-        study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed)
-        study.pruner = pruner
+        self._study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed)
+        self._study.pruner = pruner
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Ask the study for a trial, or take one up that was enqueued or left behind, and let it suggest."""
