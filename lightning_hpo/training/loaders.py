@@ -4,8 +4,8 @@ After an interruption inside an epoch, Lightning starts a loader at its first ba
 epoch with the random numbers that it was started with, passes over the batches that were trained on, and goes on with
 the random numbers of the moment of the interruption.
 
-Lightning fetches one batch ahead from a loader without length; that batch is drawn again with the random numbers of the
-moment in which it was drawn.
+Lightning fetches one batch ahead from a loader without length, unless ``limit_train_batches`` is a number of batches;
+that batch is drawn again with the random numbers of the moment in which it was drawn.
 
 Exact for every loader, inside a ``CombinedLoader`` too, or of another class than torch's ``DataLoader``: sized or not,
 shuffled or not, with the global generator or its own, with workers, persistent workers included. The attributes of
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils._pytree import tree_flatten
 
@@ -28,12 +29,13 @@ from lightning_hpo.training.random_state import rng_state, set_rng_state
 State = dict[str, Any]
 
 
-def follow(loaders: Any, restored: list[State] | None = None) -> Any:
+def follow(loaders: Any, limit: float, restored: list[State] | None = None) -> Any:
     """Let every loader in a collection tell its position.
 
     Args:
         loaders: result of ``train_dataloader()``: a loader or a collection of them. A loader with a ``state_dict``
             of its own keeps it.
+        limit: ``limit_train_batches``: an integer is a number of batches, a float a fraction.
         restored: positions from a checkpoint, in the order of the loaders, or None.
     """
     flat = _flat(loaders)
@@ -41,7 +43,7 @@ def follow(loaders: Any, restored: list[State] | None = None) -> Any:
         if not hasattr(loader, "state_dict") and hasattr(loader, "__dict__"):
             # The loader stays an instance of the user's class, so that Lightning treats it as before.
             loader.__class__ = _followed_kind(type(loader))
-    ahead = not all(_is_sized(loader) for loader in flat)
+    ahead = not isinstance(limit, int) and not _is_sized(loaders)
     with_state = [loader for loader in flat if hasattr(loader, "state_dict")]
     together = _followed(loaders)
     for place, loader in enumerate(together):
@@ -255,9 +257,9 @@ class FollowedLoader:
 _OWN = frozenset(name for name in vars(FollowedLoader) | FollowedLoader.__annotations__ if not name.startswith("__"))
 
 
-def _is_sized(loader: Any) -> bool:
-    try:
-        len(loader)
-    except TypeError:
-        return False
-    return True
+def _is_sized(loaders: Any) -> bool:
+    """Whether Lightning knows how many batches the loaders have together."""
+    combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)
+    lengths = [sized_len(loader) for loader in combined.flattened]
+    some_are_enough = combined._mode == "min_size"  # noqa: SLF001  # there is no public name
+    return (any if some_are_enough else all)(length is not None for length in lengths)

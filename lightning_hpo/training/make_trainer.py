@@ -88,7 +88,7 @@ def make_trainer(
     loaders = owner.train_dataloader
 
     def followed() -> Any:
-        made = follow(loaders(), list(positions))
+        made = follow(loaders(), trainer.limit_train_batches, list(positions))
         positions.clear()  # loaders that are made anew for a later epoch start at its beginning
         if "log_every_n_steps" not in given:
             _log_each_epoch(trainer, made)

@@ -442,6 +442,17 @@ def test_a_dev_run_that_ends_at_exactly_a_rung_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "trainer", [{"fast_dev_run": 3}, {"limit_train_batches": 3, "max_epochs": 1}, {"max_epochs": 1}]
+)
+def test_a_loader_without_length_goes_on_at_its_place(tmp_path, trainer):
+    made = objective(Case(Data(2, False, 1, shuffle=True), None, trainer), 3)
+    for target in (1, 2, 3):
+        last = run(made, target, tmp_path / "rungs")
+    whole = run(made, 3, tmp_path / "whole")
+    assert (last.step, last.score, last.ended is None) == (2, whole.score, False)
+
+
+@pytest.mark.parametrize(
     ("trainer", "says"),
     [
         ({"limit_val_batches": 0.5}, "limit_val_batches"),
