@@ -240,11 +240,10 @@ class TrialTable:
 
     def constrain(self, number: int, step: int, constraints: Mapping[str, float]) -> None:
         """Write the values of the constraints at ``step``, as Optuna keeps them, in place of those at earlier steps."""
-        row, notes = _constrained(self._rows[number], step, constraints)
+        self._rows[number], notes = _constrained(self._rows[number], step, constraints)
         for key, value in notes.items():
             self._storage.set_trial_system_attr(self._ids[number], key, value)
         self._notes[number] |= notes
-        self._rows[number] = row
 
     def complete(self, number: int, values: Sequence[float], ended: str | None = None) -> None:
         """End a trial that reached the full budget, or finished by itself before.
