@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lightning_hpo.atomic import open_own
-from lightning_hpo.errors import StorageError
 
 try:
     import fcntl
@@ -22,13 +21,16 @@ def hold(handle: int, path: Path, *, together: bool = False, wait: bool = True) 
 
     Raises:
         BlockingIOError: if another process holds it, without ``wait``.
-        StorageError: if ``together`` is asked for and there is no ``flock``.
+        ValueError: if ``together`` is asked for and there is no ``flock``.
     """
     if fcntl is not None:
         fcntl.flock(handle, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         return lambda: None
     if together:
-        raise StorageError("shared=True needs locks that several processes can hold (flock), which this system lacks.")
+        raise ValueError(
+            "shared=True needs locks that several processes can hold (flock), which this system lacks: leave it out, "
+            "and give each process a name of its own."
+        )
     from filelock import FileLock, Timeout  # noqa: PLC0415  # where there is flock, nobody waits for it to load
 
     lock = FileLock(f"{path}.filelock", timeout=-1 if wait else 0)
