@@ -12,7 +12,7 @@ from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
 from lightning_hpo.executors.base import Executor
-from lightning_hpo.executors.worker import validate_not_daemonic
+from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
@@ -375,7 +375,7 @@ def _validate_workers(options: WorkerOptions, ranks: int, single_process: str) -
             "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
             "start: leave both out, or train each trial on one device."
         )
-    validate_not_daemonic(options.workers)
+    validate_can_start(options.workers)
 
 
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
