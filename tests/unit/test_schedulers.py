@@ -210,7 +210,7 @@ class TestAsynchronous:
         endless = AsyncHyperband(81, iterations=None)
         assert [bracket.trials for bracket in endless.plan()] == rounds
         assert endless.plan_covers == "round"
-        assert len(AsyncHyperband(2, iterations=3).plan()) == 3
+        assert len(AsyncHyperband(2, 2, iterations=3).plan()) == 3
         entries, rows = [], []
         for number in range(sum(rounds) + 81):
             entries.append(endless.next(rows).max_steps)
