@@ -8,12 +8,14 @@ import lightning.pytorch as pl
 import optuna
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from optuna.pruners import BasePruner
 
 from lightning_hpo import (
+    HPOCLI,
     ASHATuner,
     BayesianTuner,
     HyperbandTuner,
@@ -25,6 +27,8 @@ from lightning_hpo import (
 from lightning_hpo.errors import SearchFailedError, StudyMismatchError
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.training.make_trainer import quiet_and_seeded
+from tests.cli.test_cli import QUIET as QUIET_FLAGS
+from tests.cli.test_cli import Batches, Plain
 from tests.faults.test_kill import in_a_child
 from tests.support.small import Data, Net
 
@@ -319,6 +323,18 @@ class TestTuners:
         asha(score="best", **options).fit(Waves, datamodule=Data)
         with pytest.raises(StudyMismatchError, match="best"):
             asha(**options).fit(Waves, datamodule=Data)
+
+    def test_from_flags_and_yaml(self, tmp_path):
+        init = {"max_steps": 10, "n_trials": 1, "monitor": "val_loss", "root": str(tmp_path), "score": "mean(2)"}
+        config = {
+            "space": {"optimizer.lr": "loguniform(1e-3, 1)"},
+            "tuner": {"class_path": "lightning_hpo.RandomTuner", "init_args": init},
+        }
+        (tmp_path / "tune.yaml").write_text(yaml.safe_dump(config))
+        flags = ["--tuner.score", "best", "--trainer.val_check_interval", "4", *QUIET_FLAGS]
+        made = ["--optimizer", "SGD", "--optimizer.lr", "1"]
+        result = HPOCLI(Plain, Batches, args=["tune", "-c", str(tmp_path / "tune.yaml"), *flags, *made]).result
+        assert len(result.trials()[0].scored_from) == 1  # the flag is stronger than the file
 
 
 MISTAKES = {
