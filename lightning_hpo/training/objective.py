@@ -99,6 +99,8 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
+        self.constraints: Sequence[str] = ()
+        """Metrics that must be logged in validation and are at most 0 in a feasible trial."""
         self.key = Key.new()
         self.check_names: Callable[..., NameCheck] = UnusedNames
         """Called with builder, space and parameters; the callback checks the names of the space before training."""
@@ -170,7 +172,7 @@ class Objective:
         """
         assert task.job.trial is not None
         with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
-            begin, is_own = self._begin(task)
+            begin, is_own = _begin(task, self.key)
             saved = None if begin is None else checkpoints.load(begin, key=self.key)
             scores = self.scores(task)
             if is_own and saved is not None:
@@ -256,8 +258,7 @@ class Objective:
             self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
-            for name in (self.monitor, *self.also):
-                _score(name, logged)
+            self._validate_logged(logged)
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
         """Let the logger of a trial say how the trial has ended.
@@ -280,25 +281,32 @@ class Objective:
         with warnings_only("optuna"):
             return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
 
-    def _begin(self, task: Task) -> tuple[Path | None, bool]:
-        """Return the checkpoint that a job begins from, and whether it is the trial's own."""
-        task.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = task.folder / CHECKPOINT
-        for file in (checkpoint, task.folder / BEST_CHECKPOINT):
-            checkpoints.remove_leftovers(file)
-        own, damaged = checkpoints.newest_intact(checkpoint, self.key)
-        for file in damaged:
-            aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
-            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-        return own or task.source, own is not None
-
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
             return Outcome(None, trainer.place()["step"], values=job.scores.values, ended=PAUSED)
-        for name in (self.monitor, *self.also):
-            _score(name, job.scores.metrics)
+        self._validate_logged(job.scores.metrics)
         place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
         return Outcome(**job.scores.outcome(place["step"]), values=job.scores.values, ended=job.ended, **place)
+
+    def _validate_logged(self, metrics: Mapping[str, Any]) -> None:
+        """Raise ValueError if a metric that is needed is not among those logged."""
+        for name in self.constraints:
+            _score(name, metrics, "constraints")
+        for name in (self.monitor, *self.also):
+            _score(name, metrics)
+
+
+def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
+    """Return the checkpoint that a job begins from, and whether it is the trial's own."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = task.folder / CHECKPOINT
+    for file in (checkpoint, task.folder / BEST_CHECKPOINT):
+        checkpoints.remove_leftovers(file)
+    own, damaged = checkpoints.newest_intact(checkpoint, key)
+    for file in damaged:
+        aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
+        logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+    return own or task.source, own is not None
 
 
 @contextlib.contextmanager
@@ -343,10 +351,10 @@ def _naming(params: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
+def _score(monitor: str, metrics: Mapping[str, Any], argument: str = "monitor") -> float:
     if monitor not in metrics:
         raise ValueError(
-            f"`monitor` {monitor!r} is not logged in validation; "
+            f"`{argument}` {monitor!r} is not logged in validation; "
             f"logged there: {', '.join(sorted(metrics)) or 'nothing'}.{nearest(monitor, metrics)} "
             f"Add self.log({monitor!r}, ...) to validation_step."
         )

@@ -31,6 +31,8 @@ class Options(TypedDict, total=False):
         monitor: metric that the module logs in validation. Needed by ``fit``.
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
+        constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
+            infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
         score: how the validations of a trial make the score that rungs, pruners, populations and the result go by:
             ``"last"``, the one at exactly the step where the trial stands; ``"best"``, the best one so far, whose
             weights ``best.ckpt`` then has; ``"mean(k)"``, the mean of the last ``k``, e.g. ``"mean(3)"``.
@@ -83,6 +85,7 @@ class Options(TypedDict, total=False):
 
     monitor: str | None
     mode: Mode | None
+    constraints: Sequence[str]
     score: str
     sampler: BaseSampler | None
     seed: int
@@ -138,6 +141,7 @@ class Goal:
         if self.sampler is not None and not isinstance(self.sampler, BaseSampler):
             raise TypeError(f"`sampler` must be an Optuna sampler, got {self.sampler!r}.")
         require_int("seed", self.seed, 0)
+        object.__setattr__(self, "constraints", _names("constraints", self.constraints))
         modes = self._given_modes
         if len(modes) != len(self.monitors) or not modes:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
@@ -156,7 +160,8 @@ class Goal:
         several = len(self.modes) > 1
         monitor, mode = (list(named) if several else named[0] for named in (self.monitors, self.modes))
         rule = {} if self.score == "last" else {"score": self.score}
-        return {"monitor": monitor, "mode": mode, "seed": self.seed, **rule}
+        limits = {"constraints": list(self.constraints)} if self.constraints else {}
+        return {"monitor": monitor, "mode": mode, "seed": self.seed, **rule, **limits}
 
     def validate_function(self) -> None:
         """Raise ValueError for what needs the validations of a module, before a search over a plain function."""
@@ -350,6 +355,14 @@ def validate_names(kind: type, options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in Options.__annotations__:
             raise TypeError(unknown_argument(kind.__name__, name, arguments_of(kind), options[name]))
+
+
+def _names(argument: str, given: Any) -> tuple[str, ...]:
+    """Return names of metrics; raise TypeError for anything else."""
+    if isinstance(given, str) or not (isinstance(given, Sequence) and all(isinstance(name, str) for name in given)):
+        hint = f": write {argument}={[given]!r}" if isinstance(given, str) else ", such as ['too_big']"
+        raise TypeError(f"`{argument}` must be a list of names of logged metrics, got {given!r}{hint}.")
+    return tuple(dict.fromkeys(given))
 
 
 def require_positive(name: str, value: object) -> None:
