@@ -221,6 +221,17 @@ class TestAsynchronous:
         assert entries == expected + [1] * 81
 
     @pytest.mark.parametrize(
+        ("most", "least", "steps"),
+        [(50, 1, [1, 3, 9, 27, 50]), (40, 1, [1, 3, 9, 40]), (81, 1, [1, 3, 9, 27, 81]), (5, 4, [5])],
+    )
+    def test_rungs_count_up_from_the_least_budget(self, most, least, steps):
+        for scheduler in (ASHA(most, least), AsyncHyperband(most, least)):
+            assert [rung.max_steps for rung in scheduler.plan()[0].rungs] == steps
+        assert rungs(AsyncHyperband(50, rungs="down")) == rungs(Hyperband(50))
+        with pytest.raises(ValueError, match="`rungs` must be 'up' or 'down', got 'left'"):
+            ASHA(most, least, rungs="left")
+
+    @pytest.mark.parametrize(
         "scheduler", [ASHA(27, n_trials=60), AsyncHyperband(27, iterations=2), MedianStopping(27, 40, 3)], ids=repr
     )
     @pytest.mark.parametrize("seed", range(4))
