@@ -70,6 +70,10 @@ class Search:
             finalists = rows
         return self._best(finalists)
 
+    def is_known(self, unit: Floats) -> bool:
+        """Whether a configuration must not be suggested again."""
+        return unit.tobytes() in self.known
+
     def score(self, units: Floats) -> Floats:
         """Return the acquisition of rows, shape (m,)."""
         mean, sd = self.model.posterior(units)
@@ -109,12 +113,12 @@ class Search:
         d, free = len(self.encoding), len(self.free)
         order = np.argsort(self.model.means, kind="stable")[:_BEST_ROWS]
         rows = self.model.units[order][np.arange(SPRAY_POINTS) % len(order)]
-        scales = self.rng.permutation(np.resize(_SCALES, SPRAY_POINTS))[:, None]
+        scales = self.rng.permutation(np.resize(_SCALES, SPRAY_POINTS))[:, None] * self.encoding.widths
         moves = scales * self.rng.standard_normal((SPRAY_POINTS, d))
         moved = self.rng.random((SPRAY_POINTS, d)) < max(0.5, 1.0 / free) if free <= 20 else None
         if moved is None:  # in many dimensions, about ten columns move at once
             moved = self.rng.random((SPRAY_POINTS, d)) < 10.0 / free
-        sprays = np.clip(rows + np.where(moved, moves, 0.0), 0.0, 1.0)
+        sprays = np.clip(rows + np.where(moved, moves, 0.0), self.encoding.low, self.encoding.high)
         redrawn = self.encoding.place(self.rng.random((SPRAY_POINTS, d)))
         changes = self.rng.random((SPRAY_POINTS, d)) < 1.0 / free
         for i, column in enumerate(self.encoding.columns):
@@ -154,7 +158,8 @@ class Search:
             gradient = by_mean[0] * mean_gradient + by_sd[0] * sd_gradient
             return -float(worth[0]), -gradient[picked] * scales
 
-        bounds = np.stack([np.zeros(len(scales)), 1.0 / scales], axis=1)
+        low, high = self.encoding.low[climbed], self.encoding.high[climbed]
+        bounds = np.stack([low / scales, high / scales], axis=1)
         climb: Any = minimize  # the stubs cannot match a function that returns value and gradient
         found = climb(
             negative,
@@ -167,15 +172,15 @@ class Search:
         if not -found.fun > value:
             return unit, value
         end = unit.copy()
-        end[climbed] = np.clip(found.x * scales, 0.0, 1.0)
+        end[climbed] = np.clip(found.x * scales, low, high)
         return self.encoding.settle(end[None])[0], float(-found.fun)
 
     def _change(self, unit: Floats, value: float, discrete: list[int]) -> tuple[Floats, float, bool]:
         """The best change of one discrete column, if it is an improvement."""
         neighbours = []
         for i in discrete:
-            positions = self.encoding.columns[i].positions
-            others = np.repeat(unit[None], len(positions) - 1, axis=0)
+            positions = self.encoding.choices(i)
+            others = np.repeat(unit[None], np.count_nonzero(positions != unit[i]), axis=0)
             others[:, i] = positions[positions != unit[i]]
             neighbours.append(others)
         rows = self.encoding.settle(np.concatenate(neighbours))

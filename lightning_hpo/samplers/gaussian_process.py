@@ -19,6 +19,7 @@ from lightning_hpo.samplers.acquisition import AcquisitionFunction, log_expected
 from lightning_hpo.samplers.acquisition_search import Search
 from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
+from lightning_hpo.samplers.local import is_stalled, local_model
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
 from lightning_hpo.space import SearchSpace, from_unit
@@ -45,6 +46,8 @@ class GaussianProcessSampler(BaseSampler):
       keeps to the neighbourhood of a draw that may be lucky, so every second trial goes where the mean less three
       standard deviations is lowest. Several acquisition functions in one search: Cowen-Rivers et al. 2022,
       arXiv 2012.03826.
+    * A search that has stalled looks closely as well: every second trial is chosen by a model of the best
+      configuration's neighbourhood, :mod:`lightning_hpo.samplers.local`.
     * Parallel workers get distinct points: a trial without a value counts with the model's expectation. Its place is
       known once it has asked for its parameters: where several trials are asked for in a row before any of them
       suggests, give the space to ``study.ask``.
@@ -235,9 +238,23 @@ class GaussianProcessSampler(BaseSampler):
 
         def suggest() -> Any:
             model = self._fit(encoding, observations, number)
+            local = None if fixed else self._local_model(model, observations, number)
+            if local is not None:
+                search = Search(local, log_expected_improvement, known, fixed, rng)
+                if not search.is_known(unit := search.maximise()):
+                    return unit
             return Search(model, self._function(model, number), known, fixed, rng).maximise()
 
         return _single_threaded(suggest)
+
+    def _local_model(
+        self, model: GaussianProcessModel | RegressorModel, observations: Observations, number: int
+    ) -> GaussianProcessModel | None:
+        """A model of the best row's neighbourhood: for every second trial of a stalled search without noise."""
+        if self.acquisition is not None or not isinstance(model, GaussianProcessModel) or number % 2:
+            return None
+        noisy = model.process.hyperparameters.noise > _NOISY
+        return None if noisy or not is_stalled(observations.values) else local_model(model.encoding, observations)
 
     def _function(self, model: GaussianProcessModel | RegressorModel, number: int) -> AcquisitionFunction:
         """The acquisition function for a trial."""
