@@ -4,7 +4,7 @@ import inspect
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,19 +15,18 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # it ships no types
 
 from lightning_hpo.samplers.accidents import without_accidents
-from lightning_hpo.samplers.acquisition import AcquisitionFunction, log_expected_improvement, lower_confidence_bound
+from lightning_hpo.samplers.acquisition import AcquisitionFunction, log_expected_improvement
 from lightning_hpo.samplers.acquisition_search import Search
 from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.local import is_stalled, local_model
+from lightning_hpo.samplers.feasibility import fit_feasibility
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
+from lightning_hpo.samplers.suggestion import next_configuration
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
 from lightning_hpo.space import SearchSpace, from_unit
 
 Result = TypeVar("Result")
 WARPS = ("auto", "none", "half_log", "better_log", "half_rank")
-_NOISY = 1e-2  # noise variance, in units of the targets' variance, from which every second trial is optimistic
-_optimistic: AcquisitionFunction = partial(lower_confidence_bound, beta=3.0)
 
 
 class GaussianProcessSampler(BaseSampler):
@@ -42,12 +41,8 @@ class GaussianProcessSampler(BaseSampler):
       the trial already holds; also where a single trial lacks it that failed before it asked for it.
     * Pruned and paused trials count with their last reported value at its step; failed, NaN and infinite ones as
       infeasible, unless no trial near them fails: see :mod:`lightning_hpo.samplers.observations` for the rules.
-    * Expected improvement takes the best mean for granted. Where there is noise (above 1 % of the targets' variance) it
-      keeps to the neighbourhood of a draw that may be lucky, so every second trial goes where the mean less three
-      standard deviations is lowest. Several acquisition functions in one search: Cowen-Rivers et al. 2022,
-      arXiv 2012.03826.
-    * A search that has stalled looks closely as well: every second trial is chosen by a model of the best
-      configuration's neighbourhood, :mod:`lightning_hpo.samplers.local`.
+    * Under noise every second trial is optimistic; a search that has stalled looks closely at its best configuration,
+      and changes it in one parameter: :mod:`lightning_hpo.samplers.suggestion`.
     * Parallel workers get distinct points: a trial without a value counts with the model's expectation. Its place is
       known once it has asked for its parameters: where several trials are asked for in a row before any of them
       suggests, give the space to ``study.ask``.
@@ -65,7 +60,8 @@ class GaussianProcessSampler(BaseSampler):
             Gaussian process (without gradients, so the search is over candidates only).
         acquisition: of :mod:`lightning_hpo.samplers.acquisition`, or alike, for every trial; None for log expected
             improvement, and the bound in turn where there is noise.
-        constraints_func: not supported yet, must be None.
+        constraints_func: must be None: constraints are those of each trial (``trial.set_constraint(name, value)``, kept
+            where they are <= 0), and are modelled: :mod:`lightning_hpo.samplers.feasibility`.
         space: a parsed space with conditions (:func:`lightning_hpo.space.parse_space`): one model of all branches, see
             :mod:`lightning_hpo.samplers.encoding`. A tuner gives its own. None models each branch by itself.
 
@@ -117,8 +113,8 @@ class GaussianProcessSampler(BaseSampler):
             )
         if constraints_func is not None:
             raise ValueError(
-                "`constraints_func` is not supported. Raise an exception or return NaN where it is infeasible: "
-                "the sampler learns from failed trials."
+                "`constraints_func` is not supported. Write trial.set_constraint(name, value) in the objective: a "
+                "trial is feasible where all values are <= 0."
             )
         self.warp, self.surrogate, self.acquisition = warp, surrogate, acquisition
         self.space = space
@@ -233,35 +229,16 @@ class GaussianProcessSampler(BaseSampler):
         }
         if len(fixed) == len(encoding):
             return encoding.encode([given])[0]
-        known = np.concatenate([observations.units, observations.pending])
         rng = np.random.default_rng([self.seed, number, zlib.crc32(name.encode())])
 
         def suggest() -> Any:
             model = self._fit(encoding, observations, number)
-            local = None if fixed else self._local_model(model, observations, number)
-            if local is not None:
-                search = Search(local, log_expected_improvement, known, fixed, rng)
-                if not search.is_known(unit := search.maximise()):
-                    return unit
-            return Search(model, self._function(model, number), known, fixed, rng).maximise()
+            feasibility = fit_feasibility(self._label_fitter, encoding, observations, number)
+            return next_configuration(
+                model, observations, feasibility, acquisition=self.acquisition, fixed=fixed, number=number, rng=rng
+            )
 
         return _single_threaded(suggest)
-
-    def _local_model(
-        self, model: GaussianProcessModel | RegressorModel, observations: Observations, number: int
-    ) -> GaussianProcessModel | None:
-        """A model of the best row's neighbourhood: for every second trial of a stalled search without noise."""
-        if self.acquisition is not None or not isinstance(model, GaussianProcessModel) or number % 2:
-            return None
-        noisy = model.process.hyperparameters.noise > _NOISY
-        return None if noisy or not is_stalled(observations.values) else local_model(model.encoding, observations)
-
-    def _function(self, model: GaussianProcessModel | RegressorModel, number: int) -> AcquisitionFunction:
-        """The acquisition function for a trial."""
-        if self.acquisition is not None:
-            return self.acquisition
-        noisy = isinstance(model, GaussianProcessModel) and model.process.hyperparameters.noise > _NOISY
-        return _optimistic if noisy and number % 2 else log_expected_improvement
 
     def _fit(
         self, encoding: Encoding, observations: Observations, number: int

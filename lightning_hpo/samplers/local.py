@@ -14,38 +14,39 @@ from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.observations import Observations
 from lightning_hpo.samplers.surrogate import GaussianProcessModel, fit_few
 
-_FIRST = 20  # rows before which no search counts as stalled: the first are spread, and gain nothing by design
-_RECENT = 5
+_FIRST = 15  # the first rows are spread, and gain nothing by design
 _LEAST_GAIN = 0.01
 _MARGIN = 0.3  # the box is larger than that of its rows by this share on either side: the best row may be at its edge
 _NARROWEST = 1e-9
 
 
-def is_stalled(values: Floats) -> bool:
-    """Whether the last 5 rows gained less than 1 % of median - best.
+def is_stalled(values: Floats, recent: int) -> bool:
+    """Whether the last rows gained less than 1 % of median - best.
 
     Args:
-        values: to be minimised, in the order of the trials, shape (n,); NaN for failed ones.
+        values: to be minimised, in the order of the trials, shape (n,); NaN for failed and infeasible ones.
+        recent: how many rows; with fewer than 15 others no search counts as stalled.
 
     Example:
-        >>> is_stalled(np.linspace(1.0, 0.0, 30)), is_stalled(np.append(np.linspace(1.0, 0.0, 25), np.ones(5)))
+        >>> is_stalled(np.linspace(1.0, 0.0, 30), 5), is_stalled(np.append(np.linspace(1.0, 0.0, 25), np.ones(5)), 5)
         (False, True)
     """
     values = values[~np.isnan(values)]
-    if len(values) < _FIRST:
+    if len(values) < _FIRST + recent:
         return False
     best = values.min()
-    return bool(values[:-_RECENT].min() - best <= _LEAST_GAIN * (np.median(values) - best))
+    return bool(values[:-recent].min() - best <= _LEAST_GAIN * (np.median(values) - best))
 
 
-def local_model(encoding: Encoding, observations: Observations) -> GaussianProcessModel | None:
+def local_model(encoding: Encoding, observations: Observations, values: Floats) -> GaussianProcessModel | None:
     """Return the model of the 2 d + 2 fully trained rows nearest to the best one; None if there are no more than these.
 
     Args:
         encoding: of the whole space.
         observations: of the study.
+        values: of the rows, NaN for failed and infeasible ones, shape (n,).
     """
-    units, values, pending = observations.units, observations.values, observations.pending
+    units, pending = observations.units, observations.pending
     rows = np.flatnonzero(~np.isnan(values) & (observations.fidelity == 1.0))
     count = 2 * len(encoding) + 2
     if len(rows) <= count:
