@@ -25,6 +25,7 @@ from lightning_hpo.samplers import (
     importance,
     plot_slices,
     predicted_best,
+    recommended,
     slices,
 )
 from lightning_hpo.samplers.accidents import without_accidents
@@ -178,6 +179,20 @@ def test_every_second_trial_is_optimistic_under_noise_and_local_in_a_stalled_sea
         assert (asked["default"] == asked["bound"]) == bound
         assert (asked["default"] == asked["improvement"]) == (not bound and not local)
         assert not local or abs(asked["default"]["x"] - 0.3) < 1e-3
+
+
+def test_recommends_by_the_mean_under_noise_only():
+    rng = np.random.default_rng(0)
+    for noise in (0.0, 0.1):
+        study = new_study()
+        study.optimize(
+            lambda t, noise=noise: (t.suggest_float("x", 0, 1) - 0.3) ** 2 + noise * rng.standard_normal(), n_trials=24
+        )
+        found = recommended(study)
+        assert found.params == study.trials[found.trial].params
+        assert found.rule == ("model's mean" if noise else "best value")
+        assert (found.trial == study.best_trial.number) == (noise == 0)
+        assert not noise or found.params["x"] == pytest.approx(predicted_best(study).params["x"])
 
 
 # ------------------------------------------------------------------------------------------------------------- progress
