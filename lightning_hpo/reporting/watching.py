@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from lightning_hpo.records import Mode
-from lightning_hpo.reporting.console import Console, Verbose, wants_live
+from lightning_hpo.reporting.console import Console, Verbose, in_notebook, wants_live
 from lightning_hpo.reporting.events import Observer
 from lightning_hpo.reporting.loggers import EndedTrials, EndTrial
 from lightning_hpo.reporting.view import Plan, Watch
@@ -70,13 +70,14 @@ def observers_of(
 
 @contextmanager
 def shown(observers: Sequence[Observer], console: Console, verbose: Verbose) -> Iterator[None]:
-    """Show the live view of the watch among the observers while the block runs, where there is a terminal."""
+    """Show the live view of the watch among the observers while the block runs, in a terminal or a notebook."""
     watch = next((observer for observer in observers if isinstance(observer, Watch)), None)
     if watch is None or not wants_live(verbose):
         yield
         return
     from lightning_hpo.reporting.live import LiveView  # noqa: PLC0415  # loads rich, which only a terminal needs
+    from lightning_hpo.reporting.notebook import NotebookView  # noqa: PLC0415  # as above
 
     console.quiet_jobs = True
-    with LiveView(watch.view):
+    with NotebookView(watch.view) if in_notebook() else LiveView(watch.view):
         yield
