@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -32,6 +31,7 @@ from lightning_hpo.study.trial_folders import identity_of, study_id
 from lightning_hpo.text import say
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import Ranks
+from lightning_hpo.training.trial_info import Trial, trial_info
 from lightning_hpo.tuners.options import Goal, RunOptions
 
 POLL = 0.5  # seconds between looks at what the other processes of a shared study have done
@@ -49,7 +49,7 @@ class Target:
         use_key: takes the run's key, which its checkpoints are signed with.
         deliver: makes what module or function receive of the parameters that a study stores.
         end_trial: tells the loggers of a trial that has ended, given folder, row and identity; None without a logger.
-        callbacks_of: returns the callbacks of a trial, given the same; None for a function.
+        callbacks_of: returns the callbacks of a trial, given that trial; None for a function.
     """
 
     work: Work
@@ -59,7 +59,7 @@ class Target:
     use_key: Callable[[Key], None] | None = None
     deliver: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     end_trial: EndTrial | None = None
-    callbacks_of: Callable[[Path, Row, Mapping[str, Any]], list[Any]] | None = None
+    callbacks_of: Callable[[Trial], list[Any]] | None = None
 
     @classmethod
     def of(cls, objective: Any, work: Work, parts: Sequence[Any], deliver: Any) -> "Target":
@@ -73,7 +73,7 @@ class Target:
         """
         end = objective.end_trial if objective.attached.loggers else None
         own = objective.check, objective.builder, objective.use_key
-        return cls(work, parts, *own, deliver, end, objective.callbacks_of)
+        return cls(work, parts, *own, deliver, end, partial(_restored, objective))
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def open_run(
         if ranks.size > 1:
             target = stack.enter_context(_led(folder, target, ranks, storage))
         interrupts = stack.enter_context(pausing_signals())
-        console = Console(goal.monitors[0] or "score", goal.modes[0], verbose=options.verbose, unit=unit)
+        console = Console(goal.label, goal.modes[0], verbose=options.verbose, unit=unit)
         leases = stack.enter_context(Leases(folder.path / "trials")) if options.shared else None
         run = None if given is None else str(folder.path)  # a study that was given may have trials at work elsewhere
         with study_lock(folder.path):
@@ -282,7 +282,13 @@ def _callbacks_of(rows: Sequence[Row], study: str, folder: RunFolder, target: Ta
     if not 0 <= number < len(rows):
         raise ValueError(f"there is no trial {number!r}; the study has the trials 0 to {len(rows) - 1}.")
     first = rows[rows[number].home]
-    return target.callbacks_of(folder.trial(first.number), first, identity_of(study, first.number, first.params))
+    identity = identity_of(study, first.number, first.params)
+    return target.callbacks_of(trial_info(folder.trial(first.number), first.params, identity, rows[number].global_step))
+
+
+def _restored(objective: Any, trial: Trial) -> list[Any]:
+    restored: list[Any] = objective.attached.restored(trial, objective.key)  # the key is there once the run is open
+    return restored
 
 
 def _study(
