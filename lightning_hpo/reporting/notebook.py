@@ -9,7 +9,8 @@ from typing import Any, Self
 
 from rich.console import Console as Terminal
 
-from lightning_hpo.reporting.live import block, redraw
+from lightning_hpo.reporting.console import in_notebook
+from lightning_hpo.reporting.live import LiveView, block, redraw
 from lightning_hpo.reporting.view import View
 
 _WIDTH, _HEIGHT = 110, 40
@@ -50,6 +51,11 @@ class NotebookView:
 
     def _update(self) -> None:
         self._handle.update(shown_in_notebook(self._view()), raw=True)
+
+
+def live_view(view: Callable[[], View]) -> LiveView | NotebookView:
+    """Return what shows a search while a block runs, in a notebook or a terminal."""
+    return NotebookView(view) if in_notebook() else LiveView(view)
 
 
 def shown_in_notebook(view: View) -> dict[str, str]:

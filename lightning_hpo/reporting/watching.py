@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from lightning_hpo.records import Mode
-from lightning_hpo.reporting.console import Console, Verbose, in_notebook, wants_live
+from lightning_hpo.reporting.console import Console, Verbose, wants_live
 from lightning_hpo.reporting.events import Observer
 from lightning_hpo.reporting.loggers import EndedTrials, EndTrial
 from lightning_hpo.reporting.view import Plan, Watch
@@ -75,9 +75,8 @@ def shown(observers: Sequence[Observer], console: Console, verbose: Verbose) -> 
     if watch is None or not wants_live(verbose):
         yield
         return
-    from lightning_hpo.reporting.live import LiveView  # noqa: PLC0415  # loads rich, which only a terminal needs
-    from lightning_hpo.reporting.notebook import NotebookView  # noqa: PLC0415  # as above
+    from lightning_hpo.reporting.notebook import live_view  # noqa: PLC0415  # loads rich, which lines do not need
 
     console.quiet_jobs = True
-    with NotebookView(watch.view) if in_notebook() else LiveView(watch.view):
+    with live_view(watch.view):
         yield

@@ -23,6 +23,7 @@ from lightning_hpo.reporting.view import Plan, View, read_plan
 from lightning_hpo.study.progress import Progress, ProgressFile, read_progress
 from tests.support.small import Data, Net
 
+pytestmark = pytest.mark.timeout(1800)  # most of it waits for events of other processes
 CPU = {"accelerator": "cpu"}
 FUNCTION = """
 from lightning_hpo import RandomTuner
@@ -57,7 +58,7 @@ class Standing:
         return {"step": self.global_step}
 
 
-def in_terminal(code, *, until=None, environment=(), limit=120):
+def in_terminal(code, *, until=None, environment=(), limit=540):
     """Run a script in a terminal of its own, with Ctrl-C once ``until`` is printed; return exit code and output."""
     pid, handle = pty.fork()
     if pid == 0:
@@ -310,7 +311,7 @@ def test_a_terminal_that_is_closed_ends_the_view_and_not_the_search(tmp_path):
     stream, printed = Closed(), (sys.stdout, sys.stderr)
     with LiveView(lambda: View(Plan("t", 9), "y", "min", []), stream) as view:
         stream.closed_now = True
-        view._thread.join(10)
+        view._thread.join(120)
         assert not view._thread.is_alive()
     assert (sys.stdout, sys.stderr) == printed
 
