@@ -213,15 +213,21 @@ def test_logger_objects_of_the_trainer(tmp_path):
     assert {run.data.tags["of"] for run in runs} == {"me"}
 
 
-@pytest.mark.parametrize("logger", ["csv", "tensorboard", "mlflow"])
-def test_a_logger_by_its_name(tmp_path, monkeypatch, logger):
-    pytest.importorskip("lightning" if logger == "csv" else logger)
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "mlflow", True])
+def test_a_logger_by_its_name_and_the_default_one(tmp_path, monkeypatch, logger):
+    pytest.importorskip({"csv": "lightning", True: "tensorboard"}.get(logger, logger))
     place = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
-    tuner(tmp_path, logger=logger, max_steps=10, trainer={**CPU, "log_every_n_steps": 5}).fit(Net, datamodule=Data)
+    trainer = {**CPU, "log_every_n_steps": 5}
+    given = {"trainer": {**trainer, "logger": True}} if logger is True else {"trainer": trainer, "logger": logger}
+    tuner(tmp_path, max_steps=10, **given).fit(Net, datamodule=Data)
     rows = trials_of(tmp_path / "r", 2)
-    read = {"csv": read_csv, "tensorboard": read_tensorboard}
-    check(rows, read_mlflow(place, "r") if logger == "mlflow" else read[logger](tmp_path / "r" / logger))
+    if logger == "mlflow":
+        check(rows, read_mlflow(place, "r"))
+    elif logger == "csv":
+        check(rows, read_csv(tmp_path / "r" / "csv"))
+    else:
+        check(rows, read_tensorboard(tmp_path / "r" / "tensorboard"))
 
 
 def test_folders_of_logs_of_another_study_are_moved_aside(tmp_path):
