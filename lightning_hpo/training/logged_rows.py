@@ -99,7 +99,7 @@ def without_secrets(params: Any) -> Any:
     return masked_config(vars(params) if isinstance(params, Namespace) else params)
 
 
-def claim(folder: Path, trial: str) -> None:
+def own_folder(folder: Path, trial: str) -> None:
     """Make the folder of a trial's logs, or find it again; one of a trial of another study is moved aside.
 
     Args:

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo.study.locks import Lock
-from lightning_hpo.training.logged_rows import Logged, claim, log_once, reopen, rows_before
+from lightning_hpo.training.logged_rows import Logged, log_once, own_folder, reopen, rows_before
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.plugins import METRICS
 from lightning_hpo.training.trial_info import Trial
@@ -88,14 +88,14 @@ class CsvRun(ToolRun):
         """Keep the rows before the step at which the job begins."""
         logger = self._logger(trial)
         if _is_first_rank():
-            claim(Path(logger.log_dir), trial.id)
+            own_folder(Path(logger.log_dir), trial.id)
             reopen(logger, trial.start).log_hparams(dict(trial.params))
         return [_logging_no_parameters(logger)]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
         """Write the parameters with the final score."""
         logger = self._logger(trial)
-        claim(Path(logger.log_dir), trial.id)
+        own_folder(Path(logger.log_dir), trial.id)
         writer = reopen(logger, None)
         writer.log_hparams({**trial.params, "hp_metric": score, "step": step, "status": status})
         writer.save()
@@ -125,7 +125,7 @@ class TensorBoardRun(ToolRun):
             note.write(file)
 
         if _is_first_rank():
-            claim(Path(logger.root_dir) / trial.name, trial.id)
+            own_folder(Path(logger.root_dir) / trial.name, trial.id)
             logger.log_metrics = log_metrics  # type: ignore[method-assign]  # of this one only
         return [_logging_no_parameters(logger)]
 
@@ -140,7 +140,7 @@ class TensorBoardRun(ToolRun):
             for name, value in trial.params.items()
         }
         logger = self._logger(trial)
-        claim(Path(logger.root_dir) / trial.name, trial.id)
+        own_folder(Path(logger.root_dir) / trial.name, trial.id)
         folder = Path(logger.log_dir)
         while any(
             file.name.split(".")[3] == f"{int(time.time()):010d}" for file in folder.glob("events.out.tfevents.*")
