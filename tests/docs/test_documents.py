@@ -22,9 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(textwrap.dedent(block), id=f"{page.name}-{number}")
     for page in PAGES
-    for number, block in enumerate(
-        re.findall(r"^```py(?:thon[^\n]*)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    )
+    for number, block in enumerate(re.findall(r"(?sm)^```py(?:thon[^\n]*)?\n(.*?)^```", page.read_text()))
 ]
 
 

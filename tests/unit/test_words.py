@@ -11,7 +11,12 @@ REPLACED = re.compile(
     r"let_go|refuse_\w+|for one in)\b",
     re.IGNORECASE,
 )
-PAGES = [*ROOT.glob("lightning_hpo/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md", *ROOT.glob("examples/*.py")]
+PAGES = [
+    *ROOT.glob("lightning_hpo/**/*.py"),
+    *ROOT.glob("docs/**/*.md"),
+    ROOT / "README.md",
+    *ROOT.glob("examples/*.py"),
+]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "glossary.md"], ids=lambda page: page.name)
