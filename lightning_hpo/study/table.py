@@ -27,11 +27,16 @@ ENDED = "ended"  # why a trial finished by itself
 # In a study whose budgets are in epochs or samples: {"full": optimizer steps of the full budget, step of the study ->
 # optimizer step at which the Trainer stood}.
 OPTIMIZER_STEPS = "optimizer_steps"
+# Where a score is not simply the last validation: {"score": [[optimizer step, value], ...] that the last score is made
+# of, step of the study -> monitored metric there}.
+VALIDATIONS = "validations"
 # System attribute of a trial whose values are scores of jobs, each with a checkpoint. A trial without it reports its
 # validations while it trains, and has a score when it has ended.
 BY_JOB = "lightning_hpo:by_job"
 # System attribute of a population's trial: its member, its first step, and where its parent was when it was forked.
 SEGMENT = "segment"
+# System attribute: step -> sum of all constraints above 0 there.
+VIOLATIONS = "lightning_hpo:violations"
 # System attribute: steps at which a callback asked to stop a trial that was to train on.
 STOPPED = "lightning_hpo:stopped"
 
@@ -217,18 +222,10 @@ class TrialTable:
         self._rows[number] = replace(row, values={**row.values, step: value})
 
     def note_place(self, number: int, outcome: Outcome) -> None:
-        """Write down at which optimizer step a Trainer stood; before the value there, and not if steps are counted."""
-        if outcome.global_step is None:
-            return
-        row = self._rows[number]
-        row = replace(
-            row,
-            global_steps={**row.global_steps, outcome.step: outcome.global_step},
-            full_steps=outcome.full_steps,
-        )
-        noted = {"full": row.full_steps, **{str(step): at for step, at in row.global_steps.items()}}
-        self._storage.set_trial_user_attr(self._ids[number], OPTIMIZER_STEPS, noted)
-        self._rows[number] = row
+        """Write down where a Trainer stood and what the score is made of, before the value there."""
+        self._rows[number], notes = _noted(self._rows[number], outcome)
+        for key, note in notes.items():
+            self._storage.set_trial_user_attr(self._ids[number], key, note)
 
     def note_stop(self, number: int, step: int) -> None:
         """Write down that a callback asked to stop a trial at ``step``, although it is to train on."""
@@ -236,12 +233,12 @@ class TrialTable:
         self._storage.set_trial_system_attr(self._ids[number], STOPPED, list(stopped))
         self._rows[number] = replace(self._rows[number], stopped=stopped)
 
-    def constrain(self, number: int, name: str, value: float) -> None:
-        """Write the value of a constraint, unless it is there: a kill can fall between it and the trial's end."""
-        if name not in self._storage.get_trial(self._ids[number]).constraints:
-            optuna.Trial(self._study, self._ids[number]).set_constraint(name, value)
-        if value > 0:
-            self._rows[number] = replace(self._rows[number], feasible=False)
+    def constrain(self, number: int, step: int, constraints: Mapping[str, float]) -> None:
+        """Write the values of the constraints at ``step``, as Optuna keeps them, in place of those at earlier steps."""
+        self._rows[number], notes = _constrained(self._rows[number], step, constraints)
+        for key, value in notes.items():
+            self._storage.set_trial_system_attr(self._ids[number], key, value)
+        self._notes[number] |= notes
 
     def complete(self, number: int, values: Sequence[float], ended: str | None = None) -> None:
         """End a trial that reached the full budget, or finished by itself before.
@@ -301,6 +298,16 @@ class TrialTable:
         return replace(row, target=known)
 
 
+def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple[Row, dict[str, Any]]:
+    """Return a row with the values of its constraints at ``step``, and the system attributes that say so."""
+    violation = sum(max(value, 0.0) for value in constraints.values())
+    violations = {**row.violations, **({step: violation} if violation else {})}
+    notes: dict[str, Any] = {f"constraints:{name}": value for name, value in constraints.items()}
+    if violation:
+        notes[VIOLATIONS] = {str(at): amount for at, amount in violations.items()}
+    return replace(row, feasible=not violation, violations=violations), notes
+
+
 def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:
     """Rows of a study that somebody else may be writing; ``at`` as for :class:`TrialTable`."""
     return [row_of(trial, at) for trial in study.get_trials(deepcopy=False)]
@@ -320,8 +327,10 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         ended=trial.user_attrs.get(ENDED),
         scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
         feasible=all(value <= 0 for value in trial.constraints.values()),
+        violations={int(step): amount for step, amount in trial.system_attrs.get(VIOLATIONS, {}).items()},
         stopped=tuple(trial.system_attrs.get(STOPPED, ())),
         **global_steps_of(trial),
+        **_validations_of(trial),
         **_origin(trial.system_attrs),
     )
 
@@ -331,6 +340,28 @@ def global_steps_of(trial: FrozenTrial) -> dict[str, Any]:
     noted = dict(trial.user_attrs.get(OPTIMIZER_STEPS, {}))
     full = noted.pop("full", None)
     return {"full_steps": full, "global_steps": {int(step): at for step, at in noted.items()}}
+
+
+def _noted(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
+    """Row with the place of an outcome and the validations of its score, and the user attributes that hold them."""
+    notes: dict[str, Any] = {}
+    if outcome.global_step is not None:
+        at = {**row.global_steps, outcome.step: outcome.global_step}
+        row = replace(row, global_steps=at, full_steps=outcome.full_steps)
+        notes[OPTIMIZER_STEPS] = {"full": outcome.full_steps, **{str(step): at for step, at in at.items()}}
+    if outcome.scored_from:
+        seen = {**row.validations, **outcome.validations}
+        row = replace(row, scored_from=outcome.scored_from, validations=seen)
+        made_of = [list(validation) for validation in outcome.scored_from]
+        notes[VALIDATIONS] = {"score": made_of, **{str(step): value for step, value in seen.items()}}
+    return row, notes
+
+
+def _validations_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return what a trial's score is made of, as fields of its row."""
+    noted = dict(trial.user_attrs.get(VALIDATIONS, {}))
+    made_of = tuple((int(step), float(value)) for step, value in noted.pop("score", ()))
+    return {"scored_from": made_of, "validations": {int(step): value for step, value in noted.items()}}
 
 
 def _origin(notes: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import STEPS, Unit, count_of
 from lightning_hpo.text import require_int
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
@@ -30,6 +31,11 @@ class Options(TypedDict, total=False):
         monitor: metric that the module logs in validation. Needed by ``fit``.
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
+        constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
+            infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
+        score: how the validations of a trial make the score that rungs, pruners, populations and the result go by:
+            ``"last"``, the one at exactly the step where the trial stands; ``"best"``, the best one so far, whose
+            weights ``best.ckpt`` then has; ``"mean(k)"``, the mean of the last ``k``, e.g. ``"mean(3)"``.
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
@@ -79,6 +85,8 @@ class Options(TypedDict, total=False):
 
     monitor: str | None
     mode: Mode | None
+    constraints: Sequence[str]
+    score: str
     sampler: BaseSampler | None
     seed: int
     name: str | None
@@ -116,6 +124,7 @@ class Goal:
         sampler: that proposes trials; None is the tuner's default.
         seed: of everything random.
         constraints: logged metrics that must be <= 0 in a feasible trial.
+        score: how the validations of a trial make its score; see :class:`Options`.
 
     Raises:
         TypeError, ValueError: for a wrong argument.
@@ -126,15 +135,48 @@ class Goal:
     sampler: BaseSampler | None = None
     seed: int = 0
     constraints: Sequence[str] = ()
+    score: str = "last"
 
     def __post_init__(self) -> None:
         if self.sampler is not None and not isinstance(self.sampler, BaseSampler):
             raise TypeError(f"`sampler` must be an Optuna sampler, got {self.sampler!r}.")
         require_int("seed", self.seed, 0)
+        object.__setattr__(self, "constraints", _names("constraints", self.constraints))
         modes = self._given_modes
         if len(modes) != len(self.monitors) or not modes:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
         object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
+        object.__setattr__(self, "score", str(ScoreRule.read(self.score)))
+        if self.score != "last" and len(modes) > 1:
+            raise ValueError(f"`score` must be 'last' where `monitor` names several metrics, got {self.score!r}.")
+        if self.score == "best" and self.constraints:
+            raise ValueError(
+                "`constraints` are judged at the last validation, and with `score`='best' the answer is another one: "
+                "give 'last' or 'mean(k)'."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must not change while a study goes on, the sampler aside, as plain values."""
+        several = len(self.modes) > 1
+        monitor, mode = (list(named) if several else named[0] for named in (self.monitors, self.modes))
+        rule = {} if self.score == "last" else {"score": self.score}
+        limits = {"constraints": list(self.constraints)} if self.constraints else {}
+        return {"monitor": monitor, "mode": mode, "seed": self.seed, **rule, **limits}
+
+    def validate_function(self) -> None:
+        """Raise ValueError for what needs the validations of a module, before a search over a plain function."""
+        if self.constraints:
+            raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
+        if self.score != "last":
+            raise ValueError(
+                f"`score` is {self.score!r}, but a function returns one number for each job, and that is its score: "
+                "leave it out, or use fit()."
+            )
+
+    @property
+    def label(self) -> str:
+        """Name of the score."""
+        return ScoreRule.read(self.score).label(self.monitors[0] or "score")
 
     @property
     def monitors(self) -> tuple[str | None, ...]:
@@ -313,6 +355,14 @@ def validate_names(kind: type, options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in Options.__annotations__:
             raise TypeError(unknown_argument(kind.__name__, name, arguments_of(kind), options[name]))
+
+
+def _names(argument: str, given: Any) -> tuple[str, ...]:
+    """Return names of metrics; raise TypeError for anything else."""
+    if isinstance(given, str) or not (isinstance(given, Sequence) and all(isinstance(name, str) for name in given)):
+        hint = f": write {argument}={[given]!r}" if isinstance(given, str) else ", such as ['too_big']"
+        raise TypeError(f"`{argument}` must be a list of names of logged metrics, got {given!r}{hint}.")
+    return tuple(dict.fromkeys(given))
 
 
 def require_positive(name: str, value: object) -> None:

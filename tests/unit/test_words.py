@@ -23,3 +23,8 @@ PAGES = [
 def test_no_replaced_word(page):
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
     assert [(number, found[0]) for number, line in lines for found in REPLACED.finditer(line)] == []
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
