@@ -59,7 +59,7 @@ def deep_ar(learning_rate: float = 0.01, hidden_size: int = 10, dropout: float =
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-steps", type=int, default=108)
+    parser.add_argument("--max-steps", type=int, default=27)
     parser.add_argument("--root", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     space = {

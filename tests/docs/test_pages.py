@@ -12,7 +12,7 @@ import optuna
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
@@ -35,7 +35,7 @@ SMALLER = [
 ]
 # What the pages take for granted beside the names of this package.
 GIVEN = {
-    "L": L, "Trainer": Trainer, "ModelCheckpoint": ModelCheckpoint, "CSVLogger": CSVLogger, "optuna": optuna,
+    "L": L, "Callback": Callback, "Trainer": Trainer, "ModelCheckpoint": ModelCheckpoint, "CSVLogger": CSVLogger, "optuna": optuna,
     "MedianPruner": MedianPruner, "TPESampler": TPESampler, "torch": torch, "nn": nn,
     "LitModel": mine.LitModel, "LitData": mine.LitData, "MyCLI": mine.MyCLI, "data": mine.LitData(),
     "model": mine.LitModel(), "objective_fn": mine.objective_fn,
