@@ -35,7 +35,8 @@ SMALLER = [
 ]
 # What the pages take for granted beside the names of this package.
 GIVEN = {
-    "L": L, "Callback": Callback, "Trainer": Trainer, "ModelCheckpoint": ModelCheckpoint, "CSVLogger": CSVLogger, "optuna": optuna,
+    "L": L, "Callback": Callback, "Trainer": Trainer, "ModelCheckpoint": ModelCheckpoint,
+    "CSVLogger": CSVLogger, "optuna": optuna,
     "MedianPruner": MedianPruner, "TPESampler": TPESampler, "torch": torch, "nn": nn,
     "LitModel": mine.LitModel, "LitData": mine.LitData, "MyCLI": mine.MyCLI, "data": mine.LitData(),
     "model": mine.LitModel(), "objective_fn": mine.objective_fn,
