@@ -1,4 +1,4 @@
-"""A hook of MkDocs: a link to a file of the repository outside ``docs`` becomes its text, as the site does not have it."""
+"""A hook of MkDocs: a link to a file outside ``docs`` becomes its text, as the site does not have that file."""
 
 import re
 from pathlib import PurePosixPath
