@@ -444,6 +444,18 @@ def test_a_dev_run_that_ends_at_exactly_a_rung_is_finished(tmp_path):
         assert (outcome.step, outcome.ended) == (4, "fast_dev_run ended at step 4")
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_loaders_that_are_made_anew_each_few_epochs_go_on_exactly(tmp_path, epochs):
+    case = Case(Data(2, False, 1, shuffle=True), None, {"reload_dataloaders_every_n_epochs": epochs})
+    scores = set()
+    for targets in ((7,), (2, 5, 7), (1, 4, 6, 7)):
+        made = objective(case, 7, every=1, dropout=0.3)
+        for target in targets:
+            last = run(made, target, tmp_path / str(len(targets)))
+        scores.add(last.score)
+    assert len(scores) == 1
+
+
 @pytest.mark.parametrize(
     "trainer", [{"fast_dev_run": 3}, {"limit_train_batches": 3, "max_epochs": 1}, {"max_epochs": 1}]
 )
