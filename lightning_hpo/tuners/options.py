@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from lightning_hpo.errors import SearchFailedError
+from lightning_hpo.executors.ray import RayExecutor
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.units import STEPS, Unit, count_of
@@ -75,6 +76,8 @@ class Options(TypedDict, total=False):
         logger: ``"tensorboard"``, ``"csv"``, ``"wandb"`` or ``"mlflow"``, or a function of a
             :class:`~lightning_hpo.training.trial_info.Trial` that returns Lightning loggers: one run for each trial.
         callbacks: more of them for every Trainer, copied for each job; or a function of the trial that returns some.
+        executor: where jobs run, instead of ``workers``: a number of worker processes, or a
+            :class:`~lightning_hpo.executors.ray.RayExecutor` for a Ray cluster (``docs/cluster.md``).
     """
 
     monitor: str | None
@@ -103,6 +106,7 @@ class Options(TypedDict, total=False):
     verbose: bool | Literal["lines"]
     logger: str | Callable[[Any], Any] | None
     callbacks: Any
+    executor: int | RayExecutor | None
 
 
 @dataclass(frozen=True)
@@ -209,8 +213,16 @@ class WorkerOptions:
     isolate: bool = False
     trial_timeout: float | None = None
     max_retries: int = 0
+    executor: int | RayExecutor | None = None
 
     def __post_init__(self) -> None:
+        given = self.executor
+        if given is not None and not isinstance(given, RayExecutor) and type(given) is not int:
+            raise TypeError(f"`executor` must be a number of worker processes or a RayExecutor, got {given!r}.")
+        if given is not None and self.workers != 1:
+            raise ValueError(f"`executor` is {given!r} and `workers` {self.workers}: leave `workers` out.")
+        if given is not None:
+            object.__setattr__(self, "workers", given if isinstance(given, int) else given.workers)
         object.__setattr__(self, "trial_timeout", seconds("trial_timeout", self.trial_timeout))
         for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
             require_int(name, getattr(self, name), least)
@@ -218,7 +230,7 @@ class WorkerOptions:
     @property
     def in_process(self) -> bool:
         """Whether jobs run in this process."""
-        return self.workers == 1 and not self.isolate
+        return self.workers == 1 and not self.isolate and not isinstance(self.executor, RayExecutor)
 
 
 @dataclass(frozen=True)
