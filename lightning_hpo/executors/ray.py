@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lightning_hpo.atomic import atomic_write
-from lightning_hpo.errors import JobError
+from lightning_hpo.errors import WRONG_CALL, JobError
 from lightning_hpo.executors.ray_actor import RayActor
 from lightning_hpo.executors.ray_worker import CONTROL, RayWorker
 from lightning_hpo.records import PAUSED, Outcome, Task, Work
@@ -65,7 +65,9 @@ class RayExecutor:
     def validate_installed() -> None:
         """Raise ImportError without Ray."""
         if importlib.util.find_spec("ray") is None:
-            raise ImportError("`executor` is a RayExecutor, which needs Ray: pip install lightning-hpo[ray]")
+            error = ImportError("`executor` is a RayExecutor, which needs Ray: pip install lightning-hpo[ray]")
+            error.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by errors.exit_code
+            raise error
 
     def __repr__(self) -> str:
         """Show the arguments."""

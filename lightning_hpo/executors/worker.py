@@ -49,8 +49,13 @@ def validate_not_starting() -> None:
         raise WorkerStartError(f"{_GUARD}.")
 
 
-def validate_not_daemonic(workers: int) -> None:
-    """Raise ValueError in a process that may not start worker processes."""
+def validate_can_start(workers: int) -> None:
+    """Raise ValueError in a process that cannot start worker processes."""
+    if not hasattr(os, "setpgid"):
+        raise ValueError(
+            f"`workers` is {workers}, but this system has no process groups, in which worker processes end together: "
+            "give workers=1 and isolate=False."
+        )
     if multiprocessing.current_process().daemon:
         raise ValueError(
             f"`workers` is {workers}, but this process is daemonic, as in a multiprocessing.Pool, and may not start "
@@ -255,7 +260,7 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, resour
 
     # It may be sent to a whole group: the job then saves first.
     signal.signal(signal.SIGTERM, LocalHandler(note, signal.SIG_DFL))
-    for number in (signal.SIGINT, signal.SIGHUP):  # the parent decides what they mean
+    for number in {*PAUSING} - {signal.SIGTERM}:  # the parent decides what they mean
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PAUSING)
 

@@ -12,7 +12,7 @@ from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
 from lightning_hpo.executors.processes import WorkerProcesses
 from lightning_hpo.executors.ray import RayExecutor, RayWorkers
-from lightning_hpo.executors.worker import validate_not_daemonic
+from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
 from lightning_hpo.reporting.events import Observer
@@ -58,7 +58,7 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
     if isinstance(options.executor, RayExecutor):
         options.executor.validate_installed()
     else:
-        validate_not_daemonic(options.workers)
+        validate_can_start(options.workers)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,19 @@ from lightning_hpo.tuners.parts import Parts, make_executor
 from lightning_hpo.tuners.proposers import OpenStudy
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
-_TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed", "workers", "executor")
+_TAKEN = (
+    "monitor",
+    "mode",
+    "seed",
+    "name",
+    "storage",
+    "root",
+    "trainer",
+    "verbose",
+    "allow_changed",
+    "workers",
+    "executor",
+)
 _TAKEN_BY_WORKERS = ("max_retries", "trial_timeout")
 _INTERVAL = 200  # optimizer steps
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
