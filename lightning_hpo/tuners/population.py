@@ -29,18 +29,9 @@ from lightning_hpo.tuners.proposers import OpenStudy
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = (
-    "monitor",
-    "mode",
-    "seed",
-    "name",
-    "storage",
-    "root",
-    "trainer",
-    "verbose",
-    "allow_changed",
-    "workers",
-    "executor",
-)
+    "monitor", "mode", "constraints", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed",
+    "workers", "executor",
+)  # fmt: skip
 _TAKEN_BY_WORKERS = ("max_retries", "trial_timeout")
 _INTERVAL = 200  # optimizer steps
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
@@ -81,9 +72,9 @@ class PopulationTuner(Tuner):
             ``interval``. In epochs or samples, the batch size cannot be in the space, as it changes while a member
             trains.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
-        **options: ``monitor``, ``mode``, ``seed``, ``name``, ``storage``, ``root``, ``trainer``, ``verbose``,
-            ``allow_changed``, ``workers`` or ``executor``, with these ``max_retries`` and ``trial_timeout``, as for
-            :class:`Tuner`.
+        **options: ``monitor``, ``mode``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``, ``trainer``,
+            ``verbose``, ``allow_changed``, ``workers`` or ``executor``, with these ``max_retries`` and
+            ``trial_timeout``, as for :class:`Tuner`.
 
     Raises:
         ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.
