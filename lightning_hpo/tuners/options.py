@@ -12,9 +12,10 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from lightning_hpo.errors import SearchFailedError
-from lightning_hpo.executors.ray import RayExecutor
+from lightning_hpo.executors.ray import RayExecutor, workers_of
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import STEPS, Unit, count_of
 from lightning_hpo.text import require_int
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
@@ -33,6 +34,9 @@ class Options(TypedDict, total=False):
             for a metric of which, by its name, more is better, such as ``val_acc``.
         constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
             infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
+        score: how the validations of a trial make the score that rungs, pruners, populations and the result go by:
+            ``"last"``, the one at exactly the step where the trial stands; ``"best"``, the best one so far, whose
+            weights ``best.ckpt`` then has; ``"mean(k)"``, the mean of the last ``k``, e.g. ``"mean(3)"``.
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
@@ -78,13 +82,13 @@ class Options(TypedDict, total=False):
         logger: ``"tensorboard"``, ``"csv"``, ``"wandb"`` or ``"mlflow"``, or a function of a
             :class:`~lightning_hpo.training.trial_info.Trial` that returns Lightning loggers: one run for each trial.
         callbacks: more of them for every Trainer, copied for each job; or a function of the trial that returns some.
-        executor: where jobs run, instead of ``workers``: a number of worker processes, or a
-            :class:`~lightning_hpo.executors.ray.RayExecutor` for a Ray cluster (``docs/cluster.md``).
+        executor: in place of ``workers``: a number, or a ``RayExecutor`` for a Ray cluster (``docs/cluster.md``).
     """
 
     monitor: str | None
     mode: Mode | None
     constraints: Sequence[str]
+    score: str
     sampler: BaseSampler | None
     seed: int
     name: str | None
@@ -123,6 +127,7 @@ class Goal:
         sampler: that proposes trials; None is the tuner's default.
         seed: of everything random.
         constraints: logged metrics that must be <= 0 in a feasible trial.
+        score: how the validations of a trial make its score; see :class:`Options`.
 
     Raises:
         TypeError, ValueError: for a wrong argument.
@@ -133,6 +138,7 @@ class Goal:
     sampler: BaseSampler | None = None
     seed: int = 0
     constraints: Sequence[str] = ()
+    score: str = "last"
 
     def __post_init__(self) -> None:
         if self.sampler is not None and not isinstance(self.sampler, BaseSampler):
@@ -143,6 +149,37 @@ class Goal:
         if len(modes) != len(self.monitors) or not modes:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
         object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
+        object.__setattr__(self, "score", str(ScoreRule.read(self.score)))
+        if self.score != "last" and len(modes) > 1:
+            raise ValueError(f"`score` must be 'last' where `monitor` names several metrics, got {self.score!r}.")
+        if self.score == "best" and self.constraints:
+            raise ValueError(
+                "`constraints` are judged at the last validation, and with `score`='best' the answer is another one: "
+                "give 'last' or 'mean(k)'."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must not change while a study goes on, the sampler aside, as plain values."""
+        several = len(self.modes) > 1
+        monitor, mode = (list(named) if several else named[0] for named in (self.monitors, self.modes))
+        rule = {} if self.score == "last" else {"score": self.score}
+        limits = {"constraints": list(self.constraints)} if self.constraints else {}
+        return {"monitor": monitor, "mode": mode, "seed": self.seed, **rule, **limits}
+
+    def validate_function(self) -> None:
+        """Raise ValueError for what needs the validations of a module, before a search over a plain function."""
+        if self.constraints:
+            raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
+        if self.score != "last":
+            raise ValueError(
+                f"`score` is {self.score!r}, but a function returns one number for each job, and that is its score: "
+                "leave it out, or use fit()."
+            )
+
+    @property
+    def label(self) -> str:
+        """Name of the score."""
+        return ScoreRule.read(self.score).label(self.monitors[0] or "score")
 
     @property
     def monitors(self) -> tuple[str | None, ...]:
@@ -220,13 +257,7 @@ class WorkerOptions:
     executor: int | RayExecutor | None = None
 
     def __post_init__(self) -> None:
-        given = self.executor
-        if given is not None and not isinstance(given, RayExecutor) and type(given) is not int:
-            raise TypeError(f"`executor` must be a number of worker processes or a RayExecutor, got {given!r}.")
-        if given is not None and self.workers != 1:
-            raise ValueError(f"`executor` is {given!r} and `workers` {self.workers}: leave `workers` out.")
-        if given is not None:
-            object.__setattr__(self, "workers", given if isinstance(given, int) else given.workers)
+        object.__setattr__(self, "workers", workers_of(self.executor, self.workers))
         object.__setattr__(self, "trial_timeout", seconds("trial_timeout", self.trial_timeout))
         for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
             require_int(name, getattr(self, name), least)

@@ -29,8 +29,8 @@ from lightning_hpo.tuners.proposers import OpenStudy
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = (
-    "monitor", "mode", "constraints", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed",
-    "workers", "executor",
+    "monitor", "mode", "score", "constraints", "seed", "name", "storage", "root", "trainer", "verbose",
+    "allow_changed", "workers",
 )  # fmt: skip
 _TAKEN_BY_WORKERS = ("max_retries", "trial_timeout")
 _INTERVAL = 200  # optimizer steps
@@ -72,8 +72,8 @@ class PopulationTuner(Tuner):
             ``interval``. In epochs or samples, the batch size cannot be in the space, as it changes while a member
             trains.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
-        **options: ``monitor``, ``mode``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``, ``trainer``,
-            ``verbose``, ``allow_changed``, ``workers`` or ``executor``, with these ``max_retries`` and
+        **options: ``monitor``, ``mode``, ``score``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``,
+            ``trainer``, ``verbose``, ``allow_changed``, ``workers`` or ``executor``, with these ``max_retries`` and
             ``trial_timeout``, as for :class:`Tuner`.
 
     Raises:
@@ -110,7 +110,7 @@ class PopulationTuner(Tuner):
             unit = budget.unit.name
             _validate_budget(budget, parse_space(space))
             here = group(WorkerOptions, options).in_process
-            taken = _TAKEN if here else (*_TAKEN, *_TAKEN_BY_WORKERS)
+            taken = (*_TAKEN, "executor", *(() if here else _TAKEN_BY_WORKERS))
             for argument, value in options.items():  # a command line gives options at their default too
                 if argument not in taken and value != DEFAULTS.get(argument, value):
                     raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(taken)}.")
