@@ -43,8 +43,9 @@ class Options(TypedDict, total=False):
         storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
             second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
         root: folder of all runs.
-        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
-            they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
+        trainer: more arguments for every ``Trainer``. Callbacks in it are copied for each job; loggers of a known class
+            have a run for each trial, others are copied (``docs/watching.md``). A trial that it ends below its budget
+            (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
         checkpoint_every: save within a job each time so many optimizer steps are done.
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
         workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
@@ -61,11 +62,9 @@ class Options(TypedDict, total=False):
             shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
             10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
             and the process exits with code 1; the same command continues. Default: wait for ever.
-        max_retries: how often a job whose worker process died (out of memory, a crash in native code) or hung is
-            started again, from its last checkpoint, before its trial counts as failed. Default 0: what kills a process
-            once mostly does so again. Exceptions are never retried.
-        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
-            (see :class:`~lightning_hpo.training.objective.Objective`).
+        max_retries: how often a job whose worker process died or hung is started again, from its last checkpoint, before
+            its trial counts as failed. Default 0: what kills a process once mostly does so again. Exceptions never are.
+        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s`` (see ``Objective``).
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
