@@ -62,7 +62,7 @@ class Options(TypedDict, total=False):
             shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
             10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
             and the process exits with code 1; the same command continues. Default: wait for ever.
-        max_retries: how often a job whose worker process died or hung is started again, from its last checkpoint, before
+        max_retries: how often a job whose worker died or hung is started again, from its last checkpoint, before
             its trial counts as failed. Default 0: what kills a process once mostly does so again. Exceptions never are.
         stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s`` (see ``Objective``).
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
