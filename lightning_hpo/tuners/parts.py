@@ -11,7 +11,8 @@ from optuna.pruners import BasePruner
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
 from lightning_hpo.executors.processes import WorkerProcesses
-from lightning_hpo.executors.ray import RayExecutor, RayWorkers
+from lightning_hpo.executors.ray import RayExecutor
+from lightning_hpo.executors.ray_pool import RayWorkers
 from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
