@@ -219,18 +219,10 @@ class TrialTable:
         self._rows[number] = replace(row, values={**row.values, step: value})
 
     def note_place(self, number: int, outcome: Outcome) -> None:
-        """Write down at which optimizer step a Trainer stood; before the value there, and not if steps are counted."""
-        if outcome.global_step is None:
-            return
-        row = self._rows[number]
-        row = replace(
-            row,
-            global_steps={**row.global_steps, outcome.step: outcome.global_step},
-            full_steps=outcome.full_steps,
-        )
-        noted = {"full": row.full_steps, **{str(step): at for step, at in row.global_steps.items()}}
-        self._storage.set_trial_user_attr(self._ids[number], OPTIMIZER_STEPS, noted)
-        self._rows[number] = row
+        """Write down, before the value there, at which optimizer step a Trainer stood, and the notes of an outcome."""
+        self._rows[number], notes = _placed(self._rows[number], outcome)
+        for key, value in notes.items():
+            self._storage.set_trial_user_attr(self._ids[number], key, value)
 
     def note_stop(self, number: int, step: int) -> None:
         """Write down that a callback asked to stop a trial at ``step``, although it is to train on."""
@@ -311,6 +303,16 @@ def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple
     if violation:
         notes[VIOLATIONS] = {str(at): amount for at, amount in violations.items()}
     return replace(row, feasible=not violation, violations=violations), notes
+
+
+def _placed(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
+    """Return a row with the optimizer step of an outcome, if others are counted, and the user attributes to write."""
+    if outcome.global_step is None:
+        return row, dict(outcome.notes)
+    at = {**row.global_steps, outcome.step: outcome.global_step}
+    noted = {"full": outcome.full_steps, **{str(step): stood for step, stood in at.items()}}
+    row = replace(row, global_steps=at, full_steps=outcome.full_steps)
+    return row, {**outcome.notes, OPTIMIZER_STEPS: noted}
 
 
 def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:

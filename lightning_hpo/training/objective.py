@@ -10,6 +10,9 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
-from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Outcome, Row, Task, never
+from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Outcome, Row, Task, Work, never
 from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
@@ -35,6 +38,17 @@ from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
+from lightning_hpo.training.micro_batches import (
+    WHOLE,
+    MicroBatches,
+    in_parts,
+    parts_of,
+    split,
+    splitting,
+    unless_out_of_memory,
+    validate_components,
+    validate_loader,
+)
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
@@ -95,6 +109,8 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
+        self.halves = False
+        """Whether a trial that is out of memory goes on with smaller batches."""
         self.constraints: Sequence[str] = ()
         """Metrics that must be logged in validation and are at most 0 in a feasible trial."""
         self.key = Key.new()
@@ -135,7 +151,7 @@ class Objective:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             settle(folder, identity)
             task = Task(Job(self.max_steps, trial=trial.number), params, folder, identity=identity)
-            outcome = self.run(task, callbacks=[] if report is None else [report])
+            outcome = self.work(task, never, [] if report is None else [report])  # type: ignore[call-arg]  # more than Work
         if report is not None and report.ends_at(outcome) and not outcome.is_whole(self.max_steps):
             raise optuna.TrialPruned
         if (ended := outcome.early_end(self.max_steps)) is not None:
@@ -143,8 +159,17 @@ class Objective:
         assert outcome.score is not None
         return outcome.score if single else tuple(outcome.metrics[name] for name in (self.monitor, *self.also))
 
+    @property
+    def work(self) -> Work:
+        """Carries out a job: :meth:`run`, again with smaller batches where that is wanted."""
+        return partial(in_parts, self.run) if self.halves else self.run
+
     def run(
-        self, task: Task, should_pause: Callable[[], bool] = never, callbacks: Sequence[pl.Callback] = ()
+        self,
+        task: Task,
+        should_pause: Callable[[], bool] = never,
+        callbacks: Sequence[pl.Callback] = (),
+        parts: MicroBatches = WHOLE,
     ) -> Outcome:
         """Carry out a job.
 
@@ -153,21 +178,25 @@ class Objective:
             should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score. Each
                 question (after validation batches too) shows that the job makes progress.
             callbacks: more callbacks, for this job only. If a callback stops the Trainer, the trial ends there.
+            parts: into which batches are split.
 
         Raises:
+            TooLargeError: if :attr:`halves`, and the trial is out of memory but can be split further.
             KeyError: if the monitored metric is not logged.
             ParameterMismatchError: if a hyperparameter does not take effect.
             RuntimeError: if another thread of this process trains a trial.
         """
         assert task.job.trial is not None
         with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
-            begin, is_own = self._begin(task)
+            begin, is_own = _begin(task, self.key)
             saved = None if begin is None else checkpoints.load(begin, key=self.key)
-            if is_own and saved is not None:
-                outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
-                if outcome is not None:  # a kill fell between the end of the job and its record
-                    return outcome
-            components = self.builder.build(task.params)
+            parts = parts.at_least(parts_of(saved))
+            whole = self.builder.build(task.params)
+            notes = parts.note(whole)
+            outcome = finished_outcome(saved, task.job.max_steps, self.monitor) if is_own and saved else None
+            if outcome is not None:  # a kill fell between the end of the job and its record
+                return replace(outcome, notes=notes)
+            components = split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
             self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
             progress = ProgressFile(task.folder, task.job.trial, start, task.job.max_steps, should_pause)
@@ -191,15 +220,17 @@ class Objective:
                 max_steps=self.max_steps,
                 unit=self.unit,
             )
+            trainer.parts, trainer.val_parts = parts.train, parts.val
             if trainer.is_global_zero:
                 progress.follow(trainer, job)
             try:
-                trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
+                with splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
+                    trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
             except SystemExit:
                 if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                     raise
             progress.close()
-            return self._outcome(job, trainer)
+            return replace(self._outcome(job, trainer), notes=notes)
 
     def use_key(self, key: Key) -> None:
         """Sign checkpoints with the key of a run, and recognise the files of the run by it."""
@@ -224,23 +255,31 @@ class Objective:
         """
         params = self.middle() if params is None else params
 
-        def fit() -> tuple[dict[str, float], list[str], int]:
+        def fit(parts: MicroBatches) -> tuple[dict[str, float], list[str], int]:
             with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
                 names = self.check_names(self.builder, self.space, params)
-                components = self.builder.build(params)
+                whole = self.builder.build(params)
+                loader = validate_components(whole) if self.halves else None
+                components = split(whole, parts)
                 self.attached.attach(components, trial_info(Path(folder), params, {}), logging=False)
-                logged, steps = fit_one_batch(
-                    components, Path(folder), self.max_steps, self.key, [names], unit=self.unit
-                )
+                with splitting(whole, parts) if self.halves else contextlib.nullcontext():
+                    logged, steps = fit_one_batch(
+                        components, Path(folder), self.max_steps, self.key, [names], unit=self.unit
+                    )
+                if loader is not None:
+                    validate_loader(whole, loader)
                 return logged, names.unused, steps
 
         with _naming(params), _wrong_call():
-            alone = ranks_of(self.builder.distributed_arguments).size == 1
-            logged, unused, steps = call_apart(fit) if alone else fit()  # a process group cannot be copied
+            alone = ranks_of(self.builder.distributed_arguments).size == 1  # else a process group, which is not copied
+            fitted = unless_out_of_memory(partial(call_apart if alone else call, partial(in_parts, fit)))
+            if fitted is None:
+                return
+            logged, unused, steps = fitted
             self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
-            self._score(logged)
+            _scores((self.monitor, *self.also), self.constraints, logged)
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
         """Let the logger of a trial say how the trial has ended.
@@ -263,30 +302,24 @@ class Objective:
         with warnings_only("optuna"):
             return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
 
-    def _begin(self, task: Task) -> tuple[Path | None, bool]:
-        """Return the checkpoint that a job begins from, and whether it is the trial's own."""
-        task.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = task.folder / CHECKPOINT
-        checkpoints.remove_leftovers(checkpoint)
-        own, damaged = checkpoints.newest_intact(checkpoint, self.key)
-        for file in damaged:
-            aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
-            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-        return own or task.source, own is not None
-
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
             return Outcome(None, trainer.place()["step"], values=job.values, ended=PAUSED)
-        score = self._score(job.metrics)
+        score = _scores((self.monitor, *self.also), self.constraints, job.metrics)
         place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
         return Outcome(score, metrics=job.metrics, values=job.values, ended=job.ended, **place)
 
-    def _score(self, metrics: Mapping[str, Any]) -> float:
-        """Return the monitored metric; raise ValueError if a metric that is needed is not among those logged."""
-        for name in self.constraints:
-            _score(name, metrics, "constraints")
-        first, *_ = (_score(name, metrics) for name in (self.monitor, *self.also))
-        return first
+
+def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
+    """Return the checkpoint that a job begins from, and whether it is the trial's own."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = task.folder / CHECKPOINT
+    checkpoints.remove_leftovers(checkpoint)
+    own, damaged = checkpoints.newest_intact(checkpoint, key)
+    for file in damaged:
+        aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
+        logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+    return own or task.source, own is not None
 
 
 @contextlib.contextmanager
@@ -329,6 +362,13 @@ def _naming(params: Mapping[str, Any]) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"with the parameters {listed(params)}")
         raise
+
+
+def _scores(monitors: Sequence[str], constraints: Sequence[str], metrics: Mapping[str, Any]) -> float:
+    """Return the first metric; raise ValueError if a metric that is needed is not among those logged."""
+    for name in constraints:
+        _score(name, metrics, "constraints")
+    return [_score(name, metrics) for name in monitors][0]  # noqa: RUF015  # all are looked at
 
 
 def _score(monitor: str, metrics: Mapping[str, Any], argument: str = "monitor") -> float:

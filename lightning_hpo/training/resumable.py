@@ -58,7 +58,8 @@ class Resumable:
         if point == "epoch":
             rewind(trainer.train_dataloader)
         live = self._live.state(self._modes if point == "validated" else None)
-        return {"point": point, "random": rng_state(), "live": live}
+        parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
+        return {"point": point, "random": rng_state(), "live": live, "parts": parts}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, before Lightning restores its loops from it.

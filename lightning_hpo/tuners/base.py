@@ -34,6 +34,7 @@ from lightning_hpo.tuners.options import (
     TrialOptions,
     WorkerOptions,
     group,
+    more_settings,
     validate_names,
 )
 from lightning_hpo.tuners.parts import Parts
@@ -236,7 +237,7 @@ class Tuner:
             stop_on_nan=self._trials.stop_on_nan,
             attached=attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer),
         )
-        objective.unit = self.unit
+        objective.unit, objective.halves = self.unit, self._trials.on_oom == "halve"
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         if self._parts.check_names is not None:
             objective.check_names = self._parts.check_names
@@ -385,16 +386,15 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
     code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
-    define = tuner._define  # noqa: SLF001  # as above
     return fingerprint(
         tuner.space,
         tuner.scheduler,
         target.parts,
-        code if define is None else [*code, define],
+        [*code, *filter(None, [tuner._define])],  # noqa: SLF001  # as above
         trains=target.builder is not None,
         monitor=list(goal.monitors) if several else goal.monitors[0],
         mode=list(goal.modes) if several else goal.modes[0],
         seed=goal.seed,
         sampler=sampler,
-        **{k: v for k, v in {"unit": tuner.unit.settings(), "constraints": list(goal.constraints)}.items() if v},
+        **more_settings(goal, tuner._trials, tuner.unit),  # noqa: SLF001  # as above
     )

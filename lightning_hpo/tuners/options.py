@@ -61,6 +61,10 @@ class Options(TypedDict, total=False):
             once mostly does so again. Exceptions are never retried.
         stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
             (see :class:`~lightning_hpo.training.objective.Objective`).
+        on_oom: what becomes of a trial that is out of memory. ``"fail"`` fails it, and samplers that learn from
+            failures keep away. ``"halve"`` continues it from its last checkpoint with half the batch size and twice the
+            ``accumulate_grad_batches``, and again, down to 1 (see ``docs/limits.md``). The data module (or a model with
+            loaders of its own) must read ``self.batch_size`` or ``self.hparams.batch_size``.
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
@@ -99,6 +103,7 @@ class Options(TypedDict, total=False):
     trial_timeout: float | str | None
     max_retries: int
     stop_on_nan: bool
+    on_oom: Literal["fail", "halve"]
     isolate: bool
     allow_changed: bool
     overwrite: bool
@@ -187,17 +192,20 @@ class TrialOptions:
     checkpoint_every: int = 25
     keep_checkpoints: bool = False
     stop_on_nan: bool = False
+    on_oom: Literal["fail", "halve"] = "fail"
     logger: str | Callable[[Any], Any] | None = None
     callbacks: Any = None
 
     def validate_no_trainer(self) -> None:
         """Raise ValueError for what only a Trainer can have, before a search over a plain function."""
-        for name in ("logger", "callbacks"):
-            if getattr(self, name) is not None:
+        for name in ("logger", "callbacks", "on_oom"):
+            if getattr(self, name) not in (None, "fail"):
                 raise ValueError(f"`{name}` is for Trainers, and a function has none: leave it out, or use fit().")
 
     def __post_init__(self) -> None:
         validate_trainer(self.trainer)
+        if self.on_oom not in ("fail", "halve"):
+            raise ValueError(f"`on_oom` must be 'fail' or 'halve', got {self.on_oom!r}.")
 
 
 @dataclass(frozen=True)
@@ -317,6 +325,13 @@ def validate_names(kind: type, options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in Options.__annotations__:
             raise TypeError(unknown_argument(kind.__name__, name, arguments_of(kind), options[name]))
+
+
+def more_settings(goal: Goal, trials: TrialOptions, unit: Unit) -> dict[str, Any]:
+    """Return what must not change while a study goes on, without what is at its default."""
+    on_oom = None if trials.on_oom == "fail" else trials.on_oom
+    found = {"unit": unit.settings(), "constraints": list(goal.constraints), "on_oom": on_oom}
+    return {name: value for name, value in found.items() if value}
 
 
 def _names(argument: str, given: Any) -> tuple[str, ...]:
