@@ -267,7 +267,7 @@ class Tuner:
     def _search(self, target: Target) -> Iterator["_Prepared"]:
         """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-        _validate_workers(self._workers, ranks.size, self._parts.single_process)
+        _validate_workers(self._workers, ranks.size, self._parts.single_process or self._trials.single_process)
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)

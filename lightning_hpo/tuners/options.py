@@ -207,6 +207,11 @@ class TrialOptions:
         if self.on_oom not in ("fail", "halve"):
             raise ValueError(f"`on_oom` must be 'fail' or 'halve', got {self.on_oom!r}.")
 
+    @property
+    def single_process(self) -> str:
+        """Why a trial cannot train in several processes; empty if it can."""
+        return "" if self.on_oom == "fail" else "`on_oom` is 'halve', which one of them cannot do alone: leave it out"
+
 
 @dataclass(frozen=True)
 class WorkerOptions:

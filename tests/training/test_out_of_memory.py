@@ -213,6 +213,7 @@ class Without(pl.LightningDataModule):
     [
         (Fixed, {}, "the batch size of Fixed, 16, got DataLoader with 10"),
         (Without, {}, "Without has no `self.batch_size`"),
+        (Data, {"strategy": "ddp", "devices": 2}, "in 2 processes, but `on_oom` is 'halve'"),
         (Data, {"check_val_every_n_epoch": None}, "counts batches across epochs"),
         (Data, {"callbacks": [pl.callbacks.GradientAccumulationScheduler({0: 2})]}, "GradientAccumulationScheduler"),
     ],
