@@ -19,40 +19,34 @@ from typing import Any
 import lightning.pytorch as pl
 import optuna
 from optuna.samplers import RandomSampler
+from optuna.study import StudyDirection
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
-from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Outcome, Row, Task, Work, never
+from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Mode, Outcome, Row, Task, Work, never
 from lightning_hpo.schedulers import Job
+from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.table import ENDED
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
+from lightning_hpo.training import micro_batches
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.attachments import Attachments
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
-from lightning_hpo.training.micro_batches import (
-    WHOLE,
-    MicroBatches,
-    in_parts,
-    parts_of,
-    split,
-    splitting,
-    unless_out_of_memory,
-    validate_components,
-    validate_loader,
-)
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
+from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.trainer import TrialTrainer
 from lightning_hpo.training.trial_info import trial_info
 from lightning_hpo.training.trial_report import TrialReport
@@ -79,11 +73,11 @@ class Objective:
         stop_on_nan: end a trial at its first training loss that is NaN or infinite, as failed with ``diverged at step
             s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
             checked after every step, on other devices before each checkpoint and validation.
-        attached: loggers and callbacks of each trial.
+        score: what the validations of a trial make its score: ``"last"``, ``"best"`` or ``"mean(k)"``, as for tuners.
 
     Raises:
         TypeError: if ``model`` or ``data`` is an instance, not a class or function.
-        ValueError: if the space names an argument that does not exist (the nearest is suggested).
+        ValueError: if the space names an argument that does not exist (the nearest is suggested), or for a ``score``.
     """
 
     def __init__(
@@ -101,7 +95,7 @@ class Objective:
         checkpoint_every: int = 25,
         root: str | Path | None = None,
         stop_on_nan: bool = False,
-        attached: Attachments | None = None,
+        score: str = "last",
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
@@ -117,6 +111,10 @@ class Objective:
         self.check_names: Callable[..., NameCheck] = UnusedNames
         """Called with builder, space and parameters; the callback checks the names of the space before training."""
         self.monitor = monitor
+        self.rule = ScoreRule.read(score)
+        """That makes the score of a trial."""
+        self.mode: Mode | None = None
+        """Whether lower or higher values are better; None goes by the study, or the name of the metric."""
         budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
         self.unit = budget.unit
         """Of the budget."""
@@ -130,7 +128,8 @@ class Objective:
         self._every = checkpoint_every
         self._root = root
         self._stop_on_nan = stop_on_nan
-        self.attached = Attachments() if attached is None else attached
+        self.attached = Attachments()
+        """Loggers and callbacks of each trial."""
         self.builder.check_space(self.space)
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
@@ -147,6 +146,8 @@ class Objective:
         single = study is None or len(study.directions) == 1
         report = TrialReport(trial, self.monitor) if study is not None and single else None
         identity = {} if study is None else identity_of(study_id(study), trial.number, trial.params)
+        if study is not None:
+            self.mode = "min" if study.directions[0] == StudyDirection.MINIMIZE else "max"
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             settle(folder, identity)
@@ -162,14 +163,14 @@ class Objective:
     @property
     def work(self) -> Work:
         """Carries out a job: :meth:`run`, again with smaller batches where that is wanted."""
-        return partial(in_parts, self.run) if self.halves else self.run
+        return partial(micro_batches.in_parts, self.run) if self.halves else self.run
 
     def run(
         self,
         task: Task,
         should_pause: Callable[[], bool] = never,
         callbacks: Sequence[pl.Callback] = (),
-        parts: MicroBatches = WHOLE,
+        parts: micro_batches.MicroBatches = micro_batches.WHOLE,
     ) -> Outcome:
         """Carry out a job.
 
@@ -190,13 +191,13 @@ class Objective:
         with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
             begin, is_own = _begin(task, self.key)
             saved = None if begin is None else checkpoints.load(begin, key=self.key)
-            parts = parts.at_least(parts_of(saved))
-            whole = self.builder.build(task.params)
+            parts = parts.at_least(micro_batches.parts_of(saved))
+            whole, scores = self.builder.build(task.params), self.scores(task)
             notes = parts.note(whole)
-            outcome = finished_outcome(saved, task.job.max_steps, self.monitor) if is_own and saved else None
+            outcome = finished_outcome(saved, task.job.max_steps, scores) if is_own and saved else None
             if outcome is not None:  # a kill fell between the end of the job and its record
                 return replace(outcome, notes=notes)
-            components = split(whole, parts, saved)
+            components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
             self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
             progress = ProgressFile(task.folder, task.job.trial, start, task.job.max_steps, should_pause)
@@ -204,7 +205,7 @@ class Objective:
                 task.job.max_steps,
                 task.folder / CHECKPOINT,
                 every=self._every,
-                monitor=self.monitor,
+                scores=scores,
                 should_pause=progress.pause_wanted,
                 stop_on_nan=self._stop_on_nan,
                 identity=task.identity,
@@ -220,17 +221,22 @@ class Objective:
                 max_steps=self.max_steps,
                 unit=self.unit,
             )
-            trainer.parts, trainer.val_parts = parts.train, parts.val
+            trainer.parts, trainer.val_parts, trainer.scores = parts.train, parts.val, scores
             if trainer.is_global_zero:
-                progress.follow(trainer, job)
+                progress.follow(trainer, scores)
             try:
-                with splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
+                with micro_batches.splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
                     trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
             except SystemExit:
                 if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                     raise
             progress.close()
             return replace(self._outcome(job, trainer), notes=notes)
+
+    def scores(self, task: Task) -> Scores:
+        """Return the score of a trial as it is before a job."""
+        mode = self.mode or direction(self.monitor, None if self.rule.name == "best" else "min")
+        return Scores(self.monitor, self.rule, mode, task)
 
     def use_key(self, key: Key) -> None:
         """Sign checkpoints with the key of a run, and recognise the files of the run by it."""
@@ -255,31 +261,18 @@ class Objective:
         """
         params = self.middle() if params is None else params
 
-        def fit(parts: MicroBatches) -> tuple[dict[str, float], list[str], int]:
-            with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
-                names = self.check_names(self.builder, self.space, params)
-                whole = self.builder.build(params)
-                loader = validate_components(whole) if self.halves else None
-                components = split(whole, parts)
-                self.attached.attach(components, trial_info(Path(folder), params, {}), logging=False)
-                with splitting(whole, parts) if self.halves else contextlib.nullcontext():
-                    logged, steps = fit_one_batch(
-                        components, Path(folder), self.max_steps, self.key, [names], unit=self.unit
-                    )
-                if loader is not None:
-                    validate_loader(whole, loader)
-                return logged, names.unused, steps
-
         with _naming(params), _wrong_call():
             alone = ranks_of(self.builder.distributed_arguments).size == 1  # else a process group, which is not copied
-            fitted = unless_out_of_memory(partial(call_apart if alone else call, partial(in_parts, fit)))
+            fitted = micro_batches.unless_out_of_memory(
+                partial(call_apart if alone else call, partial(micro_batches.in_parts, _fit_one_batch, self, params))
+            )
             if fitted is None:
                 return
             logged, unused, steps = fitted
             self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
-            _scores((self.monitor, *self.also), self.constraints, logged)
+            _validate_logged(self, logged)
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
         """Let the logger of a trial say how the trial has ended.
@@ -304,17 +297,38 @@ class Objective:
 
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
-            return Outcome(None, trainer.place()["step"], values=job.values, ended=PAUSED)
-        score = _scores((self.monitor, *self.also), self.constraints, job.metrics)
+            return Outcome(None, trainer.place()["step"], values=job.scores.values, ended=PAUSED)
+        _validate_logged(self, job.scores.metrics)
         place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
-        return Outcome(score, metrics=job.metrics, values=job.values, ended=job.ended, **place)
+        return Outcome(**job.scores.outcome(place["step"]), values=job.scores.values, ended=job.ended, **place)
+
+
+def _fit_one_batch(
+    objective: Objective, params: Mapping[str, Any], parts: micro_batches.MicroBatches
+) -> tuple[dict[str, float], list[str], int]:
+    """Return what the check logs, names of the space that change nothing, and the optimizer steps of a full budget."""
+    with quiet_and_seeded(objective.seed, 0), tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        names = objective.check_names(objective.builder, objective.space, params)
+        whole = objective.builder.build(params)
+        loader = micro_batches.validate_components(whole) if objective.halves else None
+        components = micro_batches.split(whole, parts)
+        objective.attached.attach(components, trial_info(folder, params, {}), logging=False)
+        with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
+            logged, steps = fit_one_batch(
+                components, folder, objective.max_steps, objective.key, [names], unit=objective.unit
+            )
+        if loader is not None:
+            micro_batches.validate_loader(whole, loader)
+        return logged, names.unused, steps
 
 
 def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
     """Return the checkpoint that a job begins from, and whether it is the trial's own."""
     task.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = task.folder / CHECKPOINT
-    checkpoints.remove_leftovers(checkpoint)
+    for file in (checkpoint, task.folder / BEST_CHECKPOINT):
+        checkpoints.remove_leftovers(file)
     own, damaged = checkpoints.newest_intact(checkpoint, key)
     for file in damaged:
         aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
@@ -364,11 +378,12 @@ def _naming(params: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def _scores(monitors: Sequence[str], constraints: Sequence[str], metrics: Mapping[str, Any]) -> float:
-    """Return the first metric; raise ValueError if a metric that is needed is not among those logged."""
-    for name in constraints:
+def _validate_logged(objective: Objective, metrics: Mapping[str, Any]) -> None:
+    """Raise ValueError if a metric that is needed is not among those logged."""
+    for name in objective.constraints:
         _score(name, metrics, "constraints")
-    return [_score(name, metrics) for name in monitors][0]  # noqa: RUF015  # all are looked at
+    for name in (objective.monitor, *objective.also):
+        _score(name, metrics)
 
 
 def _score(monitor: str, metrics: Mapping[str, Any], argument: str = "monitor") -> float:

@@ -1,25 +1,22 @@
 """The options that all tuners share: flat keywords for people, grouped and checked for the code that uses them."""
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from lightning_hpo.errors import SearchFailedError
-from lightning_hpo.records import Mode, Row
+from lightning_hpo.records import Mode
 from lightning_hpo.schedulers.direction import direction
-from lightning_hpo.schedulers.units import STEPS, Unit, count_of
+from lightning_hpo.schedulers.scores import ScoreRule
+from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.text import require_int
+from lightning_hpo.tuners.limits import Limits, seconds
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
-_ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
-_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 Group = TypeVar("Group")
 
 
@@ -32,6 +29,9 @@ class Options(TypedDict, total=False):
             for a metric of which, by its name, more is better, such as ``val_acc``.
         constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
             infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
+        score: how the validations of a trial make the score that rungs, pruners, populations and the result go by:
+            ``"last"``, the one at exactly the step where the trial stands; ``"best"``, the best one so far, whose
+            weights ``best.ckpt`` then has; ``"mean(k)"``, the mean of the last ``k``, e.g. ``"mean(3)"``.
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
@@ -86,6 +86,7 @@ class Options(TypedDict, total=False):
     monitor: str | None
     mode: Mode | None
     constraints: Sequence[str]
+    score: str
     sampler: BaseSampler | None
     seed: int
     name: str | None
@@ -124,6 +125,7 @@ class Goal:
         sampler: that proposes trials; None is the tuner's default.
         seed: of everything random.
         constraints: logged metrics that must be <= 0 in a feasible trial.
+        score: how the validations of a trial make its score; see :class:`Options`.
 
     Raises:
         TypeError, ValueError: for a wrong argument.
@@ -134,6 +136,7 @@ class Goal:
     sampler: BaseSampler | None = None
     seed: int = 0
     constraints: Sequence[str] = ()
+    score: str = "last"
 
     def __post_init__(self) -> None:
         if self.sampler is not None and not isinstance(self.sampler, BaseSampler):
@@ -144,6 +147,37 @@ class Goal:
         if len(modes) != len(self.monitors) or not modes:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
         object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
+        object.__setattr__(self, "score", str(ScoreRule.read(self.score)))
+        if self.score != "last" and len(modes) > 1:
+            raise ValueError(f"`score` must be 'last' where `monitor` names several metrics, got {self.score!r}.")
+        if self.score == "best" and self.constraints:
+            raise ValueError(
+                "`constraints` are judged at the last validation, and with `score`='best' the answer is another one: "
+                "give 'last' or 'mean(k)'."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must not change while a study goes on, the sampler aside, as plain values."""
+        several = len(self.modes) > 1
+        monitor, mode = (list(named) if several else named[0] for named in (self.monitors, self.modes))
+        rule = {} if self.score == "last" else {"score": self.score}
+        limits = {"constraints": list(self.constraints)} if self.constraints else {}
+        return {"monitor": monitor, "mode": mode, "seed": self.seed, **rule, **limits}
+
+    def validate_function(self) -> None:
+        """Raise ValueError for what needs the validations of a module, before a search over a plain function."""
+        if self.constraints:
+            raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
+        if self.score != "last":
+            raise ValueError(
+                f"`score` is {self.score!r}, but a function returns one number for each job, and that is its score: "
+                "leave it out, or use fit()."
+            )
+
+    @property
+    def label(self) -> str:
+        """Name of the score."""
+        return ScoreRule.read(self.score).label(self.monitors[0] or "score")
 
     @property
     def monitors(self) -> tuple[str | None, ...]:
@@ -238,72 +272,6 @@ class WorkerOptions:
         return self.workers == 1 and not self.isolate
 
 
-@dataclass(frozen=True)
-class Limits:
-    """When to start no more jobs.
-
-    Args:
-        timeout: seconds from now, a text such as ``"8h"`` or ``"1h30m"``, or None.
-        total: recorded optimizer steps, epochs or samples, as the budget is in, those of earlier calls included, or
-            None.
-        total_steps: the same in optimizer steps.
-        max_failed: failed trials in a row (an int), or as a share of all that have ended (a float below 1), which is
-            judged from the tenth on.
-        unit: of the budget.
-
-    Raises:
-        TypeError, ValueError: for a wrong argument.
-    """
-
-    timeout: float | None = None  # in seconds, once it is made
-    total: float | None = None
-    total_steps: int | None = None
-    max_failed: int | float = 5
-    unit: Unit = STEPS
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "timeout", seconds("timeout", self.timeout))
-        for name in ("total", "total_steps", "max_failed"):
-            require_positive(name, getattr(self, name))
-        if self.total_steps is not None and self.total is not None:
-            raise TypeError("give either `total` or `total_steps`: both say how much is spent in all.")
-        if self.total_steps is not None and not self.unit.is_steps:
-            raise TypeError(
-                f"`total_steps` is in optimizer steps, but the budget is in {self.unit.label}: give `total`, in "
-                f"{self.unit.label}."
-            )
-
-    @property
-    def count(self) -> int | None:
-        """How much may be spent in all, as the scheduler counts; None without end."""
-        total = self.total if self.total_steps is None else self.total_steps
-        return None if total is None else count_of(self.unit, total)
-
-    def check_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
-        """Raise SearchFailedError if too many trials failed.
-
-        Args:
-            in_a_row: failed trials since the last one that did not fail.
-            rows: all trials.
-            last: reason of the last failure.
-        """
-        if self.max_failed >= 1:
-            if in_a_row >= self.max_failed:
-                raise SearchFailedError(f"{in_a_row} trials in a row failed, the last one with: {last}")
-            return
-        ended = [row for row in rows if row.state != "running"]
-        failed = sum(row.state == "failed" for row in ended)
-        if in_a_row and len(ended) >= _ENOUGH_TO_JUDGE and failed >= self.max_failed * len(ended):
-            raise SearchFailedError(f"{failed} of {len(ended)} trials failed, the last one with: {last}")
-
-    def texts(self) -> list[str]:
-        """Each limit that ends a search before its scheduler does, as words."""
-        count = self.count
-        steps = None if count is None else f"once {self.unit.number(count):,} {self.unit.label} are recorded"
-        time = None if self.timeout is None else f"after {self.timeout:g} s"
-        return [text for text in (steps, time) if text is not None]
-
-
 DEFAULTS = {
     field.name: field.default
     for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits)
@@ -332,10 +300,9 @@ def validate_names(kind: type, options: Mapping[str, Any]) -> None:
             raise TypeError(unknown_argument(kind.__name__, name, arguments_of(kind), options[name]))
 
 
-def more_settings(goal: Goal, trials: TrialOptions, unit: Unit) -> dict[str, Any]:
-    """Return what must not change while a study goes on, without what is at its default."""
-    on_oom = None if trials.on_oom == "fail" else trials.on_oom
-    found = {"unit": unit.settings(), "constraints": list(goal.constraints), "on_oom": on_oom}
+def more_settings(trials: TrialOptions, unit: Unit) -> dict[str, Any]:
+    """Return what must not change while a study goes on, of trials and budget, without what is at its default."""
+    found = {"unit": unit.settings(), "on_oom": None if trials.on_oom == "fail" else trials.on_oom}
     return {name: value for name, value in found.items() if value}
 
 
@@ -345,34 +312,3 @@ def _names(argument: str, given: Any) -> tuple[str, ...]:
         hint = f": write {argument}={[given]!r}" if isinstance(given, str) else ", such as ['too_big']"
         raise TypeError(f"`{argument}` must be a list of names of logged metrics, got {given!r}{hint}.")
     return tuple(dict.fromkeys(given))
-
-
-def require_positive(name: str, value: object) -> None:
-    """Raise TypeError or ValueError unless ``value`` is None or a number above 0."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"`{name}` must be a number above 0, got {value!r}.")
-    if value is not None and not float(value) > 0:
-        raise ValueError(f"`{name}` must be above 0, got {value!r}.")
-
-
-def seconds(name: str, value: Any) -> float | None:
-    """Return a length of time in seconds.
-
-    Args:
-        name: of the argument.
-        value: a number of seconds above 0, a text of numbers with the units d, h, m and s, or None.
-
-    Raises:
-        TypeError, ValueError: for another value.
-
-    Example:
-        >>> seconds("timeout", "1h30m"), seconds("timeout", 90)
-        (5400.0, 90)
-    """
-    if isinstance(value, str):
-        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", value)
-        if not parts or re.sub(r"\d+(?:\.\d+)?\s*[dhms]|\s", "", value):
-            raise ValueError(f"`{name}` must be a number of seconds, or a text such as '8h' or '1h30m', got {value!r}.")
-        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    require_positive(name, value)
-    return value  # type: ignore[no-any-return]  # a number above 0, or None

@@ -19,7 +19,8 @@ from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, Observer
 from lightning_hpo.schedulers.base import Scheduler
 from lightning_hpo.study.table import FOREIGN, TrialTable
 from lightning_hpo.study.trial_folders import identity_of
-from lightning_hpo.tuners.options import Goal, Limits
+from lightning_hpo.tuners.limits import Limits
+from lightning_hpo.tuners.options import Goal
 from lightning_hpo.tuners.proposers import ProposalError, Proposer
 
 
@@ -151,6 +152,7 @@ class Search:
             source=None if row.parent is None else self._source(row, row.parent),
             identity=identity_of(self.study_id, number, row.params),
             member=home.number,
+            scored_from=row.scored_from,
         )
 
     def _source(self, row: Row, parent: int) -> Path:
