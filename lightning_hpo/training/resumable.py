@@ -59,7 +59,9 @@ class Resumable:
             rewind(trainer.train_dataloader)
         live = self._live.state(self._modes if point == "validated" else None)
         parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
-        return {"point": point, "random": rng_state(), "live": live, "parts": parts}
+        # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
+        uncounted = point == "validated" and not trainer.fit_loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
+        return {"point": point, "random": rng_state(), "live": live, "parts": parts, "uncounted": int(uncounted)}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, before Lightning restores its loops from it.
@@ -69,6 +71,7 @@ class Resumable:
             loops: the progress of the fit loop in the checkpoint; changed in place.
         """
         self._restored = state
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += state.get("uncounted", 0)
         if state["point"] == "epoch":
             for progress in loops["epoch_progress"].values():  # as if the next one had not been asked for
                 progress["ready"] = progress["started"] = progress["processed"] = progress["completed"]
