@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_hpo.errors import free_frames
@@ -153,7 +154,7 @@ def split(components: TrialComponents, parts: MicroBatches, saved: dict[str, Any
     if parts.train > 1:
         arguments[_ACCUMULATE] = (arguments.get(_ACCUMULATE) or 1) * parts.train
         object.__setattr__(owner, "train_dataloader", _Split(owner, owner.train_dataloader, _training, parts.train))
-    if parts.val > 1:
+    if parts.val > 1 and is_overridden("val_dataloader", owner):
         object.__setattr__(owner, "val_dataloader", _Split(owner, owner.val_dataloader, _validation, parts.val))
     return TrialComponents(components.module, components.data, arguments)
 
