@@ -60,12 +60,13 @@ class Resumable:
         if point == "epoch":
             rewind(trainer.train_dataloader, reloads=reloads)
         live = self._live.state(self._modes if point == "validated" else None)
+        parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
         # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
         uncounted = point == "validated" and not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
         reloaded = trainer.current_epoch if reloads else loop._last_train_dl_reload_epoch  # noqa: SLF001  # as above
-        return {
-            "point": point, "random": rng_state(), "live": live, "uncounted": int(uncounted), "reloaded": reloaded,
-        }  # fmt: skip
+        random = rng_state()
+        kept = {"point": point, "random": random, "live": live, "parts": parts, "uncounted": int(uncounted)}
+        return {**kept, "reloaded": reloaded}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, before Lightning restores its loops from it.
