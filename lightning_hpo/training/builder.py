@@ -51,6 +51,11 @@ class Builder(ABC):
     def check_space(self, names: Mapping[str, Any]) -> None:
         """Raise ValueError if the space (name -> distribution) has an argument or a value that cannot be set."""
 
+    def defaults(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what names of a space are where nothing is searched, as the module receives it; not None."""
+        del names
+        return {}
+
     @abstractmethod
     def build(self, params: Mapping[str, Any]) -> TrialComponents:
         """Build everything anew with a trial's parameters."""

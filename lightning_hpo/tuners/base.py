@@ -12,7 +12,6 @@ from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
 from lightning_hpo.executors.base import Executor
-from lightning_hpo.executors.worker import validate_not_daemonic
 from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
@@ -27,6 +26,7 @@ from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import Ranks, ranks_of
 from lightning_hpo.tuners.options import (
+    Beginning,
     Goal,
     Limits,
     Options,
@@ -36,11 +36,12 @@ from lightning_hpo.tuners.options import (
     group,
     validate_names,
 )
-from lightning_hpo.tuners.parts import Parts
+from lightning_hpo.tuners.parts import Parts, validate_workers
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
+from lightning_hpo.tuners.starts import starting_points, validate_beginning
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -117,6 +118,8 @@ class Tuner:
             mode = getattr(scheduler, "mode", self.mode)
             if mode != self.mode:
                 raise ValueError(f"`mode` is {self.mode!r} for the tuner and {mode!r} for its scheduler.")
+            self._beginning = group(Beginning, options)
+            validate_beginning(self._beginning, self._define or self.space, scheduler)
         self.scheduler, self._parts = scheduler, parts
         self._builder: Builder | None = None
 
@@ -199,7 +202,8 @@ class Tuner:
             parts = [model or self._builder, datamodule]
             work, deliver = self._parts.work(objective), self.space.deliver
             end = objective.end_trial if self._trials.logger else None
-            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver, end)
+            starts = starting_points(self._beginning, self._define or self.space, objective.builder.of_values)
+            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver, end, starts)
             with self._search(target) as prepared:
                 prepared.run()
             return prepared.answer()
@@ -258,7 +262,8 @@ class Tuner:
             if self._goal.constraints:
                 raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
             work = FunctionWork(function, self.space.deliver, self.unit.number)
-            with self._search(Target(work, [function], deliver=self.space.deliver)) as prepared:
+            starts = starting_points(self._beginning, self._define or self.space, None)
+            with self._search(Target(work, [function], deliver=self.space.deliver, starts=starts)) as prepared:
                 prepared.run()
             return prepared.answer()
 
@@ -266,7 +271,7 @@ class Tuner:
     def _search(self, target: Target) -> Iterator["_Prepared"]:
         """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-        _validate_workers(self._workers, ranks.size, self._parts.single_process)
+        validate_workers(self._workers, ranks.size, self._parts.single_process)
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
@@ -334,7 +339,7 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
     rungs = sorted({rung.max_steps for bracket in tuner.plan() for rung in bracket.rungs})
     return Search(
         scheduler=tuner.scheduler,
-        proposer=parts.propose(OpenStudy(run.study, run.table, space, goal, rungs)),
+        proposer=parts.propose(OpenStudy(run.study, run.table, space, goal, rungs, run.target.starts)),
         table=run.table,
         executor=executor,
         goal=goal,
@@ -363,21 +368,6 @@ def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
     return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
 
 
-def _validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:
-    """Raise ValueError for workers, or processes of each trial, that cannot be had."""
-    if ranks > 1 and single_process:
-        raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
-    if options.in_process:
-        return
-    if ranks > 1:
-        raise ValueError(
-            f"`workers` is {options.workers} and `isolate` {options.isolate}, but each trial trains in {ranks} "
-            "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
-            "start: leave both out, or train each trial on one device."
-        )
-    validate_not_daemonic(options.workers)
-
-
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     """What must not change when the study is continued."""
     goal, parts, several = tuner._goal, tuner._parts, len(tuner._goal.modes) > 1  # noqa: SLF001  # of this module
@@ -396,5 +386,6 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
         mode=list(goal.modes) if several else goal.modes[0],
         seed=goal.seed,
         sampler=sampler,
+        **({"start": [*map(dict, target.starts)]} if target.starts else {}),
         **({} if tuner.unit.is_steps else {"unit": tuner.unit.settings()}),
     )

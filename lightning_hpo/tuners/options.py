@@ -75,6 +75,9 @@ class Options(TypedDict, total=False):
         logger: ``"tensorboard"``, ``"csv"``, ``"wandb"`` or ``"mlflow"``, or a function of a
             :class:`~lightning_hpo.training.trial_info.Trial` that returns Lightning loggers: one run for each trial.
         callbacks: more of them for every Trainer, copied for each job; or a function of the trial that returns some.
+        start: configurations to try first, ``[{"lr": 1e-3}, ...]``, of which the sampler fills what is missing; or
+            ``"defaults"``: the default values of the module's arguments, or the values of a CLI's config
+            (``docs/spaces.md``). Members of a population begin with them.
     """
 
     monitor: str | None
@@ -103,6 +106,7 @@ class Options(TypedDict, total=False):
     verbose: bool | Literal["lines"]
     logger: str | Callable[[Any], Any] | None
     callbacks: Any
+    start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None
 
 
 @dataclass(frozen=True)
@@ -287,9 +291,30 @@ class Limits:
         return [text for text in (steps, time) if text is not None]
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What a search begins with; see :class:`Options`.
+
+    Args:
+        start: configurations to try first.
+
+    Raises:
+        TypeError: for arguments of another form.
+    """
+
+    start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None = None
+
+    def __post_init__(self) -> None:
+        start = self.start
+        is_list = isinstance(start, Sequence) and all(isinstance(point, Mapping) for point in start)
+        if start not in (None, "defaults") and not (is_list and not isinstance(start, str)):
+            shown = "a dictionary" if isinstance(start, Mapping) else repr(start)
+            raise TypeError(f"`start` must be a list, start=[{{'lr': 1e-3}}, ...], or 'defaults', got {shown}.")
+
+
 DEFAULTS = {
     field.name: field.default
-    for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits)
+    for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits, Beginning)
     for field in fields(kind)
 }
 """Default of each keyword."""

@@ -11,6 +11,7 @@ from optuna.pruners import BasePruner
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
 from lightning_hpo.executors.processes import WorkerProcesses
+from lightning_hpo.executors.worker import validate_not_daemonic
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
 from lightning_hpo.reporting.events import Observer
@@ -38,6 +39,21 @@ def make_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) ->
     )
     interrupts.listeners.append(processes.pause)
     return processes
+
+
+def validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:
+    """Raise ValueError for workers, or processes of each trial, that cannot be had."""
+    if ranks > 1 and single_process:
+        raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
+    if options.in_process:
+        return
+    if ranks > 1:
+        raise ValueError(
+            f"`workers` is {options.workers} and `isolate` {options.isolate}, but each trial trains in {ranks} "
+            "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
+            "start: leave both out, or train each trial on one device."
+        )
+    validate_not_daemonic(options.workers)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class OpenStudy:
         space: name -> distribution, or a function of a trial that returns name -> value.
         goal: directions, sampler and seed.
         rungs: steps at which trials are judged, rising.
+        starts: parameters of the first trials, whole or in part.
     """
 
     study: optuna.Study
@@ -58,6 +59,11 @@ class OpenStudy:
     space: Space | Define
     goal: Goal
     rungs: Sequence[int]
+    starts: Sequence[Mapping[str, Any]] = ()
+
+    def start(self, number: int) -> Mapping[str, Any]:
+        """Parameters that a new trial must have, by its number."""
+        return self.starts[number] if number < len(self.starts) else {}
 
 
 MakeProposer: TypeAlias = Callable[[OpenStudy], Proposer]
@@ -83,6 +89,7 @@ class SamplerProposer:
                 "a function of a trial as the `space` is for OptunaTuner; here, map names to distributions."
             )
         assert opened.goal.sampler is not None
+        self._opened = opened
         self._space = parse_space(opened.space)
         self._adapter = SamplerAdapter(
             opened.goal.sampler,
@@ -101,7 +108,7 @@ class SamplerProposer:
             return job.trial, table.rows[job.trial].params
         self._adapter.recall(table.study_notes)
         number = len(table.rows) if job.trial is None else job.trial
-        given = job.params or enqueued or {}
+        given = job.params or enqueued or self._opened.start(number)
         params, notes = self._adapter.ask(table.rows[:number], table.notes[:number], job.max_steps, given)
         table.note(self._adapter.study_notes)
         if job.trial is None:
@@ -119,7 +126,7 @@ class OptunaProposer:
     """
 
     def __init__(self, opened: OpenStudy, *, pruner: BasePruner) -> None:
-        self._study, goal = opened.study, opened.goal
+        self._opened, self._study, goal = opened, opened.study, opened.goal
         self._space = opened.space if callable(opened.space) else parse_space(opened.space)
         assert goal.sampler is not None
         keyed = isinstance(goal.sampler, KeyedSampler)  # of a study that was searched in this process before
@@ -128,6 +135,8 @@ class OptunaProposer:
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Ask the study for a trial, or take one up that was enqueued or left behind, and let it suggest."""
+        if job.trial is None and (point := self._opened.start(len(table.rows))):
+            self._study.enqueue_trial(dict(point))  # where a kill leaves it, it waits as a trial that was enqueued
         trial = self._study.ask() if job.trial is None else table.attach(job.trial)
         table.own(trial)
         try:

@@ -81,7 +81,6 @@ _ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "factor": "only PopulationTuner perturbs hyperparameters",
         "quantile": "only PopulationTuner has a quantile",
         "resample": "only PopulationTuner resamples hyperparameters",
-        "start": "enqueue them in a study: study.enqueue_trial({...}), then OptunaTuner(..., study=study)",
     }
 )
 _MISSING: Mapping[str, str] = MappingProxyType(
@@ -248,6 +247,8 @@ def _value(ours: str, name: str, value: Any) -> str:
         if name == "minimize":
             low = "min" if value else "max"
         return "'max'" if low.startswith("max") else "'min'" if low.startswith("min") else "'min' or 'max'"
+    if ours == "start":
+        return "[{...}]"
     simple = isinstance(value, str | int | float) and value is not inspect.Parameter.empty
     return _shown(value) if simple else "..."
 

@@ -47,6 +47,7 @@ class Target:
         use_key: takes the run's key, which its checkpoints are signed with.
         deliver: makes what module or function receive of the parameters that a study stores.
         end_trial: tells the logger of a trial that has ended, given folder, row and identity; None without a logger.
+        starts: parameters of the first trials, as the study stores them; what they lack is left to the sampler.
     """
 
     work: Work
@@ -56,6 +57,7 @@ class Target:
     use_key: Callable[[Key], None] | None = None
     deliver: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     end_trial: EndTrial | None = None
+    starts: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
 import pytest
+from optuna import create_study
 from optuna.distributions import FloatDistribution
 from optuna.samplers import TPESampler
 from torch import nn
@@ -40,6 +41,10 @@ def searched(space):
 
 def fitted(space, model=Net, **options):
     return searched(space).fit(model, **{"datamodule": Data, **options})
+
+
+def begun(space, start):
+    return RandomTuner(space, max_steps=9, n_trials=2, start=start, **HERE).fit(Net, datamodule=Data)
 
 
 class Misshapen(Net):
@@ -92,6 +97,16 @@ MISTAKES = {
     "min_steps_random": (lambda: tuned(min_steps=3), "only HyperbandTuner and ASHATuner judge trials"),
     "reduction_factor": (lambda: hyperband(reduction_factor=4), "write eta=4."),
     "points_to_evaluate": (lambda: tuned(points_to_evaluate=[{"lr": 0.1}]), "no argument 'points_to_evaluate': "),
+    "x0": (lambda: tuned(x0=[0.1]), "no argument 'x0': write start=[{...}]."),
+    "start_dictionary": (lambda: tuned(start={"lr": 0.1}), "`start` must be a list, start=[{'lr': 1e-3}, ...], or 'de"),
+    "start_text": (lambda: tuned(start="default"), "or 'defaults', got 'default'"),
+    "start_name": (lambda: tuned(start=[{"lrr": 0.1}]), "names 'lrr', which is not in the space. Did you mean 'lr'?"),
+    "start_value": (lambda: tuned(start=[{"lr": 1}]), "`start[0]`: 'lr' is 1, which is not in its space: loguniform(0"),
+    "start_many": (lambda: tuned(start=[{}] * 3), "`start` has 3 points, but the search starts only 2 trials"),
+    "start_function": (lambda: tuned(start="defaults").optimize(len), "a plain function has none: give a list"),
+    "start_outside": (lambda: begun({"lr": "uniform(0, 0.01)"}, "defaults"), "'lr' is 0.1, which is not in its space"),
+    "start_none": (lambda: begun({"step_log": ["a"]}, "defaults"), "none of step_log has a default value: give a"),
+    "start_study": (lambda: OptunaTuner(LR, max_steps=9, n_trials=2, study=create_study(), start=[{}]), "study.enq"),
     "n_jobs": (lambda: tuned(n_jobs=4), "no argument 'n_jobs': write workers=4."),
     "max_concurrent_trials": (lambda: hyperband(max_concurrent_trials=2), "write workers=2."),
     "gpus": (lambda: tuned(gpus=2), "write devices_per_trial=2."),
