@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from optuna.pruners import BasePruner
@@ -25,6 +26,7 @@ from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import Ranks, ranks_of
+from lightning_hpo.tuners.earlier import prior_rows
 from lightning_hpo.tuners.options import (
     Beginning,
     Goal,
@@ -276,8 +278,8 @@ class Tuner:
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
-        opened: Any = {"max_steps": self.scheduler.max_steps, "unit": self.unit}
-        opened |= {"ranks": ranks, "given": self._parts.study}
+        budget: Any = {"max_steps": self.scheduler.max_steps, "unit": self.unit}
+        opened = budget | {"ranks": ranks, "given": self._parts.study}
         if ranks.rank > 0:
             if pruner is not None:
                 from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
@@ -291,6 +293,7 @@ class Tuner:
             title = f"{type(self).__name__} in {folder.path}"
             with run.lock():
                 observers = _observers(self, run, title)
+                prior = prior_rows(run.study, self._beginning.from_run, self.space, self._goal, **budget)
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
@@ -299,7 +302,7 @@ class Tuner:
                 shown(observers, run.console, self._run.verbose),
                 self._parts.executor(work, self._workers, run.interrupts) as executor,
             ):
-                search = _loop(self, run, executor, observers)
+                search = _loop(self, run, executor, observers, prior)
                 yield (prepared := _Prepared(partial(search.run, run.interrupts.pause_wanted)))
             run.raise_if_paused()
             with run.lock():
@@ -332,14 +335,14 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
     return [files, *watching, *tuner._parts.observers(run)]  # noqa: SLF001  # as above
 
 
-def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observer]) -> Search:
+def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observer], prior: Sequence[Row]) -> Search:
     """Return the loop over an opened run."""
     parts, goal = tuner._parts, tuner._goal  # noqa: SLF001  # of this module
     space = tuner._define or tuner.space  # noqa: SLF001  # as above
     rungs = sorted({rung.max_steps for bracket in tuner.plan() for rung in bracket.rungs})
     return Search(
         scheduler=tuner.scheduler,
-        proposer=parts.propose(OpenStudy(run.study, run.table, space, goal, rungs, run.target.starts)),
+        proposer=parts.propose(OpenStudy(run.study, run.table, space, goal, rungs, run.target.starts, prior)),
         table=run.table,
         executor=executor,
         goal=goal,
@@ -375,7 +378,7 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
     code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
-    define = tuner._define  # noqa: SLF001  # as above
+    define, from_run = tuner._define, tuner._beginning.from_run  # noqa: SLF001  # as above
     return fingerprint(
         tuner.space,
         tuner.scheduler,
@@ -387,5 +390,6 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
         seed=goal.seed,
         sampler=sampler,
         **({"start": [*map(dict, target.starts)]} if target.starts else {}),
+        **({} if from_run is None else {"from_run": Path(from_run).name}),
         **({} if tuner.unit.is_steps else {"unit": tuner.unit.settings()}),
     )

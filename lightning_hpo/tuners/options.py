@@ -78,6 +78,8 @@ class Options(TypedDict, total=False):
         start: configurations to try first, ``[{"lr": 1e-3}, ...]``, of which the sampler fills what is missing; or
             ``"defaults"``: the default values of the module's arguments, or the values of a CLI's config
             (``docs/spaces.md``). Members of a population begin with them.
+        from_run: folder of another run, ``"runs/earlier"``. The sampler learns from its finished trials too, where
+            their names and values belong to this space; they are copied once, and are no trials of this study.
     """
 
     monitor: str | None
@@ -107,6 +109,7 @@ class Options(TypedDict, total=False):
     logger: str | Callable[[Any], Any] | None
     callbacks: Any
     start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None
+    from_run: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -297,12 +300,14 @@ class Beginning:
 
     Args:
         start: configurations to try first.
+        from_run: folder of another run, whose trials the sampler learns from.
 
     Raises:
         TypeError: for arguments of another form.
     """
 
     start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None = None
+    from_run: str | Path | None = None
 
     def __post_init__(self) -> None:
         start = self.start
@@ -310,6 +315,8 @@ class Beginning:
         if start not in (None, "defaults") and not (is_list and not isinstance(start, str)):
             shown = "a dictionary" if isinstance(start, Mapping) else repr(start)
             raise TypeError(f"`start` must be a list, start=[{{'lr': 1e-3}}, ...], or 'defaults', got {shown}.")
+        if self.from_run is not None and not isinstance(self.from_run, str | Path):
+            raise TypeError(f"`from_run` must be the folder of a run, such as 'runs/earlier', got {self.from_run!r}.")
 
 
 DEFAULTS = {

@@ -8,9 +8,10 @@ import optuna
 from optuna.pruners import BasePruner
 
 from lightning_hpo.errors import LightningHPOError
-from lightning_hpo.records import Job
+from lightning_hpo.records import Job, Row
 from lightning_hpo.samplers.adapter import SamplerAdapter
 from lightning_hpo.samplers.keyed import KeyedSampler
+from lightning_hpo.samplers.prior import prior_trials
 from lightning_hpo.space import Space, parse_space, suggest
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.tuners.options import Goal
@@ -52,6 +53,7 @@ class OpenStudy:
         goal: directions, sampler and seed.
         rungs: steps at which trials are judged, rising.
         starts: parameters of the first trials, whole or in part.
+        prior: trials of an earlier run, which the sampler learns from too.
     """
 
     study: optuna.Study
@@ -60,6 +62,7 @@ class OpenStudy:
     goal: Goal
     rungs: Sequence[int]
     starts: Sequence[Mapping[str, Any]] = ()
+    prior: Sequence[Row] = ()
 
     def start(self, number: int) -> Mapping[str, Any]:
         """Parameters that a new trial must have, by its number."""
@@ -99,6 +102,7 @@ class SamplerProposer:
             study_notes=opened.table.study_notes,
             random_share=random_share,
             rungs=opened.rungs,
+            prior=opened.prior,
         )
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
@@ -130,7 +134,8 @@ class OptunaProposer:
         self._space = opened.space if callable(opened.space) else parse_space(opened.space)
         assert goal.sampler is not None
         keyed = isinstance(goal.sampler, KeyedSampler)  # of a study that was searched in this process before
-        self._study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed)
+        prior = prior_trials(opened.prior, self._space) if opened.prior and not callable(self._space) else []
+        self._study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed, prior)
         self._study.pruner = pruner
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:

@@ -20,6 +20,8 @@ from lightning_hpo.tuners.proposers import Define
 def validate_beginning(beginning: Beginning, space: SearchSpace | Define, scheduler: Scheduler) -> None:
     """Raise ValueError for points that do not belong to the space, or of which a search cannot try all."""
     points = () if beginning.start == "defaults" else starting_points(beginning, space, None)
+    if beginning.from_run is not None and callable(space):
+        raise ValueError("`from_run` needs a space of names with distributions, got a function of a trial.")
     endless = getattr(scheduler, "plan_covers", "all") == "round"
     plan: Sequence[Bracket] = () if endless else getattr(scheduler, "plan", tuple)()
     most = sum(bracket.trials for bracket in plan)

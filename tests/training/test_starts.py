@@ -1,11 +1,13 @@
-"""Starting points: tried first by every tuner, filled by the sampler, and kept under a kill."""
+"""Starting points: tried first by every tuner, filled by the sampler, kept under a kill; trials of earlier runs."""
 
 import os
+import shutil
 import signal
 from dataclasses import dataclass, field
 
 import pytest
 import yaml
+from optuna.samplers import GPSampler, TPESampler
 
 from lightning_hpo import (
     HPOCLI,
@@ -13,6 +15,7 @@ from lightning_hpo import (
     BayesianTuner,
     FullBudget,
     HyperbandTuner,
+    KernelDensitySampler,
     OptunaTuner,
     PopulationTuner,
     RandomTuner,
@@ -176,3 +179,67 @@ def test_flags_and_files_say_them(tmp_path):
     assert tune("-c", str(file), "--tuner.name", "b") == flag
     defaults = tune("--tuner", "RandomTuner", "--tuner.start", "defaults", "--tuner.name", "c")
     assert defaults[0] == {"model.lr": 0.1, "model.hidden": 12}
+
+
+BOWL = {"x": "uniform(0, 1)", "kind": ["a", "b"]}
+
+
+def bowl(job, params):
+    return (params["x"] - 0.3) ** 2 + (params["kind"] == "a")
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    root = tmp_path_factory.mktemp("earlier")
+    RandomTuner(BOWL, max_steps=1, n_trials=30, name="earlier", root=root, mode="min", verbose=False).optimize(bowl)
+    return root / "earlier"
+
+
+LEARNERS = {
+    "bayesian": lambda n, **more: BayesianTuner(BOWL, max_steps=1, n_trials=n, **more),
+    "tpe": lambda n, **more: RandomTuner(BOWL, max_steps=1, n_trials=n, sampler=TPESampler(), **more),
+    "densities": lambda n, **more: RandomTuner(BOWL, max_steps=1, n_trials=n, sampler=KernelDensitySampler(), **more),
+    "optuna": lambda n, **more: OptunaTuner(BOWL, max_steps=1, n_trials=n, **more),
+    "optuna_gp": lambda n, **more: OptunaTuner(BOWL, max_steps=1, n_trials=n, sampler=GPSampler(), **more),
+}
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_a_sampler_learns_from_an_earlier_run_which_may_then_be_deleted(tmp_path, earlier, kind):
+    copy = shutil.copytree(earlier, tmp_path / "earlier")
+
+    def search(n, name, **more):
+        options = {"root": tmp_path, "name": name, "mode": "min", "verbose": False, "from_run": copy, **more}
+        return LEARNERS[kind](n, **options).optimize(bowl)
+
+    whole = search(4, "whole")
+    assert len(whole.trials()) == len(whole.study.trials) == 4
+    assert [row.params["kind"] for row in whole.trials()] == ["b"] * 4
+    assert min(abs(row.params["x"] - 0.3) for row in whole.trials()) < 0.1
+    search(2, "part")
+    shutil.rmtree(copy)
+    assert [row.params for row in search(4, "part").trials()] == [row.params for row in whole.trials()]
+    with pytest.raises(ValueError, match='was "from_run": "earlier"'):
+        search(5, "part", from_run=None)
+
+
+def test_what_does_not_belong_to_the_space_is_left_out_and_counted(tmp_path, earlier):
+    def search(space, **more):
+        options = {"max_steps": 1, "n_trials": 2, "root": tmp_path, "mode": "min", "verbose": False, **more}
+        return RandomTuner(space, from_run=str(earlier), **options).optimize(bowl)
+
+    half = {**BOWL, "x": "uniform(0, 0.5)"}
+    with pytest.warns(UserWarning, match=r"\d+ of 30 finished trials of .*earlier are used; \d+ have values outside"):
+        search(half, name="half")
+    with pytest.warns(UserWarning, match="have 1 optimizer steps, those of this search 9 optimizer steps"):
+        search(BOWL, name="longer", max_steps=9)
+    with pytest.raises(ValueError, match="0 of 30 finished .* 30 lack 'y'. Names there: x, kind; here: x, kind, y"):
+        search({**BOWL, "y": "uniform(0, 1)"}, name="more")
+    with pytest.raises(ValueError, match="30 have 'kind', which is not in this space"):
+        search({"x": "uniform(0, 1)"}, name="less")
+    with pytest.raises(ValueError, match="has the mode 'min', and this search 'max'"):
+        search(BOWL, name="mode", mode="max")
+    with pytest.raises(ValueError, match="has the monitor 'score', and this search 'val_loss'"):
+        search(BOWL, name="monitor", monitor="val_loss")
+    with pytest.raises(OSError, match="holds no study.journal: give the folder of a run"):
+        RandomTuner(BOWL, max_steps=1, n_trials=1, root=tmp_path, name="no", from_run="nowhere").optimize(bowl)
