@@ -13,6 +13,7 @@ from lightning_hpo.errors import JobError
 from lightning_hpo.space.names import nested_config, part, replaced, split_name, value_at
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.builder import Builder, TrialComponents
+from lightning_hpo.training.given_data import CopiedData, given_data
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
 
@@ -27,20 +28,21 @@ class CallableBuilder(Builder):
 
     Args:
         model: class of the module, or any callable that returns a module.
-        data: class of the data module, any callable that returns a data module, or None.
+        data: class of the data module, any callable that returns a data module, a data module, or None.
         trainer: more arguments for every Trainer; copied for each job.
 
     Raises:
-        TypeError: if ``model`` or ``data`` is an instance, not a class or function.
+        TypeError: if ``model`` is an instance, not a class or function.
     """
 
     def __init__(
         self,
         model: Callable[..., pl.LightningModule],
-        data: Callable[..., pl.LightningDataModule] | None,
+        data: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None,
         trainer: Mapping[str, Any] | None,
     ) -> None:
         self._model = _callable("model", model, pl.LightningModule)
+        data = given_data(data, None, None)
         self._data = None if data is None else _callable("datamodule", data, pl.LightningDataModule)
         self._trainer = dict(trainer or {})
 
@@ -56,6 +58,11 @@ class CallableBuilder(Builder):
             targets["data"] = self._data
         for name in names:
             head, argument = split_name(name)
+            if head == "data" and isinstance(self._data, CopiedData):
+                raise ValueError(
+                    f"`space` has the name {name!r}, but {self._data.words}, whose arguments cannot be searched: give "
+                    "the class of a data module, or a function that returns one, as `datamodule`."
+                )
             outer, _, inner = argument.partition(".")
             if head not in targets or not _takes(targets[head], outer):
                 _refuse_place(name, head, argument, targets)

@@ -7,13 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
-from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
 from lightning_hpo.executors.base import Executor
-from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
+from lightning_hpo.records import FunctionWork, Job, Mode, Row
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
@@ -24,7 +22,7 @@ from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
-from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.builder import Builder, Coded
 from lightning_hpo.training.ranks import Ranks, ranks_of
 from lightning_hpo.tuners.earlier import prior_rows
 from lightning_hpo.tuners.options import (
@@ -38,7 +36,7 @@ from lightning_hpo.tuners.options import (
     group,
     validate_names,
 )
-from lightning_hpo.tuners.parts import Parts, validate_workers
+from lightning_hpo.tuners.parts import Parts, reported_work, validate_workers
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
@@ -183,14 +181,19 @@ class Tuner:
         self,
         model: "Callable[..., pl.LightningModule] | Builder | None" = None,
         *,
-        datamodule: "Callable[..., pl.LightningDataModule] | None" = None,
+        datamodule: "Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None" = None,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
     ) -> Result:
         """Search over a LightningModule.
 
         Args:
             model: the class of the module, or a function that returns a new one. Not needed after :meth:`from_cli`.
-            datamodule: the class of the data module, or a function that returns a new one. None if the module brings
-                its own loaders.
+            datamodule: the class of the data module, a function that returns a new one, or a data module, of which
+                each trial gets a copy. None if the module brings its own loaders.
+            train_dataloaders: in place of a data module, loaders as ``Trainer.fit`` takes them, of which each trial
+                gets a copy; or a function that returns new ones.
+            val_dataloaders: the same, for validation.
 
         Raises:
             TypeError, ValueError: before the first training step, if model, data, space or metric do not fit together.
@@ -200,8 +203,11 @@ class Tuner:
             StudyPaused: after Ctrl-C, SIGTERM or SIGHUP; everything is saved.
         """
         with explained(None):
-            objective = self.objective(model, datamodule=datamodule)
-            parts = [model or self._builder, datamodule]
+            from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
+
+            data = given_data(datamodule, train_dataloaders, val_dataloaders)
+            objective = self.objective(model, datamodule=data)
+            parts = [model or self._builder, data]
             work, deliver = self._parts.work(objective), self.space.deliver
             end = objective.end_trial if self._trials.logger else None
             starts = starting_points(self._beginning, self._define or self.space, objective.builder.of_values)
@@ -214,7 +220,7 @@ class Tuner:
         self,
         model: "Callable[..., pl.LightningModule] | Builder | None" = None,
         *,
-        datamodule: "Callable[..., pl.LightningDataModule] | None" = None,
+        datamodule: "Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None" = None,
     ) -> "Objective":
         """Return what :meth:`fit` runs for each job.
 
@@ -297,7 +303,7 @@ class Tuner:
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
-            work = _work(run, pruner, in_process=self._workers.in_process)
+            work = reported_work(run, pruner, in_process=self._workers.in_process)
             with (
                 shown(observers, run.console, self._run.verbose),
                 self._parts.executor(work, self._workers, run.interrupts) as executor,
@@ -357,27 +363,13 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
     )
 
 
-def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
-    """Return the work of a job; with a pruner, its trial reports validations."""
-    if pruner is None:
-        return run.target.work
-    if not in_process and isinstance(run.storage, InMemoryStorage):
-        raise ValueError(
-            "trials are to train in worker processes, but the study is in the memory of this process: give it a "
-            "storage that others can report to, a file's or a database's."
-        )
-    from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
-
-    return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
-
-
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     """What must not change when the study is continued."""
     goal, parts, several = tuner._goal, tuner._parts, len(tuner._goal.modes) > 1  # noqa: SLF001  # of this module
     sampler = settings(goal.sampler)
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
-    code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
+    code = [code for part in target.parts for code in (part.code if isinstance(part, Coded) else (part,))]
     define, from_run = tuner._define, tuner._beginning.from_run  # noqa: SLF001  # as above
     return fingerprint(
         tuner.space,

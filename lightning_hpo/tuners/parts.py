@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import optuna
 from optuna.pruners import BasePruner
+from optuna.storages import InMemoryStorage
 
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
@@ -39,6 +40,20 @@ def make_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) ->
     )
     interrupts.listeners.append(processes.pause)
     return processes
+
+
+def reported_work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
+    """Return the work of a job; with a pruner, its trial reports validations."""
+    if pruner is None:
+        return run.target.work
+    if not in_process and isinstance(run.storage, InMemoryStorage):
+        raise ValueError(
+            "trials are to train in worker processes, but the study is in the memory of this process: give it a "
+            "storage that others can report to, a file's or a database's."
+        )
+    from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
+
+    return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
 
 
 def validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:

@@ -22,6 +22,7 @@ from lightning_hpo import (
     Tuner,
     choice,
 )
+from tests.cli.test_cli import Batches
 from tests.faults.test_kill import in_a_child
 from tests.support.small import Data, Net
 
@@ -152,13 +153,8 @@ def test_members_of_a_population_begin_with_them(tmp_path):
 
 
 class Typed(Net):
-    def __init__(self, lr: float = 0.1, hidden: int = 16):
+    def __init__(self, lr: float = 0.1, hidden: int = 16, step_log: str | None = None):
         super().__init__(lr, hidden)
-
-
-class Batches(Data):
-    def __init__(self, batch_size: int = 16):
-        super().__init__(batch_size)
 
 
 def test_flags_and_files_say_them(tmp_path):
