@@ -32,6 +32,8 @@ OPTIMIZER_STEPS = "optimizer_steps"
 BY_JOB = "lightning_hpo:by_job"
 # System attribute of a population's trial: its member, its first step, and where its parent was when it was forked.
 SEGMENT = "segment"
+# System attribute: step -> sum of all constraints above 0 there.
+VIOLATIONS = "lightning_hpo:violations"
 # System attribute: steps at which a callback asked to stop a trial that was to train on.
 STOPPED = "lightning_hpo:stopped"
 
@@ -236,12 +238,12 @@ class TrialTable:
         self._storage.set_trial_system_attr(self._ids[number], STOPPED, list(stopped))
         self._rows[number] = replace(self._rows[number], stopped=stopped)
 
-    def constrain(self, number: int, name: str, value: float) -> None:
-        """Write the value of a constraint, unless it is there: a kill can fall between it and the trial's end."""
-        if name not in self._storage.get_trial(self._ids[number]).constraints:
-            optuna.Trial(self._study, self._ids[number]).set_constraint(name, value)
-        if value > 0:
-            self._rows[number] = replace(self._rows[number], feasible=False)
+    def constrain(self, number: int, step: int, constraints: Mapping[str, float]) -> None:
+        """Write the values of the constraints at ``step``, as Optuna keeps them, in place of those at earlier steps."""
+        self._rows[number], notes = _constrained(self._rows[number], step, constraints)
+        for key, value in notes.items():
+            self._storage.set_trial_system_attr(self._ids[number], key, value)
+        self._notes[number] |= notes
 
     def complete(self, number: int, values: Sequence[float], ended: str | None = None) -> None:
         """End a trial that reached the full budget, or finished by itself before.
@@ -301,6 +303,16 @@ class TrialTable:
         return replace(row, target=known)
 
 
+def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple[Row, dict[str, Any]]:
+    """Return a row with the values of its constraints at ``step``, and the system attributes that say so."""
+    violation = sum(max(value, 0.0) for value in constraints.values())
+    violations = {**row.violations, **({step: violation} if violation else {})}
+    notes: dict[str, Any] = {f"constraints:{name}": value for name, value in constraints.items()}
+    if violation:
+        notes[VIOLATIONS] = {str(at): amount for at, amount in violations.items()}
+    return replace(row, feasible=not violation, violations=violations), notes
+
+
 def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:
     """Rows of a study that somebody else may be writing; ``at`` as for :class:`TrialTable`."""
     return [row_of(trial, at) for trial in study.get_trials(deepcopy=False)]
@@ -320,6 +332,7 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         ended=trial.user_attrs.get(ENDED),
         scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
         feasible=all(value <= 0 for value in trial.constraints.values()),
+        violations={int(step): amount for step, amount in trial.system_attrs.get(VIOLATIONS, {}).items()},
         stopped=tuple(trial.system_attrs.get(STOPPED, ())),
         **global_steps_of(trial),
         **_origin(trial.system_attrs),

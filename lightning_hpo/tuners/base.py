@@ -107,7 +107,7 @@ class Tuner:
             """What the scheduler counts."""
             chosen = options.get("sampler")
             sampler = RandomSampler() if chosen is None else chosen
-            self._goal = group(Goal, {**options, "sampler": sampler, "constraints": parts.constraints})
+            self._goal = group(Goal, {**options, "sampler": sampler})
             self._run = group(RunOptions, options)
             self._trials = group(TrialOptions, options)
             self._workers = group(WorkerOptions, options)
@@ -249,7 +249,7 @@ class Tuner:
             attached=attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer),
         )
         objective.unit = self.unit
-        objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
+        objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         if self._parts.check_names is not None:
             objective.check_names = self._parts.check_names
         return objective

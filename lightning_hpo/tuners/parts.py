@@ -12,7 +12,7 @@ from optuna.storages import InMemoryStorage
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
 from lightning_hpo.executors.processes import WorkerProcesses
-from lightning_hpo.executors.worker import validate_not_daemonic
+from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
 from lightning_hpo.reporting.events import Observer
@@ -68,7 +68,7 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
             "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
             "start: leave both out, or train each trial on one device."
         )
-    validate_not_daemonic(options.workers)
+    validate_can_start(options.workers)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,6 @@ class Parts:
         converged: of the study: start no more trials.
         study: a study of the user's own, in place of the run's.
         pruner: Optuna's, which is asked at every validation of a trial.
-        constraints: logged metrics that must be <= 0 in a feasible trial.
         check_names: looks at the names of the space in the check. Default: warns of names that change nothing.
         single_process: why a trial cannot train in several processes; empty if it can.
         no_function: why there is no :meth:`Tuner.optimize`; empty if there is.
@@ -97,7 +96,6 @@ class Parts:
     converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above
     study: optuna.Study | None = None
     pruner: BasePruner | None = None
-    constraints: Sequence[str] = ()
     check_names: "Callable[..., NameCheck] | None" = None
     single_process: str = ""
     no_function: str = ""
