@@ -78,10 +78,9 @@ def _taken(
         warnings.warn(f"`from_run`: {counts}; {because}", stacklevel=2)
     full = run.settings.get("scheduler", {}).get("max_steps", max_steps)
     if (full, run.unit) != (max_steps, unit):
-        here = f"{unit.number(max_steps):,} {unit.label}"
         warnings.warn(
-            f"`from_run`: trials of {run.path} have {run.amount(full)}, those of this search {here}; their scores are "
-            "taken for comparable",
+            f"`from_run`: trials of {run.path} have {run.amount(full)}, those of this search {unit.amount(max_steps)}; "
+            "their scores are taken for comparable",
             stacklevel=2,
         )
     return taken

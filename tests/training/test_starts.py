@@ -227,7 +227,7 @@ def test_what_does_not_belong_to_the_space_is_left_out_and_counted(tmp_path, ear
     half = {**BOWL, "x": "uniform(0, 0.5)"}
     with pytest.warns(UserWarning, match=r"\d+ of 30 finished trials of .*earlier are used; \d+ have values outside"):
         search(half, name="half")
-    with pytest.warns(UserWarning, match="have 1 optimizer steps, those of this search 9 optimizer steps"):
+    with pytest.warns(UserWarning, match="have 1 optimizer step, those of this search 9 optimizer steps"):
         search(BOWL, name="longer", max_steps=9)
     with pytest.raises(ValueError, match="0 of 30 finished .* 30 lack 'y'. Names there: x, kind; here: x, kind, y"):
         search({**BOWL, "y": "uniform(0, 1)"}, name="more")

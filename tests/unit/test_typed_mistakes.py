@@ -1,6 +1,7 @@
 """What a person reads last after a mistake in a call: the value, and what to write."""
 
 import enum
+import warnings
 from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ from lightning_hpo import (
     Tuner,
     choice,
 )
+from lightning_hpo.space import when
 from tests.support.small import Data, Net
 
 LR = {"lr": "loguniform(1e-3, 1e-1)"}
@@ -103,7 +105,7 @@ MISTAKES = {
     "start_name": (lambda: tuned(start=[{"lrr": 0.1}]), "names 'lrr', which is not in the space. Did you mean 'lr'?"),
     "start_value": (lambda: tuned(start=[{"lr": 1}]), "`start[0]`: 'lr' is 1, which is not in its space: loguniform(0"),
     "start_many": (lambda: tuned(start=[{}] * 3), "`start` has 3 points, but the search starts only 2 trials"),
-    "start_function": (lambda: tuned(start="defaults").optimize(len), "a plain function has none: give a list"),
+    "start_function": (lambda: tuned(start="defaults").optimize(lambda *_: 1.0), "a plain function has none: give a list"),
     "start_outside": (lambda: begun({"lr": "uniform(0, 0.01)"}, "defaults"), "'lr' is 0.1, which is not in its space"),
     "start_none": (lambda: begun({"step_log": ["a"]}, "defaults"), "none of step_log has a default value: give a"),
     "start_study": (lambda: OptunaTuner(LR, max_steps=9, n_trials=2, study=create_study(), start=[{}]), "study.enq"),
@@ -253,3 +255,17 @@ def test_what_is_right_is_let_through(tmp_path):
     assert got.best_params["c"] is Colour.RED
     with pytest.raises(TypeError, match="Own has no argument 'metric': write monitor='a'."):
         Own({"x": "uniform(0, 1)"}, metric="a")
+
+
+def test_a_list_of_two_ends_is_warned_of():
+    with pytest.warns(UserWarning, match=r"is a choice of two values. .* write 'loguniform\(0.0001, 0.1\)'; for the"):
+        searched({"lr": [1e-4, 1e-1]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        searched({"lr": choice(1e-4, 1e-1), "dropout": [0.1, 0.5], "k": [1, 1000]})
+
+
+def test_the_last_line_keeps_semicolons():
+    with pytest.raises(ValueError, match="the condition 'a; b' cannot be read") as caught:
+        searched({"x": when("a; b", 1)})
+    assert "'a; b' cannot be read; nothing was started" in caught.value.__notes__[-1]
