@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_hpo import HyperbandTuner, RandomTuner
+from lightning_hpo import ASHATuner
 from tests.support.small import Data, Net, digits
 
 SPACE = {"lr": "loguniform(1e-3, 1)"}
@@ -23,9 +23,9 @@ class Counting(Data):
         return super().train_dataloader()
 
 
-def search(root, tuner=RandomTuner, model=Net, *, more=None, **data):
-    options = {"max_steps": 9, "n_trials": 3} if tuner is RandomTuner else {"max_steps": 9, "min_steps": 3}
-    made = tuner(SPACE, **options, monitor="val_loss", root=root, name="s", verbose=False, **(more or {}))
+def search(root, model=Net, *, isolate=False, **data):
+    options = {"max_steps": 4, "min_steps": 2, "eta": 2, "n_trials": 2, "isolate": isolate}  # two trials, three jobs
+    made = ASHATuner(SPACE, **options, monitor="val_loss", root=root, name="s", verbose=False)
     return [(row.params, row.values) for row in made.fit(model, **data).trials()]
 
 
@@ -38,16 +38,16 @@ def loaders():
 
 
 def test_objects_give_what_the_class_gives(tmp_path):
-    expected = search(tmp_path / "class", HyperbandTuner, datamodule=Counting)
+    expected = search(tmp_path / "class", datamodule=Counting)
     data = Counting()
-    assert search(tmp_path / "object", HyperbandTuner, datamodule=data) == expected
+    assert search(tmp_path / "object", datamodule=data) == expected
     assert data.asked == 0
     given = loaders()
-    assert search(tmp_path / "loaders", HyperbandTuner, **given) == expected
+    assert search(tmp_path / "loaders", **given) == expected
     assert type(given["train_dataloaders"]) is DataLoader
     functions = {name: lambda name=name: loaders()[name] for name in given}
-    assert search(tmp_path / "functions", HyperbandTuner, **functions) == expected
-    assert search(tmp_path / "workers", HyperbandTuner, more={"isolate": True}, **given) == expected
+    assert search(tmp_path / "functions", **functions) == expected
+    assert search(tmp_path / "workers", isolate=True, **given) == expected
 
 
 def test_what_is_shared_says_so_and_other_settings_are_another_study(tmp_path):
@@ -90,6 +90,6 @@ def test_a_plateau_that_waits_for_an_unknown_metric_is_found_before_training(tmp
         search(tmp_path, model=Plateau, datamodule=Data)
     Plateau.monitor = "train_loss"
     try:
-        assert len(search(tmp_path, model=Plateau, datamodule=Data)) == 3
+        assert len(search(tmp_path, model=Plateau, datamodule=Data)) == 2
     finally:
         Plateau.monitor = "val_los"

@@ -105,7 +105,7 @@ MISTAKES = {
     "start_name": (lambda: tuned(start=[{"lrr": 0.1}]), "names 'lrr', which is not in the space. Did you mean 'lr'?"),
     "start_value": (lambda: tuned(start=[{"lr": 1}]), "`start[0]`: 'lr' is 1, which is not in its space: loguniform(0"),
     "start_many": (lambda: tuned(start=[{}] * 3), "`start` has 3 points, but the search starts only 2 trials"),
-    "start_function": (lambda: tuned(start="defaults").optimize(lambda *_: 1.0), "a plain function has none: give a list"),
+    "start_function": (lambda: tuned(start="defaults").optimize(lambda *_: 1.0), "a plain function has none: give a"),
     "start_outside": (lambda: begun({"lr": "uniform(0, 0.01)"}, "defaults"), "'lr' is 0.1, which is not in its space"),
     "start_none": (lambda: begun({"step_log": ["a"]}, "defaults"), "none of step_log has a default value: give a"),
     "start_study": (lambda: OptunaTuner(LR, max_steps=9, n_trials=2, study=create_study(), start=[{}]), "study.enq"),
