@@ -13,12 +13,14 @@ import yaml
 from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference
-from lightning_hpo.records import CHECKPOINT, Mode, Row, best_row, reach
+from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, best_row, reach
 from lightning_hpo.reporting.events import Event, JobEnded, StudyRead
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace, split_name
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import identity_of
+
+_CHECKPOINTS = (BEST_CHECKPOINT, CHECKPOINT)
 
 
 class BestFiles:
@@ -55,7 +57,7 @@ class BestFiles:
         self._mode = mode
         self._max_steps = max_steps
         self._keep_checkpoints = keep_checkpoints
-        self._written: tuple[int, float, int] | None = None  # best trial, how far it got and its step, as in the files
+        self._written: tuple[int, float, int, int] | None = None  # best trial, how far it got, its step and the files'
         self._ended: set[int] = set()  # trials whose checkpoints were looked at since they ended
 
     def on(self, event: Event) -> None:
@@ -65,16 +67,17 @@ class BestFiles:
         best = best_row(event.rows, self._mode)
         before = self._written
         is_answer = best is not None and not (self._complete_only and best.state != "complete")
-        if best is not None and is_answer and (best.number, reach(best), best.global_step) != before:
+        stands = None if best is None else (best.number, reach(best), best.global_step, best.checkpoint_step)
+        if best is not None and is_answer and stands != before:
             write_answer(
                 best,
                 identity_of(self._study_id, best.number, best.params),
-                self._checkpoint(best.home),
+                [self._folder.trial(best.home) / name for name in _CHECKPOINTS],
                 self._config_of(best),
                 best_checkpoint=self._folder.best_checkpoint,
                 best_params=self._folder.best_params,
             )
-            self._written = best.number, reach(best), best.global_step
+            self._written = stands
         if not self._keep_checkpoints:
             ended = {row.number for row in event.rows if row.state != "running"}
             former = set() if before is None else {before[0]} & ended
@@ -97,19 +100,17 @@ class BestFiles:
             trainer["max_epochs"] = epochs
         return config
 
-    def _checkpoint(self, number: int) -> Path:
-        return self._folder.trial(number) / CHECKPOINT
-
     def _drop(self, number: int) -> None:
-        checkpoint = self._checkpoint(number)
-        if checkpoint.parent.is_dir() and self._folder.holds(checkpoint.parent):
-            checkpoints.remove(checkpoint)
+        folder = self._folder.trial(number)
+        if folder.is_dir() and self._folder.holds(folder):
+            for name in _CHECKPOINTS:
+                checkpoints.remove(folder / name)
 
 
 def write_answer(
     best: Row,
     identity: Mapping[str, Any],
-    checkpoint: Path,
+    saved: Sequence[Path],
     config: Mapping[str, Any],
     *,
     best_checkpoint: Path,
@@ -123,20 +124,20 @@ def write_answer(
     Args:
         best: the best trial.
         identity: of the trial, as its checkpoints carry it.
-        checkpoint: the trial's last one; it need not exist, and may be of another step than the score.
+        saved: checkpoints of the trial; they need not exist, and may be of other steps than the score.
         config: for ``best.yaml``.
         best_checkpoint: where ``best.ckpt`` is.
         best_params: where ``best.yaml`` is.
     """
-    found = [path for path in (checkpoint, best_checkpoint) if path.exists()]  # an old one may carry no identity
-    right = next((path for path in found if difference(path, identity, best.global_step) is None), None)
+    found = [path for path in (*saved, best_checkpoint) if path.exists()]  # an old one may carry no identity
+    right = next((path for path in found if difference(path, identity, best.checkpoint_step) is None), None)
     if right is not None and right != best_checkpoint:
         keep_best(right, best_checkpoint)
     elif right is None and found:
         best_checkpoint.unlink(missing_ok=True)
         warnings.warn(
-            f"trial {best.number} is best at step {best.global_step}, but its checkpoint of that step is not there "
-            f"({checkpoint}), so there is no {best_checkpoint.name}",
+            f"trial {best.number} is best at step {best.checkpoint_step}, but its checkpoint of that step is not there "
+            f"({saved[-1].parent}), so there is no {best_checkpoint.name}",
             stacklevel=2,
         )
     write_best(config, best_params)
@@ -177,7 +178,7 @@ def disagreement(
         best_params: where ``best.yaml`` is.
         space: of the study, if it is known.
     """
-    if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.global_step)) is not None:
+    if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.checkpoint_step)) is not None:
         return f"{best_checkpoint.name} {what}"
     config: Any = None
     with contextlib.suppress(OSError, yaml.YAMLError):  # the file is missing, or somebody else has written it

@@ -27,6 +27,9 @@ ENDED = "ended"  # why a trial finished by itself
 # In a study whose budgets are in epochs or samples: {"full": optimizer steps of the full budget, step of the study ->
 # optimizer step at which the Trainer stood}.
 OPTIMIZER_STEPS = "optimizer_steps"
+# Where a score is not simply the last validation: {"score": [[optimizer step, value], ...] that the last score is made
+# of, step of the study -> monitored metric there}.
+VALIDATIONS = "validations"
 # System attribute of a trial whose values are scores of jobs, each with a checkpoint. A trial without it reports its
 # validations while it trains, and has a score when it has ended.
 BY_JOB = "lightning_hpo:by_job"
@@ -219,18 +222,10 @@ class TrialTable:
         self._rows[number] = replace(row, values={**row.values, step: value})
 
     def note_place(self, number: int, outcome: Outcome) -> None:
-        """Write down at which optimizer step a Trainer stood; before the value there, and not if steps are counted."""
-        if outcome.global_step is None:
-            return
-        row = self._rows[number]
-        row = replace(
-            row,
-            global_steps={**row.global_steps, outcome.step: outcome.global_step},
-            full_steps=outcome.full_steps,
-        )
-        noted = {"full": row.full_steps, **{str(step): at for step, at in row.global_steps.items()}}
-        self._storage.set_trial_user_attr(self._ids[number], OPTIMIZER_STEPS, noted)
-        self._rows[number] = row
+        """Write down where a Trainer stood and what the score is made of, before the value there."""
+        self._rows[number], notes = _noted(self._rows[number], outcome)
+        for key, note in notes.items():
+            self._storage.set_trial_user_attr(self._ids[number], key, note)
 
     def note_stop(self, number: int, step: int) -> None:
         """Write down that a callback asked to stop a trial at ``step``, although it is to train on."""
@@ -335,6 +330,7 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         violations={int(step): amount for step, amount in trial.system_attrs.get(VIOLATIONS, {}).items()},
         stopped=tuple(trial.system_attrs.get(STOPPED, ())),
         **global_steps_of(trial),
+        **_validations_of(trial),
         **_origin(trial.system_attrs),
     )
 
@@ -344,6 +340,28 @@ def global_steps_of(trial: FrozenTrial) -> dict[str, Any]:
     noted = dict(trial.user_attrs.get(OPTIMIZER_STEPS, {}))
     full = noted.pop("full", None)
     return {"full_steps": full, "global_steps": {int(step): at for step, at in noted.items()}}
+
+
+def _noted(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
+    """Row with the place of an outcome and the validations of its score, and the user attributes that hold them."""
+    notes: dict[str, Any] = {}
+    if outcome.global_step is not None:
+        at = {**row.global_steps, outcome.step: outcome.global_step}
+        row = replace(row, global_steps=at, full_steps=outcome.full_steps)
+        notes[OPTIMIZER_STEPS] = {"full": outcome.full_steps, **{str(step): at for step, at in at.items()}}
+    if outcome.scored_from:
+        seen = {**row.validations, **outcome.validations}
+        row = replace(row, scored_from=outcome.scored_from, validations=seen)
+        made_of = [list(validation) for validation in outcome.scored_from]
+        notes[VALIDATIONS] = {"score": made_of, **{str(step): value for step, value in seen.items()}}
+    return row, notes
+
+
+def _validations_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return what a trial's score is made of, as fields of its row."""
+    noted = dict(trial.user_attrs.get(VALIDATIONS, {}))
+    made_of = tuple((int(step), float(value)) for step, value in noted.pop("score", ()))
+    return {"scored_from": made_of, "validations": {int(step): value for step, value in noted.items()}}
 
 
 def _origin(notes: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder, Coded
 from lightning_hpo.training.ranks import Ranks, ranks_of
+from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.earlier import prior_rows
 from lightning_hpo.tuners.options import (
-    Beginning,
     Goal,
     Limits,
     Options,
@@ -161,8 +161,7 @@ class Tuner:
 
     def plan(self) -> Sequence[Bracket]:
         """Brackets, rungs, trials and steps of the search, as data; empty if the scheduler has no plan."""
-        make = getattr(self.scheduler, "plan", None)
-        return () if make is None else make()
+        return tuple(getattr(self.scheduler, "plan", tuple)())
 
     @property
     def plan_covers(self) -> Coverage:
@@ -191,14 +190,12 @@ class Tuner:
             model: the class of the module, or a function that returns a new one. Not needed after :meth:`from_cli`.
             datamodule: the class of the data module, a function that returns a new one, or a data module, of which
                 each trial gets a copy. None if the module brings its own loaders.
-            train_dataloaders: in place of a data module, loaders as ``Trainer.fit`` takes them, of which each trial
-                gets a copy; or a function that returns new ones.
+            train_dataloaders: in place of a data module, loaders, of which each trial gets a copy, or a function.
             val_dataloaders: the same, for validation.
 
         Raises:
             TypeError, ValueError: before the first training step, if model, data, space or metric do not fit together.
-            StudyMismatchError: if the run folder holds a study with other settings.
-            StorageError: if the run folder or its study cannot be used.
+            StudyMismatchError, StorageError: if the run folder holds a study with other settings, or cannot be used.
             SearchFailedError: if no trial succeeded, or ``max_failed`` in a row did not.
             StudyPaused: after Ctrl-C, SIGTERM or SIGHUP; everything is saved.
         """
@@ -210,8 +207,7 @@ class Tuner:
             parts = [model or self._builder, data]
             work, deliver = self._parts.work(objective), self.space.deliver
             end = objective.end_trial if self._trials.logger else None
-            starts = starting_points(self._beginning, self._define or self.space, objective.builder.of_values)
-            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver, end, starts)
+            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver, end)
             with self._search(target) as prepared:
                 prepared.run()
             return prepared.answer()
@@ -246,12 +242,12 @@ class Tuner:
             seed=self.seed,
             checkpoint_every=self._trials.checkpoint_every,
             stop_on_nan=self._trials.stop_on_nan,
-            attached=attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer),
+            score=self._goal.score,
         )
-        objective.unit = self.unit
+        objective.attached = attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer)
+        objective.unit, objective.mode = self.unit, self.mode
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
-        if self._parts.check_names is not None:
-            objective.check_names = self._parts.check_names
+        objective.check_names = self._parts.check_names or objective.check_names
         return objective
 
     @checked_call
@@ -267,11 +263,9 @@ class Tuner:
             if self._parts.no_function:
                 raise TypeError(self._parts.no_function)
             validate_function(function)
-            if self._goal.constraints:
-                raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
+            self._goal.validate_function()
             work = FunctionWork(function, self.space.deliver, self.unit.number)
-            starts = starting_points(self._beginning, self._define or self.space, None)
-            with self._search(Target(work, [function], deliver=self.space.deliver, starts=starts)) as prepared:
+            with self._search(Target(work, [function], deliver=self.space.deliver)) as prepared:
                 prepared.run()
             return prepared.answer()
 
@@ -280,6 +274,7 @@ class Tuner:
         """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
         validate_workers(self._workers, ranks.size, self._parts.single_process)
+        target = replace(target, starts=starting_points(self._beginning, self._define or self.space, target.builder))
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
@@ -294,8 +289,7 @@ class Tuner:
             yield _Prepared(lambda: None, follow_run(self._run, folder, target, self._goal, asked, **opened))
             return
         with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
-            if self._parts.pruner is not None:
-                run.study.pruner = self._parts.pruner
+            run.study.pruner = self._parts.pruner or run.study.pruner
             title = f"{type(self).__name__} in {folder.path}"
             with run.lock():
                 observers = _observers(self, run, title)
@@ -365,7 +359,7 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
 
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     """What must not change when the study is continued."""
-    goal, parts, several = tuner._goal, tuner._parts, len(tuner._goal.modes) > 1  # noqa: SLF001  # of this module
+    goal, parts = tuner._goal, tuner._parts  # noqa: SLF001  # of this module
     sampler = settings(goal.sampler)
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
@@ -377,11 +371,9 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
         target.parts,
         code if define is None else [*code, define],
         trains=target.builder is not None,
-        monitor=list(goal.monitors) if several else goal.monitors[0],
-        mode=list(goal.modes) if several else goal.modes[0],
-        seed=goal.seed,
         sampler=sampler,
         **({"start": [*map(dict, target.starts)]} if target.starts else {}),
         **({} if from_run is None else {"from_run": Path(from_run).name}),
+        **goal.settings(),
         **({} if tuner.unit.is_steps else {"unit": tuner.unit.settings()}),
     )

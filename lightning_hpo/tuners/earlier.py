@@ -104,7 +104,11 @@ def _why_not(row: Row, params: Mapping[str, Any], space: SearchSpace) -> str:
 def _validate(run: EarlierRun, goal: Goal) -> None:
     if len(run.directions) > 1 or len(goal.modes) > 1:
         raise ValueError("`from_run` is for searches with one objective.")
-    here = goal.monitors[0] or "score"
-    for name, there, ours in (("monitor", run.monitor, here), ("mode", run.mode, goal.modes[0])):
+    compared = {
+        "monitor": (run.settings.get("monitor") or "score", goal.monitors[0] or "score"),
+        "mode": (run.mode, goal.modes[0]),
+        "score rule": (run.settings.get("score", "last"), goal.score),
+    }
+    for name, (there, ours) in compared.items():
         if there != ours:
             raise ValueError(f"`from_run`: {run.path} has the {name} {there!r}, and this search {ours!r}.")

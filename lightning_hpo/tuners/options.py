@@ -1,10 +1,8 @@
 """The options that all tuners share: flat keywords for people, grouped and checked for the code that uses them."""
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -14,12 +12,13 @@ from optuna.storages import BaseStorage
 from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import STEPS, Unit, count_of
-from lightning_hpo.text import require_int
+from lightning_hpo.text import require_int, require_positive, seconds
+from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
 _ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
-_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 Group = TypeVar("Group")
 
 
@@ -32,6 +31,9 @@ class Options(TypedDict, total=False):
             for a metric of which, by its name, more is better, such as ``val_acc``.
         constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
             infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
+        score: how the validations of a trial make the score that rungs, pruners, populations and the result go by:
+            ``"last"``, the one at exactly the step where the trial stands; ``"best"``, the best one so far, whose
+            weights ``best.ckpt`` then has; ``"mean(k)"``, the mean of the last ``k``, e.g. ``"mean(3)"``.
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
@@ -87,6 +89,7 @@ class Options(TypedDict, total=False):
     monitor: str | None
     mode: Mode | None
     constraints: Sequence[str]
+    score: str
     sampler: BaseSampler | None
     seed: int
     name: str | None
@@ -126,6 +129,7 @@ class Goal:
         sampler: that proposes trials; None is the tuner's default.
         seed: of everything random.
         constraints: logged metrics that must be <= 0 in a feasible trial.
+        score: how the validations of a trial make its score; see :class:`Options`.
 
     Raises:
         TypeError, ValueError: for a wrong argument.
@@ -136,6 +140,7 @@ class Goal:
     sampler: BaseSampler | None = None
     seed: int = 0
     constraints: Sequence[str] = ()
+    score: str = "last"
 
     def __post_init__(self) -> None:
         if self.sampler is not None and not isinstance(self.sampler, BaseSampler):
@@ -146,6 +151,37 @@ class Goal:
         if len(modes) != len(self.monitors) or not modes:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
         object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
+        object.__setattr__(self, "score", str(ScoreRule.read(self.score)))
+        if self.score != "last" and len(modes) > 1:
+            raise ValueError(f"`score` must be 'last' where `monitor` names several metrics, got {self.score!r}.")
+        if self.score == "best" and self.constraints:
+            raise ValueError(
+                "`constraints` are judged at the last validation, and with `score`='best' the answer is another one: "
+                "give 'last' or 'mean(k)'."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must not change while a study goes on, the sampler aside, as plain values."""
+        several = len(self.modes) > 1
+        monitor, mode = (list(named) if several else named[0] for named in (self.monitors, self.modes))
+        rule = {} if self.score == "last" else {"score": self.score}
+        limits = {"constraints": list(self.constraints)} if self.constraints else {}
+        return {"monitor": monitor, "mode": mode, "seed": self.seed, **rule, **limits}
+
+    def validate_function(self) -> None:
+        """Raise ValueError for what needs the validations of a module, before a search over a plain function."""
+        if self.constraints:
+            raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
+        if self.score != "last":
+            raise ValueError(
+                f"`score` is {self.score!r}, but a function returns one number for each job, and that is its score: "
+                "leave it out, or use fit()."
+            )
+
+    @property
+    def label(self) -> str:
+        """Name of the score."""
+        return ScoreRule.read(self.score).label(self.monitors[0] or "score")
 
     @property
     def monitors(self) -> tuple[str | None, ...]:
@@ -298,31 +334,6 @@ class Limits:
         return [text for text in (steps, time) if text is not None]
 
 
-@dataclass(frozen=True)
-class Beginning:
-    """What a search begins with; see :class:`Options`.
-
-    Args:
-        start: configurations to try first.
-        from_run: folder of another run, whose trials the sampler learns from.
-
-    Raises:
-        TypeError: for arguments of another form.
-    """
-
-    start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None = None
-    from_run: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        start = self.start
-        is_list = isinstance(start, Sequence) and all(isinstance(point, Mapping) for point in start)
-        if start not in (None, "defaults") and not (is_list and not isinstance(start, str)):
-            shown = "a dictionary" if isinstance(start, Mapping) else repr(start)
-            raise TypeError(f"`start` must be a list, start=[{{'lr': 1e-3}}, ...], or 'defaults', got {shown}.")
-        if self.from_run is not None and not isinstance(self.from_run, str | Path):
-            raise TypeError(f"`from_run` must be the folder of a run, such as 'runs/earlier', got {self.from_run!r}.")
-
-
 DEFAULTS = {
     field.name: field.default
     for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits, Beginning)
@@ -357,34 +368,3 @@ def _names(argument: str, given: Any) -> tuple[str, ...]:
         hint = f": write {argument}={[given]!r}" if isinstance(given, str) else ", such as ['too_big']"
         raise TypeError(f"`{argument}` must be a list of names of logged metrics, got {given!r}{hint}.")
     return tuple(dict.fromkeys(given))
-
-
-def require_positive(name: str, value: object) -> None:
-    """Raise TypeError or ValueError unless ``value`` is None or a number above 0."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"`{name}` must be a number above 0, got {value!r}.")
-    if value is not None and not float(value) > 0:
-        raise ValueError(f"`{name}` must be above 0, got {value!r}.")
-
-
-def seconds(name: str, value: Any) -> float | None:
-    """Return a length of time in seconds.
-
-    Args:
-        name: of the argument.
-        value: a number of seconds above 0, a text of numbers with the units d, h, m and s, or None.
-
-    Raises:
-        TypeError, ValueError: for another value.
-
-    Example:
-        >>> seconds("timeout", "1h30m"), seconds("timeout", 90)
-        (5400.0, 90)
-    """
-    if isinstance(value, str):
-        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", value)
-        if not parts or re.sub(r"\d+(?:\.\d+)?\s*[dhms]|\s", "", value):
-            raise ValueError(f"`{name}` must be a number of seconds, or a text such as '8h' or '1h30m', got {value!r}.")
-        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    require_positive(name, value)
-    return value  # type: ignore[no-any-return]  # a number above 0, or None

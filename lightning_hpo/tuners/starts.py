@@ -13,7 +13,7 @@ from lightning_hpo.schedulers.base import Bracket, Scheduler
 from lightning_hpo.space import SearchSpace
 from lightning_hpo.text import nearest
 from lightning_hpo.training.builder import Builder
-from lightning_hpo.tuners.options import Beginning
+from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.proposers import Define
 
 
@@ -55,7 +55,7 @@ def _defaults(space: SearchSpace | Define, builder: Builder | None) -> dict[str,
     if callable(space):
         raise ValueError("`start` is 'defaults', but the space is a function of a trial: give a list, start=[{...}].")
     try:
-        point = space.known_part(builder.defaults(space))
+        point = space.known_part(builder.of_values.defaults(space))
     except ValueError as error:
         raise ValueError(f"`start` is 'defaults': {error} Change the space, or give a list, start=[{{...}}].") from None
     if not point:
