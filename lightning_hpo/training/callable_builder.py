@@ -13,7 +13,7 @@ from lightning_hpo.errors import JobError
 from lightning_hpo.space.names import nested_config, part, replaced, split_name, value_at
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.builder import Builder, TrialComponents
-from lightning_hpo.training.given_data import CopiedData, given_data
+from lightning_hpo.training.given_data import CopiedData
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
 
@@ -28,21 +28,20 @@ class CallableBuilder(Builder):
 
     Args:
         model: class of the module, or any callable that returns a module.
-        data: class of the data module, any callable that returns a data module, a data module, or None.
+        data: class of the data module, any callable that returns a data module, or None.
         trainer: more arguments for every Trainer; copied for each job.
 
     Raises:
-        TypeError: if ``model`` is an instance, not a class or function.
+        TypeError: if ``model`` or ``data`` is an instance, not a class or function.
     """
 
     def __init__(
         self,
         model: Callable[..., pl.LightningModule],
-        data: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None,
+        data: Callable[..., pl.LightningDataModule] | None,
         trainer: Mapping[str, Any] | None,
     ) -> None:
         self._model = _callable("model", model, pl.LightningModule)
-        data = given_data(data, None, None)
         self._data = None if data is None else _callable("datamodule", data, pl.LightningDataModule)
         self._trainer = dict(trainer or {})
 

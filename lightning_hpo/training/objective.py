@@ -58,7 +58,7 @@ class Objective:
         space: dotted name -> distribution (see :mod:`lightning_hpo.space`), or a function of an Optuna trial that
             returns name -> value.
         data: class of the data module, or any callable that returns a data module; called with the ``data.``
-            parameters. Or a data module, of which each trial gets a copy. None if the module brings its own loaders.
+            parameters. None if the module brings its own loaders.
         monitor: name of a metric that the module logs in validation.
         max_steps, max_epochs, max_samples: the full budget of a trial, as exactly one of these. It is also the horizon
             of its LR schedules.
@@ -72,7 +72,7 @@ class Objective:
         score: what the validations of a trial make its score: ``"last"``, ``"best"`` or ``"mean(k)"``, as for tuners.
 
     Raises:
-        TypeError: if ``model`` is an instance, not a class or function.
+        TypeError: if ``model`` or ``data`` is an instance, not a class or function.
         ValueError: if the space names an argument that does not exist (the nearest is suggested), or for a ``score``.
     """
 
@@ -85,7 +85,7 @@ class Objective:
         max_steps: int | None = None,
         max_epochs: float | None = None,
         max_samples: int | None = None,
-        data: Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None = None,
+        data: Callable[..., pl.LightningDataModule] | None = None,
         trainer: Mapping[str, Any] | None = None,
         seed: int = 0,
         checkpoint_every: int = 25,

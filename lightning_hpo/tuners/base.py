@@ -214,13 +214,13 @@ class Tuner:
         self,
         model: "Callable[..., pl.LightningModule] | Builder | None" = None,
         *,
-        datamodule: "Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None" = None,
+        datamodule: "Callable[..., pl.LightningDataModule] | None" = None,
     ) -> "Objective":
         """Return what :meth:`fit` runs for each job.
 
         Args:
             model: as for :meth:`fit`.
-            datamodule: as for :meth:`fit`.
+            datamodule: as for :meth:`fit`, but no object.
         """
         from lightning_hpo.training.attachments import attachments  # noqa: PLC0415  # loads Lightning
         from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
