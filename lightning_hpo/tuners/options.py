@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from lightning_hpo.errors import SearchFailedError
+from lightning_hpo.executors.ray import RayExecutor, workers_of
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
@@ -59,11 +60,9 @@ class Options(TypedDict, total=False):
             shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
             10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
             and the process exits with code 1; the same command continues. Default: wait for ever.
-        max_retries: how often a job whose worker process died (out of memory, a crash in native code) or hung is
-            started again, from its last checkpoint, before its trial counts as failed. Default 0: what kills a process
-            once mostly does so again. Exceptions are never retried.
-        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
-            (see :class:`~lightning_hpo.training.objective.Objective`).
+        max_retries: how often a job whose worker died or hung is started again, from its last checkpoint, before
+            its trial counts as failed. Default 0: what kills a process once mostly does so again. Exceptions never are.
+        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s`` (see ``Objective``).
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
@@ -85,6 +84,7 @@ class Options(TypedDict, total=False):
             (``docs/spaces.md``). Members of a population begin with them.
         from_run: folder of another run, ``"runs/earlier"``. The sampler learns from its finished trials too, where
             their names and values belong to this space; they are copied once, and are no trials of this study.
+        executor: in place of ``workers``: a number, or a ``RayExecutor`` for a Ray cluster (``docs/cluster.md``).
     """
 
     monitor: str | None
@@ -117,6 +117,7 @@ class Options(TypedDict, total=False):
     callbacks: Any
     start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None
     from_run: str | Path | None
+    executor: int | RayExecutor | None
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,10 @@ class WorkerOptions:
     isolate: bool = False
     trial_timeout: float | None = None
     max_retries: int = 0
+    executor: int | RayExecutor | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", workers_of(self.executor, self.workers))
         object.__setattr__(self, "trial_timeout", seconds("trial_timeout", self.trial_timeout))
         for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
             require_int(name, getattr(self, name), least)
@@ -266,7 +269,7 @@ class WorkerOptions:
     @property
     def in_process(self) -> bool:
         """Whether jobs run in this process."""
-        return self.workers == 1 and not self.isolate
+        return self.workers == 1 and not self.isolate and not isinstance(self.executor, RayExecutor)
 
 
 @dataclass(frozen=True)
