@@ -26,14 +26,15 @@ from lightning_hpo.training.builder import Builder, Coded
 from lightning_hpo.training.ranks import Ranks, ranks_of
 from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.earlier import prior_rows
+from lightning_hpo.tuners.limits import Limits
 from lightning_hpo.tuners.options import (
     Goal,
-    Limits,
     Options,
     RunOptions,
     TrialOptions,
     WorkerOptions,
     group,
+    more_settings,
     validate_names,
 )
 from lightning_hpo.tuners.parts import Parts, reported_work, validate_workers
@@ -244,7 +245,7 @@ class Tuner:
             score=self._goal.score,
         )
         objective.attached = attached
-        objective.unit, objective.mode = self.unit, self.mode
+        objective.unit, objective.mode, objective.halves = self.unit, self.mode, self._trials.on_oom == "halve"
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         objective.check_names = self._parts.check_names or objective.check_names
         return objective
@@ -272,7 +273,7 @@ class Tuner:
     def _search(self, target: Target) -> Iterator["_Prepared"]:
         """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-        validate_workers(self._workers, ranks.size, self._parts.single_process)
+        validate_workers(self._workers, ranks.size, self._parts.single_process or self._trials.single_process)
         target = replace(target, starts=starting_points(self._beginning, self._define or self.space, target.builder))
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
@@ -363,16 +364,16 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
     code = [code for part in target.parts for code in (part.code if isinstance(part, Coded) else (part,))]
-    define, from_run = tuner._define, tuner._beginning.from_run  # noqa: SLF001  # as above
+    from_run = tuner._beginning.from_run  # noqa: SLF001  # as above
     return fingerprint(
         tuner.space,
         tuner.scheduler,
         target.parts,
-        code if define is None else [*code, define],
+        [*code, *filter(None, [tuner._define])],  # noqa: SLF001  # as above
         trains=target.builder is not None,
         sampler=sampler,
         **({"start": [*map(dict, target.starts)]} if target.starts else {}),
         **({} if from_run is None else {"from_run": Path(from_run).name}),
         **goal.settings(),
-        **({} if tuner.unit.is_steps else {"unit": tuner.unit.settings()}),
+        **more_settings(tuner._trials, tuner.unit),  # noqa: SLF001  # as above
     )
