@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
 from lightning_hpo.executors.base import Executor
-from lightning_hpo.records import FunctionWork, Job, Mode, Row
+from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
@@ -37,7 +39,7 @@ from lightning_hpo.tuners.options import (
     more_settings,
     validate_names,
 )
-from lightning_hpo.tuners.parts import Parts, reported_work, validate_workers
+from lightning_hpo.tuners.parts import Parts, data_of, validate_workers
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
@@ -201,9 +203,7 @@ class Tuner:
             StudyPaused: after Ctrl-C, SIGTERM or SIGHUP; everything is saved.
         """
         with explained(None):
-            from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
-
-            data = given_data(datamodule, train_dataloaders, val_dataloaders)
+            data = data_of(datamodule, train_dataloaders, val_dataloaders)
             objective = self.objective(model, datamodule=data)
             parts, work = [model or self._builder, data], self._parts.work(objective)
             target = Target.of(objective, work, parts, self.space.deliver)
@@ -272,9 +272,9 @@ class Tuner:
     @contextmanager
     def _search(self, target: Target) -> Iterator["_Prepared"]:
         """Open the run, and give the search to the block; the result is there after the block."""
+        target = replace(target, starts=starting_points(self._beginning, self._define or self.space, target.builder))
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
         validate_workers(self._workers, ranks.size, self._parts.single_process or self._trials.single_process)
-        target = replace(target, starts=starting_points(self._beginning, self._define or self.space, target.builder))
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
@@ -297,7 +297,7 @@ class Tuner:
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
-            work = reported_work(run, pruner, in_process=self._workers.in_process)
+            work = _work(run, pruner, in_process=self._workers.in_process)
             with (
                 shown(observers, run.console, self._run.verbose),
                 self._parts.executor(work, self._workers, run.interrupts) as executor,
@@ -355,6 +355,20 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
         lock=run.lock,
         poll=POLL if run.shared else None,
     )
+
+
+def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
+    """Return the work of a job; with a pruner, its trial reports validations."""
+    if pruner is None:
+        return run.target.work
+    if not in_process and isinstance(run.storage, InMemoryStorage):
+        raise ValueError(
+            "trials are to train in worker processes, but the study is in the memory of this process: give it a "
+            "storage that others can report to, a file's or a database's."
+        )
+    from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
+
+    return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
 
 
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.storages import InMemoryStorage
 
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
@@ -63,18 +62,11 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
         validate_can_start(options.workers)
 
 
-def reported_work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
-    """Return the work of a job; with a pruner, its trial reports validations."""
-    if pruner is None:
-        return run.target.work
-    if not in_process and isinstance(run.storage, InMemoryStorage):
-        raise ValueError(
-            "trials are to train in worker processes, but the study is in the memory of this process: give it a "
-            "storage that others can report to, a file's or a database's."
-        )
-    from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
+def data_of(datamodule: Any, train_dataloaders: Any, val_dataloaders: Any) -> Any:
+    """Return what makes the data module of a trial, from what ``fit`` was given."""
+    from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
 
-    return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
+    return given_data(datamodule, train_dataloaders, val_dataloaders)
 
 
 @dataclass(frozen=True)
