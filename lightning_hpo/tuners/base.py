@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from optuna.pruners import BasePruner
@@ -378,7 +377,6 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
     code = [code for part in target.parts for code in (part.code if isinstance(part, Coded) else (part,))]
-    from_run = tuner._beginning.from_run  # noqa: SLF001  # as above
     return fingerprint(
         tuner.space,
         tuner.scheduler,
@@ -386,8 +384,7 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
         [*code, *filter(None, [tuner._define])],  # noqa: SLF001  # as above
         trains=target.builder is not None,
         sampler=sampler,
-        **({"start": [*map(dict, target.starts)]} if target.starts else {}),
-        **({} if from_run is None else {"from_run": Path(from_run).name}),
+        **tuner._beginning.settings(target.starts),  # noqa: SLF001  # as above
         **goal.settings(),
         **more_settings(tuner._trials, tuner.unit),  # noqa: SLF001  # as above
     )

@@ -29,3 +29,8 @@ class Beginning:
             raise TypeError(f"`start` must be a list, start=[{{'lr': 1e-3}}, ...], or 'defaults', got {shown}.")
         if self.from_run is not None and not isinstance(self.from_run, str | Path):
             raise TypeError(f"`from_run` must be the folder of a run, such as 'runs/earlier', got {self.from_run!r}.")
+
+    def settings(self, starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what must not change while a study goes on, as plain values; nothing where nothing was given."""
+        run = {} if self.from_run is None else {"from_run": Path(self.from_run).name}
+        return {**({"start": [*map(dict, starts)]} if starts else {}), **run}
