@@ -51,6 +51,7 @@ class Result:
         rows: all trials.
         build: makes a module from parameters, or None for a search over a plain function.
         folder: of the run, if its study is there.
+        callbacks_of: returns the callbacks of a trial; None for a search over a plain function.
     """
 
     best_params: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Result:
     rows: Sequence[Row] = field(repr=False)
     build: "Callable[[Mapping[str, Any]], pl.LightningModule] | None" = field(default=None, repr=False)
     folder: Path | None = None
+    callbacks_of: "Callable[[int], list[pl.Callback]] | None" = field(default=None, repr=False)
 
     def trials(self) -> list[Row]:
         """All trials in order of their number."""
@@ -125,6 +127,23 @@ class Result:
         if self.folder is None:
             raise RuntimeError("there is no run folder with a study of its own to report on.")
         return write_report(read_run(self.folder), path)
+
+    def callbacks(self, number: int) -> "list[pl.Callback]":
+        """Return the callbacks of a trial that ``callbacks=`` has made, as they were at the end of its last job.
+
+        They are made anew and get the state that their ``state_dict`` had then. What else a callback leaves behind
+        belongs into the folder of the trial. The members of a population have one set of callbacks each.
+
+        Args:
+            number: of the trial.
+
+        Raises:
+            RuntimeError: if the tuner has no ``callbacks``, or the search was over a plain function.
+            ValueError: if there is no such trial.
+        """
+        if self.callbacks_of is None:
+            raise RuntimeError("there are no callbacks: the search was over a plain function.")
+        return self.callbacks_of(number)
 
     def best_model(self) -> "pl.LightningModule":
         """Build the module with the best parameters and load the best checkpoint into it, as Lightning would.

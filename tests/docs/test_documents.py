@@ -18,11 +18,11 @@ MODULES = sorted(
     for file in PACKAGE.rglob("*.py")
     if ">>> " in file.read_text()
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(textwrap.dedent(block), id=f"{page.name}-{number}")
     for page in PAGES
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+    for number, block in enumerate(re.findall(r"(?sm)^```py(?:thon[^\n]*)?\n(.*?)^```", page.read_text()))
 ]
 
 
