@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from lightning_hpo.errors import (
         WorkerStartError as WorkerStartError,
     )
+    from lightning_hpo.executors.ray import RayExecutor as RayExecutor
     from lightning_hpo.lr_schedules import (
         ClosedFormLR as ClosedFormLR,
     )
@@ -154,6 +155,7 @@ _NAMES = {
         "SearchFailedError StorageError StudyInUseError StudyMismatchError StudyPaused UnreadableStateError "
         "WorkerStartError"
     ),
+    "executors.ray": "RayExecutor",
     "lr_schedules": (
         "ClosedFormLR CosineLR CosineRestartsLR InverseSqrtLR LinearDecayLR ReplayLR StepDecayLR "
         "WarmupCosineLR WarmupStableDecayLR make_lr_schedule"

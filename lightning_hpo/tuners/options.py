@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from lightning_hpo.errors import SearchFailedError
+from lightning_hpo.executors.ray import RayExecutor, workers_of
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
@@ -61,11 +62,9 @@ class Options(TypedDict, total=False):
             shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
             10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
             and the process exits with code 1; the same command continues. Default: wait for ever.
-        max_retries: how often a job whose worker process died (out of memory, a crash in native code) or hung is
-            started again, from its last checkpoint, before its trial counts as failed. Default 0: what kills a process
-            once mostly does so again. Exceptions are never retried.
-        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
-            (see :class:`~lightning_hpo.training.objective.Objective`).
+        max_retries: how often a job whose worker died or hung is started again, from its last checkpoint, before
+            its trial counts as failed. Default 0: what kills a process once mostly does so again. Exceptions never are.
+        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s`` (see ``Objective``).
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
@@ -82,6 +81,7 @@ class Options(TypedDict, total=False):
         logger: ``"tensorboard"``, ``"csv"``, ``"wandb"`` or ``"mlflow"``, or a function of a
             :class:`~lightning_hpo.training.trial_info.Trial` that returns Lightning loggers: one run for each trial.
         callbacks: more of them for every Trainer, copied for each job; or a function of the trial that returns some.
+        executor: in place of ``workers``: a number, or a ``RayExecutor`` for a Ray cluster (``docs/cluster.md``).
     """
 
     monitor: str | None
@@ -112,6 +112,7 @@ class Options(TypedDict, total=False):
     verbose: bool | Literal["lines"]
     logger: str | Callable[[Any], Any] | None
     callbacks: Any
+    executor: int | RayExecutor | None
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,10 @@ class WorkerOptions:
     isolate: bool = False
     trial_timeout: float | None = None
     max_retries: int = 0
+    executor: int | RayExecutor | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", workers_of(self.executor, self.workers))
         object.__setattr__(self, "trial_timeout", seconds("trial_timeout", self.trial_timeout))
         for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
             require_int(name, getattr(self, name), least)
@@ -261,7 +264,7 @@ class WorkerOptions:
     @property
     def in_process(self) -> bool:
         """Whether jobs run in this process."""
-        return self.workers == 1 and not self.isolate
+        return self.workers == 1 and not self.isolate and not isinstance(self.executor, RayExecutor)
 
 
 @dataclass(frozen=True)
