@@ -56,14 +56,16 @@ class Resumable:
         """
         assert self._live is not None
         loop = trainer.fit_loop
-        reloads = bool(point == "epoch" and loop._should_reload_train_dl)  # noqa: SLF001  # no public name
+        due = bool(loop._should_reload_train_dl)  # noqa: SLF001  # no public name
         if point == "epoch":
-            rewind(trainer.train_dataloader, reloads=reloads)
+            rewind(trainer.train_dataloader, reloads=due)
         live = self._live.state(self._modes if point == "validated" else None)
         parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
         # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
         uncounted = point == "validated" and not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
-        reloaded = trainer.current_epoch if reloads else loop._last_train_dl_reload_epoch  # noqa: SLF001  # as above
+        # Of loaders that are made anew now and then; where that is due, the restart does it.
+        kept_since = loop._last_train_dl_reload_epoch if trainer.reload_dataloaders_every_n_epochs else None  # noqa: SLF001  # as above
+        reloaded = trainer.current_epoch if due or kept_since is None else kept_since
         random = rng_state()
         kept = {"point": point, "random": random, "live": live, "parts": parts, "uncounted": int(uncounted)}
         return {**kept, "reloaded": reloaded}
