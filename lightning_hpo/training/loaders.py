@@ -54,10 +54,15 @@ def follow(loaders: Any, limit: float, restored: list[State] | None = None) -> A
     return loaders
 
 
-def rewind(loaders: Any) -> None:
-    """Tell every followed loader in a collection that its epoch is over."""
+def rewind(loaders: Any, *, reloads: bool = False) -> None:
+    """Tell every followed loader in a collection that its epoch is over.
+
+    Args:
+        loaders: a loader or a collection of them.
+        reloads: whether Lightning will make the loaders anew for the next epoch.
+    """
     for loader in _followed(loaders):
-        loader.fetched = 0
+        loader.fetched, loader.reloads = 0, reloads
 
 
 def followed_objects(loaders: Any) -> list[Any]:
@@ -85,6 +90,7 @@ class FollowedLoader:
 
     fetched = 0  # batches of this epoch
     fetched_ahead = False  # whether Lightning holds a batch that it has not trained on
+    reloads = False  # whether another loader takes its place in the next epoch
     _exhausted = False
     _starts_workers = False
     _epochs = 0  # that were begun
@@ -141,6 +147,7 @@ class FollowedLoader:
         started = self.fetched > 0
         return {
             "fetched": self.fetched,
+            "reloads": self.reloads,
             "exhausted": self._exhausted,
             "epochs": self._epochs - started,
             "created": self._created,
@@ -185,6 +192,8 @@ class FollowedLoader:
             yield from passed
         elif state is not None and self.fetched_ahead:  # Lightning asks for the first batch before it calls any hook
             self._set_random(state["now"])
+            if state.get("reloads"):  # Lightning fetches ahead from a new loader, and then begins the epoch
+                next(self._begin(), None)
             iterator = self._begin()
             yield next(iterator)
             self._set_random(self._after_last)

@@ -55,13 +55,18 @@ class Resumable:
             point: where in the run it is taken; see the module's text.
         """
         assert self._live is not None
+        loop = trainer.fit_loop
+        reloads = bool(point == "epoch" and loop._should_reload_train_dl)  # noqa: SLF001  # no public name
         if point == "epoch":
-            rewind(trainer.train_dataloader)
+            rewind(trainer.train_dataloader, reloads=reloads)
         live = self._live.state(self._modes if point == "validated" else None)
         parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
         # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
-        uncounted = point == "validated" and not trainer.fit_loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
-        return {"point": point, "random": rng_state(), "live": live, "parts": parts, "uncounted": int(uncounted)}
+        uncounted = point == "validated" and not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
+        reloaded = trainer.current_epoch if reloads else loop._last_train_dl_reload_epoch  # noqa: SLF001  # as above
+        random = rng_state()
+        kept = {"point": point, "random": random, "live": live, "parts": parts, "uncounted": int(uncounted)}
+        return {**kept, "reloaded": reloaded}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, before Lightning restores its loops from it.
@@ -93,11 +98,13 @@ class Resumable:
             return
         set_rng_state(self._restored["random"])
         self._live.restore(self._restored["live"])
-        loop = trainer.fit_loop.epoch_loop
+        loop = trainer.fit_loop
+        if "reloaded" in self._restored:  # older checkpoints have none
+            loop._last_train_dl_reload_epoch = self._restored["reloaded"]  # noqa: SLF001  # as in `state`
         if self._restored["point"] == "epoch":
-            loop.restarting = False
+            loop.epoch_loop.restarting = False
         elif self._restored["point"] == "batch":
-            loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+            loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
         if self._restored["point"] != "epoch":
             self._sums = self._restored["live"]["epoch"]
 

@@ -15,6 +15,7 @@ from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.text import require_int
+from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.limits import Limits, seconds
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
@@ -81,6 +82,11 @@ class Options(TypedDict, total=False):
         logger: ``"tensorboard"``, ``"csv"``, ``"wandb"`` or ``"mlflow"``, or a function of a
             :class:`~lightning_hpo.training.trial_info.Trial` that returns Lightning loggers: one run for each trial.
         callbacks: more of them for every Trainer, copied for each job; or a function of the trial that returns some.
+        start: configurations to try first, ``[{"lr": 1e-3}, ...]``, of which the sampler fills what is missing; or
+            ``"defaults"``: the default values of the module's arguments, or the values of a CLI's config
+            (``docs/spaces.md``). Members of a population begin with them.
+        from_run: folder of another run, ``"runs/earlier"``. The sampler learns from its finished trials too, where
+            their names and values belong to this space; they are copied once, and are no trials of this study.
         executor: in place of ``workers``: a number, or a ``RayExecutor`` for a Ray cluster (``docs/cluster.md``).
     """
 
@@ -113,6 +119,8 @@ class Options(TypedDict, total=False):
     verbose: bool | Literal["lines"]
     logger: str | Callable[[Any], Any] | None
     callbacks: Any
+    start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None
+    from_run: str | Path | None
     executor: int | RayExecutor | None
 
 
@@ -278,7 +286,7 @@ class WorkerOptions:
 
 DEFAULTS = {
     field.name: field.default
-    for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits)
+    for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits, Beginning)
     for field in fields(kind)
 }
 """Default of each keyword."""

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import os
 import tempfile
 import warnings
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Task, spent
 from lightning_hpo.training.make_trainer import quiet_and_seeded
 
+EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "100"))
+"""Random modules of each test; more of them look further."""
 PROPERTY = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
@@ -330,7 +333,7 @@ def refused(case, checked):
     return False
 
 
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY, max_examples=EXAMPLES)
 @given(cases(), st.integers(1, 14))
 def test_an_outcome_is_what_was_trained(case, max_steps):
     with watched() as folder:
@@ -357,7 +360,7 @@ def test_an_outcome_is_what_was_trained(case, max_steps):
             torch.testing.assert_close(dict(saved["state_dict"]), dict(alone[1]), rtol=0, atol=0)
 
 
-@settings(PROPERTY, max_examples=100)
+@settings(PROPERTY, max_examples=EXAMPLES // 2)
 @given(cases(), st.sampled_from([(2, 6, 3), (1, 3, 3), (4, 8, 2), (3, 9, 3)]))
 def test_a_study_is_what_was_trained(case, budget):
     least, most, eta = budget
@@ -398,7 +401,7 @@ def cut_and_continued(objective, targets, folder, cuts):
 CUTS = st.one_of(st.integers(1, 9).map(Asked), st.builds(Fails, st.sampled_from(HOOKS), st.integers(0, 12)))
 
 
-@settings(PROPERTY, max_examples=200)
+@settings(PROPERTY, max_examples=EXAMPLES)
 @given(
     cases(shuffle=True),
     st.lists(st.integers(1, 14), min_size=1, max_size=3, unique=True).map(sorted),
@@ -439,6 +442,18 @@ def test_a_dev_run_that_ends_at_exactly_a_rung_is_finished(tmp_path):
     for target in (3, 9):
         outcome = run(made, target, tmp_path)
         assert (outcome.step, outcome.ended) == (4, "fast_dev_run ended at step 4")
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_loaders_that_are_made_anew_each_few_epochs_go_on_exactly(tmp_path, epochs):
+    case = Case(Data(2, False, 1, shuffle=True), None, {"reload_dataloaders_every_n_epochs": epochs})
+    scores = set()
+    for targets in ((7,), (2, 5, 7), (1, 4, 6, 7)):
+        made = objective(case, 7, every=1, dropout=0.3)
+        for target in targets:
+            last = run(made, target, tmp_path / str(len(targets)))
+        scores.add(last.score)
+    assert len(scores) == 1
 
 
 @pytest.mark.parametrize(
