@@ -47,7 +47,7 @@ class Looks(Net):
     [
         (RandomTuner, {"n_trials": 1}),
         (HyperbandTuner, {"min_steps": 3, "total_steps": 6}),
-        (ASHATuner, {"min_steps": 3, "n_trials": 1}),
+        (ASHATuner, {"min_steps": 3, "n_trials": 3}),
         (BayesianTuner, {"n_trials": 1}),
         (OptunaTuner, {"n_trials": 1}),
         (PopulationTuner, {"population_size": 2, "interval": 3}),
