@@ -116,6 +116,8 @@ class Objective:
         """The full budget, as a scheduler counts it in the unit."""
         self.checked_steps: int | None = None
         """Optimizer steps of the full budget in the trial that was checked, where the budget is in another unit."""
+        self.check_on_one = False
+        """Whether the check is on one device, although trials train on several: in workers, which are not there yet."""
         self.seed = seed
         builder = model if isinstance(model, Builder) else CallableBuilder(model, data, trainer)
         self.builder = ValueBuilder(builder, self.space)
@@ -247,6 +249,8 @@ class Objective:
             with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
                 names = self.check_names(self.builder, self.space, params)
                 components = self.builder.build(params)
+                if several and self.check_on_one:
+                    components.trainer.update(devices=1, num_nodes=1, strategy="auto")
                 self.attached.attach(components, trial_info(Path(folder), params, {}), logging=False)
                 logged, steps = fit_one_batch(
                     components, Path(folder), self.max_steps, self.key, [names], unit=self.unit
@@ -254,8 +258,9 @@ class Objective:
                 return logged, names.unused, steps
 
         with _naming(params), _wrong_call():
-            alone = ranks_of(self.builder.distributed_arguments).size == 1
-            logged, unused, steps = call_apart(fit) if alone else fit()  # a process group cannot be copied
+            several = ranks_of(self.builder.distributed_arguments).size > 1
+            apart = self.check_on_one or not several  # a process group cannot be copied
+            logged, unused, steps = call_apart(fit) if apart else fit()
             self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
