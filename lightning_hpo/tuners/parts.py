@@ -52,8 +52,8 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
         return
     if ranks not in (1, options.devices_per_trial):
         raise ValueError(
-            f"`workers` is {options.workers} with `devices_per_trial`={options.devices_per_trial}, but `trainer` trains "
-            f"each trial in {ranks} processes: leave `devices` and `num_nodes` out, and give devices_per_trial={ranks}."
+            f"`workers` is {options.workers} with `devices_per_trial`={options.devices_per_trial}, but `trainer` "
+            f"trains each trial in {ranks}: leave `devices` and `num_nodes` out, and give devices_per_trial={ranks}."
         )
     if isinstance(options.executor, RayExecutor):
         options.executor.validate_installed()

@@ -33,7 +33,7 @@ class Ranked(Net):
 
     def on_train_end(self):
         if self.trainer.world_size > 1:  # not in the check
-            weights = sum(float(parameter.double().sum()) for parameter in self.parameters())
+            weights = sum(float(parameter.detach().double().sum()) for parameter in self.parameters())
             with Path(os.environ["RANKS"]).open("a") as file:
                 file.write(f"{self.global_rank} {self.trainer.default_root_dir} {self.global_step} {weights}\n")
 
@@ -100,7 +100,7 @@ class TestWorkers:
     def test_a_worker_starts_the_other_ranks_of_its_trials(self, tmp_path, monkeypatch):
         monkeypatch.setenv("RANKS", str(tmp_path / "ranks"))
         make = functools.partial(
-            Tuner, {"lr": "loguniform(1e-3, 1)"}, Hyperband(4, 2), monitor="val_loss", root=tmp_path, isolate=True
+            Tuner, {"lr": "loguniform(1e-3, 1)"}, Hyperband(6, 2), monitor="val_loss", root=tmp_path, isolate=True
         )
         result = make(devices_per_trial=2, trainer={"accelerator": "cpu"}).fit(Ranked, datamodule=Data)
         assert {row.state for row in result.trials()} == {"complete", "pruned"}
