@@ -53,7 +53,7 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
     if ranks not in (1, options.devices_per_trial):
         raise ValueError(
             f"`workers` is {options.workers} with `devices_per_trial`={options.devices_per_trial}, but `trainer` "
-            f"trains each trial in {ranks}: leave `devices` and `num_nodes` out, and give devices_per_trial={ranks}."
+            f"trains a trial in {ranks} processes: leave `devices`, `num_nodes` out and give devices_per_trial={ranks}."
         )
     if isinstance(options.executor, RayExecutor):
         options.executor.validate_installed()
