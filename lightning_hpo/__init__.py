@@ -145,7 +145,7 @@ if TYPE_CHECKING:
     from lightning_hpo.tuners.presets import HyperbandTuner as HyperbandTuner
     from lightning_hpo.tuners.presets import RandomTuner as RandomTuner
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "callbacks": "LRSchedule PopulationBasedTraining TrialReport",
