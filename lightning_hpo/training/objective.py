@@ -241,11 +241,6 @@ class Objective:
         mode = self.mode or direction(self.monitor, None if self.rule.name == "best" else "min")
         return Scores(self.monitor, self.rule, mode, task)
 
-    @property
-    def has_ranks(self) -> bool:
-        """Whether a trial trains in several processes."""
-        return ranks_of(self.builder.distributed_arguments).size > 1
-
     def use_key(self, key: Key) -> None:
         """Sign checkpoints with the key of a run, and recognise the files of the run by it."""
         self.key = key
@@ -270,7 +265,7 @@ class Objective:
         params = self.middle() if params is None else params
 
         with _naming(params), _wrong_call():
-            alone = self.check_on_one or not self.has_ranks  # a process group is not copied
+            alone = self.check_on_one or ranks_of(self.builder.distributed_arguments).size == 1  # no group to copy
             fitted = micro_batches.unless_out_of_memory(
                 partial(call_apart if alone else call, partial(micro_batches.in_parts, _fit_one_batch, self, params))
             )
@@ -317,7 +312,7 @@ def _fit_one_batch(
         folder = Path(temporary)
         names = objective.check_names(objective.builder, objective.space, params)
         whole = objective.builder.build(params)
-        if objective.check_on_one and objective.has_ranks:
+        if objective.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
             whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
         loader = micro_batches.validate_components(whole) if objective.halves else None
         components = micro_batches.split(whole, parts)
