@@ -123,7 +123,7 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
     Raises:
         SystemExit: with code 0 if rank 0 leaves without an answer (a pause, say; its own exit code tells).
     """
-    store, watch = _connect(folder / _ADDRESS)
+    store, watch = _connect(folder / _ADDRESS, ranks.address)
     watch.start()
     number = 0
     with _signals_left_to_rank_0():
@@ -152,10 +152,9 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
         raise SystemExit(0)
 
 
-def _connect(address: Path) -> tuple[TCPStore, threading.Thread]:
+def _connect(address: Path, host: str) -> tuple[TCPStore, threading.Thread]:
     """Find the store of rank 0, and make a thread that ends this process if that of rank 0 ends."""
     deadline = time.monotonic() + _PATIENCE
-    host = os.environ.get("MASTER_ADDR", _HOST)
     while True:
         try:
             given = json.loads(address.read_text())

@@ -122,6 +122,8 @@ class Objective:
         """The full budget, as a scheduler counts it in the unit."""
         self.checked_steps: int | None = None
         """Optimizer steps of the full budget in the trial that was checked, where the budget is in another unit."""
+        self.check_on_one = False
+        """Whether the check is on one device, although trials train on several: in workers, which are not there yet."""
         self.seed = seed
         builder = model if isinstance(model, Builder) else CallableBuilder(model, data, trainer)
         self.builder = ValueBuilder(builder, self.space)
@@ -263,7 +265,7 @@ class Objective:
         params = self.middle() if params is None else params
 
         with _naming(params), _wrong_call():
-            alone = ranks_of(self.builder.distributed_arguments).size == 1  # else a process group, which is not copied
+            alone = self.check_on_one or ranks_of(self.builder.distributed_arguments).size == 1  # no group to copy
             fitted = micro_batches.unless_out_of_memory(
                 partial(call_apart if alone else call, partial(micro_batches.in_parts, _fit_one_batch, self, params))
             )
@@ -310,6 +312,8 @@ def _fit_one_batch(
         folder = Path(temporary)
         names = objective.check_names(objective.builder, objective.space, params)
         whole = objective.builder.build(params)
+        if objective.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
+            whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
         loader = micro_batches.validate_components(whole) if objective.halves else None
         components = micro_batches.split(whole, parts)
         objective.attached.attach(components, trial_info(folder, params, {}), logging=False)

@@ -19,11 +19,13 @@ class Ranks:
         rank: of this process; rank 0 decides.
         size: processes that train each trial together.
         started: whether the others are there: from outside (torchrun, SLURM), or since the first fit has started them.
+        address: of the machine of rank 0.
     """
 
     rank: int = 0
     size: int = 1
     started: Callable[[], bool] = never
+    address: str = "127.0.0.1"
 
 
 def ranks_of(trainer: Mapping[str, Any]) -> Ranks:
@@ -52,4 +54,6 @@ def ranks_of(trainer: Mapping[str, Any]) -> Ranks:
             "see into; take one that runs the whole script in each process, such as 'ddp' or 'fsdp'."
         )
     environment = launcher.cluster_environment
-    return Ranks(probe.global_rank, probe.world_size, lambda: environment.creates_processes_externally)
+    return Ranks(
+        probe.global_rank, probe.world_size, lambda: environment.creates_processes_externally, environment.main_address
+    )

@@ -245,6 +245,7 @@ class Tuner:
         )
         objective.attached = attached
         objective.unit, objective.mode, objective.halves = self.unit, self.mode, self._trials.on_oom == "halve"
+        objective.check_on_one = not self._workers.in_process
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         objective.check_names = self._parts.check_names or objective.check_names
         return objective
@@ -274,6 +275,7 @@ class Tuner:
         target = replace(target, starts=starting_points(self._beginning, self._define or self.space, target.builder))
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
         validate_workers(self._workers, ranks.size, self._parts.single_process or self._trials.single_process)
+        group, ranks = (1, ranks) if self._workers.in_process else (ranks.size, Ranks())
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
@@ -296,7 +298,7 @@ class Tuner:
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
-            work = _work(run, pruner, in_process=self._workers.in_process)
+            work = _work(run, pruner, group, in_process=self._workers.in_process)
             with (
                 shown(observers, run.console, self._run.verbose),
                 self._parts.executor(work, self._workers, run.interrupts) as executor,
@@ -356,18 +358,24 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
     )
 
 
-def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
-    """Return the work of a job; with a pruner, its trial reports validations."""
-    if pruner is None:
-        return run.target.work
-    if not in_process and isinstance(run.storage, InMemoryStorage):
-        raise ValueError(
-            "trials are to train in worker processes, but the study is in the memory of this process: give it a "
-            "storage that others can report to, a file's or a database's."
-        )
-    from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
+def _work(run: Run, pruner: BasePruner | None, group: int, *, in_process: bool) -> Work:
+    """Return the work of a job: with a pruner, its trial reports validations; a worker may start a group of ranks."""
+    work = others = run.target.work
+    if pruner is not None:
+        if not in_process and isinstance(run.storage, InMemoryStorage):
+            raise ValueError(
+                "trials are to train in worker processes, but the study is in the memory of this process: give it a "
+                "storage that others can report to, a file's or a database's."
+            )
+        from lightning_hpo.tuners.reports import along, reporting  # noqa: PLC0415  # loads Lightning
 
-    return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
+        monitor = str(run.goal.monitors[0])
+        work, others = reporting(work, run.study, run.storage, monitor), along(work, monitor)
+    if group == 1:
+        return work
+    from lightning_hpo.executors.rank_group import RankGroup  # noqa: PLC0415  # loads torch
+
+    return RankGroup(work, others, group)
 
 
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:

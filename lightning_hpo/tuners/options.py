@@ -46,8 +46,8 @@ class Options(TypedDict, total=False):
         checkpoint_every: save within a job each time so many optimizer steps are done.
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
         workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.
-        devices_per_trial: devices of each Trainer. With worker processes more than 1 is refused by ``fit``; under
-            ``optimize`` each worker sees so many GPUs of its own.
+        devices_per_trial: devices of each Trainer. A worker sees so many GPUs of its own, and starts the other ranks of
+            its trials itself.
         timeout: start no new job after so many seconds, or a text such as ``"8h"``, ``"30m"`` or ``"1h30m"``.
         total: start no new job once so many optimizer steps, epochs or samples, as the budget is in, are recorded. Jobs
             at work then come to their end, so more is spent: at most one job of each worker.

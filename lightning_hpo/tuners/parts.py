@@ -50,11 +50,10 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
         raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
     if options.in_process:
         return
-    if ranks > 1:
+    if ranks not in (1, options.devices_per_trial):
         raise ValueError(
-            f"`workers` is {options.workers} and `isolate` {options.isolate}, but each trial trains in {ranks} "
-            "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
-            "start: leave both out, or train each trial on one device."
+            f"`workers` is {options.workers} with `devices_per_trial`={options.devices_per_trial}, but `trainer` "
+            f"trains a trial in {ranks} processes: leave `devices`, `num_nodes` out and give devices_per_trial={ranks}."
         )
     if isinstance(options.executor, RayExecutor):
         options.executor.validate_installed()

@@ -1,5 +1,6 @@
 """Worker processes: as good as one process, and a crash costs one trial."""
 
+import collections
 import functools
 import importlib.util
 import multiprocessing
@@ -25,6 +26,16 @@ X = {"x": "uniform(0, 1)"}
 
 def of_a_module_that_takes_long_to_import(job, params):
     return 0.0
+
+
+class Ranked(Net):
+    """Each of its processes writes its rank, and what it has trained."""
+
+    def on_train_end(self):
+        if self.trainer.world_size > 1:  # not in the check
+            weights = sum(float(parameter.detach().double().sum()) for parameter in self.parameters())
+            with Path(os.environ["RANKS"]).open("a") as file:
+                file.write(f"{self.global_rank} {self.trainer.default_root_dir} {self.global_step} {weights}\n")
 
 
 class TestWorkers:
@@ -86,14 +97,22 @@ class TestWorkers:
             ).optimize(pruning)
             assert [trial.state.name for trial in result.study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
 
-    def test_several_devices_for_each_trial_are_refused_before_anything_starts(self, tmp_path):
-        for options in ({"workers": 2}, {"isolate": True}):
-            with pytest.raises(ValueError, match="`workers` is .* trains in 2 processes \\(`devices_per_trial`"):
-                RandomTuner(
-                    {"lr": "loguniform(1e-3, 1)"}, max_steps=3, n_trials=2, monitor="val_loss", devices_per_trial=2,
-                    root=tmp_path / "runs", trainer={"accelerator": "cpu"}, **options,
-                ).fit(Net, datamodule=Data)  # fmt: skip
-        assert not (tmp_path / "runs").exists()
+    def test_a_worker_starts_the_other_ranks_of_its_trials(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("RANKS", str(tmp_path / "ranks"))
+        make = functools.partial(
+            Tuner, {"lr": "loguniform(1e-3, 1)"}, Hyperband(6, 2), monitor="val_loss", root=tmp_path, isolate=True
+        )
+        result = make(devices_per_trial=2, trainer={"accelerator": "cpu"}).fit(Ranked, datamodule=Data)
+        assert {row.state for row in result.trials()} == {"complete", "pruned"}
+        jobs = collections.defaultdict(list)
+        for line in (tmp_path / "ranks").read_text().splitlines():
+            rank, *job = line.split(" ")
+            jobs[tuple(job)].append(rank)  # trial, step and weights
+        assert {*map(frozenset, jobs.values())} == {frozenset("01")}
+        assert len(jobs) == sum(len(row.values) for row in result.trials())
+        with pytest.raises(ValueError, match="give devices_per_trial=2"):
+            make(name="f", trainer={"accelerator": "cpu", "devices": 2}).fit(Ranked, datamodule=Data)
+        assert not (tmp_path / "f").exists()
 
     def test_a_killed_worker_cannot_keep_the_mark_that_asks_for_a_pause(self):
         processes = WorkerProcesses(loss, 2)

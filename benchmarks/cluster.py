@@ -1,0 +1,115 @@
+"""Sleeping trials on Ray workers: how busy the workers are, and what a job costs the process that decides.
+
+    python benchmarks/cluster.py --workers 1 8 64 --seconds 2 [--tune]
+
+A job sleeps, so any number of workers fits a machine. The share of busy time is counted from the moment when every
+worker has begun a job to the moment when the first has none left. ``--tune`` does the same with Ray Tune (random search,
+actors used again), which needs ``ray[tune]``.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ray
+
+from lightning_hpo import FullBudget, RayExecutor, Tuner
+from lightning_hpo.records import Job
+from lightning_hpo.reporting.events import Event, JobEnded
+from lightning_hpo.tuners.parts import Parts
+
+X = {"x": "uniform(0, 1)"}
+
+
+class Clock:
+    """Notes the CPU time of this process at the end of each job."""
+
+    def __init__(self) -> None:
+        self.cpu: list[float] = []
+
+    def on(self, event: Event) -> None:
+        """Note it."""
+        if isinstance(event, JobEnded):
+            self.cpu.append(time.process_time())
+
+
+def sleeping(seconds: float, log: Path) -> Callable[[Mapping[str, float]], float]:
+    """Return a function that sleeps, and writes when and where it did."""
+
+    def sleep(params: Mapping[str, float]) -> float:
+        start = time.time()
+        time.sleep(seconds)
+        with log.open("a") as file:
+            file.write(f"{ray.get_runtime_context().get_actor_id()} {start} {time.time()}\n")
+        return params["x"]
+
+    return sleep
+
+
+def busy(log: Path) -> tuple[int, float]:
+    """Return how many workers there were, and the share of their time in which they had a job."""
+    lines = [line.split() for line in log.read_text().splitlines()]
+    workers = {worker: [(float(a), float(b)) for who, a, b in lines if who == worker] for worker, _, _ in lines}
+    begin = max(min(start for start, _ in jobs) for jobs in workers.values())
+    end = min(max(stop for _, stop in jobs) for jobs in workers.values())
+    spans = [max(min(stop, end) - max(start, begin), 0) for jobs in workers.values() for start, stop in jobs]
+    return len(workers), sum(spans) / (len(workers) * (end - begin))
+
+
+def ours(workers: int, jobs: int, sleep: Callable[[Mapping[str, float]], float], root: str) -> float:
+    """Run the jobs and return the driver's CPU seconds for each, start and end left out."""
+    clock = Clock()
+
+    def work(job: Job, params: Mapping[str, float]) -> float:  # noqa: ARG001  # called so
+        return sleep(params)
+
+    executor = RayExecutor(workers, resources={"CPU": 0.001})
+    parts = Parts(observers=lambda run: [clock])  # noqa: ARG005  # called so
+    Tuner(X, FullBudget(1, jobs), parts=parts, root=root, executor=executor, verbose=False).optimize(work)
+    return (clock.cpu[-1] - clock.cpu[workers]) / (jobs - workers - 1)
+
+
+def ray_tune(workers: int, jobs: int, sleep: Callable[[Mapping[str, float]], float], root: str) -> float:
+    """Run the jobs with Ray Tune and return the CPU seconds of this process for each, with start and end."""
+    from ray import tune  # an extra
+
+    def trainable(config: dict[str, float]) -> dict[str, float]:
+        return {"score": sleep(config)}
+
+    settings: Any = {"num_samples": jobs, "max_concurrent_trials": workers, "metric": "score", "mode": "min"}
+    before = time.process_time()
+    tune.Tuner(
+        tune.with_resources(trainable, {"cpu": 0.001}),
+        param_space={"x": tune.uniform(0, 1)},
+        tune_config=tune.TuneConfig(**settings, reuse_actors=True),
+        run_config=tune.RunConfig(storage_path=root, verbose=0),
+    ).fit()
+    return (time.process_time() - before) / jobs
+
+
+def main() -> None:
+    """Print a line for each number of workers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--jobs", type=int, default=10, help="for each worker")
+    parser.add_argument("--tune", action="store_true", help="Ray Tune too")
+    given = parser.parse_args()
+    ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    for name, run in (("lightning_hpo", ours), *([("Ray Tune", ray_tune)] if given.tune else [])):
+        for workers in given.workers:
+            with TemporaryDirectory() as root:
+                log = Path(root) / "log"
+                cpu = run(workers, workers * given.jobs, sleeping(given.seconds, log), root)
+                count, share = busy(log)
+            print(
+                f"{name:<14} {workers:>4} workers ({count} were used)  busy {share:6.1%}  CPU {1000 * cpu:6.1f} ms/job",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
