@@ -64,8 +64,8 @@ class Resumable:
         # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
         uncounted = point == "validated" and not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
         # Of loaders that are made anew now and then; where that is due, the restart does it.
-        kept_since = loop._last_train_dl_reload_epoch if trainer.reload_dataloaders_every_n_epochs else None  # noqa: SLF001  # as above
-        reloaded = trainer.current_epoch if due or kept_since is None else kept_since
+        now_and_then = getattr(trainer, "reload_dataloaders_every_n_epochs", 0) and not due
+        reloaded = loop._last_train_dl_reload_epoch if now_and_then else trainer.current_epoch  # noqa: SLF001  # as above
         random = rng_state()
         kept = {"point": point, "random": random, "live": live, "parts": parts, "uncounted": int(uncounted)}
         return {**kept, "reloaded": reloaded}
