@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from lightning_hpo.callbacks import (
         TrialReport as TrialReport,
     )
+    from lightning_hpo.callbacks import (
+        TrialValidation as TrialValidation,
+    )
     from lightning_hpo.cli.hpo_cli import HPOCLI as HPOCLI
     from lightning_hpo.errors import (
         DamagedCheckpointError as DamagedCheckpointError,
@@ -144,7 +147,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "callbacks": "LRSchedule PopulationBasedTraining TrialReport",
+    "callbacks": "LRSchedule PopulationBasedTraining TrialReport TrialValidation",
     "cli.hpo_cli": "HPOCLI",
     "errors": (
         "DamagedCheckpointError DivergedError JobError LightningHPOError ParameterMismatchError RankLostError "

@@ -32,6 +32,9 @@ class Job:
         params: for a new trial, its parameters; None asks the sampler.
         replaces: for a new trial of a population, the trial of the same member that ends here. The new one goes on in
             its fit: step, place in the data and clocks are those of the member.
+        confirms: for a new trial, the trial whose parameters train once more, with another seed.
+        seed: of everything random in the trial, as ``lightning.seed_everything`` takes it; the study has it, so
+            schedulers leave it out. None in a trial that an earlier version has begun.
     """
 
     max_steps: int
@@ -39,6 +42,8 @@ class Job:
     parent: int | None = None
     params: Mapping[str, Any] | None = None
     replaces: int | None = None
+    confirms: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,8 @@ class Row:
         stopped: steps at which a callback asked to stop it, although it is to train on.
         global_steps: step -> optimizer step at which the Trainer stood; empty where both are the same.
         full_steps: optimizer steps of its full budget, where that is in epochs or samples.
+        seed: of everything random in it; None if an earlier version has begun it.
+        confirms: number of the trial whose parameters it trains once more; None for a trial of the search.
         step: of its last value, or where its training began.
         score: value that the trial competes with: its last one, if that is a finite number.
     """
@@ -191,6 +198,8 @@ class Row:
     stopped: tuple[int, ...] = ()
     global_steps: Mapping[int, int] = field(default_factory=dict)
     full_steps: int | None = None
+    seed: int | None = None
+    confirms: int | None = None
     step: int = field(init=False, repr=False, compare=False)
     score: float | None = field(init=False, repr=False, compare=False)
 

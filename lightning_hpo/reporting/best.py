@@ -12,13 +12,15 @@ import yaml
 
 from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints import files as checkpoints
-from lightning_hpo.checkpoints.origin import difference
+from lightning_hpo.checkpoints.origin import difference, outline
 from lightning_hpo.records import CHECKPOINT, Mode, Row, best_row, reach
 from lightning_hpo.reporting.events import Event, JobEnded, StudyRead
+from lightning_hpo.reporting.fit_config import fit_config
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace, split_name
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import identity_of
+from lightning_hpo.text import one_line
 
 
 class BestFiles:
@@ -33,6 +35,7 @@ class BestFiles:
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
         complete_only: only a trial with the full budget is an answer, as in a population.
         unit: of the budget.
+        monitor: metric that is the score of a module; None in a search over a function.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class BestFiles:
         keep_checkpoints: bool,
         complete_only: bool = False,
         unit: Unit = STEPS,
+        monitor: str | None = None,
     ) -> None:
+        self._monitor = monitor
         self._folder = folder
         self._unit = unit
         self._complete_only = complete_only
@@ -66,13 +71,16 @@ class BestFiles:
         before = self._written
         is_answer = best is not None and not (self._complete_only and best.state != "complete")
         if best is not None and is_answer and (best.number, reach(best), best.global_step) != before:
+            checkpoint = self._checkpoint(best.home)
+            config, lines = self._config_of(best, checkpoint)
             write_answer(
                 best,
                 identity_of(self._study_id, best.number, best.params),
-                self._checkpoint(best.home),
-                self._config_of(best),
+                checkpoint,
+                config,
                 best_checkpoint=self._folder.best_checkpoint,
                 best_params=self._folder.best_params,
+                lines=lines,
             )
             self._written = best.number, reach(best), best.global_step
         if not self._keep_checkpoints:
@@ -85,7 +93,17 @@ class BestFiles:
                     self._drop(home)
             self._ended = ended
 
-    def _config_of(self, row: Row) -> Mapping[str, Any]:
+    def _config_of(self, row: Row, checkpoint: Path) -> tuple[Mapping[str, Any], Sequence[str]]:
+        """Config of a trial with its full budget, and lines for people."""
+        config = self._budgeted(row)
+        found = None if self._monitor is None else outline(checkpoint)
+        if found is None or found.get("global_step") != row.global_step:
+            return config, ()
+        score = f"{self._monitor} = {row.score} at step {row.global_step} of trial {row.number}"
+        state = found.get("callbacks", {}).get("RunToStep", {})
+        return fit_config(config, row.seed, state.get("fit"), score)
+
+    def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""
         if row.full_steps is None:  # of a function, which is given the number
             number: Any = self._unit.number(self._max_steps)
@@ -114,6 +132,7 @@ def write_answer(
     *,
     best_checkpoint: Path,
     best_params: Path,
+    lines: Sequence[str] = (),
 ) -> None:
     """Make ``best.ckpt`` and ``best.yaml`` name one trial at one step.
 
@@ -127,6 +146,7 @@ def write_answer(
         config: for ``best.yaml``.
         best_checkpoint: where ``best.ckpt`` is.
         best_params: where ``best.yaml`` is.
+        lines: for people, above the config.
     """
     found = [path for path in (checkpoint, best_checkpoint) if path.exists()]  # an old one may carry no identity
     right = next((path for path in found if difference(path, identity, best.global_step) is None), None)
@@ -139,12 +159,13 @@ def write_answer(
             f"({checkpoint}), so there is no {best_checkpoint.name}",
             stacklevel=2,
         )
-    write_best(config, best_params)
+    write_best(config, best_params, lines)
 
 
-def write_best(config: Mapping[str, Any], path: Path) -> None:
-    """Write a config as YAML, without a moment in which the file is not whole."""
-    atomic_write(path, yaml.safe_dump(dict(config), sort_keys=False))
+def write_best(config: Mapping[str, Any], path: Path, lines: Sequence[str] = ()) -> None:
+    """Write a config as YAML below comments, without a moment in which the file is not whole."""
+    comments = "".join(f"# {one_line(line)}\n" for line in lines)
+    atomic_write(path, comments + yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def keep_best(checkpoint: Path, path: Path) -> None:

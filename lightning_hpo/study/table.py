@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
@@ -22,6 +23,8 @@ from lightning_hpo.study.leases import Leases
 FINGERPRINT = "lightning_hpo"
 # User attributes of trials, so that a dashboard shows them.
 PARENT = "parent"
+SEED = "seed"  # of everything random in it
+CONFIRMS = "confirms"  # number of the trial whose parameters it trains once more
 FAILURE = "failure"
 ENDED = "ended"  # why a trial finished by itself
 # In a study whose budgets are in epochs or samples: {"full": optimizer steps of the full budget, step of the study ->
@@ -59,6 +62,7 @@ class TrialTable:
         at: step of the value of a finished trial that has no values at steps, as other programs write them. None
             leaves such a trial without values.
         run: of a study that was given, the run folder of this search: running trials of others are left alone.
+        seed: of the search; it and a trial's number give the seed of the trial.
     """
 
     def __init__(
@@ -69,7 +73,9 @@ class TrialTable:
         *,
         at: int | None = None,
         run: str | None = None,
+        seed: int = 0,
     ) -> None:
+        self._seed = seed
         self._study = study
         self._storage = storage
         self._leases = leases
@@ -110,6 +116,7 @@ class TrialTable:
         distributions: Mapping[str, BaseDistribution],
         *,
         parent: int | None = None,
+        confirms: int | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> int:
         """Write a new running trial, all parameters in one transaction, and return its number.
@@ -118,17 +125,21 @@ class TrialTable:
             params: of the trial.
             distributions: name -> distribution of each parameter.
             parent: number of the trial whose weights it starts from, at the last step that it has a value at.
+            confirms: number of the trial whose parameters these are.
             notes: of the sampler.
         """
         notes = {**(notes or {}), BY_JOB: True}
         if parent is not None and self._rows[parent].values and SEGMENT not in notes:
             step = self._rows[parent].step
             notes[SEGMENT] = {"start": step, "forked_at": step}
+        origin = _origin(notes)
+        seed = self._rows[origin["member"]].seed if origin["member"] is not None else self._seed_of(len(self._rows))
+        known = {SEED: seed, PARENT: parent, CONFIRMS: confirms}
         trial = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
             distributions={name: distributions[name] for name in params},
-            user_attrs={} if parent is None else {PARENT: parent},
+            user_attrs={name: value for name, value in known.items() if value is not None},
             system_attrs=notes,
         )
         trial_id = self._storage.create_new_trial(self._study_id, template_trial=trial)
@@ -137,9 +148,24 @@ class TrialTable:
             self.reread(number)
             return number
         self._ids.append(trial_id)
-        self._rows.append(Row(number, params=dict(params), parent=parent, **_origin(notes)))
+        self._rows.append(Row(number, params=dict(params), parent=parent, seed=seed, confirms=confirms, **origin))
         self._notes.append(dict(notes))
         return number
+
+    def seed(self, number: int) -> int | None:
+        """Return the seed of a trial; a new one that was made elsewhere, as an enqueued one, gets its own here.
+
+        A trial that an earlier version has begun has none.
+        """
+        row = self._rows[number]
+        if row.seed is None and not row.values:
+            row = replace(row, seed=self._seed_of(number))
+            self._storage.set_trial_user_attr(self._ids[number], SEED, row.seed)
+            self._rows[number] = row
+        return row.seed
+
+    def _seed_of(self, number: int) -> int:
+        return trial_seed(self._seed, number)
 
     def enqueued(self, number: int) -> dict[str, Any] | None:
         """Return the parameters that a person has chosen for a trial which waits to be started; None for another."""
@@ -301,6 +327,16 @@ class TrialTable:
         return replace(row, target=known)
 
 
+def trial_seed(seed: int, number: int) -> int:
+    """Return the one seed of everything random in a trial, from the seed of its search.
+
+    Example:
+        >>> trial_seed(0, 1)
+        3964924996
+    """
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
 def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:
     """Rows of a study that somebody else may be writing; ``at`` as for :class:`TrialTable`."""
     return [row_of(trial, at) for trial in study.get_trials(deepcopy=False)]
@@ -320,6 +356,8 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         ended=trial.user_attrs.get(ENDED),
         scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
         feasible=all(value <= 0 for value in trial.constraints.values()),
+        seed=trial.user_attrs.get(SEED),
+        confirms=trial.user_attrs.get(CONFIRMS),
         stopped=tuple(trial.system_attrs.get(STOPPED, ())),
         **global_steps_of(trial),
         **_origin(trial.system_attrs),

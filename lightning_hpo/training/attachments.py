@@ -30,19 +30,21 @@ class Attachments:
     logger: TrialLogger | None = None
     callbacks: Callback | Sequence[Callback] | MakeCallbacks | None = None
 
-    def attach(self, components: TrialComponents, trial: Trial, *, logging: bool = True) -> None:
-        """Add them to the arguments of the Trainer.
+    def attach(self, components: TrialComponents, trial: Trial, *, logging: bool = True) -> list[Callback]:
+        """Add them to the arguments of the Trainer, and return the callbacks.
 
         Args:
             components: of the job.
             trial: that it is.
             logging: False in the check before training, which logs nothing.
         """
-        if self.callbacks is not None:
-            components.trainer["callbacks"] = [*listed(components.trainer.get("callbacks")), *self._callbacks(trial)]
+        own = [] if self.callbacks is None else self._callbacks(trial)
+        if own:
+            components.trainer["callbacks"] = [*listed(components.trainer.get("callbacks")), *own]
         if self.logger is not None and logging:
-            own = MetricsFile(trial.folder / METRICS, trial.start)
-            components.trainer["logger"] = [*self.logger.open(trial.without_secrets()), own]
+            metrics = MetricsFile(trial.folder / METRICS, trial.start)
+            components.trainer["logger"] = [*self.logger.open(trial.without_secrets()), metrics]
+        return own
 
     def _callbacks(self, trial: Trial) -> list[Callback]:
         given: Any = self.callbacks

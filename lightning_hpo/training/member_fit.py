@@ -104,7 +104,7 @@ class MemberFits:
             hand_over=handed_over,
         )
         try:
-            with quiet_and_seeded(objective.seed, task.member):
+            with quiet_and_seeded(objective.seed, task.member, task.job.seed):
                 built = objective.builder.build(params)
                 trainer = make_trainer(
                     built,

@@ -26,7 +26,7 @@ from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
-from lightning_hpo.study.table import ENDED
+from lightning_hpo.study.table import ENDED, SEED, trial_seed
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.apart import call_apart
@@ -132,7 +132,9 @@ class Objective:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             settle(folder, identity)
-            task = Task(Job(self.max_steps, trial=trial.number), params, folder, identity=identity)
+            job = Job(self.max_steps, trial=trial.number, seed=trial_seed(self.seed, trial.number))
+            trial.set_user_attr(SEED, job.seed)
+            task = Task(job, params, folder, identity=identity)
             outcome = self.run(task, callbacks=[] if report is None else [report])
         if report is not None and report.ends_at(outcome) and not outcome.is_whole(self.max_steps):
             raise optuna.TrialPruned
@@ -158,7 +160,7 @@ class Objective:
             RuntimeError: if another thread of this process trains a trial.
         """
         assert task.job.trial is not None
-        with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
+        with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
             begin, is_own = self._begin(task)
             saved = None if begin is None else checkpoints.load(begin, key=self.key)
             if is_own and saved is not None:
@@ -167,7 +169,7 @@ class Objective:
                     return outcome
             components = self.builder.build(task.params)
             start = 0 if saved is None else int(saved["global_step"])
-            self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
+            attached = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
             progress = ProgressFile(task.folder, task.job.trial, start, task.job.max_steps, should_pause)
             job = RunToStep(
                 task.job.max_steps,
@@ -176,8 +178,9 @@ class Objective:
                 monitor=self.monitor,
                 should_pause=progress.pause_wanted,
                 stop_on_nan=self._stop_on_nan,
-                identity=task.identity,
+                identity={**task.identity, "seed": task.job.seed},
                 forked=begin is not None and not is_own,
+                attached=attached,
             )
             trainer = make_trainer(
                 components,

@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import BUDGET, Outcome
 from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.lr_schedule import bind_to_steps
+from lightning_hpo.training.plain_fit import NOTE, plain_fit
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
@@ -50,6 +51,7 @@ class RunToStep(pl.Callback):
             device and looked at together before each checkpoint and validation, so no step waits for the device.
         identity: of the trial; put into every checkpoint.
         forked: whether training begins from another trial's checkpoint, whose hyperparameters are not its own.
+        attached: callbacks that the tuner has added to the Trainer.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class RunToStep(pl.Callback):
         stop_on_nan: bool = False,
         identity: Mapping[str, Any] | None = None,
         forked: bool = False,
+        attached: Sequence[pl.Callback] = (),
     ) -> None:
         self._target = target  # in optimizer steps, once training starts
         self._place: dict[str, int] = {}
@@ -72,6 +75,8 @@ class RunToStep(pl.Callback):
         self._should_pause = should_pause
         self._identity = dict(identity or {})
         self._forked = forked
+        self._attached = attached
+        self._plain_fit: dict[str, Any] = {}
         self._losses = LossWatch() if stop_on_nan else None
         self._settings: BuiltSettings | None = None
         self._before: list[tuple[Any, Any]] | None = None
@@ -98,6 +103,7 @@ class RunToStep(pl.Callback):
             "groups": self._groups,
             "resume": self._resume,
             "validated": validated,
+            NOTE: self._plain_fit,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -269,6 +275,8 @@ class RunToStep(pl.Callback):
         self._place = trainer.place(ended=self.ended != BUDGET)
         self._resume = self._resumable.state(trainer, point)
         self._groups = names_in_groups(trainer.optimizers, trainer.lightning_module)
+        if self.ended != BUDGET or self._is_final(trainer):
+            self._plain_fit = plain_fit(trainer, self._attached)
         try:
             trainer.save_checkpoint(self._checkpoint)
         except OSError as error:

@@ -167,7 +167,7 @@ def open_run(
         leases = stack.enter_context(Leases(folder.path / "trials")) if options.shared else None
         run = None if given is None else str(folder.path)  # a study that was given may have trials at work elsewhere
         with study_lock(folder.path):
-            table = TrialTable(study, storage, leases, at=max_steps, run=run)
+            table = TrialTable(study, storage, leases, at=max_steps, run=run, seed=goal.seed)
 
         @contextmanager
         def lock() -> Iterator[None]:

@@ -145,7 +145,7 @@ class Search:
         self.settle(self.folder(home.number), identity_of(self.study_id, home.number, home.params))
         self.table.assign(number, job.max_steps)  # a lease stands in the folder
         return Task(
-            Job(job.max_steps, number, row.parent, row.params),
+            Job(job.max_steps, number, row.parent, row.params, seed=self.table.seed(number)),
             params,
             self.folder(home.number),
             source=None if row.parent is None else self._source(row, row.parent),
