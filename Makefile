@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export OMP_NUM_THREADS = 1
 
-.PHONY: install check quick test structure
+.PHONY: install check quick test structure site release lowest
 
 install:
 	$(PYTHON) -m venv .venv
@@ -21,3 +21,14 @@ test:
 
 structure:
 	python benchmarks/structure.py
+
+site:  # needs the extra docs
+	mkdocs build --strict
+
+release:  # sdist and wheel in dist/, checked, and tested in an environment of their own
+	FRESH=1 .ci/wheel tests/unit tests/contract
+
+lowest:  # the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install -q -c constraints-lowest.txt -e ".[test]"
+	.venv-lowest/bin/python -m pytest -q tests/unit tests/contract

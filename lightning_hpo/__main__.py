@@ -1,4 +1,4 @@
-"""``python -m lightning_hpo show|report|best runs/<name>``: look at a run, finished or at work.
+"""``lightning-hpo show|report|best runs/<name>`` (or ``python -m lightning_hpo``): look at a run, finished or at work.
 
 ``show --watch`` follows a search, ``show runs/<name> 7`` shows one trial, ``show --json`` is for scripts.
 Nothing that the run's config names is imported.
@@ -17,7 +17,7 @@ from lightning_hpo.text import HIDDEN, lost, say
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lightning_hpo", description="Look at a run, finished or at work.")
+    parser = argparse.ArgumentParser(prog="lightning-hpo", description="Look at a run, finished or at work.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, words in [
         ("show", "print states, the best trials and the failures"),

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-PAUSING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLOSED: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+PAUSING = (signal.SIGINT, signal.SIGTERM, *([] if _CLOSED is None else [_CLOSED]))
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -76,7 +77,7 @@ def pausing_signals() -> Iterator[Interrupts]:
         for listener in interrupts.listeners:
             listener()
 
-    taken = [number for number in PAUSING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    taken = [number for number in PAUSING if number != _CLOSED or signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in taken}
     for number in taken:
         signal.signal(number, LocalHandler(handle, before[number]))

@@ -171,7 +171,8 @@ class Row:
         start: step at which its own training began; above 0 where it goes on from its parent.
         ended: why training finished by itself below the full budget, e.g. ``"EarlyStopping at step 48"``; else None.
         scored: whether its last value is a score that it competes with, and not a report from a running fit.
-        feasible: whether it keeps all constraints of the search.
+        feasible: whether it keeps all constraints of the search, at its last value.
+        violations: step -> sum of all constraints above 0 there; steps without any are left out.
         member: number of the first trial of the member of a population that it belongs to; None if it is the first.
         forked_at: step of its parent at which its weights were taken; None if it has no parent.
         stopped: steps at which a callback asked to stop it, although it is to train on.
@@ -193,6 +194,7 @@ class Row:
     ended: str | None = None
     scored: bool = True
     feasible: bool = True
+    violations: Mapping[int, float] = field(default_factory=dict)
     member: int | None = None
     forked_at: int | None = None
     stopped: tuple[int, ...] = ()
@@ -237,12 +239,21 @@ class Row:
         Returns:
             The value there. A trial that finished by itself counts with its last value at every higher rung.
         """
+        step = self.step_at(rung, following)
+        return None if step is None else self.values[step]
+
+    def step_at(self, rung: int, following: float = math.inf) -> int | None:
+        """Return the step of the value that :meth:`at` returns."""
         if rung in self.values:
-            return self.values[rung]
+            return rung
         first = min((step for step in self.values if rung < step < following), default=None)
         if first is not None:
-            return self.values[first]
-        return self.values[self.step] if self.ended is not None and self.values and self.step < rung else None
+            return first
+        return self.step if self.ended is not None and self.values and self.step < rung else None
+
+    def violation(self, step: int) -> float:
+        """Return the sum of all constraints above 0 at a step with a value; infinite if only the end is known."""
+        return self.violations.get(step, 0.0) if self.feasible or self.violations else math.inf
 
 
 def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:

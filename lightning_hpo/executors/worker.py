@@ -49,8 +49,13 @@ def validate_not_starting() -> None:
         raise WorkerStartError(f"{_GUARD}.")
 
 
-def validate_not_daemonic(workers: int) -> None:
-    """Raise ValueError in a process that may not start worker processes."""
+def validate_can_start(workers: int) -> None:
+    """Raise ValueError in a process that cannot start worker processes."""
+    if not hasattr(os, "setpgid"):
+        raise ValueError(
+            f"`workers` is {workers}, but this system has no process groups, in which worker processes end together: "
+            "give workers=1 and isolate=False."
+        )
     if multiprocessing.current_process().daemon:
         raise ValueError(
             f"`workers` is {workers}, but this process is daemonic, as in a multiprocessing.Pool, and may not start "

@@ -170,12 +170,14 @@ def table(run: Run, rows: Sequence[Row]) -> str:
     """Trials as a table, the best one marked; secrets are masked."""
     names = list(run.distributions)
     best = best_row(run.rows, run.mode)
-    columns = ("trial", "state", "ended", "parent", run.unit.name, "seconds", run.monitor, *names)
+    limits = run.settings.get("constraints", ())
+    columns = ("trial", "state", "ended", "parent", run.unit.name, "seconds", run.monitor, *limits, *names)
     head = "".join(f'<th scope="col"><button>{safe(name)}</button></th>' for name in columns)
     body = []
     for row in rows:
         cells = [row.number, row.state, row.ended, row.parent, run.unit.number(row.step), _seconds(run, row)]
         cells += [row.values[row.step] if row.values else None]
+        cells += [run.trials[row.number].constraints.get(name) for name in limits]
         cells += [masked(name, row.params.get(name, ABSENT)) for name in names]
         mark = ' class="best"' if row is best else ""
         body.append(f"<tr{mark}>{''.join(f'<td>{escape(_cell(cell))}</td>' for cell in cells)}</tr>")
@@ -191,6 +193,7 @@ def summary_lines(run: Run) -> list[str]:
             f"{safe(name)} = {escape(_cell(masked(name, value)))}" for name, value in best.params.items()
         )
         score = f"trial {best.number}, {safe(run.monitor)} = {best.score:.6g}"
+        score += "" if best.feasible else " (infeasible, as all trials)"
         lines.append(
             f"<strong>Best: {score}</strong> after {run.unit.number(best.step)} {run.unit.name}, with {params}"
         )

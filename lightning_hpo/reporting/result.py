@@ -153,6 +153,8 @@ def _record(run: Run, row: Row) -> Mapping[str, Any]:
         "step": row.step,
         "value": row.values[row.step] if row.values else None,
         "ended": row.ended,
+        "feasible": row.feasible,
+        **{f"constraints_{name}": value for name, value in trial.constraints.items()},
         "parent": row.parent,
         "start": row.start,
         "seconds": None if trial.duration is None else trial.duration.total_seconds(),

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hpo.errors import StorageError
 from lightning_hpo.reporting.run import Run
 from lightning_hpo.study.journal import JOURNAL, read_journal
+from lightning_hpo.study.rows import FAILURE, FINGERPRINT, row_of
 from lightning_hpo.study.storage_errors import readable, sqlite_url
-from lightning_hpo.study.table import FAILURE, FINGERPRINT, row_of
 from lightning_hpo.study.trial_folders import STUDY_ID
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
 

@@ -35,4 +35,5 @@ def without_accidents(fitter: Fitter, encoding: Encoding, observations: Observat
         observations.fidelity[~accident],
         observations.values[~accident],
         np.concatenate([observations.pending, observations.units[accident]]),
+        None if observations.constraints is None else observations.constraints[~accident],
     )

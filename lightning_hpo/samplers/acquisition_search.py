@@ -21,6 +21,7 @@ from scipy.stats import qmc
 from lightning_hpo.samplers.acquisition import AcquisitionFunction
 from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
+from lightning_hpo.samplers.feasibility import Feasibility
 from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorModel
 
 SOBOL_POINTS = 512
@@ -29,6 +30,7 @@ LARGEST_GRID = 2048
 _BEST_ROWS = 5
 _SCALES = np.array([0.3, 0.1, 0.03, 0.01, 0.001])
 _ROUNDS = 4
+_UNCONSTRAINED = Feasibility()
 
 
 class Search:
@@ -40,6 +42,7 @@ class Search:
         known: search columns of configurations that must not be suggested again, shape (k, d).
         fixed: column index -> position, for columns that are already decided.
         rng: of this suggestion.
+        feasibility: whose worth is added to the acquisition function.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class Search:
         known: Floats,
         fixed: Mapping[int, float],
         rng: np.random.Generator,
+        *,
+        feasibility: Feasibility = _UNCONSTRAINED,
     ) -> None:
-        self.model, self.function, self.rng = model, function, rng
+        self.model, self.function, self.rng, self.feasibility = model, function, rng, feasibility
         self.encoding: Encoding = model.encoding
         self.fixed = fixed
         self.known = {row.tobytes() for row in known}
@@ -74,7 +79,7 @@ class Search:
         """Return the acquisition of rows, shape (m,)."""
         mean, sd = self.model.posterior(units)
         values: Floats = self.function(mean, sd, self.model.best)[0]
-        return values
+        return values + self.feasibility.worth(units)
 
     def _best(self, units: Floats) -> Floats:
         values = self.score(units)
@@ -151,8 +156,9 @@ class Search:
             point[climbed] = scaled * scales
             mean, sd, mean_gradient, sd_gradient = model.gradient(point)
             worth, by_mean, by_sd = self.function(np.array([mean]), np.array([sd]), model.best)
-            gradient = by_mean[0] * mean_gradient + by_sd[0] * sd_gradient
-            return -float(worth[0]), -gradient[picked] * scales
+            more, slope = self.feasibility.gradient(point)
+            gradient = by_mean[0] * mean_gradient + by_sd[0] * sd_gradient + slope
+            return -float(worth[0]) - more, -gradient[picked] * scales
 
         bounds = np.stack([np.zeros(len(scales)), 1.0 / scales], axis=1)
         climb: Any = minimize  # the stubs cannot match a function that returns value and gradient

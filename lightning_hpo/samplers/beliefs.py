@@ -14,9 +14,10 @@ from optuna.study import Study, StudyDirection
 from lightning_hpo.atomic import replacing
 from lightning_hpo.samplers.acquisition import expected_improvement
 from lightning_hpo.samplers.arrays import Floats
+from lightning_hpo.samplers.feasibility import fit_feasibility
 from lightning_hpo.samplers.gaussian_process import GaussianProcessSampler
 from lightning_hpo.samplers.observations import observe
-from lightning_hpo.samplers.surrogate import GaussianProcessModel, RegressorModel
+from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel
 from lightning_hpo.text import masked
 
 _EI_CANDIDATES = 2048
@@ -179,15 +180,16 @@ def expected_improvement_share(study: Study, seed: int = 0) -> float:
     model = _model(study)
     sampler = _sampler(study)
     sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-    values = observe(study.get_trials(deepcopy=False), model.encoding, sign, -1).values
+    observations = observe(study.get_trials(deepcopy=False), model.encoding, sign, -1)
+    values = observations.values
     targets = model.targets.forward(values[~np.isnan(values)])
     if not len(targets) or np.ptp(targets) == 0:
         return float("inf")
     rng = np.random.default_rng([seed, len(values)])
     rows = model.encoding.place(rng.random((_EI_CANDIDATES, len(model.encoding))))
-    suggested = sampler.suggest(study, model)
-    mean, sd = model.posterior(np.concatenate([rows, suggested[None]]))
-    return float(expected_improvement(mean, sd, model.best)[0].max() / np.ptp(targets))
+    units = np.concatenate([rows, sampler.suggest(study, model)[None]])
+    feasible = np.exp(fit_feasibility(Fitter("none"), model.encoding, observations).log_probability(units))
+    return float((expected_improvement(*model.posterior(units), model.best)[0] * feasible).max() / np.ptp(targets))
 
 
 def _sampler(study: Study) -> GaussianProcessSampler:

@@ -19,6 +19,7 @@ from lightning_hpo.samplers.acquisition import AcquisitionFunction, log_expected
 from lightning_hpo.samplers.acquisition_search import Search
 from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
+from lightning_hpo.samplers.feasibility import fit_feasibility, no_objective
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
 from lightning_hpo.space import SearchSpace, from_unit
@@ -62,7 +63,8 @@ class GaussianProcessSampler(BaseSampler):
             Gaussian process (without gradients, so the search is over candidates only).
         acquisition: of :mod:`lightning_hpo.samplers.acquisition`, or alike, for every trial; None for log expected
             improvement, and the bound in turn where there is noise.
-        constraints_func: not supported yet, must be None.
+        constraints_func: must be None: constraints are those of each trial (``trial.set_constraint(name, value)``, kept
+            where they are <= 0), and are modelled: :mod:`lightning_hpo.samplers.feasibility`.
         space: a parsed space with conditions (:func:`lightning_hpo.space.parse_space`): one model of all branches, see
             :mod:`lightning_hpo.samplers.encoding`. A tuner gives its own. None models each branch by itself.
 
@@ -114,8 +116,8 @@ class GaussianProcessSampler(BaseSampler):
             )
         if constraints_func is not None:
             raise ValueError(
-                "`constraints_func` is not supported. Raise an exception or return NaN where it is infeasible: "
-                "the sampler learns from failed trials."
+                "`constraints_func` is not supported. Write trial.set_constraint(name, value) in the objective: a "
+                "trial is feasible where all values are <= 0."
             )
         self.warp, self.surrogate, self.acquisition = warp, surrogate, acquisition
         self.space = space
@@ -235,7 +237,9 @@ class GaussianProcessSampler(BaseSampler):
 
         def suggest() -> Any:
             model = self._fit(encoding, observations, number)
-            return Search(model, self._function(model, number), known, fixed, rng).maximise()
+            feasible = fit_feasibility(self._label_fitter, encoding, observations, number)
+            function = self._function(model, number) if feasible.known else no_objective
+            return Search(model, function, known, fixed, rng, feasibility=feasible).maximise()
 
         return _single_threaded(suggest)
 

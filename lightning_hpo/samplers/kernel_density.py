@@ -45,8 +45,8 @@ class KernelDensitySampler(BaseSampler):
 
     Cheap (well below a millisecond for hundreds of trials) and wide: unimportant parameters stay nearly uniform. It
     waits for d + 3 complete trials, d the number of parameters, and draws at random before. Trials without a finite
-    value do not count. A suggestion is a function of seed, trial number and the complete trials, so a resumed study
-    continues as if it had not been interrupted (with one worker).
+    value do not count, and infeasible ones come after feasible ones. A suggestion is a function of seed, trial number
+    and the complete trials, so a resumed study continues as if it had not been interrupted (with one worker).
 
     Args:
         seed: keys all random numbers, with the trial's number; an integer >= 0.
@@ -95,7 +95,7 @@ class KernelDensitySampler(BaseSampler):
         encoding = Encoding(self.space if self.space is not None and self.space.conditions else search_space)
         rng = np.random.default_rng([self.seed, trial.number])
         ranked = sorted(
-            (sign * other.value, other.number, other.params)
+            (violation(other), sign * other.value, other.number, other.params)
             for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
             if other.value is not None and math.isfinite(other.value) and encoding.holds(other.params)
         )
@@ -103,7 +103,7 @@ class KernelDensitySampler(BaseSampler):
         if n < d + 3:
             return encoding.decode(encoding.place(rng.random((1, d)))[0])
         good = min(max(math.ceil(_GOOD * n), min(d + 1, n // 2)), n - 2)
-        units = encoding.filled(encoding.encode([params for _, _, params in ranked]), rng)
+        units = encoding.filled(encoding.encode([params for *_, params in ranked]), rng)
         return encoding.decode(_suggest(encoding, units[:good], units[good:], rng))
 
     def sample_independent(
@@ -114,6 +114,11 @@ class KernelDensitySampler(BaseSampler):
         key = np.random.SeedSequence([self.seed, trial.number, *param_name.encode()])
         random = RandomSampler(seed=int(key.generate_state(1)[0]))
         return random.sample_independent(study, trial, param_name, param_distribution)
+
+
+def violation(trial: FrozenTrial) -> float:
+    """Return the sum of all constraints of a trial above 0."""
+    return sum(max(value, 0.0) for value in trial.constraints.values())
 
 
 def _sign(study: Study) -> int:

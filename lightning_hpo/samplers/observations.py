@@ -12,6 +12,8 @@ The rules:
 * FAILED, pruned before its first report, or with NaN as its last report: infeasible. It is given the worst target seen
   (Song et al. 2024, arXiv 2408.11527), which keeps the search away without inventing a scale. An accident, which trials
   near it do not share, counts as pending: :mod:`lightning_hpo.samplers.accidents`.
+* Infeasible, one of its constraints (Optuna's ``trial.constraints``) being above 0: its value counts as any other, but
+  it is not the best. :mod:`lightning_hpo.samplers.feasibility` models the constraints.
 * RUNNING without a report: pending. It has no value, but its place is known to be taken.
 """
 
@@ -20,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.samplers.arrays import Floats
@@ -35,15 +38,24 @@ class Observations:
         fidelity: in [0, 1], 1 for fully trained or failed trials, shape (n,).
         values: of the objective, to be minimised; NaN for infeasible trials, shape (n,).
         pending: search columns of trials without a value yet, shape (p, d).
+        constraints: values of the constraints, which are met where they are <= 0; NaN where a trial has none, shape
+            (n, k). None without constraints.
     """
 
     units: Floats
     fidelity: Floats
     values: Floats
     pending: Floats
+    constraints: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def candidates(self) -> NDArray[np.bool_]:
+        """Return which rows may be the best one, shape (n,): feasible ones; else those with a value; else all."""
+        valued = ~np.isnan(self.values)
+        feasible = valued if self.constraints is None else valued & ~(self.constraints > 0).any(axis=1)
+        return next((rows for rows in (feasible, valued) if rows.any()), np.ones(len(self), dtype=bool))
 
 
 def observe(trials: Sequence[FrozenTrial], encoding: Encoding, sign: float, number: int) -> Observations:
@@ -58,7 +70,8 @@ def observe(trials: Sequence[FrozenTrial], encoding: Encoding, sign: float, numb
     Returns:
         The rows, as targets to be minimised in both directions.
     """
-    known, values, steps, pending = [], [], [], []
+    known, values, steps, pending, constraints = [], [], [], [], []
+    names = sorted({name for trial in trials for name in trial.constraints})
     for trial in trials:
         if trial.number == number or trial.state == TrialState.WAITING or not encoding.holds(trial.params):
             continue
@@ -69,6 +82,7 @@ def observe(trials: Sequence[FrozenTrial], encoding: Encoding, sign: float, numb
         known.append(trial.params)
         values.append(sign * value)
         steps.append(step)
+        constraints.append([trial.constraints.get(name, math.nan) for name in names])
     finite = np.array(values, dtype=float)
     partial = any(step is not None for step in steps)
     if partial:
@@ -79,7 +93,8 @@ def observe(trials: Sequence[FrozenTrial], encoding: Encoding, sign: float, numb
         ]
         finite += _lift([math.inf if step is None else step for step in steps], curves)
     last = max((step for trial in trials for step in trial.intermediate_values), default=0) if partial else 0
-    return Observations(encoding.encode(known), _fidelity(steps, last), finite, encoding.encode(pending))
+    limits = np.array(constraints, dtype=float).reshape(-1, len(names)) if names else None
+    return Observations(encoding.encode(known), _fidelity(steps, last), finite, encoding.encode(pending), limits)
 
 
 def is_informative(trial: FrozenTrial) -> bool:

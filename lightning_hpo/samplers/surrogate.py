@@ -128,9 +128,7 @@ class Fitter:
         rows = np.append(found.rows, np.arange(first, n))
         process = found.process.grow(features[first:], found.targets.forward(observations.values[first:]))
         means = process.posterior_mean_at_observations()
-        feasible = ~np.isnan(observations.values[rows])
-        if not feasible.any():
-            feasible[:] = True
+        feasible = observations.candidates()[rows]
         units = observations.units[rows][feasible]
         if partial:
             means, _ = process.posterior(_features(encoding, units, 1.0))
@@ -200,9 +198,7 @@ def fit_regressor(regressor: Any, encoding: Encoding, observations: Observations
     targets = fit_targets(observations.values, "none")
     y = targets.forward(observations.values)
     regressor.fit(features, y)
-    feasible = ~np.isnan(observations.values)
-    if not feasible.any():
-        feasible[:] = True
+    feasible = observations.candidates()
     units = observations.units[feasible]
     full = _features(encoding, units, 1.0 if partial else None)
     means = np.asarray(regressor.predict(full, return_std=True)[0], dtype=float)

@@ -2,7 +2,8 @@
 
 A rung holds every trial that was judged at its steps so far, and a trial goes on as soon as it is among the best 1/eta
 of its rung; if none is, a new trial starts. So no worker is ever idle while a trial may still start. A trial that
-failed on its way to a rung counts there as judged, and worse than any other. A trial that finished by itself counts
+failed on its way to a rung counts there as judged, and worse than any other. Infeasible trials come after feasible
+ones, those that violate their constraints least before the others. A trial that finished by itself counts
 with its last value at every higher rung.
 """
 
@@ -203,28 +204,28 @@ class _Ladder:
     def _entry(self, number: int) -> int:
         return self.entries[number % len(self.entries)]
 
-    def _values(self, row: "Row") -> "list[float]":
-        """What a trial was judged by, at each level from the one at which it entered."""
-        values = (row.at(step) for step in self.steps[self._entry(row.number) :])
-        return list(takewhile(lambda value: value is not None, values))  # type: ignore[arg-type]  # None is left out
+    def _judged_at(self, row: "Row") -> "list[int]":
+        """Steps of what a trial was judged by, at each level from the one at which it entered."""
+        steps = (row.step_at(step) for step in self.steps[self._entry(row.number) :])
+        return list(takewhile(lambda step: step is not None, steps))  # type: ignore[arg-type]  # None is left out
 
     def _place(self, row: "Row") -> int:
         """Highest level at which a trial was judged, -1 if at none; a failed one was judged where it was heading."""
         if not row.values and row.state != "failed":
             return -1
-        place = self._entry(row.number) + len(self._values(row)) - 1
+        place = self._entry(row.number) + len(self._judged_at(row)) - 1
         return min(place + (row.state == "failed"), len(self.steps) - 1)
 
     def _judge(self, rows: Sequence[Row]) -> tuple[list[int], list[list[int]]]:
         """Of each level: how many trials were judged there, and those with a finite value, best first."""
         sign = 1 if self.mode == "min" else -1
         judged = [0] * len(self.steps)
-        finite: list[list[tuple[float, int]]] = [[] for _ in self.steps]
+        finite: list[list[tuple[float, float, int]]] = [[] for _ in self.steps]
         for row in rows:
-            for level, value in enumerate(self._values(row), start=self._entry(row.number)):
+            for level, step in enumerate(self._judged_at(row), start=self._entry(row.number)):
                 judged[level] += 1
-                if math.isfinite(value):
-                    finite[level].append((sign * value, row.number))
+                if math.isfinite(row.values[step]):
+                    finite[level].append((row.violation(step), sign * row.values[step], row.number))
             if row.state == "failed":
                 judged[self._place(row)] += 1
-        return judged, [[number for _, number in sorted(scored)] for scored in finite]
+        return judged, [[number for _, _, number in sorted(scored)] for scored in finite]

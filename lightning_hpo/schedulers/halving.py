@@ -153,9 +153,10 @@ def _walk(bracket: Bracket, rows: Sequence[Row], mode: Mode) -> tuple[Job | None
 def _best(rows: Sequence[Row], step: int, count: int, mode: Mode) -> "list[Row]":
     """Return the ``count`` best rows by their finite value at ``step``; ties go to the lower number.
 
-    A trial that finished by itself below ``step`` is among them with its last value, and needs no job to get there.
+    Infeasible trials come last, those that violate their constraints least before the others. A trial that finished by
+    itself below ``step`` is among them with its last value, and needs no job to get there.
     """
     sign = 1 if mode == "min" else -1
-    values = [(row.at(step), row) for row in rows]
-    judged = [(sign * value, row.number, row) for value, row in values if value is not None and math.isfinite(value)]
-    return [row for _, _, row in sorted(judged, key=lambda entry: entry[:2])[:count]]
+    stands = [(at, row) for row in rows if (at := row.step_at(step)) is not None and math.isfinite(row.values[at])]
+    ordered = sorted(stands, key=lambda pair: (pair[1].violation(pair[0]), sign * pair[1].values[pair[0]]))
+    return [row for _, row in ordered[:count]]

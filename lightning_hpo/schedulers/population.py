@@ -10,6 +10,7 @@ order of exploit and explore, section 4.1.1 for truncation selection.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
@@ -54,11 +55,13 @@ class MemberScore:
         score: last value of the monitored metric; NaN and infinities lose against every number.
         params: hyperparameters it trains with.
         stopped: whether a callback (EarlyStopping, say) has asked to stop it there.
+        violation: sum of all constraints above 0; an infeasible member is no donor.
     """
 
     score: float
     params: Params
     stopped: bool = False
+    violation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Rules:
     ) -> Fork | None:
         """Say how a member goes on after ``step``.
 
+        Where all members are infeasible, nobody copies, and the losers change their own hyperparameters.
+
         Args:
             member: who asks; one of ``member_scores``.
             step: optimizer steps it has seen.
@@ -149,7 +154,8 @@ class Rules:
             taken = self._taken_before(member, step, member_scores, history)
             params = self._explored(member_scores[donor], generator, step, history, taken)
             return Fork(donor, params)
-        if self.explore != "all":
+        infeasible = member_scores[member].violation > 0 and member in self.truncate(member_scores)[0]
+        if self.explore != "all" and not infeasible:
             return None
         params = self._explored(member_scores[member], generator, step, history)
         return None if params == dict(member_scores[member].params) else Fork(member, params)
@@ -167,7 +173,8 @@ class Rules:
         """Name the members that copy, and those that may be copied (see :func:`truncate`)."""
         scores = {member: member_score.score for member, member_score in member_scores.items()}
         stopped = [member for member, member_score in member_scores.items() if member_score.stopped]
-        return truncate(scores, mode=self.mode, quantile=self.quantile, stopped=stopped)
+        violations = {member: member_score.violation for member, member_score in member_scores.items()}
+        return truncate(scores, mode=self.mode, quantile=self.quantile, stopped=stopped, violations=violations)
 
     def _donor(
         self, member: int, member_scores: Mapping[int, MemberScore], generator: np.random.Generator
@@ -267,21 +274,27 @@ def _pick(top: Sequence[int], generator: np.random.Generator, donor: Donor) -> i
 
 
 def truncate(
-    scores: Mapping[int, float], *, mode: Mode = "min", quantile: float = 0.2, stopped: Collection[int] = ()
+    scores: Mapping[int, float],
+    *,
+    mode: Mode = "min",
+    quantile: float = 0.2,
+    stopped: Collection[int] = (),
+    violations: Mapping[int, float] = MappingProxyType({}),
 ) -> tuple[list[int], list[int]]:
     """Name the members that copy, and those that may be copied, best first. None is both.
 
-    A member that was asked to stop ranks last and copies, also beyond the share; not so the one with the best score, as
-    nobody has more to give, and not if all were asked.
+    Infeasible members come after feasible ones, those that violate their constraints least before the others, and are
+    never copied. A member that was asked to stop ranks last and copies, also beyond the share; not so the one with the
+    best score, as nobody has more to give, and not if all were asked.
     """
     sign = 1.0 if mode == "min" else -1.0
     finite = [member for member in scores if math.isfinite(scores[member])]
-    by_score = sorted(finite, key=lambda member: (sign * scores[member], member))
+    by_score = sorted(finite, key=lambda member: (violations.get(member, 0.0), sign * scores[member], member))
     late = set(stopped) & set(by_score[1:]) if set(finite) - set(stopped) else set()
     ranked = sorted(by_score, key=late.__contains__)
     broken = [member for member in scores if member not in finite]
     count = min(max(math.ceil(round(quantile * len(scores), 9)), 1), len(scores) // 2)
-    top = [member for member in ranked[: max(count, 1)] if member not in late]
+    top = [member for member in ranked[: max(count, 1)] if member not in late and not violations.get(member)]
     worst = max(count - len(broken), len(late))
     return [*(member for member in ranked[len(ranked) - worst :] if member not in top), *broken], top
 
@@ -380,7 +393,7 @@ class PopulationBased:
 
     def _member_score(self, row: Row, ended: int) -> MemberScore:
         step = max(step for step in row.values if step // self.interval == ended)
-        return MemberScore(row.values[step], row.params, stopped=step in row.stopped)
+        return MemberScore(row.values[step], row.params, step in row.stopped, row.violation(step))
 
 
 def _name(explore: Any) -> str:

@@ -15,7 +15,8 @@ from lightning_hpo.text import require_int
 class MedianStopping:
     """Stop a trial whose best value so far is worse than the median of what earlier trials had on average by then.
 
-    A trial is compared with those that started before it, so with one worker a verdict never changes.
+    A trial is compared with those that started before it, so with one worker a verdict never changes. What it has where
+    it is infeasible counts as worse than anything.
 
     Args:
         max_steps: R, the full budget of a trial in optimizer steps, >= ``interval``.
@@ -80,8 +81,9 @@ class MedianStopping:
         if row.ended is not None and row.values:
             steps |= {*range(self._look_after(row.step), full, interval), full}
         following = {step: math.inf if step == full else self._look_after(step) for step in steps}
-        values = [(step, row.at(step, following[step])) for step in sorted(steps) if step > 0]
-        return [(step, value) for step, value in values if value is not None]
+        stands = [(step, row.step_at(step, following[step])) for step in sorted(steps) if step > 0]
+        worst = math.inf if self.mode == "min" else -math.inf
+        return [(step, worst if row.violation(at) else row.values[at]) for step, at in stands if at is not None]
 
     def _behind(self, rows: Sequence[Row]) -> list[int]:
         """Idle trials that are stopped. One pass in order of number: what is known at each step is kept sorted."""
@@ -93,7 +95,7 @@ class MedianStopping:
             if row.idle and values:
                 best = min((value for _, value in values if math.isfinite(value)), default=math.inf)
                 known = averages.get(values[-1][0], [])
-                diverged = not math.isfinite(values[-1][1])
+                diverged = not math.isfinite(row.values[row.step])
                 if diverged or (len(known) >= self.min_trials and best > statistics.median(known)):
                     behind.append(row.number)
             total = 0.0

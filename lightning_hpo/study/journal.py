@@ -13,7 +13,6 @@ line read. A storage can be sent to another process, which reads the journal for
 """
 
 import contextlib
-import fcntl
 import io
 import json
 import logging
@@ -31,6 +30,7 @@ from optuna.storages.journal import BaseJournalBackend
 
 from lightning_hpo.atomic import atomic_write, open_own
 from lightning_hpo.errors import StorageError
+from lightning_hpo.study.locks import hold
 
 JOURNAL = "study.journal"
 _CHECKED = re.compile(rb'\{"crc32":"([0-9a-f]{8})",')
@@ -124,8 +124,11 @@ def read_journal(file: Path) -> JournalStorage:
 def _locked(file: Path) -> Iterator[io.FileIO]:
     """Open a journal to write at its end, while no other process does so."""
     with io.FileIO(open_own(file, os.O_RDWR | os.O_APPEND), "r+") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield opened
+        unlock = hold(opened.fileno(), file)
+        try:
+            yield opened
+        finally:
+            unlock()
 
 
 def _repair(locked: io.FileIO, file: Path) -> int:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from lightning_hpo.lr_schedules.replay import ReplayLR
 from lightning_hpo.records import Mode, Row, best_row
 from lightning_hpo.schedulers.explore import intervals
-from lightning_hpo.study.table import PARENT, SEGMENT, read_rows
+from lightning_hpo.study.rows import PARENT, SEGMENT, read_rows
 
 __all__ = [
     "Phase",

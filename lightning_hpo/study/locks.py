@@ -1,16 +1,48 @@
 """File locks that the kernel frees when their process dies, however it dies. No clock and no heartbeat is involved."""
 
-import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning_hpo.atomic import open_own
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # its absence is looked for
+
 _held: set[int] = set()  # file handles of all locks of this process
 
 
+def hold(handle: int, path: Path, *, together: bool = False, wait: bool = True) -> Callable[[], None]:
+    """Lock an open file (``flock``) and return what frees it before the file is closed.
+
+    Where there is no ``flock``, the lock is that of filelock, on the file ``<path>.filelock``.
+
+    Raises:
+        BlockingIOError: if another process holds it, without ``wait``.
+        ValueError: if ``together`` is asked for and there is no ``flock``.
+    """
+    if fcntl is not None:
+        fcntl.flock(handle, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        return lambda: None
+    if together:
+        raise ValueError(
+            "shared=True needs locks that several processes can hold (flock), which this system lacks: leave it out, "
+            "and give each process a name of its own."
+        )
+    from filelock import FileLock, Timeout  # noqa: PLC0415  # where there is flock, nobody waits for it to load
+
+    lock = FileLock(f"{path}.filelock", timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{path} is locked") from error
+    return lock.release
+
+
 class Lock:
-    """An advisory lock on a file (``flock``), for one holder or for several together.
+    """An advisory lock on a file (:func:`hold`), for one holder or for several together.
 
     It works between processes of one machine, and of several on a file system whose locks do (NFS since version 4). The
     file stays. A forked child, such as a worker of a DataLoader, does not keep the lock of a parent that has died.
@@ -22,6 +54,7 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: int | None = None
+        self._unlock: Callable[[], None] = lambda: None
 
     def take(self, *, together: bool = False, wait: bool = False) -> bool:
         """Take the lock and say whether that worked.
@@ -36,7 +69,7 @@ class Lock:
         handle = open_own(self.path, os.O_RDWR | os.O_CREAT)
         _held.add(handle)
         try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            self._unlock = hold(handle, self.path, together=together, wait=wait)
         except BlockingIOError:
             self._close(handle)
             return False
@@ -50,13 +83,15 @@ class Lock:
         """Give the lock back, if it is held."""
         handle, self._handle = self._handle, None
         if handle is not None:
+            self._unlock()
             self._close(handle)
 
     def write(self, text: str) -> None:
         """Leave a note in the file of a lock that is held."""
         assert self._handle is not None
         os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, text.encode(), 0)
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        os.write(self._handle, text.encode())
 
     @staticmethod
     def _close(handle: int) -> None:
@@ -69,4 +104,5 @@ def _close_in_child() -> None:
         os.close(_held.pop())
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

@@ -26,7 +26,7 @@ from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
-from lightning_hpo.study.table import ENDED, SEED, trial_seed
+from lightning_hpo.study.rows import ENDED, SEED, trial_seed
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.apart import call_apart
@@ -95,6 +95,8 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
+        self.constraints: Sequence[str] = ()
+        """Metrics that must be logged in validation and are at most 0 in a feasible trial."""
         self.key = Key.new()
         self.check_names: Callable[..., NameCheck] = UnusedNames
         """Called with builder, space and parameters; the callback checks the names of the space before training."""
@@ -241,8 +243,7 @@ class Objective:
             self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
-            for name in (self.monitor, *self.also):
-                _score(name, logged)
+            self._score(logged)
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
         """Let the logger of a trial say how the trial has ended.
@@ -279,11 +280,16 @@ class Objective:
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
             return Outcome(None, trainer.place()["step"], values=job.values, ended=PAUSED)
-        score = _score(self.monitor, job.metrics)
-        for name in self.also:
-            _score(name, job.metrics)
+        score = self._score(job.metrics)
         place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
         return Outcome(score, metrics=job.metrics, values=job.values, ended=job.ended, **place)
+
+    def _score(self, metrics: Mapping[str, Any]) -> float:
+        """Return the monitored metric; raise ValueError if a metric that is needed is not among those logged."""
+        for name in self.constraints:
+            _score(name, metrics, "constraints")
+        first, *_ = (_score(name, metrics) for name in (self.monitor, *self.also))
+        return first
 
 
 @contextlib.contextmanager
@@ -328,10 +334,10 @@ def _naming(params: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
-def _score(monitor: str, metrics: Mapping[str, Any]) -> float:
+def _score(monitor: str, metrics: Mapping[str, Any], argument: str = "monitor") -> float:
     if monitor not in metrics:
         raise ValueError(
-            f"`monitor` {monitor!r} is not logged in validation; "
+            f"`{argument}` {monitor!r} is not logged in validation; "
             f"logged there: {', '.join(sorted(metrics)) or 'nothing'}.{nearest(monitor, metrics)} "
             f"Add self.log({monitor!r}, ...) to validation_step."
         )

@@ -74,8 +74,7 @@ class RunToStep(pl.Callback):
         self._monitor = monitor
         self._should_pause = should_pause
         self._identity = dict(identity or {})
-        self._forked = forked
-        self._attached = attached
+        self._forked, self._attached = forked, attached
         self._plain_fit: dict[str, Any] = {}
         self._losses = LossWatch() if stop_on_nan else None
         self._settings: BuiltSettings | None = None
@@ -98,13 +97,9 @@ class RunToStep(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint."""
         validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended, "place": self._place}
-        return {
-            "settings": [] if self._settings is None else self._settings.values,
-            "groups": self._groups,
-            "resume": self._resume,
-            "validated": validated,
-            NOTE: self._plain_fit,
-        }
+        settings = [] if self._settings is None else self._settings.values
+        kept = {"settings": settings, "groups": self._groups, "resume": self._resume, "validated": validated}
+        return {**kept, NOTE: self._plain_fit}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the optimizers of a parent were built with."""

@@ -12,7 +12,7 @@ from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
 from lightning_hpo.executors.base import Executor
-from lightning_hpo.executors.worker import validate_not_daemonic
+from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
@@ -106,7 +106,7 @@ class Tuner:
             """What the scheduler counts."""
             chosen = options.get("sampler")
             sampler = RandomSampler() if chosen is None else chosen
-            self._goal = group(Goal, {**options, "sampler": sampler, "constraints": parts.constraints})
+            self._goal = group(Goal, {**options, "sampler": sampler})
             self._run = group(RunOptions, options)
             self._trials = group(TrialOptions, options)
             self._workers = group(WorkerOptions, options)
@@ -219,8 +219,7 @@ class Tuner:
         from lightning_hpo.training.attachments import attachments  # noqa: PLC0415  # loads Lightning
         from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
 
-        model = self._builder if model is None else model
-        if model is None:
+        if (model := model or self._builder) is None:
             raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
         if self.monitor is None:
             raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
@@ -237,7 +236,7 @@ class Tuner:
             attached=attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer),
         )
         objective.unit = self.unit
-        objective.also = (*map(str, self._goal.monitors[1:]), *self._goal.constraints)
+        objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         if self._parts.check_names is not None:
             objective.check_names = self._parts.check_names
         return objective
@@ -376,7 +375,7 @@ def _validate_workers(options: WorkerOptions, ranks: int, single_process: str) -
             "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
             "start: leave both out, or train each trial on one device."
         )
-    validate_not_daemonic(options.workers)
+    validate_can_start(options.workers)
 
 
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
@@ -397,5 +396,5 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
         mode=list(goal.modes) if several else goal.modes[0],
         seed=goal.seed,
         sampler=sampler,
-        **({} if tuner.unit.is_steps else {"unit": tuner.unit.settings()}),
+        **{k: v for k, v in {"unit": tuner.unit.settings(), "constraints": list(goal.constraints)}.items() if v},
     )

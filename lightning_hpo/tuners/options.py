@@ -30,6 +30,8 @@ class Options(TypedDict, total=False):
         monitor: metric that the module logs in validation. Needed by ``fit``.
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
+        constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
+            infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
@@ -79,6 +81,7 @@ class Options(TypedDict, total=False):
 
     monitor: str | None
     mode: Mode | None
+    constraints: Sequence[str]
     sampler: BaseSampler | None
     seed: int
     name: str | None
@@ -131,6 +134,7 @@ class Goal:
         if self.sampler is not None and not isinstance(self.sampler, BaseSampler):
             raise TypeError(f"`sampler` must be an Optuna sampler, got {self.sampler!r}.")
         require_int("seed", self.seed, 0)
+        object.__setattr__(self, "constraints", _names("constraints", self.constraints))
         modes = self._given_modes
         if len(modes) != len(self.monitors) or not modes:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
@@ -313,6 +317,14 @@ def validate_names(kind: type, options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in Options.__annotations__:
             raise TypeError(unknown_argument(kind.__name__, name, arguments_of(kind), options[name]))
+
+
+def _names(argument: str, given: Any) -> tuple[str, ...]:
+    """Return names of metrics; raise TypeError for anything else."""
+    if isinstance(given, str) or not (isinstance(given, Sequence) and all(isinstance(name, str) for name in given)):
+        hint = f": write {argument}={[given]!r}" if isinstance(given, str) else ", such as ['too_big']"
+        raise TypeError(f"`{argument}` must be a list of names of logged metrics, got {given!r}{hint}.")
+    return tuple(dict.fromkeys(given))
 
 
 def require_positive(name: str, value: object) -> None:

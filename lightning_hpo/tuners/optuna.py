@@ -41,8 +41,6 @@ class OptunaTuner(Tuner):
         sampler: default ``TPESampler()``, or that of ``study``.
         pruner: default ``MedianPruner()``, or that of ``study``.
         study: to continue, with its storage and its enqueued trials; its directions must be those of ``mode``.
-        constraints: names of logged metrics that must be <= 0 in a feasible trial. Feasible trials are better than
-            others.
         **options: as for :class:`Tuner`; ``keep_checkpoints`` is True by default. ``workers`` report to the study
             themselves, so it must not be in memory. What the sampler knows when it is asked depends on who ended first.
     """
@@ -60,7 +58,6 @@ class OptunaTuner(Tuner):
         sampler: BaseSampler | None = None,
         pruner: BasePruner | None = None,
         study: optuna.Study | None = None,
-        constraints: Sequence[str] = (),
         keep_checkpoints: bool = True,
         **options: Any,
     ) -> None:
@@ -85,7 +82,6 @@ class OptunaTuner(Tuner):
                     propose=partial(OptunaProposer, pruner=pruner),
                     study=study,
                     pruner=pruner,
-                    constraints=constraints,
                 ),
                 sampler=TPESampler() if sampler is None else sampler,
                 **options,

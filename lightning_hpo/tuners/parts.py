@@ -52,7 +52,6 @@ class Parts:
         converged: of the study: start no more trials.
         study: a study of the user's own, in place of the run's.
         pruner: Optuna's, which is asked at every validation of a trial.
-        constraints: logged metrics that must be <= 0 in a feasible trial.
         check_names: looks at the names of the space in the check. Default: warns of names that change nothing.
         single_process: why a trial cannot train in several processes; empty if it can.
         no_function: why there is no :meth:`Tuner.optimize`; empty if there is.
@@ -66,7 +65,6 @@ class Parts:
     converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above
     study: optuna.Study | None = None
     pruner: BasePruner | None = None
-    constraints: Sequence[str] = ()
     check_names: "Callable[..., NameCheck] | None" = None
     single_process: str = ""
     no_function: str = ""

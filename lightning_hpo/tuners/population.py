@@ -18,7 +18,8 @@ from lightning_hpo.schedulers.explore import Explore
 from lightning_hpo.schedulers.population import Donor, PopulationBased, Rules
 from lightning_hpo.schedulers.units import Budget, UnitName, read_budget
 from lightning_hpo.space import Space, parse_space, split_name
-from lightning_hpo.study.table import SEGMENT, TrialTable
+from lightning_hpo.study.rows import SEGMENT
+from lightning_hpo.study.table import TrialTable
 from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
 from lightning_hpo.training.places import BATCH_SIZE
@@ -28,7 +29,10 @@ from lightning_hpo.tuners.parts import Parts, make_executor
 from lightning_hpo.tuners.proposers import OpenStudy
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
-_TAKEN = ("monitor", "mode", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed", "workers")
+_TAKEN = (
+    "monitor", "mode", "constraints", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed",
+    "workers",
+)  # fmt: skip
 _INTERVAL = 200  # optimizer steps
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
 # Arguments of a Trainer that say when a fit ends, with the values that say nothing.
@@ -68,8 +72,8 @@ class PopulationTuner(Tuner):
             ``interval``. In epochs or samples, the batch size cannot be in the space, as it changes while a member
             trains.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
-        **options: ``monitor``, ``mode``, ``seed``, ``name``, ``storage``, ``root``, ``trainer``, ``verbose``,
-            ``allow_changed``, ``workers`` and :class:`Tuner`.
+        **options: ``monitor``, ``mode``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``, ``trainer``,
+            ``verbose``, ``allow_changed``, ``workers`` and :class:`Tuner`.
 
     Raises:
         ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.

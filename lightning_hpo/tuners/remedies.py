@@ -58,7 +58,6 @@ _SENTENCES: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("silent", "quiet", "progress_bar", "show_progress_bar", "verbosity"), "write verbose=False"),
         "pruner": "only OptunaTuner has a pruner; HyperbandTuner and ASHATuner stop bad trials by themselves",
         "study": "only OptunaTuner takes a study; storage='sqlite:///...' keeps one anywhere",
-        "constraints": "only OptunaTuner takes constraints",
         "scheduler": "a tuner brings its own scheduler; to choose one, write Tuner(space, scheduler)",
         "n_startup_trials": "an argument of BayesianTuner, or of a sampler: sampler=TPESampler(n_startup_trials=5)",
         "catch": "a trial that fails does not end the search; `max_failed` in a row do",

@@ -24,8 +24,9 @@ from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.study.leases import Leases, study_lock
 from lightning_hpo.study.opening import open_study
+from lightning_hpo.study.rows import read_rows
 from lightning_hpo.study.run_folder import RunFolder
-from lightning_hpo.study.table import TrialTable, read_rows
+from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import study_id
 from lightning_hpo.text import say
 from lightning_hpo.training.builder import Builder

@@ -17,7 +17,8 @@ from lightning_hpo.executors.base import Executor
 from lightning_hpo.records import CHECKPOINT, Job, Outcome, Row, Task, spent
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, Observer, StudyRead
 from lightning_hpo.schedulers.base import Scheduler
-from lightning_hpo.study.table import FOREIGN, TrialTable
+from lightning_hpo.study.rows import FOREIGN
+from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.tuners.options import Goal, Limits
 from lightning_hpo.tuners.proposers import ProposalError, Proposer
@@ -214,11 +215,12 @@ class Search:
 
     def _record(self, number: int, task: Task, outcome: Outcome) -> str | None:
         """Write the values at the step where the Trainer stood; say why if they are no values."""
-        for name in self.goal.constraints:
-            value = outcome.metrics.get(name, math.nan)
+        constraints = {name: outcome.metrics.get(name, math.nan) for name in self.goal.constraints}
+        for name, value in constraints.items():
             if not math.isfinite(value):
                 return f"the constraint {name} is {value}"
-            self.table.constrain(number, name, value)
+        if constraints:
+            self.table.constrain(number, outcome.step, constraints)
         reported = self.table.rows[number].step  # a pruned trial ends with the value that it has reported last
         self.table.note_place(number, replace(outcome, step=reported) if outcome.pruned else outcome)
         whole = outcome.is_whole(self.scheduler.max_steps)

@@ -71,3 +71,47 @@ def test_known_warnings_are_hidden_only_while_a_run_is_open_and_filters_of_users
     assert len(inside) > len(before)
     assert [entry for entry in warnings.filters if entry not in before] == [warnings.filters[0]]
     warnings.filters[:] = before
+
+
+WINDOWS = """
+import os, random, signal, sys
+import lightning, optuna  # they ask for the system's name, and not for what it lacks
+
+sys.modules["fcntl"] = None
+del signal.SIGHUP, signal.pthread_sigmask, os.register_at_fork, os.pwrite, os.setpgid, os.killpg
+
+import lightning_hpo
+from lightning_hpo import GaussianProcessSampler, HPOCLI, HyperbandTuner, Objective, RandomTuner
+from tests.support.small import Data, Net
+
+def score(job, params):
+    return params["x"]
+
+space = {"x": "uniform(0, 1)"}
+for name in lightning_hpo.__all__:
+    getattr(lightning_hpo, name)
+for trials in (2, 3):
+    result = RandomTuner(space, max_steps=3, n_trials=trials, name="r", root=sys.argv[1]).optimize(score)
+    print(len(result.study.trials), "trials")
+study = optuna.create_study(sampler=GaussianProcessSampler(seed=0))
+objective = Objective(Net, {"lr": "loguniform(0.01, 1)"}, data=Data, monitor="val_loss", max_steps=2)
+study.optimize(objective, n_trials=1)
+print(study.best_value > 0)
+for option in ({"shared": True}, {"workers": 2}):
+    try:
+        HyperbandTuner(space, max_steps=3, name="h", root=sys.argv[1], **option).optimize(score)
+    except Exception as error:
+        print(error)
+HPOCLI(Net, Data, args=["tune", "--help"])
+"""
+
+
+def test_what_works_without_file_locks_and_signals_of_posix(tmp_path):
+    """Windows has no fcntl, SIGHUP, process groups or fork."""
+    done = subprocess.run([sys.executable, "-c", WINDOWS, tmp_path], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line in ("2 trials", "3 trials", "True")] == ["2 trials", "3 trials", "True"]
+    assert any(line.startswith("shared=True needs locks") for line in lines)
+    assert any(line.startswith("`workers` is 2, but this system has no process groups") for line in lines)
+    assert "--space" in done.stdout
