@@ -1,6 +1,7 @@
 """The words of a search: trial rows, jobs, tasks and outcomes, and which trial is best. Standard library only."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -257,9 +258,97 @@ class Row:
 
 
 def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
-    """Return the best trial, or None without any score; :func:`ranked` says what is better."""
+    """Return the best trial, or None without any score; :func:`ranked` says what is better.
+
+    Where configurations were confirmed, it is the best trial among the confirmations of the best one.
+    """
     sign = 1 if mode == "min" else -1
+    if (confirmed := confirmations(rows, mode)) and confirmed[0].n:
+        rows = [row for row in rows if row.confirms == confirmed[0].trial]
     return min([row for row in rows if row.score is not None], key=lambda row: _rank(row, sign), default=None)
+
+
+def searched(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the trials of the search, without confirmations, numbered from 0 as if there were no others."""
+    if not any(row.confirms is not None for row in rows):
+        return rows
+    own = [row for row in rows if row.confirms is None]
+    place: dict[int | None, int | None] = {row.number: index for index, row in enumerate(own)}
+    place[None] = None
+    return [
+        row if row.number == index else replace(row, number=index, parent=place[row.parent], member=place[row.member])
+        for index, row in enumerate(own)
+    ]
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A configuration of the search that was trained again with other seeds.
+
+    Args:
+        trial: number of the trial in the search.
+        params: of the configuration.
+        seen: score that the search had seen; None if that trial had not its full budget.
+        scores: of the confirmations.
+        mode: whether lower or higher scores are better.
+        failed: number of confirmations that have failed.
+        feasible: whether all confirmations keep the constraints of the search.
+        tied: whether its mean is within one standard error (of the difference) of that of the best, or, of the best
+            itself, of any other.
+    """
+
+    trial: int
+    params: Mapping[str, Any]
+    seen: float | None
+    scores: tuple[float, ...]
+    mode: Mode
+    failed: int = 0
+    feasible: bool = True
+    tied: bool = False
+
+    @property
+    def n(self) -> int:
+        """Number of scores."""
+        return len(self.scores)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the scores; NaN without any."""
+        return statistics.fmean(self.scores) if self.scores else math.nan
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the scores (n - 1 in the denominator); NaN of fewer than two."""
+        return statistics.stdev(self.scores) if self.n > 1 else math.nan
+
+    @property
+    def optimism(self) -> float | None:
+        """By how much the search had seen a better score than the mean; below 0 if a worse one."""
+        return None if self.seen is None else (self.mean - self.seen) * (1 if self.mode == "min" else -1)
+
+    def is_near(self, other: "Confirmation") -> bool:
+        """Whether the means differ by at most one standard error of their difference."""
+        error = math.sqrt(self.std**2 / self.n + other.std**2 / other.n) if min(self.n, other.n) > 1 else math.nan
+        return abs(self.mean - other.mean) <= error
+
+
+def confirmations(rows: Sequence[Row], mode: Mode) -> list[Confirmation]:
+    """Return the configurations that were confirmed, best first.
+
+    A feasible one comes before an infeasible one, then one of which no confirmation has failed; then the mean decides.
+    """
+    found = []
+    for number in dict.fromkeys(row.confirms for row in rows if row.confirms is not None):
+        own = [row for row in rows if row.confirms == number]
+        scores = tuple(row.score for row in own if row.state == "complete" and row.score is not None)
+        origin = rows[number]
+        seen = origin.score if origin.state == "complete" else None
+        failed, feasible = sum(row.state == "failed" for row in own), all(row.feasible for row in own)
+        found.append(Confirmation(number, origin.params, seen, scores, mode, failed, feasible))
+    sign = 1 if mode == "min" else -1
+    found.sort(key=lambda each: (not each.n, not each.feasible, each.failed > 0, sign * each.mean, each.trial))
+    near = [each.n > 0 and each.is_near(found[0]) for each in found]
+    return [replace(each, tied=near[index] if index else any(near[1:])) for index, each in enumerate(found)]
 
 
 def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:

@@ -14,7 +14,7 @@ from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference, outline
 from lightning_hpo.records import CHECKPOINT, Mode, Row, best_row, reach
-from lightning_hpo.reporting.events import Event, JobEnded, StudyRead
+from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRead
 from lightning_hpo.reporting.fit_config import fit_config
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace, split_name
@@ -65,7 +65,7 @@ class BestFiles:
 
     def on(self, event: Event) -> None:
         """Bring the files up to date with the rows."""
-        if not isinstance(event, StudyRead | JobEnded):
+        if not isinstance(event, StudyRead | JobEnded | SearchEnded):
             return
         best = best_row(event.rows, self._mode)
         before = self._written
@@ -86,8 +86,10 @@ class BestFiles:
         if not self._keep_checkpoints:
             ended = {row.number for row in event.rows if row.state != "running"}
             former = set() if before is None else {before[0]} & ended
-            if looked_at := (ended - self._ended) | former:
+            again = {row.number for row in event.rows if row.confirms is not None}
+            if looked_at := (ended - self._ended) | former | (again & ended):
                 used = {row.home for row in event.rows if row.state == "running"}
+                used |= set() if isinstance(event, SearchEnded) else again  # one of them will be the best
                 used |= set() if best is None else {best.home}
                 for home in {event.rows[number].home for number in looked_at} - used:
                     self._drop(home)

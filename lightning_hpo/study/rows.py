@@ -59,6 +59,7 @@ class TrialRows:
             leaves such a trial without values.
         run: of a study that was given, the run folder of this search: running trials of others are left alone.
         seed: of the search; it and a trial's number give the seed of the trial.
+        trial_seed: of every trial, in place of that.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class TrialRows:
         at: int | None = None,
         run: str | None = None,
         seed: int = 0,
+        trial_seed: int | None = None,
     ) -> None:
-        self._seed = seed
+        self._seed, self._trial_seed = seed, trial_seed
         self._study = study
         self._storage = storage
         self._leases = leases

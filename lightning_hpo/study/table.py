@@ -89,6 +89,11 @@ class TrialTable(TrialRows):
         self._notes.append(dict(notes))
         return number
 
+    def repeat(self, number: int) -> int:
+        """Add a trial with the parameters of another one, to confirm it, and return its number."""
+        trial = self._storage.get_trial(self._ids[number])
+        return self.add(trial.params, trial.distributions, confirms=number)
+
     def seed(self, number: int) -> int | None:
         """Return the seed of a trial; a new one that was made elsewhere, as an enqueued one, gets its own here.
 
@@ -102,7 +107,7 @@ class TrialTable(TrialRows):
         return row.seed
 
     def _seed_of(self, number: int) -> int:
-        return trial_seed(self._seed, number)
+        return trial_seed(self._seed, number) if self._trial_seed is None else self._trial_seed
 
     def enqueued(self, number: int) -> dict[str, Any] | None:
         """Return the parameters that a person has chosen for a trial which waits to be started; None for another."""

@@ -36,6 +36,7 @@ from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
+from lightning_hpo.training.plain_fit import written
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
@@ -182,7 +183,7 @@ class Objective:
                 stop_on_nan=self._stop_on_nan,
                 identity={**task.identity, "seed": task.job.seed},
                 forked=begin is not None and not is_own,
-                attached=attached,
+                attached=[text for text in map(written, attached) if text is not None],
             )
             trainer = make_trainer(
                 components,

@@ -29,12 +29,12 @@ _ONLY_SHOW = (DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar
 _BASES = ("core.hooks", "core.module", "callbacks.callback")  # modules of Lightning whose hooks do nothing
 
 
-def plain_fit(trainer: Any, attached: Iterable[pl.Callback]) -> dict[str, Any]:
+def plain_fit(trainer: Any, attached: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the note, as plain values.
 
     Args:
         trainer: of the trial, at its last step.
-        attached: callbacks that the tuner has added to those of the builder.
+        attached: callbacks that the tuner has added to those of the builder, as a config names them.
     """
     callbacks = [callback for callback in trainer.callbacks if not _is_ours(callback)]
     binds = any(isinstance(callback, LRSchedule) for callback in trainer.callbacks)
@@ -44,7 +44,7 @@ def plain_fit(trainer: Any, attached: Iterable[pl.Callback]) -> dict[str, Any]:
         "bound": not binds and bool(schedules_of(trainer)),
         "epochs": trainer.epochs_of_budget() if "max_epochs" in trainer.asked else None,
         "steps": trainer.max_steps if "max_steps" in trainer.asked else None,
-        "attached": [text for text in map(written, attached) if text is not None],
+        "attached": list(attached),
         "callbacks": sorted({_path(callback) for callback in callbacks if not _only_shows(callback)}),
     }
 
@@ -72,7 +72,7 @@ def _is_ours(callback: pl.Callback) -> bool:
 
 
 def written(callback: pl.Callback) -> dict[str, Any] | None:
-    """Return a callback as a config names it; None if its arguments cannot be told from its attributes.
+    """Return a callback, before it has trained, as a config names it; None if its attributes do not tell its arguments.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping
@@ -84,11 +84,11 @@ def written(callback: pl.Callback) -> dict[str, Any] | None:
     for name, parameter in inspect.signature(kind).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        value = vars(callback).get(name, vars(callback).get(f"_{name}", parameter.default))
-        if name == "min_delta":  # EarlyStopping gives it a sign
-            value = abs(value)
+        value = vars(callback).get(name, vars(callback).get(f"_{name}", parameter.empty))
         if value is parameter.empty or "<locals>" in kind.__qualname__:
             return None
+        if name == "min_delta":  # EarlyStopping gives it a sign
+            value = abs(value)
         if value != parameter.default:
             arguments[name] = value
     try:

@@ -51,7 +51,7 @@ class RunToStep(pl.Callback):
             device and looked at together before each checkpoint and validation, so no step waits for the device.
         identity: of the trial; put into every checkpoint.
         forked: whether training begins from another trial's checkpoint, whose hyperparameters are not its own.
-        attached: callbacks that the tuner has added to the Trainer.
+        attached: callbacks that the tuner has added to the Trainer, as a config names them.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RunToStep(pl.Callback):
         stop_on_nan: bool = False,
         identity: Mapping[str, Any] | None = None,
         forked: bool = False,
-        attached: Sequence[pl.Callback] = (),
+        attached: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._target = target  # in optimizer steps, once training starts
         self._place: dict[str, int] = {}

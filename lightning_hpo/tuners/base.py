@@ -20,6 +20,7 @@ from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.reporting.watching import make_plan, observers_of, shown
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
+from lightning_hpo.schedulers.confirmed import confirmed
 from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
@@ -39,6 +40,7 @@ from lightning_hpo.tuners.options import (
 from lightning_hpo.tuners.parts import Parts
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
+from lightning_hpo.tuners.retrain import retrain
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
 
@@ -54,14 +56,14 @@ _DEFAULT = Parts()
 
 @dataclass
 class _Prepared:
-    """A search in an opened run: first ``run``, then, when the run is closed, the result."""
+    """A search in an opened run: ``run``, then, when the run is closed, the result."""
 
     run: Callable[[], None]
     result: Result | None = None
 
-    def answer(self) -> Result:
+    def answer(self, again: Callable[..., Result]) -> Result:
         assert self.result is not None
-        return self.result
+        return replace(self.result, again=again)
 
 
 class Tuner:
@@ -104,8 +106,7 @@ class Tuner:
             validate_names(type(self), options)
             self.unit = Unit(unit, parts.parts_of_unit)
             """What the scheduler counts."""
-            chosen = options.get("sampler")
-            sampler = RandomSampler() if chosen is None else chosen
+            sampler = RandomSampler() if options.get("sampler") is None else options["sampler"]
             self._goal = group(Goal, {**options, "sampler": sampler})
             self._run = group(RunOptions, options)
             self._trials = group(TrialOptions, options)
@@ -114,10 +115,10 @@ class Tuner:
             self._define = space if callable(space) else None
             self.space = parse_space({"defined_by": [label(space)]} if callable(space) else space)
             """Name -> distribution; of a function of a trial, its name for the fingerprint."""
-            mode = getattr(scheduler, "mode", self.mode)
+            mode, total = getattr(scheduler, "mode", self.mode), self._limits.count
             if mode != self.mode:
                 raise ValueError(f"`mode` is {self.mode!r} for the tuner and {mode!r} for its scheduler.")
-        self.scheduler, self._parts = scheduler, parts
+            self.scheduler, self._parts = confirmed(scheduler, self._goal.confirm, self.mode, total), parts
         self._builder: Builder | None = None
 
     @property
@@ -196,13 +197,12 @@ class Tuner:
         """
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
-            parts = [model or self._builder, datamodule]
-            work, deliver = self._parts.work(objective), self.space.deliver
+            parts, work, deliver = [model or self._builder, datamodule], self._parts.work(objective), self.space.deliver
             end = objective.end_trial if self._trials.logger else None
             target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver, end)
             with self._search(target) as prepared:
                 prepared.run()
-            return prepared.answer()
+            return prepared.answer(partial(retrain, self, lambda tuner: tuner.fit(model, datamodule=datamodule)))
 
     def objective(
         self,
@@ -259,7 +259,7 @@ class Tuner:
             work = FunctionWork(function, self.space.deliver, self.unit.number)
             with self._search(Target(work, [function], deliver=self.space.deliver)) as prepared:
                 prepared.run()
-            return prepared.answer()
+            return prepared.answer(partial(retrain, self, lambda tuner: tuner.optimize(function)))
 
     @contextmanager
     def _search(self, target: Target) -> Iterator["_Prepared"]:

@@ -101,6 +101,11 @@ class Annealed(Module):
         self.noise *= 0.5
 
 
+class Average(EMAWeightAveraging):
+    def __init__(self):
+        super().__init__(decay=0.9)
+
+
 CPU = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
 STOP = EarlyStopping("val_loss", patience=1, min_delta=10.0)
 CASES = {
@@ -124,7 +129,7 @@ CASES = {
     "noisy validation": (Module, {"kind": "noisy validation"}, {}, {"trainer": {"check_val_every_n_epoch": 2}}),
     "early stopping": (Module, {}, {}, {"max_steps": 40, "callbacks": [STOP]}),
     "its callback in trainer": (Module, {}, {}, {"max_steps": 40, "trainer": {"callbacks": [STOP]}}),
-    "average": (Module, {}, {}, {"trainer": {"callbacks": [EMAWeightAveraging(decay=0.9)]}}),
+    "average": (Module, {}, {}, {"trainer": {"callbacks": [Average()]}}),
     "accumulation": (Module, {}, {}, {"trainer": {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}}),
     "accumulation schedule": (Module, {}, {}, {"callbacks": GradientAccumulationScheduler({1: 2})}),
     "double": (Module, {}, {}, {"trainer": {"precision": "bf16-mixed"}}),
