@@ -12,8 +12,13 @@ from lightning_hpo.errors import JobError
 Mode: TypeAlias = Literal["min", "max"]
 State: TypeAlias = Literal["running", "complete", "pruned", "failed"]
 
+Kept: TypeAlias = tuple[tuple[int, float], ...]
+"""Validations that a score is made of: (optimizer step, value of the metric), in order of their step."""
+
 CHECKPOINT = "last.ckpt"
-"""In the folder of a trial."""
+"""In the folder of a trial: it is continued from here."""
+BEST_CHECKPOINT = "best.ckpt"
+"""In the folder of a trial whose best validation is its score: the checkpoint of that validation."""
 
 BUDGET = "budget"
 """The job reached its ``max_steps``."""
@@ -59,6 +64,7 @@ class Task:
         identity: ``{"study": id, "trial": number, "params": {...}}`` in plain values, which every checkpoint of the
             trial carries; empty where there is no study.
         member: number of the first trial of the member of a population that the trial belongs to; else its own.
+        scored_from: validations of earlier jobs of the trial that its score is made of.
     """
 
     job: Job
@@ -67,6 +73,7 @@ class Task:
     source: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     member: int = 0
+    scored_from: Kept = ()
 
 
 @dataclass(frozen=True)
@@ -74,18 +81,20 @@ class Outcome:
     """Outcome of a job.
 
     Args:
-        score: the monitored metric at ``step``; None if the job was paused before its end.
+        score: of the trial at ``step``, by the rule of the search; None if the job was paused before its end.
         step: optimizer step at which the Trainer stood (``trainer.global_step``); of a function, the job's budget. In a
             search whose budgets are in epochs or samples, how many of these the trial has had.
         metrics: all that was logged at the last validation, training metrics included where training went on to it.
         pruned: whether a pruner has stopped the trial there.
-        values: optimizer step -> monitored metric, for each validation of this job.
+        values: optimizer step -> score there, for each validation of this job.
         ended: why the job ended: :data:`BUDGET`, :data:`PAUSED`, or what has finished the trial before its budget, such
             as ``"EarlyStopping at step 48"`` or ``"max_epochs=3 reached at step 48"``.
         stopped: whether a callback asked to stop a member of a population, which then trains on.
         remark: for people to read, e.g. an error that came after the end and costs no score.
         global_step: optimizer step at which the Trainer stood, where ``step`` counts epochs or samples; else None.
         full_steps: optimizer steps of the trial's full budget, where that is in epochs or samples; else None.
+        scored_from: validations that the score is made of; empty where it is the last one.
+        validations: step as the study counts -> monitored metric, where the score may be another number.
     """
 
     score: float | None
@@ -98,6 +107,8 @@ class Outcome:
     remark: str = ""
     global_step: int | None = None
     full_steps: int | None = None
+    scored_from: Kept = ()
+    validations: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     @property
     def finished_early(self) -> bool:
@@ -165,7 +176,7 @@ class Row:
     Args:
         number: of the trial in its study, counted from 0.
         params: name as typed in the space -> plain Python value; never changes.
-        values: optimizer step -> value of the monitored metric there.
+        values: optimizer step -> score there, which is the monitored metric or what the rule of the search makes of it.
         target: step that a running job trains to; None when no job works on the trial.
         parent: number of the trial whose weights it started from, or None.
         state: ``"running"`` covers a trial that trains and a paused one; the other states are final.
@@ -181,6 +192,8 @@ class Row:
         full_steps: optimizer steps of its full budget, where that is in epochs or samples.
         seed: of everything random in it; None if an earlier version has begun it.
         confirms: number of the trial whose parameters it trains once more; None for a trial of the search.
+        scored_from: validations that its last score is made of; empty where it is the last one.
+        validations: step -> monitored metric there, where the score may be another number.
         step: of its last value, or where its training began.
         score: value that the trial competes with: its last one, if that is a finite number.
     """
@@ -203,6 +216,8 @@ class Row:
     full_steps: int | None = None
     seed: int | None = None
     confirms: int | None = None
+    scored_from: Kept = ()
+    validations: Mapping[int, float] = field(default_factory=dict)
     step: int = field(init=False, repr=False, compare=False)
     score: float | None = field(init=False, repr=False, compare=False)
 
@@ -217,6 +232,11 @@ class Row:
     def global_step(self) -> int:
         """Optimizer step of its last value."""
         return self.global_steps.get(self.step, self.step)
+
+    @property
+    def checkpoint_step(self) -> int:
+        """Optimizer step of the checkpoint that its score came from."""
+        return self.scored_from[-1][0] if self.scored_from else self.global_step
 
     @property
     def home(self) -> int:

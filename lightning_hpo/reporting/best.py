@@ -13,7 +13,7 @@ import yaml
 from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference, outline
-from lightning_hpo.records import CHECKPOINT, Mode, Row, best_row, reach
+from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, best_row, reach
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRead
 from lightning_hpo.reporting.fit_config import fit_config
 from lightning_hpo.schedulers.units import STEPS, Unit
@@ -21,6 +21,8 @@ from lightning_hpo.space import SearchSpace, split_name
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.text import one_line
+
+_CHECKPOINTS = (BEST_CHECKPOINT, CHECKPOINT)
 
 
 class BestFiles:
@@ -60,7 +62,7 @@ class BestFiles:
         self._mode = mode
         self._max_steps = max_steps
         self._keep_checkpoints = keep_checkpoints
-        self._written: tuple[int, float, int] | None = None  # best trial, how far it got and its step, as in the files
+        self._written: tuple[int, float, int, int] | None = None  # best trial, how far it got, its step and the files'
         self._ended: set[int] = set()  # trials whose checkpoints were looked at since they ended
 
     def on(self, event: Event) -> None:
@@ -70,19 +72,19 @@ class BestFiles:
         best = best_row(event.rows, self._mode)
         before = self._written
         is_answer = best is not None and not (self._complete_only and best.state != "complete")
-        if best is not None and is_answer and (best.number, reach(best), best.global_step) != before:
-            checkpoint = self._checkpoint(best.home)
-            config, lines = self._config_of(best, checkpoint)
+        stands = None if best is None else (best.number, reach(best), best.global_step, best.checkpoint_step)
+        if best is not None and is_answer and stands != before:
+            config, lines = self._config_of(best)
             write_answer(
                 best,
                 identity_of(self._study_id, best.number, best.params),
-                checkpoint,
+                [self._folder.trial(best.home) / name for name in _CHECKPOINTS],
                 config,
                 best_checkpoint=self._folder.best_checkpoint,
                 best_params=self._folder.best_params,
                 lines=lines,
             )
-            self._written = best.number, reach(best), best.global_step
+            self._written = stands
         if not self._keep_checkpoints:
             ended = {row.number for row in event.rows if row.state != "running"}
             former = set() if before is None else {before[0]} & ended
@@ -95,15 +97,18 @@ class BestFiles:
                     self._drop(home)
             self._ended = ended
 
-    def _config_of(self, row: Row, checkpoint: Path) -> tuple[Mapping[str, Any], Sequence[str]]:
+    def _config_of(self, row: Row) -> tuple[Mapping[str, Any], Sequence[str]]:
         """Config of a trial with its full budget, and lines for people."""
         config = self._budgeted(row)
-        found = None if self._monitor is None else outline(checkpoint)
+        found = None if self._monitor is None else outline(self._folder.trial(row.home) / CHECKPOINT)
         if found is None or found.get("global_step") != row.global_step:
             return config, ()
-        score = f"{self._monitor} = {row.score} at step {row.global_step} of trial {row.number}"
-        state = found.get("callbacks", {}).get("RunToStep", {})
-        return fit_config(config, row.seed, state.get("fit"), score)
+        steps = [step for step, _ in row.scored_from] or [row.global_step]
+        score = f"{self._monitor} = {row.score} at step {', '.join(map(str, steps))} of trial {row.number}"
+        note = dict(found.get("callbacks", {}).get("RunToStep", {}).get("fit") or {})
+        if note and row.scored_from:  # its other validations count too
+            note["followed"] = True
+        return fit_config(config, row.seed, note, score)
 
     def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""
@@ -117,19 +122,17 @@ class BestFiles:
             trainer["max_epochs"] = epochs
         return config
 
-    def _checkpoint(self, number: int) -> Path:
-        return self._folder.trial(number) / CHECKPOINT
-
     def _drop(self, number: int) -> None:
-        checkpoint = self._checkpoint(number)
-        if checkpoint.parent.is_dir() and self._folder.holds(checkpoint.parent):
-            checkpoints.remove(checkpoint)
+        folder = self._folder.trial(number)
+        if folder.is_dir() and self._folder.holds(folder):
+            for name in _CHECKPOINTS:
+                checkpoints.remove(folder / name)
 
 
 def write_answer(
     best: Row,
     identity: Mapping[str, Any],
-    checkpoint: Path,
+    saved: Sequence[Path],
     config: Mapping[str, Any],
     *,
     best_checkpoint: Path,
@@ -144,21 +147,21 @@ def write_answer(
     Args:
         best: the best trial.
         identity: of the trial, as its checkpoints carry it.
-        checkpoint: the trial's last one; it need not exist, and may be of another step than the score.
+        saved: checkpoints of the trial; they need not exist, and may be of other steps than the score.
         config: for ``best.yaml``.
         best_checkpoint: where ``best.ckpt`` is.
         best_params: where ``best.yaml`` is.
         lines: for people, above the config.
     """
-    found = [path for path in (checkpoint, best_checkpoint) if path.exists()]  # an old one may carry no identity
-    right = next((path for path in found if difference(path, identity, best.global_step) is None), None)
+    found = [path for path in (*saved, best_checkpoint) if path.exists()]  # an old one may carry no identity
+    right = next((path for path in found if difference(path, identity, best.checkpoint_step) is None), None)
     if right is not None and right != best_checkpoint:
         keep_best(right, best_checkpoint)
     elif right is None and found:
         best_checkpoint.unlink(missing_ok=True)
         warnings.warn(
-            f"trial {best.number} is best at step {best.global_step}, but its checkpoint of that step is not there "
-            f"({checkpoint}), so there is no {best_checkpoint.name}",
+            f"trial {best.number} is best at step {best.checkpoint_step}, but its checkpoint of that step is not there "
+            f"({saved[-1].parent}), so there is no {best_checkpoint.name}",
             stacklevel=2,
         )
     write_best(config, best_params, lines)
@@ -200,7 +203,7 @@ def disagreement(
         best_params: where ``best.yaml`` is.
         space: of the study, if it is known.
     """
-    if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.global_step)) is not None:
+    if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.checkpoint_step)) is not None:
         return f"{best_checkpoint.name} {what}"
     config: Any = None
     with contextlib.suppress(OSError, yaml.YAMLError):  # the file is missing, or somebody else has written it

@@ -61,7 +61,8 @@ def show_trial(run: Run, number: int) -> None:
     if row.parent is not None:
         console.line(f"  began from trial {row.parent} at step {row.start}")
     for step, value in sorted(row.values.items()):
-        console.line(f"  step {step:<10} {run.monitor} {value:.6g}")
+        seen = f", {run.metric} {row.validations[step]:.6g}" if step in row.validations else ""
+        console.line(f"  step {step:<10} {run.monitor} {value:.6g}{seen}")
     job = read_progress(_folder(run, number))
     if job is not None and number in view.running:
         rate = "" if job.rate is None else f", {job.rate:.3g} steps/s"
@@ -80,7 +81,8 @@ def to_json(run: Run) -> str:
     content = {
         "schema": SCHEMA,
         "run": str(run.path),
-        "monitor": run.monitor,
+        "monitor": run.metric,
+        **({"score": run.settings["score"]} if "score" in run.settings else {}),
         "mode": run.mode,
         "at_work": run.owner is not None,
         "unit": view.plan.unit,
@@ -142,6 +144,7 @@ def _trial(run: Run, view: View, row: Row) -> dict[str, Any]:
         "target": None if job is None else job.target,
         "score": row.score,
         "values": {str(step): value for step, value in sorted(row.values.items())},
+        **({"validations": {str(step): value for step, value in row.validations.items()}} if row.validations else {}),
         "parent": row.parent,
         "start": row.start,
         "ended": row.ended,

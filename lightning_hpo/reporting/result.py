@@ -42,9 +42,10 @@ class Result:
 
     Args:
         best_params: name as in the space -> value, of the best trial.
-        best_score: its value of the monitored metric, at the last step that it has a value at; with ``confirm``, the
-            mean of the best configuration.
-        best_checkpoint: its checkpoint at that step; None for a search over a plain function, or if it was not saved.
+        best_score: its score at the last step that it has a value at: the monitored metric there, or what the tuner's
+            ``score`` makes of its validations; with ``confirm``, the mean of the best configuration.
+        best_checkpoint: the checkpoint that the score came from; None for a search over a plain function, or if it was
+            not saved.
         best_trial: its number.
         study: everything that was recorded; opens in Optuna's own tools.
         rows: all trials.

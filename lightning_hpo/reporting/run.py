@@ -46,6 +46,11 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
+    def metric(self) -> str:
+        """Name of the metric that the score is made of."""
+        return self.monitor.removesuffix(f" ({self.settings.get('score')})")
+
+    @property
     def unit(self) -> Unit:
         """Unit of the budget."""
         return Unit.from_settings(self.settings.get("unit"))

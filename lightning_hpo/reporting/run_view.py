@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.errors import StorageError
 from lightning_hpo.reporting.run import Run
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.rows import FAILURE, FINGERPRINT, row_of
 from lightning_hpo.study.storage_errors import readable, sqlite_url
@@ -74,7 +75,7 @@ def _run(
         path,
         [row_of(trial, max_steps) for trial in trials],
         "min" if directions[0] is StudyDirection.MINIMIZE else "max",
-        monitor if isinstance(monitor, str) else str(monitor[0]),
+        ScoreRule.read(settings.get("score", "last")).label(monitor if isinstance(monitor, str) else str(monitor[0])),
         {trial.number: str(trial.user_attrs.get(FAILURE, "")) for trial in trials if trial.state is TrialState.FAIL},
         _joined(named for trial in trials for named in trial.distributions.items()),
         _owner(path),

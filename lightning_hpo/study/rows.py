@@ -24,6 +24,9 @@ ENDED = "ended"  # why a trial finished by itself
 # In a study whose budgets are in epochs or samples: {"full": optimizer steps of the full budget, step of the study ->
 # optimizer step at which the Trainer stood}.
 OPTIMIZER_STEPS = "optimizer_steps"
+# Where a score is not simply the last validation: {"score": [[optimizer step, value], ...] that the last score is made
+# of, step of the study -> monitored metric there}.
+VALIDATIONS = "validations"
 # System attribute of a trial whose values are scores of jobs, each with a checkpoint. A trial without it reports its
 # validations while it trains, and has a score when it has ended.
 BY_JOB = "lightning_hpo:by_job"
@@ -181,6 +184,7 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         violations={int(step): amount for step, amount in trial.system_attrs.get(VIOLATIONS, {}).items()},
         stopped=tuple(trial.system_attrs.get(STOPPED, ())),
         **global_steps_of(trial),
+        **_validations_of(trial),
         **origin_of(trial.system_attrs),
     )
 
@@ -190,6 +194,13 @@ def global_steps_of(trial: FrozenTrial) -> dict[str, Any]:
     noted = dict(trial.user_attrs.get(OPTIMIZER_STEPS, {}))
     full = noted.pop("full", None)
     return {"full_steps": full, "global_steps": {int(step): at for step, at in noted.items()}}
+
+
+def _validations_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Return what a trial's score is made of, as fields of its row."""
+    noted = dict(trial.user_attrs.get(VALIDATIONS, {}))
+    made_of = tuple((int(step), float(value)) for step, value in noted.pop("score", ()))
+    return {"scored_from": made_of, "validations": {int(step): value for step, value in noted.items()}}
 
 
 def origin_of(notes: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from lightning_hpo.study.rows import (
     SEGMENT,
     STATES,
     STOPPED,
+    VALIDATIONS,
     VIOLATIONS,
     TrialRows,
     origin_of,
@@ -163,18 +164,10 @@ class TrialTable(TrialRows):
         self._rows[number] = replace(row, values={**row.values, step: value})
 
     def note_place(self, number: int, outcome: Outcome) -> None:
-        """Write down at which optimizer step a Trainer stood; before the value there, and not if steps are counted."""
-        if outcome.global_step is None:
-            return
-        row = self._rows[number]
-        row = replace(
-            row,
-            global_steps={**row.global_steps, outcome.step: outcome.global_step},
-            full_steps=outcome.full_steps,
-        )
-        noted = {"full": row.full_steps, **{str(step): at for step, at in row.global_steps.items()}}
-        self._storage.set_trial_user_attr(self._ids[number], OPTIMIZER_STEPS, noted)
-        self._rows[number] = row
+        """Write down where a Trainer stood and what the score is made of, before the value there."""
+        self._rows[number], notes = _noted(self._rows[number], outcome)
+        for key, note in notes.items():
+            self._storage.set_trial_user_attr(self._ids[number], key, note)
 
     def note_stop(self, number: int, step: int) -> None:
         """Write down that a callback asked to stop a trial at ``step``, although it is to train on."""
@@ -232,3 +225,18 @@ def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple
     if violation:
         notes[VIOLATIONS] = {str(at): amount for at, amount in violations.items()}
     return replace(row, feasible=not violation, violations=violations), notes
+
+
+def _noted(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
+    """Row with the place of an outcome and the validations of its score, and the user attributes that hold them."""
+    notes: dict[str, Any] = {}
+    if outcome.global_step is not None:
+        at = {**row.global_steps, outcome.step: outcome.global_step}
+        row = replace(row, global_steps=at, full_steps=outcome.full_steps)
+        notes[OPTIMIZER_STEPS] = {"full": outcome.full_steps, **{str(step): at for step, at in at.items()}}
+    if outcome.scored_from:
+        seen = {**row.validations, **outcome.validations}
+        row = replace(row, scored_from=outcome.scored_from, validations=seen)
+        made_of = [list(validation) for validation in outcome.scored_from]
+        notes[VALIDATIONS] = {"score": made_of, **{str(step): value for step, value in seen.items()}}
+    return row, notes

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.errors import JobError, StorageError
-from lightning_hpo.records import CHECKPOINT, PAUSED, Outcome, Task
+from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, PAUSED, Outcome, Task
 from lightning_hpo.space import split_name
 from lightning_hpo.study.population_folder import storage_error
 from lightning_hpo.study.progress import ProgressFile
@@ -72,6 +72,7 @@ class MemberFits:
             JobError: if the fit ended before the job.
         """
         own, saved = self._newest(task.folder / CHECKPOINT)
+        checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
         if (ended := _ended_before(saved, task)) is not None:
             return ended  # a kill fell between the end of the job and its record
         copied = self._copied(task, saved) if copied is None else copied
@@ -98,7 +99,7 @@ class MemberFits:
             task,
             copied,
             objective.space,
-            monitor=objective.monitor,
+            scores_of=objective.scores,
             rebuild=Rebuild(build, params, effects=self._effects),
             should_pause=progress.pause_wanted,
             hand_over=handed_over,

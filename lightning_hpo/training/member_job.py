@@ -35,9 +35,13 @@ from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.rebuild import Rebuild
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
+from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
 from lightning_hpo.training.trainer import STEP_HOOKS, FirstCallback, leave_fit, without_hooks
 
+_KEPT_OF_OUTCOME = (
+    "score", "step", "metrics", "stopped", "global_step", "full_steps", "scored_from", "validations",
+)  # fmt: skip
 NEVER = sys.maxsize
 """Batches between validations, as an argument of the Trainer: it validates when the member says so."""
 
@@ -75,7 +79,7 @@ class MemberJob(pl.Callback):
         copied: state that it begins with, in place of the member's own; see
             :mod:`lightning_hpo.training.state_transfer`.
         space: name -> distribution of the hyperparameters.
-        monitor: metric that is the score.
+        scores_of: makes the scores of the trial of a job.
         rebuild: how to build the module again.
         should_pause: asked before each batch; True leaves the fit.
         hand_over: see :data:`HandOver`.
@@ -87,7 +91,7 @@ class MemberJob(pl.Callback):
         copied: State | None,
         space: Mapping[str, BaseDistribution],
         *,
-        monitor: str,
+        scores_of: Callable[[Task], Scores],
         rebuild: Rebuild,
         should_pause: Callable[[], bool],
         hand_over: HandOver,
@@ -95,7 +99,7 @@ class MemberJob(pl.Callback):
         self._task = task
         self._copied = copied
         self._space = space
-        self._monitor = monitor
+        self._scores_of, self._scores = scores_of, scores_of(task)
         self._rebuild = rebuild
         self._should_pause = should_pause
         self._hand_over = hand_over
@@ -223,14 +227,16 @@ class MemberJob(pl.Callback):
         if trainer.sanity_checking:
             return
         self._validated |= set(trainer.callback_metrics) - self._metrics_before
+        self._scores.note(trainer.global_step, trainer.callback_metrics)
         if self._ends:
             self._bound().read_back(self._params)
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            require_logged(self._monitor, metrics)
-            self._judged = Outcome(metrics[self._monitor], metrics=metrics, **trainer.place())
+            require_logged(self._scores.monitor, self._scores.metrics)
+            place = trainer.place()
+            self._judged = Outcome(**self._scores.outcome(place["step"]), **place)
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
+        self._scores.keep_best(trainer)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         epoch_ends = progress.is_last_batch or progress.current.ready == trainer.num_training_batches
         if self._ends and (not epoch_ends or self._step >= trainer.max_steps):
@@ -259,19 +265,12 @@ class MemberJob(pl.Callback):
         stopped, trainer.stop_wanted = trainer.stop_wanted, False
         if stopped:  # it trains on, as a copy or as what it was
             restart_early_stopping(trainer)
-        ended = {
-            "score": judged.score,
-            "step": judged.step,
-            "metrics": dict(judged.metrics),
-            "stopped": stopped,
-            "global_step": judged.global_step,
-            "full_steps": judged.full_steps,
-        }
+        self.outcome = replace(judged, stopped=stopped)
+        ended = {name: getattr(self.outcome, name) for name in _KEPT_OF_OUTCOME}
         self._save(
             trainer,
             {"resume": self._resumable.state(trainer, point), "ended": ended, "state": capture(trainer, module)},
         )
-        self.outcome = replace(judged, stopped=stopped)
         self.is_over = self._step >= trainer.max_steps
         if self.is_over:
             return
@@ -280,7 +279,7 @@ class MemberJob(pl.Callback):
             self.is_over = True
             leave_fit()
         self._task, self._copied = following
-        self._begins = True
+        self._scores, self._begins = self._scores_of(self._task), True
         if self._bound().prepare(self._task.params) and point == "epoch":
             _make_loaders(trainer)
 

@@ -16,13 +16,16 @@ from typing import Any
 import lightning.pytorch as pl
 import optuna
 from optuna.samplers import RandomSampler
+from optuna.study import StudyDirection
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
-from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Outcome, Row, Task, never
+from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Mode, Outcome, Row, Task, never
 from lightning_hpo.schedulers import Job
+from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
@@ -40,6 +43,7 @@ from lightning_hpo.training.plain_fit import written
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
+from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.trainer import TrialTrainer
 from lightning_hpo.training.trial_info import trial_info
 from lightning_hpo.training.trial_report import TrialReport
@@ -66,11 +70,11 @@ class Objective:
         stop_on_nan: end a trial at its first training loss that is NaN or infinite, as failed with ``diverged at step
             s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
             checked after every step, on other devices before each checkpoint and validation.
-        attached: loggers and callbacks of each trial.
+        score: what the validations of a trial make its score: ``"last"``, ``"best"`` or ``"mean(k)"``, as for tuners.
 
     Raises:
         TypeError: if ``model`` or ``data`` is an instance, not a class or function.
-        ValueError: if the space names an argument that does not exist (the nearest is suggested).
+        ValueError: if the space names an argument that does not exist (the nearest is suggested), or for a ``score``.
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class Objective:
         checkpoint_every: int = 25,
         root: str | Path | None = None,
         stop_on_nan: bool = False,
-        attached: Attachments | None = None,
+        score: str = "last",
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
@@ -102,6 +106,10 @@ class Objective:
         self.check_names: Callable[..., NameCheck] = UnusedNames
         """Called with builder, space and parameters; the callback checks the names of the space before training."""
         self.monitor = monitor
+        self.rule = ScoreRule.read(score)
+        """That makes the score of a trial."""
+        self.mode: Mode | None = None
+        """Whether lower or higher values are better; None goes by the study, or the name of the metric."""
         budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
         self.unit = budget.unit
         """Of the budget."""
@@ -115,7 +123,8 @@ class Objective:
         self._every = checkpoint_every
         self._root = root
         self._stop_on_nan = stop_on_nan
-        self.attached = Attachments() if attached is None else attached
+        self.attached = Attachments()
+        """Loggers and callbacks of each trial."""
         self.builder.check_space(self.space)
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
@@ -132,6 +141,8 @@ class Objective:
         single = study is None or len(study.directions) == 1
         report = TrialReport(trial, self.monitor) if study is not None and single else None
         identity = {} if study is None else identity_of(study_id(study), trial.number, trial.params)
+        if study is not None:
+            self.mode = "min" if study.directions[0] == StudyDirection.MINIMIZE else "max"
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             settle(folder, identity)
@@ -164,10 +175,11 @@ class Objective:
         """
         assert task.job.trial is not None
         with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
-            begin, is_own = self._begin(task)
+            begin, is_own = _begin(task, self.key)
             saved = None if begin is None else checkpoints.load(begin, key=self.key)
+            scores = self.scores(task)
             if is_own and saved is not None:
-                outcome = finished_outcome(saved, task.job.max_steps, self.monitor)
+                outcome = finished_outcome(saved, task.job.max_steps, scores)
                 if outcome is not None:  # a kill fell between the end of the job and its record
                     return outcome
             components = self.builder.build(task.params)
@@ -178,7 +190,7 @@ class Objective:
                 task.job.max_steps,
                 task.folder / CHECKPOINT,
                 every=self._every,
-                monitor=self.monitor,
+                scores=scores,
                 should_pause=progress.pause_wanted,
                 stop_on_nan=self._stop_on_nan,
                 identity={**task.identity, "seed": task.job.seed},
@@ -195,8 +207,9 @@ class Objective:
                 max_steps=self.max_steps,
                 unit=self.unit,
             )
+            trainer.scores = scores
             if trainer.is_global_zero:
-                progress.follow(trainer, job)
+                progress.follow(trainer, scores)
             try:
                 trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
             except SystemExit:
@@ -204,6 +217,11 @@ class Objective:
                     raise
             progress.close()
             return self._outcome(job, trainer)
+
+    def scores(self, task: Task) -> Scores:
+        """Return the score of a trial as it is before a job."""
+        mode = self.mode or direction(self.monitor, None if self.rule.name == "best" else "min")
+        return Scores(self.monitor, self.rule, mode, task)
 
     def use_key(self, key: Key) -> None:
         """Sign checkpoints with the key of a run, and recognise the files of the run by it."""
@@ -244,7 +262,7 @@ class Objective:
             self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
-            self._score(logged)
+            self._validate_logged(logged)
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
         """Let the logger of a trial say how the trial has ended.
@@ -267,30 +285,32 @@ class Objective:
         with warnings_only("optuna"):
             return suggest(optuna.create_study(sampler=RandomSampler(seed=self.seed)).ask(), self._suggest_from)
 
-    def _begin(self, task: Task) -> tuple[Path | None, bool]:
-        """Return the checkpoint that a job begins from, and whether it is the trial's own."""
-        task.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = task.folder / CHECKPOINT
-        checkpoints.remove_leftovers(checkpoint)
-        own, damaged = checkpoints.newest_intact(checkpoint, self.key)
-        for file in damaged:
-            aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
-            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-        return own or task.source, own is not None
-
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
-            return Outcome(None, trainer.place()["step"], values=job.values, ended=PAUSED)
-        score = self._score(job.metrics)
+            return Outcome(None, trainer.place()["step"], values=job.scores.values, ended=PAUSED)
+        self._validate_logged(job.scores.metrics)
         place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
-        return Outcome(score, metrics=job.metrics, values=job.values, ended=job.ended, **place)
+        return Outcome(**job.scores.outcome(place["step"]), values=job.scores.values, ended=job.ended, **place)
 
-    def _score(self, metrics: Mapping[str, Any]) -> float:
-        """Return the monitored metric; raise ValueError if a metric that is needed is not among those logged."""
+    def _validate_logged(self, metrics: Mapping[str, Any]) -> None:
+        """Raise ValueError if a metric that is needed is not among those logged."""
         for name in self.constraints:
             _score(name, metrics, "constraints")
-        first, *_ = (_score(name, metrics) for name in (self.monitor, *self.also))
-        return first
+        for name in (self.monitor, *self.also):
+            _score(name, metrics)
+
+
+def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
+    """Return the checkpoint that a job begins from, and whether it is the trial's own."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = task.folder / CHECKPOINT
+    for file in (checkpoint, task.folder / BEST_CHECKPOINT):
+        checkpoints.remove_leftovers(file)
+    own, damaged = checkpoints.newest_intact(checkpoint, key)
+    for file in damaged:
+        aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
+        logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+    return own or task.source, own is not None
 
 
 @contextlib.contextmanager

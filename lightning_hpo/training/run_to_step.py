@@ -19,6 +19,7 @@ from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.plain_fit import NOTE, plain_fit
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
+from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
 from lightning_hpo.training.trainer import (
     STEP_HOOKS,
@@ -43,7 +44,7 @@ class RunToStep(pl.Callback):
         target: to stop at, in optimizer steps or in the unit of the budget.
         checkpoint: where to save.
         every: save each time so many optimizer steps are done, so that a kill costs no more than that.
-        monitor: metric to note at each validation.
+        scores: of the trial; told of each validation.
         should_pause: asked after every step; True saves and stops without a validation. Asked after every validation
             batch too, as a sign that the job goes on.
         stop_on_nan: raise DivergedError at the first training loss that is not finite. The loss is what
@@ -60,7 +61,7 @@ class RunToStep(pl.Callback):
         checkpoint: Path,
         *,
         every: int,
-        monitor: str,
+        scores: Scores,
         should_pause: Callable[[], bool],
         stop_on_nan: bool = False,
         identity: Mapping[str, Any] | None = None,
@@ -71,7 +72,7 @@ class RunToStep(pl.Callback):
         self._place: dict[str, int] = {}
         self._checkpoint = checkpoint
         self._every = every
-        self._monitor = monitor
+        self.scores = scores
         self._should_pause = should_pause
         self._identity = dict(identity or {})
         self._forked, self._attached = forked, attached
@@ -91,12 +92,10 @@ class RunToStep(pl.Callback):
         self.first: FirstCallback = BeforeOthers(self)
         self.paused, self.ended = False, BUDGET
         self.validated_at: int | None = None
-        self.metrics: dict[str, float] = {}
-        self.values: dict[int, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint."""
-        validated = {"step": self.validated_at, "metrics": self.metrics, "ended": self.ended, "place": self._place}
+        validated = {"step": self.validated_at, "ended": self.ended, "place": self._place, **self.scores.state()}
         settings = [] if self._settings is None else self._settings.values
         kept = {"settings": settings, "groups": self._groups, "resume": self._resume, "validated": validated}
         return {**kept, NOTE: self._plain_fit}
@@ -105,6 +104,8 @@ class RunToStep(pl.Callback):
         """Take over what the optimizers of a parent were built with."""
         self._before = state_dict["settings"] if self._forked else None
         self._groups = state_dict["groups"]
+        if not self._forked:
+            self.scores.restore(state_dict["validated"].get("kept", ()))  # older checkpoints have none
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -202,9 +203,7 @@ class RunToStep(pl.Callback):
         if trainer.sanity_checking:
             return
         self.validated_at = trainer.global_step
-        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self._monitor in self.metrics:
-            self.values[trainer.global_step] = self.metrics[self._monitor]
+        self.scores.note(trainer.global_step, trainer.callback_metrics)
 
     def after_validation(self, trainer: pl.Trainer) -> None:
         """Save when all hooks of a validation, the module's included, have run."""
@@ -212,6 +211,7 @@ class RunToStep(pl.Callback):
             return
         if self._reached and (_dev_run_is_over(trainer) or (self._due and not self._epoch_ends)):
             self.ended = _own_end(trainer) or BUDGET
+        self.scores.keep_best(trainer)
         is_point = self._due and not self._epoch_ends and (self._save_wanted or self._reached)
         if is_point or self._is_final(trainer):
             self._save(trainer, "validated")
@@ -285,23 +285,24 @@ class RunToStep(pl.Callback):
             trainer.strategy.checkpoint_io.closed = True
 
 
-def finished_outcome(saved: Mapping[str, Any], target: int, monitor: str) -> Outcome | None:
+def finished_outcome(saved: Mapping[str, Any], target: int, scores: Scores) -> Outcome | None:
     """Return the outcome that a checkpoint of the trial's own holds, if its job has come to its end.
 
     Args:
         saved: content of the checkpoint.
         target: of the job, in optimizer steps or in the unit of the budget.
-        monitor: metric that is the score.
+        scores: of the trial.
     """
     step = int(saved["global_step"])
     validated = saved["callbacks"].get(RunToStep.__qualname__, {}).get("validated", {})
-    if validated.get("step") != step or monitor not in validated["metrics"]:
+    if validated.get("step") != step or scores.monitor not in validated["metrics"]:
         return None
     place = validated.get("place") or {"step": step}
     if place["step"] < target and validated["ended"] == BUDGET:
         return None
-    score = validated["metrics"][monitor]
-    return Outcome(score, metrics=validated["metrics"], values={step: score}, ended=validated["ended"], **place)
+    scores.restore(validated.get("kept", ()))
+    scores.note(step, validated["metrics"])
+    return Outcome(**scores.outcome(place["step"]), values=scores.values, ended=validated["ended"], **place)
 
 
 def _validate_steps(trainer: Any) -> None:

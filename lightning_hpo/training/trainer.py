@@ -98,6 +98,8 @@ class TrialTrainer(pl.Trainer):
         """How long epochs and samples are; None for a budget in optimizer steps, or while the loaders are not known."""
         self.asked: set[str] = set()
         """Properties of the budget that the user's code has read."""
+        self.scores: Any = None
+        """Of the trial, for callbacks that come before the job's."""
         self.optimizer_count = 1  # of a module with manual optimization, once it has made its optimizers
         super().__init__(max_steps=max_steps if unit.is_steps else sys.maxsize, **arguments)
         self._limit = self.fit_loop.epoch_loop.max_steps  # smaller in a fast_dev_run

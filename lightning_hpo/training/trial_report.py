@@ -49,6 +49,8 @@ class TrialReport(pl.Callback):
         self._trial = trial
         self._monitor = monitor
         self._reported: set[int] | None = None
+        self.validations: dict[int, float] = {}
+        """Step of the study -> monitored metric, where a tuner's ``score`` makes another number of it."""
         self.pruned = False
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,10 +79,14 @@ class TrialReport(pl.Callback):
         known = self._known_steps()
         pace: Pace | None = getattr(trainer, "pace", None)  # of a tuner whose budget is in epochs or samples
         step = trainer.global_step if pace is None else pace.reached(trainer.global_step)
+        scores: Any = getattr(trainer, "scores", None)  # of a tuner, or an Objective
+        score = value if scores is None else scores.preview(trainer.global_step, value)
         if step not in known:
             if pace is not None and step == 0:
                 return False  # within the first epoch, of which the study has no step
-            self._trial.report(value, step)
+            self._trial.report(score, step)
+            if scores is not None and not scores.by_last:
+                self.validations[step] = value
             known.add(step)
         elif step < max(known):
             return False  # it went on from there
@@ -107,5 +113,9 @@ class TrialReport(pl.Callback):
         return self._reported
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the study holds everything."""
-        return {}
+        """Return what the study is told at the end only."""
+        return {"validations": self.validations} if self.validations else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what a process that has died was to tell."""
+        self.validations = {**state_dict["validations"], **self.validations}

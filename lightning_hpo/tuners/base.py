@@ -233,9 +233,10 @@ class Tuner:
             seed=self.seed,
             checkpoint_every=self._trials.checkpoint_every,
             stop_on_nan=self._trials.stop_on_nan,
-            attached=attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer),
+            score=self._goal.score,
         )
-        objective.unit = self.unit
+        objective.attached = attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer)
+        objective.unit, objective.mode = self.unit, self.mode
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         if self._parts.check_names is not None:
             objective.check_names = self._parts.check_names
@@ -254,8 +255,7 @@ class Tuner:
             if self._parts.no_function:
                 raise TypeError(self._parts.no_function)
             validate_function(function)
-            if self._goal.constraints:
-                raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
+            self._goal.validate_function()
             work = FunctionWork(function, self.space.deliver, self.unit.number)
             with self._search(Target(work, [function], deliver=self.space.deliver)) as prepared:
                 prepared.run()
@@ -270,8 +270,8 @@ class Tuner:
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
-        opened: Any = {"max_steps": self.scheduler.max_steps, "unit": self.unit}
-        opened |= {"ranks": ranks, "given": self._parts.study}
+        most, study = self.scheduler.max_steps, self._parts.study
+        opened: Any = {"max_steps": most, "unit": self.unit, "ranks": ranks, "given": study}
         if ranks.rank > 0:
             if pruner is not None:
                 from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
@@ -380,7 +380,7 @@ def _validate_workers(options: WorkerOptions, ranks: int, single_process: str) -
 
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     """What must not change when the study is continued."""
-    goal, parts, several = tuner._goal, tuner._parts, len(tuner._goal.modes) > 1  # noqa: SLF001  # of this module
+    goal, parts = tuner._goal, tuner._parts  # noqa: SLF001  # of this module
     sampler = settings(goal.sampler)
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
@@ -392,9 +392,7 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
         target.parts,
         code if define is None else [*code, define],
         trains=target.builder is not None,
-        monitor=list(goal.monitors) if several else goal.monitors[0],
-        mode=list(goal.modes) if several else goal.modes[0],
-        seed=goal.seed,
         sampler=sampler,
-        **{k: v for k, v in {"unit": tuner.unit.settings(), "constraints": list(goal.constraints)}.items() if v},
+        **goal.settings(),
+        **({} if tuner.unit.is_steps else {"unit": tuner.unit.settings()}),
     )

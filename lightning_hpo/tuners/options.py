@@ -15,6 +15,7 @@ from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.confirmed import read_confirm
 from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import STEPS, Unit, count_of
 from lightning_hpo.text import require_int
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
@@ -33,6 +34,9 @@ class Options(TypedDict, total=False):
             for a metric of which, by its name, more is better, such as ``val_acc``.
         constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
             infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
+        score: how the validations of a trial make the score that rungs, pruners, populations and the result go by:
+            ``"last"``, the one at exactly the step where the trial stands; ``"best"``, the best one so far, whose
+            weights ``best.ckpt`` then has; ``"mean(k)"``, the mean of the last ``k``, e.g. ``"mean(3)"``.
         sampler: where to look next; any Optuna sampler. Default: random.
         seed: of everything random.
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
@@ -86,6 +90,7 @@ class Options(TypedDict, total=False):
     monitor: str | None
     mode: Mode | None
     constraints: Sequence[str]
+    score: str
     sampler: BaseSampler | None
     seed: int
     name: str | None
@@ -126,6 +131,7 @@ class Goal:
         constraints: logged metrics that must be <= 0 in a feasible trial.
         confirm: how many configurations are confirmed, or that and with how many seeds; the pair, once it is made.
         trial_seed: of every trial, in place of those that ``seed`` gives.
+        score: how the validations of a trial make its score; see :class:`Options`.
 
     Raises:
         TypeError, ValueError: for a wrong argument.
@@ -138,6 +144,7 @@ class Goal:
     constraints: Sequence[str] = ()
     confirm: int | Sequence[int] | None = None
     trial_seed: int | None = None
+    score: str = "last"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "confirm", read_confirm(self.confirm))
@@ -151,6 +158,37 @@ class Goal:
         if self.confirm is not None and len(modes) > 1:
             raise ValueError("`confirm` needs a search with one `monitor`: of several there is no best configuration.")
         object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
+        object.__setattr__(self, "score", str(ScoreRule.read(self.score)))
+        if self.score != "last" and len(modes) > 1:
+            raise ValueError(f"`score` must be 'last' where `monitor` names several metrics, got {self.score!r}.")
+        if self.score == "best" and self.constraints:
+            raise ValueError(
+                "`constraints` are judged at the last validation, and with `score`='best' the answer is another one: "
+                "give 'last' or 'mean(k)'."
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must not change while a study goes on, the sampler aside, as plain values."""
+        several = len(self.modes) > 1
+        monitor, mode = (list(named) if several else named[0] for named in (self.monitors, self.modes))
+        rule = {} if self.score == "last" else {"score": self.score}
+        limits = {"constraints": list(self.constraints)} if self.constraints else {}
+        return {"monitor": monitor, "mode": mode, "seed": self.seed, **rule, **limits}
+
+    def validate_function(self) -> None:
+        """Raise ValueError for what needs the validations of a module, before a search over a plain function."""
+        if self.constraints:
+            raise ValueError("`constraints` name logged metrics, which a plain function has not: use fit().")
+        if self.score != "last":
+            raise ValueError(
+                f"`score` is {self.score!r}, but a function returns one number for each job, and that is its score: "
+                "leave it out, or use fit()."
+            )
+
+    @property
+    def label(self) -> str:
+        """Name of the score."""
+        return ScoreRule.read(self.score).label(self.monitors[0] or "score")
 
     @property
     def monitors(self) -> tuple[str | None, ...]:

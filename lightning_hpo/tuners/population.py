@@ -30,8 +30,8 @@ from lightning_hpo.tuners.proposers import OpenStudy
 
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = (
-    "monitor", "mode", "constraints", "seed", "name", "storage", "root", "trainer", "verbose", "allow_changed",
-    "workers",
+    "monitor", "mode", "score", "constraints", "seed", "name", "storage", "root", "trainer", "verbose",
+    "allow_changed", "workers",
 )  # fmt: skip
 _INTERVAL = 200  # optimizer steps
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
@@ -72,8 +72,8 @@ class PopulationTuner(Tuner):
             ``interval``. In epochs or samples, the batch size cannot be in the space, as it changes while a member
             trains.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
-        **options: ``monitor``, ``mode``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``, ``trainer``,
-            ``verbose``, ``allow_changed``, ``workers`` and :class:`Tuner`.
+        **options: ``monitor``, ``mode``, ``score``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``,
+            ``trainer``, ``verbose``, ``allow_changed``, ``workers`` and :class:`Tuner`.
 
     Raises:
         ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.

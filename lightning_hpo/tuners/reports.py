@@ -55,7 +55,8 @@ class ReportingWork:
             return self.work(task, should_pause)
         report = TrialReport(self.trial(task.job.trial), self.monitor)
         outcome = self.work(task, should_pause, callbacks=[report])
-        return replace(outcome, pruned=outcome.score is not None and report.ends_at(outcome))
+        pruned = outcome.score is not None and report.ends_at(outcome)
+        return replace(outcome, pruned=pruned, validations={**report.validations, **outcome.validations})
 
 
 def reporting(work: Callable[..., Outcome], study: optuna.Study, storage: BaseStorage, monitor: str) -> Work:

@@ -164,7 +164,7 @@ def open_run(
         if ranks.size > 1:
             target = stack.enter_context(_led(folder, target, ranks, storage))
         interrupts = stack.enter_context(pausing_signals())
-        console = Console(goal.monitors[0] or "score", goal.modes[0], verbose=options.verbose, unit=unit)
+        console = Console(goal.label, goal.modes[0], verbose=options.verbose, unit=unit)
         leases = stack.enter_context(Leases(folder.path / "trials")) if options.shared else None
         run = None if given is None else str(folder.path)  # a study that was given may have trials at work elsewhere
         with study_lock(folder.path):

@@ -157,6 +157,7 @@ class Search:
             source=None if row.parent is None else self._source(row, row.parent),
             identity=identity_of(self.study_id, number, row.params),
             member=home.number,
+            scored_from=row.scored_from,
         )
 
     def _source(self, row: Row, parent: int) -> Path:
