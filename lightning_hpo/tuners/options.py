@@ -1,10 +1,8 @@
 """The options that all tuners share: flat keywords for people, grouped and checked for the code that uses them."""
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -17,11 +15,10 @@ from lightning_hpo.schedulers.confirmed import read_confirm
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import STEPS, Unit, count_of
-from lightning_hpo.text import require_int
+from lightning_hpo.text import require_int, require_positive, seconds
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
 _ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
-_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 Group = TypeVar("Group")
 
 
@@ -375,34 +372,3 @@ def _names(argument: str, given: Any) -> tuple[str, ...]:
         hint = f": write {argument}={[given]!r}" if isinstance(given, str) else ", such as ['too_big']"
         raise TypeError(f"`{argument}` must be a list of names of logged metrics, got {given!r}{hint}.")
     return tuple(dict.fromkeys(given))
-
-
-def require_positive(name: str, value: object) -> None:
-    """Raise TypeError or ValueError unless ``value`` is None or a number above 0."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"`{name}` must be a number above 0, got {value!r}.")
-    if value is not None and not float(value) > 0:
-        raise ValueError(f"`{name}` must be above 0, got {value!r}.")
-
-
-def seconds(name: str, value: Any) -> float | None:
-    """Return a length of time in seconds.
-
-    Args:
-        name: of the argument.
-        value: a number of seconds above 0, a text of numbers with the units d, h, m and s, or None.
-
-    Raises:
-        TypeError, ValueError: for another value.
-
-    Example:
-        >>> seconds("timeout", "1h30m"), seconds("timeout", 90)
-        (5400.0, 90)
-    """
-    if isinstance(value, str):
-        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", value)
-        if not parts or re.sub(r"\d+(?:\.\d+)?\s*[dhms]|\s", "", value):
-            raise ValueError(f"`{name}` must be a number of seconds, or a text such as '8h' or '1h30m', got {value!r}.")
-        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    require_positive(name, value)
-    return value  # type: ignore[no-any-return]  # a number above 0, or None
