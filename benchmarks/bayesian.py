@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
-from bayesian_problems import OTHERS, PROBLEMS
+from bayesian_problems import PROBLEMS, is_development
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lightning_hpo.samplers import GaussianProcessSampler, predicted_best
@@ -81,10 +81,10 @@ def textbook(rows, values, rng):
     return min(ends, key=lambda end: end.fun).x
 
 
-def sampler_of(method, seed):
+def sampler_of(method, seed, space=None):
     if method.startswith("ours"):
         _, _, warp = method.partition(":")
-        return GaussianProcessSampler(seed=seed, **({"warp": warp} if warp else {}))
+        return GaussianProcessSampler(seed=seed, space=space, **({"warp": warp} if warp else {}))
     return {
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "optuna_tpe": lambda: optuna.samplers.TPESampler(seed=seed),
@@ -96,8 +96,9 @@ def run(problem, method, seed, evaluations):
     """Yield (n, regret of the lowest observation, regret by the model or None, CPU seconds) at each checkpoint."""
     method, _, width = method.partition("@")
     direct, waiting = method in ("botorch", "textbook"), []
+    branches = problem.space if getattr(problem.space, "conditions", None) else None
     study = optuna.create_study(
-        sampler=optuna.samplers.RandomSampler(seed=seed) if direct else sampler_of(method, seed)
+        sampler=optuna.samplers.RandomSampler(seed=seed) if direct else sampler_of(method, seed, branches)
     )
     rng = np.random.default_rng([5, seed])
     names, rows, values, truths, spent = list(problem.space), [], [], [], 0.0
@@ -114,8 +115,10 @@ def run(problem, method, seed, evaluations):
             params = to_params(problem.space, row)
             rows.append(row)
         else:
-            waiting = waiting or [study.ask(problem.space) for _ in range(int(width or 1))]
+            waiting = waiting or [study.ask(None if branches else problem.space) for _ in range(int(width or 1))]
             trial = waiting.pop(0)
+            if branches:
+                branches.draw(lambda name, trial=trial: trial._suggest(name, branches[name]))  # noqa: SLF001
             params = trial.params
         spent += time.process_time() - begin
         value = problem.observe(params, seed, number)
@@ -150,7 +153,7 @@ def compare(problems, methods, seeds, evaluations):
                 last = max(n for n in CHECKPOINTS if n <= evaluations)
                 if (name, method, seed, last) in done:
                     continue
-                problem = problem or (PROBLEMS | OTHERS)[name]()
+                problem = problem or PROBLEMS[name]()
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     for n, regret, by_model, cpu in run(problem, method, seed, evaluations):
@@ -228,23 +231,29 @@ def table():
         )
     )
     for n in CHECKPOINTS:
-        print(f"\n### mean regret (seeds) at {n} evaluations\n\n| problem | " + " | ".join(methods) + " |")
-        print("|" + "---|" * (len(methods) + 1))
-        for name in PROBLEMS:
-            cells = [
-                f"{np.mean(list(v.values())):.1e} ({len(v)})" if (v := values.get((name, m, n))) else "-"
-                for m in methods
-            ]
-            print(f"| {name} | " + " | ".join(cells) + " |")
-        means = {m: [np.mean(list(values[p, m, n].values())) for p in PROBLEMS if (p, m, n) in values] for m in methods}
-        print("| **geometric mean, floor 1e-6** (problems) | " + " | ".join(
-            f"{np.exp(np.mean(np.log(np.maximum(means[m], 1e-6)))):.2e} ({len(means[m])})" if means[m] else "-"
-            for m in methods) + " |")  # fmt: skip
-        full = [m for m in methods if len(means[m]) == len(PROBLEMS) and "(model)" not in m and ":" not in m]
-        if full:
-            ranks = np.argsort(np.argsort(np.array([means[m] for m in full]), axis=0), axis=0) + 1
-            ranked = dict(zip(full, ranks.mean(axis=1), strict=True))
-            print("| **mean rank** | " + " | ".join(f"{ranked[m]:.2f}" if m in ranked else "-" for m in methods) + " |")
+        for half in (True, False):
+            names = [name for name in PROBLEMS if is_development(name) == half]
+            title = "development half" if half else "other half"
+            print(f"\n### mean regret (seeds) at {n} evaluations, {title}\n\n| problem | " + " | ".join(methods) + " |")
+            print("|" + "---|" * (len(methods) + 1))
+            for name in names:
+                cells = [
+                    f"{np.mean(list(v.values())):.1e} ({len(v)})" if (v := values.get((name, m, n))) else "-"
+                    for m in methods
+                ]
+                print(f"| {name} | " + " | ".join(cells) + " |")
+            means = {m: {p: np.mean(list(values[p, m, n].values())) for p in names if (p, m, n) in values}
+                     for m in methods}  # fmt: skip
+            print("| **geometric mean, floor 1e-6** (problems) | " + " | ".join(
+                f"{np.exp(np.mean(np.log(np.maximum(list(of.values()), 1e-6)))):.2e} ({len(of)})"
+                if (of := means[m]) else "-" for m in methods) + " |")  # fmt: skip
+            full = [m for m in methods if "(model)" not in m and ":" not in m and m != "textbook"]
+            shared = [p for p in names if all(p in means[m] for m in full)]
+            if shared:
+                ranks = np.argsort(np.argsort([[means[m][p] for p in shared] for m in full], axis=0), axis=0) + 1
+                ranked = dict(zip(full, ranks.mean(axis=1), strict=True))
+                cells = " | ".join(f"{ranked[m]:.2f}" if m in ranked else "-" for m in methods)
+                print(f"| **mean rank** on {len(shared)} | {cells} |")
     print("\n### geometric mean on the same (problem, seed) pairs: ours / other\n\n| other | 50 | 100 |\n|---|---|---|")
     for other in methods:
         cells = []
@@ -258,7 +267,7 @@ def table():
         print(f"| {other} | " + " | ".join(cells) + " |")
     print("\n### four asked at once: mean regret at 100 evaluations, same seeds\n\n| problem | at once | one by one |")
     print("|---|---|---|")
-    for name in PROBLEMS | OTHERS:
+    for name in PROBLEMS:
         for method in ("ours", "optuna_gp"):
             batched, single = values.get((name, method + "@4", 100), {}), values.get((name, method, 100), {})
             if shared := sorted(batched.keys() & single.keys()):
@@ -276,7 +285,7 @@ def table():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=[*PROBLEMS, *OTHERS])
+    parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--methods", nargs="+", default=["random", "optuna_tpe", "ours"])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(10)))
     parser.add_argument("--evaluations", type=int, default=100)

@@ -46,6 +46,11 @@ class Beliefs:
             return
         spread = f" ± {best.sd:.2g}" if math.isfinite(best.sd) else ""
         line(f"the model expects most of {listed(best.params)}: {best.mean:.5g}{spread}")
+        chosen = samplers.recommended(study)
+        if chosen.trial == study.best_trial.number:
+            line(f"it recommends trial {chosen.trial}, the best value")
+        else:
+            line(f"the values are noisy: it recommends trial {chosen.trial} ({listed(chosen.params)}) by its mean")
         with contextlib.suppress(ValueError):  # another surrogate has no length scales
             shares = ", ".join(f"{name} {share:.0%}" for name, share in samplers.importance(study).items())
             line(f"how much each parameter matters to it: {shares}")

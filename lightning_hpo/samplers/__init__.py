@@ -8,6 +8,9 @@ if TYPE_CHECKING:
         Prediction as Prediction,
     )
     from lightning_hpo.samplers.beliefs import (
+        Recommendation as Recommendation,
+    )
+    from lightning_hpo.samplers.beliefs import (
         Slice as Slice,
     )
     from lightning_hpo.samplers.beliefs import (
@@ -23,13 +26,17 @@ if TYPE_CHECKING:
         predicted_best as predicted_best,
     )
     from lightning_hpo.samplers.beliefs import (
+        recommended as recommended,
+    )
+    from lightning_hpo.samplers.beliefs import (
         slices as slices,
     )
     from lightning_hpo.samplers.gaussian_process import GaussianProcessSampler as GaussianProcessSampler
     from lightning_hpo.samplers.kernel_density import KernelDensitySampler as KernelDensitySampler
 
 _NAMES = {
-    "beliefs": "Prediction Slice expected_improvement_share importance plot_slices predicted_best slices",
+    "beliefs": "Prediction Recommendation Slice expected_improvement_share importance plot_slices predicted_best "
+    "recommended slices",
     "gaussian_process": "GaussianProcessSampler",
     "kernel_density": "KernelDensitySampler",
 }

@@ -30,6 +30,7 @@ LARGEST_GRID = 2048
 _BEST_ROWS = 5
 _SCALES = np.array([0.3, 0.1, 0.03, 0.01, 0.001])
 _ROUNDS = 4
+_JUMPS = 64  # positions along a column of many values
 _UNCONSTRAINED = Feasibility()
 
 
@@ -75,6 +76,22 @@ class Search:
             finalists = rows
         return self._best(finalists)
 
+    def jump(self) -> Floats:
+        """Return the best row with one column changed, where that is worth most, shape (d,)."""
+        best = self.model.units[int(np.argmin(self.model.means))]
+        jumps = []
+        for i in self.free:
+            column = self.encoding.columns[i]
+            positions = column.nearest(self.rng.random(_JUMPS)) if column.values is None else column.positions
+            others = np.repeat(best[None], len(positions), axis=0)
+            others[:, i] = positions
+            jumps.append(others)
+        return self._best(self._fix(np.concatenate(jumps)))
+
+    def is_known(self, unit: Floats) -> bool:
+        """Whether a configuration must not be suggested again."""
+        return unit.tobytes() in self.known
+
     def score(self, units: Floats) -> Floats:
         """Return the acquisition of rows, shape (m,)."""
         mean, sd = self.model.posterior(units)
@@ -114,12 +131,12 @@ class Search:
         d, free = len(self.encoding), len(self.free)
         order = np.argsort(self.model.means, kind="stable")[:_BEST_ROWS]
         rows = self.model.units[order][np.arange(SPRAY_POINTS) % len(order)]
-        scales = self.rng.permutation(np.resize(_SCALES, SPRAY_POINTS))[:, None]
+        scales = self.rng.permutation(np.resize(_SCALES, SPRAY_POINTS))[:, None] * self.encoding.widths
         moves = scales * self.rng.standard_normal((SPRAY_POINTS, d))
         moved = self.rng.random((SPRAY_POINTS, d)) < max(0.5, 1.0 / free) if free <= 20 else None
         if moved is None:  # in many dimensions, about ten columns move at once
             moved = self.rng.random((SPRAY_POINTS, d)) < 10.0 / free
-        sprays = np.clip(rows + np.where(moved, moves, 0.0), 0.0, 1.0)
+        sprays = np.clip(rows + np.where(moved, moves, 0.0), self.encoding.low, self.encoding.high)
         redrawn = self.encoding.place(self.rng.random((SPRAY_POINTS, d)))
         changes = self.rng.random((SPRAY_POINTS, d)) < 1.0 / free
         for i, column in enumerate(self.encoding.columns):
@@ -160,7 +177,8 @@ class Search:
             gradient = by_mean[0] * mean_gradient + by_sd[0] * sd_gradient + slope
             return -float(worth[0]) - more, -gradient[picked] * scales
 
-        bounds = np.stack([np.zeros(len(scales)), 1.0 / scales], axis=1)
+        low, high = self.encoding.low[climbed], self.encoding.high[climbed]
+        bounds = np.stack([low / scales, high / scales], axis=1)
         climb: Any = minimize  # the stubs cannot match a function that returns value and gradient
         found = climb(
             negative,
@@ -173,15 +191,15 @@ class Search:
         if not -found.fun > value:
             return unit, value
         end = unit.copy()
-        end[climbed] = np.clip(found.x * scales, 0.0, 1.0)
+        end[climbed] = np.clip(found.x * scales, low, high)
         return self.encoding.settle(end[None])[0], float(-found.fun)
 
     def _change(self, unit: Floats, value: float, discrete: list[int]) -> tuple[Floats, float, bool]:
         """The best change of one discrete column, if it is an improvement."""
         neighbours = []
         for i in discrete:
-            positions = self.encoding.columns[i].positions
-            others = np.repeat(unit[None], len(positions) - 1, axis=0)
+            positions = self.encoding.choices(i)
+            others = np.repeat(unit[None], np.count_nonzero(positions != unit[i]), axis=0)
             others[:, i] = positions[positions != unit[i]]
             neighbours.append(others)
         rows = self.encoding.settle(np.concatenate(neighbours))

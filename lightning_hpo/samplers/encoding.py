@@ -19,6 +19,7 @@ a categorical one, marked by the search position -1. What tells it from a config
 column of the parameter that decides. So configurations of one branch differ by that branch's parameters only.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -148,6 +149,24 @@ class Encoding:
         kept = space if self._space is None else {k: v for k, v in space.items() if not v.single()}
         self.names = tuple(kept)
         self.columns = tuple(Column(distribution) for distribution in kept.values())
+        self.low, self.high = np.zeros(len(self.columns)), np.ones(len(self.columns))
+
+    def within(self, low: Floats, high: Floats) -> "Encoding":
+        """Return the encoding of a box: it places configurations there, and its features are positions in the box.
+
+        Args:
+            low: of each search column, shape (d,); of no meaning for a categorical one.
+            high: likewise, above ``low``.
+        """
+        box = copy.copy(self)
+        categorical = np.array([column.kind == "categorical" for column in self.columns])
+        box.low, box.high = np.where(categorical, 0.0, low), np.where(categorical, 1.0, high)
+        return box
+
+    @property
+    def widths(self) -> Floats:
+        """Length of each side of the box, shape (d,); 1 for the whole space."""
+        return self.high - self.low
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -252,25 +271,36 @@ class Encoding:
 
     def place(self, uniform: Floats) -> Floats:
         """Map uniform points of the unit cube to search columns, shape (m, d) both."""
-        units = uniform.copy()
+        units = self.low + self.widths * uniform
         for i, column in enumerate(self.columns):
             if column.values is not None:
-                units[:, i] = column.place(uniform[:, i])
+                units[:, i] = column.place(units[:, i])
         return self.settle(units)
 
     def snap(self, units: Floats) -> Floats:
         """Move rows of search columns to the nearest configurations, shape (m, d)."""
         return self.settle(np.column_stack([column.nearest(units[:, i]) for i, column in enumerate(self.columns)]))
 
+    def choices(self, index: int) -> Floats:
+        """Return the positions of a column of few values, those inside the box."""
+        column = self.columns[index]
+        if column.kind == "categorical":
+            return column.positions
+        inside: Floats = column.positions[
+            (self.low[index] <= column.positions) & (column.positions <= self.high[index])
+        ]
+        return inside
+
     def grid(self) -> Floats:
         """Return all configurations of a finite space as search columns, shape (size, d)."""
-        axes = [column.positions if column.values is not None else column.grid() for column in self.columns]
+        axes = [column.grid() if column.values is None else self.choices(i) for i, column in enumerate(self.columns)]
         return self.settle(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(self)))
 
     def features(self, units: Floats) -> Floats:
         """Return the feature columns, shape (m, D), of search columns, shape (m, d)."""
+        placed = (units - self.low) / self.widths
         if len(self.groups) == len(self):
-            return units
+            return placed
         features = np.zeros((len(units), len(self.groups)))
         rows = np.arange(len(units))
         for i, column in enumerate(self.columns):
@@ -278,7 +308,7 @@ class Encoding:
                 has = units[:, i] >= 0
                 features[rows[has], self.first[i] + units[has, i].astype(int)] = math.sqrt(0.5)
             else:
-                features[:, self.first[i]] = units[:, i]
+                features[:, self.first[i]] = placed[:, i]
         return features
 
     @staticmethod

@@ -19,14 +19,18 @@ from lightning_hpo.samplers.acquisition import AcquisitionFunction, log_expected
 from lightning_hpo.samplers.acquisition_search import Search
 from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
-from lightning_hpo.samplers.feasibility import fit_feasibility, no_objective
+from lightning_hpo.samplers.feasibility import Feasibility, fit_feasibility, no_objective
+from lightning_hpo.samplers.local import is_stalled, local_model
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
 from lightning_hpo.space import SearchSpace, from_unit
 
 Result = TypeVar("Result")
 WARPS = ("auto", "none", "half_log", "better_log", "half_rank")
-_NOISY = 1e-2  # noise variance, in units of the targets' variance, from which every second trial is optimistic
+# Noise variance, in units of the targets' variance, from which every second trial is optimistic, and up to which a
+# stalled search looks closely: a model of few rows cannot tell noise from a gain.
+_NOISY, QUIET = 1e-2, 3e-3
+_SHORT, _LONG = 5, 12  # rows without a gain
 _optimistic: AcquisitionFunction = partial(lower_confidence_bound, beta=3.0)
 
 
@@ -46,6 +50,9 @@ class GaussianProcessSampler(BaseSampler):
       keeps to the neighbourhood of a draw that may be lucky, so every second trial goes where the mean less three
       standard deviations is lowest. Several acquisition functions in one search: Cowen-Rivers et al. 2022,
       arXiv 2012.03826.
+    * A search without noise that has stalled looks closely: every second trial is of a model of the best
+      row's neighbourhood (:mod:`lightning_hpo.samplers.local`), which gains the last digits. After a longer stall every
+      fourth is the best configuration with one parameter changed, which leaves its basin where parameters act alone.
     * Parallel workers get distinct points: a trial without a value counts with the model's expectation. Its place is
       known once it has asked for its parameters: where several trials are asked for in a row before any of them
       suggests, give the space to ``study.ask``.
@@ -232,23 +239,16 @@ class GaussianProcessSampler(BaseSampler):
         }
         if len(fixed) == len(encoding):
             return encoding.encode([given])[0]
-        known = np.concatenate([observations.units, observations.pending])
         rng = np.random.default_rng([self.seed, number, zlib.crc32(name.encode())])
 
         def suggest() -> Any:
             model = self._fit(encoding, observations, number)
-            feasible = fit_feasibility(self._label_fitter, encoding, observations, number)
-            function = self._function(model, number) if feasible.known else no_objective
-            return Search(model, function, known, fixed, rng, feasibility=feasible).maximise()
+            feasibility = fit_feasibility(self._label_fitter, encoding, observations, number)
+            return _next_configuration(
+                model, observations, feasibility, acquisition=self.acquisition, fixed=fixed, number=number, rng=rng
+            )
 
         return _single_threaded(suggest)
-
-    def _function(self, model: GaussianProcessModel | RegressorModel, number: int) -> AcquisitionFunction:
-        """The acquisition function for a trial."""
-        if self.acquisition is not None:
-            return self.acquisition
-        noisy = isinstance(model, GaussianProcessModel) and model.process.hyperparameters.noise > _NOISY
-        return _optimistic if noisy and number % 2 else log_expected_improvement
 
     def _fit(
         self, encoding: Encoding, observations: Observations, number: int
@@ -266,6 +266,47 @@ class GaussianProcessSampler(BaseSampler):
         cells = np.random.default_rng([self.seed, block, key]).permutation(self.n_startup_trials)
         jitter = np.random.default_rng([self.seed, number, key, 1]).random()
         return from_unit(distribution, (cells[place] + jitter) / self.n_startup_trials)
+
+
+def _next_configuration(
+    model: GaussianProcessModel | RegressorModel,
+    observations: Observations,
+    feasibility: Feasibility,
+    *,
+    acquisition: AcquisitionFunction | None,
+    fixed: Mapping[int, float],
+    number: int,
+    rng: np.random.Generator,
+) -> Floats:
+    """Return the search columns of the next configuration, shape (d,).
+
+    Args:
+        model: of the rows.
+        observations: the rows.
+        feasibility: of configurations.
+        acquisition: for every suggestion; None for those above.
+        fixed: column index -> position, for columns that are already decided.
+        number: of the trial.
+        rng: of this suggestion.
+    """
+    known = np.concatenate([observations.units, observations.pending])
+    noise = model.process.hyperparameters.noise if isinstance(model, GaussianProcessModel) else QUIET
+    function = acquisition or (_optimistic if noise > _NOISY and number % 2 else log_expected_improvement)
+    if not feasibility.known:
+        function = no_objective
+    search = partial(Search, function=function, known=known, fixed=fixed, rng=rng, feasibility=feasibility)
+    whole = search(model)
+    if function is log_expected_improvement and noise < QUIET and not (acquisition or fixed):
+        values = np.where(observations.candidates(), observations.values, np.nan)
+        unit = None
+        if number % 4 == 1 and is_stalled(values, _LONG):
+            unit = whole.jump()
+        elif number % 2 == 0 and is_stalled(values, _SHORT):
+            local = local_model(model.encoding, observations, values)
+            unit = None if local is None else search(local).maximise()
+        if unit is not None and not whole.is_known(unit):
+            return unit
+    return whole.maximise()
 
 
 def _shared_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:

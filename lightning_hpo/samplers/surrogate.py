@@ -34,6 +34,7 @@ from lightning_hpo.samplers.targets import Targets, WarpName, fit_targets
 MOST_ROWS = 1000  # a larger study is modelled by its best half thousand, an even sample of the rest, and the newest
 MOST_ANCHOR_ROWS = 400
 _CACHED_FITS = 16
+_LITTLE_NOISE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class GaussianProcessModel:
         """Return mean, sd and their gradients in the continuous search columns, at one point, shape (d,)."""
         feature = _features(self.encoding, unit[None], 1.0 if self.partial else None)[0]
         mean, sd, mean_gradient, sd_gradient = self.process.posterior_gradient(feature)
-        columns = self.encoding.first[self.encoding.continuous]
-        return mean, sd, mean_gradient[columns], sd_gradient[columns]
+        continuous = self.encoding.continuous
+        columns, widths = self.encoding.first[continuous], self.encoding.widths[continuous]
+        return mean, sd, mean_gradient[columns] / widths, sd_gradient[columns] / widths
 
     @property
     def lengthscales(self) -> Floats:
         """The length scale of each search column, shape (d,)."""
-        return self.process.hyperparameters.lengthscales[: len(self.encoding)]
+        return self.process.hyperparameters.lengthscales[: len(self.encoding)] * self.encoding.widths
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,7 @@ class Fitter:
             means, _ = process.posterior(_features(encoding, units, 1.0))
         else:
             means = means[feasible]
-        if len(observations.pending):
-            pending = _features(encoding, observations.pending, 1.0 if partial else None)
-            process = process.grow(pending, process.posterior(pending)[0])
+        process = _believing(process, _features(encoding, observations.pending, 1.0 if partial else None))
         return GaussianProcessModel(encoding, process, found.targets, partial, float(means.min()), means, units)
 
     def _refit(self, features: Floats, values: Floats, groups: Groups) -> _Fit:
@@ -163,7 +163,7 @@ class Fitter:
         rows = _subset(values, MOST_ANCHOR_ROWS)
         mode = prior_mode(int(groups.max()) + 1)
         # little or much noise: the likelihood often has an optimum for each (Rasmussen & Williams, figure 5.5)
-        starts = [Hyperparameters(mode.lengthscales, mode.scale, noise) for noise in (1e-4, 1e-1)]
+        starts = [Hyperparameters(mode.lengthscales, mode.scale, noise) for noise in (_LITTLE_NOISE, 1e-1)]
         candidates = []
         for warp in self.warps:
             targets = fit_targets(values, warp)
@@ -179,6 +179,30 @@ class Fitter:
         # a new dictionary: other threads may be reading the old
         self._cache = dict([*self._cache.items(), (key, found)][-_CACHED_FITS:])
         return found
+
+
+def fit_few(encoding: Encoding, observations: Observations) -> GaussianProcessModel:
+    """Fit a model to a few fully trained rows, from the prior with little noise.
+
+    The output transform is none or ``half_log``, by marginal likelihood.
+
+    Args:
+        encoding: of the box around the rows.
+        observations: with a value each; pending rows are taken to have the value that the model expects.
+    """
+    features, values = encoding.features(observations.units), observations.values
+    mode = prior_mode(len(encoding))
+    start = Hyperparameters(mode.lengthscales, mode.scale, _LITTLE_NOISE)
+    warps: tuple[WarpName, ...] = ("none", "half_log")
+    candidates = []
+    for targets in (fit_targets(values, warp) for warp in warps):
+        found, density = fit(features, targets.forward(values), encoding.groups, [start])
+        candidates.append((density + targets.log_jacobian(values), targets, found))
+    _, targets, found = max(candidates, key=lambda candidate: candidate[0])
+    process = GaussianProcess(features, targets.forward(values), encoding.groups, found)
+    means = process.posterior_mean_at_observations()
+    process = _believing(process, encoding.features(observations.pending))
+    return GaussianProcessModel(encoding, process, targets, False, float(means.min()), means, observations.units)
 
 
 def fit_regressor(regressor: Any, encoding: Encoding, observations: Observations, seed: int) -> RegressorModel:
@@ -207,6 +231,11 @@ def fit_regressor(regressor: Any, encoding: Encoding, observations: Observations
         expected = regressor.predict(pending, return_std=True)[0]
         regressor.fit(np.concatenate([features, pending]), np.concatenate([y, expected]))
     return RegressorModel(encoding, regressor, targets, partial, float(means.min()), means, units)
+
+
+def _believing(process: GaussianProcess, pending: Floats) -> GaussianProcess:
+    """Take pending rows to have the value that the model expects."""
+    return process.grow(pending, process.posterior(pending)[0]) if len(pending) else process
 
 
 def _features(encoding: Encoding, units: Floats, fidelity: Floats | float | None) -> Floats:

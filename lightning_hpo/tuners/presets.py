@@ -174,6 +174,10 @@ class BayesianTuner(Tuner):
     parameter matters) and, where matplotlib is installed, draws a slice through the model along each parameter into
     ``slices.png`` of the run folder. :func:`lightning_hpo.samplers.predicted_best` and its kin take ``result.study``.
 
+    ``result.best_params`` and ``best.ckpt`` are of the best value. Under noise that value is partly luck, and the model
+    prefers another trial: a line at the end says so, and ``lightning_hpo.samplers.recommended(result.study)`` returns
+    the trial with its parameters and the rule that chose it.
+
     Args:
         space: as for :class:`Tuner`.
         max_steps, max_epochs, max_samples: budget of every trial, as exactly one of these.

@@ -25,6 +25,7 @@ from lightning_hpo.samplers import (
     importance,
     plot_slices,
     predicted_best,
+    recommended,
     slices,
 )
 from lightning_hpo.samplers.accidents import without_accidents
@@ -162,7 +163,7 @@ def test_other_seeds_give_other_suggestions_and_no_seed_a_new_one():
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
-def test_every_second_trial_is_optimistic_where_there_is_noise(noise):
+def test_every_second_trial_is_optimistic_under_noise_and_local_in_a_stalled_search(noise):
     rng = np.random.default_rng(0)
     told = new_study()
     told.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2 + noise * rng.standard_normal(), n_trials=21)
@@ -174,8 +175,24 @@ def test_every_second_trial_is_optimistic_where_there_is_noise(noise):
             study.add_trials(told.trials[:number])
             asked[name] = study.ask(told.trials[0].distributions).params
         bound = noise > 0 and number == 21
+        local = noise == 0 and number == 20  # the search has stalled
         assert (asked["default"] == asked["bound"]) == bound
-        assert (asked["default"] == asked["improvement"]) != bound
+        assert (asked["default"] == asked["improvement"]) == (not bound and not local)
+        assert not local or abs(asked["default"]["x"] - 0.3) < 1e-3
+
+
+def test_recommends_by_the_mean_under_noise_only():
+    rng = np.random.default_rng(0)
+    for noise in (0.0, 0.1):
+        study = new_study()
+        study.optimize(
+            lambda t, noise=noise: (t.suggest_float("x", 0, 1) - 0.3) ** 2 + noise * rng.standard_normal(), n_trials=24
+        )
+        found = recommended(study)
+        assert found.params == study.trials[found.trial].params
+        assert found.rule == ("model's mean" if noise else "best value")
+        assert (found.trial == study.best_trial.number) == (noise == 0)
+        assert not noise or found.params["x"] == pytest.approx(predicted_best(study).params["x"])
 
 
 # ------------------------------------------------------------------------------------------------------------- progress
