@@ -158,5 +158,9 @@ def _best(rows: Sequence[Row], step: int, count: int, mode: Mode) -> "list[Row]"
     """
     sign = 1 if mode == "min" else -1
     stands = [(at, row) for row in rows if (at := row.step_at(step)) is not None and math.isfinite(row.values[at])]
-    ordered = sorted(stands, key=lambda pair: (pair[1].violation(pair[0]), sign * pair[1].values[pair[0]]))
+    ordered = sorted(stands, key=lambda pair: _place(pair[1], pair[0], sign))
     return [row for _, row in ordered[:count]]
+
+
+def _place(row: Row, step: int, sign: int) -> tuple[float, float, int]:
+    return row.violation(step), sign * row.values[step], row.number
