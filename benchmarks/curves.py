@@ -96,9 +96,8 @@ class Synthetic:
         valleys: number of local optima; all but one are shallower.
         seed: of the problem.
         choices: of the last two parameters, or 0 for none.
+        max_epochs: R.
     """
-
-    max_epochs = 81
 
     def __init__(
         self,
@@ -109,7 +108,9 @@ class Synthetic:
         valleys: int = 1,
         seed: int = 0,
         choices: int = 0,
+        max_epochs: int = 81,
     ) -> None:
+        self.max_epochs = max_epochs
         rng = np.random.default_rng(seed)
         self.space: dict[str, BaseDistribution] = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(dims)}
         for i in range(dims - 2, dims) if choices else ():
@@ -201,12 +202,23 @@ SYNTHETIC = {
     "synthetic-misleading": {"dims": 8, "misleading": 1.0, "noise": 0.02, "seed": 6},
     "synthetic-deceptive": {"dims": 8, "misleading": 0.0, "noise": 0.02, "seed": 9},
 }
-PROBLEMS = (*TABLES, *SYNTHETIC)
+# Looked at once, when the rule of HyperbandTuner was settled. R is no power of 3.
+HELD_BACK = {
+    "held-3d": {"dims": 3, "misleading": 0.1, "noise": 0.02, "seed": 31, "max_epochs": 50},
+    "held-5d-noisy": {"dims": 5, "misleading": 0.3, "noise": 0.2, "seed": 32, "max_epochs": 100},
+    "held-7d-valleys": {"dims": 7, "misleading": 0.3, "noise": 0.02, "valleys": 6, "seed": 33, "max_epochs": 60},
+    "held-6d-mixed": {"dims": 6, "misleading": 0.4, "noise": 0.05, "choices": 3, "seed": 34, "max_epochs": 40},
+    "held-6d-misleading": {"dims": 6, "misleading": 1.0, "noise": 0.02, "seed": 35, "max_epochs": 50},
+    "held-12d": {"dims": 12, "misleading": 0.2, "noise": 0.05, "seed": 36, "max_epochs": 100},
+    "held-deceptive": {"dims": 5, "misleading": 0.0, "noise": 0.02, "seed": 37, "max_epochs": 50},
+}
+PROBLEMS = (*TABLES, *SYNTHETIC, *HELD_BACK)
 
 
 @functools.cache
 def problem(name: str) -> Problem:
     """Return a problem by its name in :data:`PROBLEMS`."""
-    if name in SYNTHETIC:
-        return (Deceptive if name == "synthetic-deceptive" else Synthetic)(**SYNTHETIC[name])
+    made = {**SYNTHETIC, **HELD_BACK}.get(name)
+    if made is not None:
+        return (Deceptive if name.endswith("deceptive") else Synthetic)(**made)
     return Table(HERE / "data" / f"mlp_{name}.npz")

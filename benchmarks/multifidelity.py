@@ -34,6 +34,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from peers import Method, OptunaHyperband, PeerDEHB, SyneTuneASHA, Work
 
 from lightning_hpo.records import Row
+from lightning_hpo.samplers import KernelDensitySampler
 from lightning_hpo.samplers.adapter import SamplerAdapter
 from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, Hyperband, Scheduler
 
@@ -105,6 +106,15 @@ def asynchronous_hyperband(max_epochs: int) -> Scheduler:
     return AsyncHyperband(max_epochs, iterations=None)
 
 
+def with_kernel_densities(of: Problem, seed: int) -> Method:
+    """HyperbandTuner as it was: rungs counted down, and kernel densities above the lowest rung."""
+    scheduler = AsyncHyperband(of.max_epochs, iterations=None, rungs="down")
+    lowest = scheduler.plan()[0].rungs[0].max_steps
+    return Ours(
+        scheduler, KernelDensitySampler(seed), of, seed, random_share=lambda steps: 1 if steps == lowest else 1 / 3
+    )
+
+
 @dataclass(frozen=True)
 class Entry:
     """How to make a method, and the module it needs."""
@@ -115,6 +125,7 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "hyperband-tuner": Entry(tuner("HyperbandTuner"), needs="lightning"),
+    "kernel-density": Entry(with_kernel_densities),  # HyperbandTuner of 2026-11-24
     "random": Entry(ours(lambda epochs: FullBudget(epochs, 10**6), RandomSampler)),
     "hyperband": Entry(ours(lambda epochs: Hyperband(epochs, iterations=9), RandomSampler)),
     "asha": Entry(ours(ASHA, RandomSampler)),  # what ASHATuner does by default

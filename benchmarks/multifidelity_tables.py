@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from curves import SYNTHETIC, TABLES
+from curves import HELD_BACK, SYNTHETIC, TABLES
 from numpy.typing import NDArray
 
 BUDGETS = (5, 10, 20)  # in units of R
@@ -51,7 +51,11 @@ def speed_up(runs: Runs, method: str, workers: int, problem: str) -> float:
 
 def summary(runs: Runs, workers: Sequence[int]) -> Iterator[str]:
     """Of each group of problems and number of workers: means, then paired differences."""
-    for title, problems in (("recorded tables", TABLES), ("synthetic problems", tuple(SYNTHETIC))):
+    for title, problems in (
+        ("recorded tables", TABLES),
+        ("synthetic problems", tuple(SYNTHETIC)),
+        ("problems held back", tuple(HELD_BACK)),
+    ):
         for count in workers:
             if not regrets(runs, OURS, count, problems).size:
                 continue

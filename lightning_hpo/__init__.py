@@ -103,6 +103,9 @@ if TYPE_CHECKING:
     from lightning_hpo.samplers import (
         KernelDensitySampler as KernelDensitySampler,
     )
+    from lightning_hpo.samplers import (
+        MultiFidelitySampler as MultiFidelitySampler,
+    )
     from lightning_hpo.schedulers import (
         ASHA as ASHA,
     )
@@ -161,7 +164,7 @@ _NAMES = {
     "records": "Job Row",
     "reporting.lr_plot": "plot_lr_schedule",
     "reporting.result": "Result",
-    "samplers": "GaussianProcessSampler KernelDensitySampler",
+    "samplers": "GaussianProcessSampler KernelDensitySampler MultiFidelitySampler",
     "space": "choice parse_space when",
     "schedulers": "ASHA AsyncHyperband FullBudget Hyperband MedianStopping Scheduler SuccessiveHalving",
     "study.lineage": "replay",

@@ -28,7 +28,7 @@ from lightning_hpo.reporting.drawing import (
     thin,
 )
 from lightning_hpo.reporting.run import Run
-from lightning_hpo.schedulers.base import Bracket, Rung, hyperband_brackets, make_bracket, s_max_of
+from lightning_hpo.schedulers.base import Bracket, Rung, hyperband_brackets, make_bracket, rung_steps
 
 _CURVE_POINTS = 10_000  # of all learning curves
 _SHOWN_METRICS, _CURVES, _POINTS = 12, 20, 200  # other metrics, the trials of each, points of a trial
@@ -113,11 +113,13 @@ def planned_brackets(run: Run) -> list[tuple[Bracket, int]]:
         plan: tuple[Bracket, ...] = (Bracket((Rung(max(len(searched(run.rows)), 1), most),)),)
     elif kind not in _HALVING or not all(isinstance(number, int) for number in rungs):
         return []
-    elif kind in ("Hyperband", "AsyncHyperband"):
-        plan = hyperband_brackets(*rungs)
     else:
-        levels = s_max_of(*rungs)
-        plan = (make_bracket(rungs[2] ** levels, levels, most, rungs[2]),)
+        eta = rungs[2]
+        steps = rung_steps(*rungs, settings.get("rungs", "down"))
+        if kind in ("Hyperband", "AsyncHyperband"):
+            plan = hyperband_brackets(steps, eta)
+        else:
+            plan = (make_bracket(eta ** (len(steps) - 1), steps, eta),)
     by_entry = {bracket.rungs[0].max_steps: bracket for bracket in plan}
     entered = dict.fromkeys(by_entry, 0)
     for row in searched(run.rows):

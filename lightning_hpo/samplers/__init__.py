@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     )
     from lightning_hpo.samplers.gaussian_process import GaussianProcessSampler as GaussianProcessSampler
     from lightning_hpo.samplers.kernel_density import KernelDensitySampler as KernelDensitySampler
+    from lightning_hpo.samplers.multi_fidelity import MultiFidelitySampler as MultiFidelitySampler
 
 _NAMES = {
     "beliefs": "Prediction Recommendation Slice expected_improvement_share importance plot_slices predicted_best "
     "recommended slices",
     "gaussian_process": "GaussianProcessSampler",
     "kernel_density": "KernelDensitySampler",
+    "multi_fidelity": "MultiFidelitySampler",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

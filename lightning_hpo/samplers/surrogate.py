@@ -146,7 +146,7 @@ class Fitter:
             return known
         first = _anchor_point(len(values))
         anchor = self._anchor(features[:first], values[:first], groups)
-        rows = _subset(values, MOST_ROWS)
+        rows = subset(values, MOST_ROWS)
         if len(rows) == len(anchor.rows):
             return anchor
         targets = fit_targets(values, anchor.targets.warp)
@@ -160,7 +160,7 @@ class Fitter:
         known = self._cache.get(key)
         if known is not None:
             return known
-        rows = _subset(values, MOST_ANCHOR_ROWS)
+        rows = subset(values, MOST_ANCHOR_ROWS)
         mode = prior_mode(int(groups.max()) + 1)
         # little or much noise: the likelihood often has an optimum for each (Rasmussen & Williams, figure 5.5)
         starts = [Hyperparameters(mode.lengthscales, mode.scale, noise) for noise in (_LITTLE_NOISE, 1e-1)]
@@ -256,7 +256,7 @@ def _anchor_point(n: int) -> int:
     return anchor
 
 
-def _subset(values: Floats, most: int) -> NDArray[np.intp]:
+def subset(values: Floats, most: int) -> NDArray[np.intp]:
     """At most so many rows, in order: all, or the best ones for half of them and an even sample of the others."""
     n = len(values)
     if n <= most:

@@ -15,7 +15,15 @@ from functools import cached_property
 from itertools import takewhile
 
 from lightning_hpo.records import Job, Mode, Row
-from lightning_hpo.schedulers.base import Bracket, Coverage, hyperband_brackets, make_bracket, require_halving, s_max_of
+from lightning_hpo.schedulers.base import (
+    Bracket,
+    Coverage,
+    Rungs,
+    hyperband_brackets,
+    make_bracket,
+    require_halving,
+    rung_steps,
+)
 from lightning_hpo.text import require_int
 
 
@@ -25,11 +33,14 @@ class ASHA:
 
     Args:
         max_steps: R, >= ``min_steps``.
-        min_steps: r, >= 1. The first rung is R / eta**s_max, so it can lie a little above r.
+        min_steps: r, >= 1.
         eta: an integer >= 2.
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better.
-        n_trials: configurations to start, >= eta**s_max, so that one can reach the full budget. None for no end: new
-            trials then start until the search is stopped by its steps or its time.
+        n_trials: configurations to start, >= eta**(rungs - 1), so that one can reach the full budget. None for no end:
+            new trials then start until the search is stopped by its steps or its time.
+        rungs: ``"up"`` judges after r, r * eta, r * eta**2, ... steps and after R; ``"down"`` after R, R / eta,
+            R / eta**2, ..., as Li et al. do, so that the first rung can lie a little above r. They are the same where R
+            is r times a power of eta; else the first rung of ``"up"`` is cheaper.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -42,11 +53,12 @@ class ASHA:
     eta: int = 3
     mode: Mode = "min"
     n_trials: int | None = None
+    rungs: Rungs = "up"
 
     def __post_init__(self) -> None:
-        require_halving(self.max_steps, self.min_steps, self.eta, self.mode)
+        require_halving(self.max_steps, self.min_steps, self.eta, self.mode, self.rungs)
         if self.n_trials is not None:
-            require_int("n_trials", self.n_trials, self.eta ** s_max_of(self.max_steps, self.min_steps, self.eta))
+            require_int("n_trials", self.n_trials, self.eta ** (len(self._steps) - 1))
 
     def next(self, rows: Sequence[Row]) -> Job | None:
         """Finish what was begun, else promote from the highest rung that can, else start a new trial."""
@@ -66,13 +78,16 @@ class ASHA:
 
         A trial that was promoted early and overtaken later comes on top.
         """
-        s = s_max_of(self.max_steps, self.min_steps, self.eta)
-        return (make_bracket(self.n_trials or self.eta**s, s, self.max_steps, self.eta),)
+        n_trials = self.n_trials or self.eta ** (len(self._steps) - 1)
+        return (make_bracket(n_trials, self._steps, self.eta),)
+
+    @property
+    def _steps(self) -> tuple[int, ...]:
+        return rung_steps(self.max_steps, self.min_steps, self.eta, self.rungs)
 
     @cached_property
     def _ladder(self) -> "_Ladder":
-        steps = tuple(rung.max_steps for rung in self.plan()[0].rungs)
-        return _Ladder(steps, (0,), self.eta, self.mode, self.n_trials)
+        return _Ladder(self._steps, (0,), self.eta, self.mode, self.n_trials)
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,9 @@ class AsyncHyperband:
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better.
         iterations: how many times to run all brackets, >= 1. None for no end: rounds then follow each other until the
             search is stopped by its steps or its time.
+        rungs: ``"up"`` judges after r, r * eta, r * eta**2, ... steps and after R; ``"down"`` after R, R / eta,
+            R / eta**2, ..., as Li et al. do, so that the first rung can lie a little above r. They are the same where R
+            is r times a power of eta; else the first rung of ``"up"`` is cheaper.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -105,9 +123,10 @@ class AsyncHyperband:
     eta: int = 3
     mode: Mode = "min"
     iterations: int | None = 1
+    rungs: Rungs = "up"
 
     def __post_init__(self) -> None:
-        require_halving(self.max_steps, self.min_steps, self.eta, self.mode)
+        require_halving(self.max_steps, self.min_steps, self.eta, self.mode, self.rungs)
         if self.iterations is not None:
             require_int("iterations", self.iterations, 1)
 
@@ -132,7 +151,8 @@ class AsyncHyperband:
         return self._round() * (self.iterations or 1)
 
     def _round(self) -> tuple[Bracket, ...]:
-        brackets = hyperband_brackets(self.max_steps, self.min_steps, self.eta)
+        steps = rung_steps(self.max_steps, self.min_steps, self.eta, self.rungs)
+        brackets = hyperband_brackets(steps, self.eta)
         if self.iterations == 1 or len(brackets) == 1:
             return brackets
         return tuple(bracket for other in brackets[1:] for bracket in (brackets[0], other))

@@ -8,6 +8,7 @@ from lightning_hpo.records import Job, Row
 from lightning_hpo.text import require_int
 
 Coverage: TypeAlias = Literal["all", "least", "round"]
+Rungs: TypeAlias = Literal["up", "down"]
 
 
 class Scheduler(Protocol):
@@ -85,28 +86,48 @@ class Bracket:
         return sum(rung.trials * rung.max_steps for rung in self.rungs)
 
 
-def make_bracket(n: int, s: int, max_steps: int, eta: int) -> Bracket:
-    """Rungs i = 0..s with n_i = floor(n / eta**i) and r_i = R / eta**(s - i), rounded half up."""
-    return Bracket(
-        tuple(Rung(n // eta**i, (2 * max_steps + eta ** (s - i)) // (2 * eta ** (s - i))) for i in range(s + 1))
+def rung_steps(max_steps: int, min_steps: int, eta: int, rungs: Rungs = "down") -> tuple[int, ...]:
+    """Return the steps at which trials are judged, rising; the last are R.
+
+    Args:
+        max_steps: R.
+        min_steps: r.
+        eta: from rung to rung the steps grow by this factor.
+        rungs: ``"down"`` counts from R: R / eta**i, rounded half up, as long as r * eta**i <= R. ``"up"`` counts from
+            r: r * eta**i below R, without a last one that is nearer to R than by a factor of sqrt(eta).
+
+    Example:
+        >>> rung_steps(50, 1, 3), rung_steps(50, 1, 3, "up")
+        ((2, 6, 17, 50), (1, 3, 9, 27, 50))
+    """
+    steps = []
+    if rungs == "up":
+        step = min_steps
+        while step**2 * eta <= max_steps**2:
+            steps.append(step)
+            step *= eta
+        return (*steps, max_steps)
+    power = 1  # a loop, because floating-point logarithms miss exact powers
+    while min_steps * power <= max_steps:
+        steps.append((2 * max_steps + power) // (2 * power))
+        power *= eta
+    return tuple(reversed(steps))
+
+
+def make_bracket(n: int, steps: Sequence[int], eta: int) -> Bracket:
+    """Rungs at ``steps``, of which rung i judges floor(n / eta**i) trials."""
+    return Bracket(tuple(Rung(n // eta**i, step) for i, step in enumerate(steps)))
+
+
+def hyperband_brackets(steps: Sequence[int], eta: int) -> tuple[Bracket, ...]:
+    """Brackets s = s_max..0 on the last s + 1 rungs, with n = ceil((s_max + 1) / (s + 1) * eta**s), in integers."""
+    levels = len(steps)
+    return tuple(
+        make_bracket(-(-levels * eta**s // (s + 1)), steps[levels - 1 - s :], eta) for s in range(levels - 1, -1, -1)
     )
 
 
-def hyperband_brackets(max_steps: int, min_steps: int, eta: int) -> tuple[Bracket, ...]:
-    """Brackets s = s_max..0 with n = ceil((s_max + 1) / (s + 1) * eta**s), in integer arithmetic."""
-    s_max = s_max_of(max_steps, min_steps, eta)
-    return tuple(make_bracket(-(-(s_max + 1) * eta**s // (s + 1)), s, max_steps, eta) for s in range(s_max, -1, -1))
-
-
-def s_max_of(max_steps: int, min_steps: int, eta: int) -> int:
-    """Largest s with r * eta**s <= R; a loop, because floating-point logarithms miss exact powers."""
-    s = 0
-    while min_steps * eta ** (s + 1) <= max_steps:
-        s += 1
-    return s
-
-
-def require_halving(max_steps: int, min_steps: int, eta: int, mode: str) -> None:
+def require_halving(max_steps: int, min_steps: int, eta: int, mode: str, rungs: str = "down") -> None:
     """Raise ValueError for settings that no halving scheduler can have."""
     require_int("min_steps", min_steps, 1)
     require_int("max_steps", max_steps, 1)
@@ -115,5 +136,7 @@ def require_halving(max_steps: int, min_steps: int, eta: int, mode: str) -> None
             f"`max_steps` must be at least `min_steps`, got max_steps={max_steps} < min_steps={min_steps}."
         )
     require_int("eta", eta, 2)
+    if rungs not in ("up", "down"):
+        raise ValueError(f"`rungs` must be 'up' or 'down', got {rungs!r}.")
     if mode not in ("min", "max"):
         raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")

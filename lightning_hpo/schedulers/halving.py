@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lightning_hpo.records import Job, Mode, Row
-from lightning_hpo.schedulers.base import Bracket, Coverage, hyperband_brackets, make_bracket, require_halving, s_max_of
+from lightning_hpo.schedulers.base import (
+    Bracket,
+    Coverage,
+    hyperband_brackets,
+    make_bracket,
+    require_halving,
+    rung_steps,
+)
 from lightning_hpo.text import require_int
 
 
@@ -36,9 +43,9 @@ class SuccessiveHalving:
 
     def __post_init__(self) -> None:
         require_halving(self.max_steps, self.min_steps, self.eta, self.mode)
-        least = self.eta ** s_max_of(self.max_steps, self.min_steps, self.eta)
         if self.n_trials is not None:
-            require_int("n_trials", self.n_trials, least)
+            levels = len(rung_steps(self.max_steps, self.min_steps, self.eta))
+            require_int("n_trials", self.n_trials, self.eta ** (levels - 1))
 
     def next(self, rows: Sequence[Row]) -> Job | None:
         """Fill the first rung, then promote rung by rung, best first."""
@@ -50,8 +57,8 @@ class SuccessiveHalving:
 
     def plan(self) -> tuple[Bracket, ...]:
         """Return the one bracket."""
-        s = s_max_of(self.max_steps, self.min_steps, self.eta)
-        return (make_bracket(self.n_trials or self.eta**s, s, self.max_steps, self.eta),)
+        steps = rung_steps(self.max_steps, self.min_steps, self.eta)
+        return (make_bracket(self.n_trials or self.eta ** (len(steps) - 1), steps, self.eta),)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Hyperband:
 
     def plan(self) -> tuple[Bracket, ...]:
         """Return the brackets in the order they start."""
-        return hyperband_brackets(self.max_steps, self.min_steps, self.eta) * self.iterations
+        return hyperband_brackets(rung_steps(self.max_steps, self.min_steps, self.eta), self.eta) * self.iterations
 
     def _open(self, rows: Sequence[Row]) -> "Iterator[tuple[Bracket, Sequence[Row]]]":
         """Brackets that can still have a job, each with its trials.
@@ -158,9 +165,7 @@ def _best(rows: Sequence[Row], step: int, count: int, mode: Mode) -> "list[Row]"
     """
     sign = 1 if mode == "min" else -1
     stands = [(at, row) for row in rows if (at := row.step_at(step)) is not None and math.isfinite(row.values[at])]
-    ordered = sorted(stands, key=lambda pair: _place(pair[1], pair[0], sign))
+    ordered = sorted(
+        stands, key=lambda pair: (pair[1].violation(pair[0]), sign * pair[1].values[pair[0]], pair[1].number)
+    )
     return [row for _, row in ordered[:count]]
-
-
-def _place(row: Row, step: int, sign: int) -> tuple[float, float, int]:
-    return row.violation(step), sign * row.values[step], row.number

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Unpack
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from lightning_hpo import samplers  # its names, which load scipy, are imported at their first use
@@ -22,6 +23,7 @@ from lightning_hpo.tuners.parts import Parts
 from lightning_hpo.tuners.proposers import SamplerProposer
 from lightning_hpo.tuners.run import Run
 
+_MOST_MODELLED = 60  # parameters of a Gaussian process over configuration and step
 _RANDOM = 1 / 3  # share of trials that no sampler proposes, as in BOHB (Falkner et al. 2018, Algorithm 2)
 
 
@@ -70,10 +72,10 @@ class HyperbandTuner(Tuner):
         eta: of ``eta`` trials one is promoted.
         iterations: how many times to run all brackets (:class:`~lightning_hpo.AsyncHyperband`). Default: once; with
             ``total_steps`` as often as it takes to spend them; with ``timeout`` alone without end.
-        **options: as for :class:`Tuner`. ``sampler`` proposes two thirds of the trials, and learns from the highest
-            rung with enough values; the others are drawn at random (BOHB's rule). Default:
-            :class:`~lightning_hpo.KernelDensitySampler`, for trials that enter above the lowest rung only. Those at the
-            lowest are all random: evaluations are cheap there, and a model of short runs misleads where they do.
+        **options: as for :class:`Tuner`. ``sampler`` proposes two thirds of the trials; the others are drawn at random
+            (BOHB's rule). Default: :class:`~lightning_hpo.MultiFidelitySampler`, or in a space of more than 60
+            parameters :class:`~lightning_hpo.KernelDensitySampler`, for trials that enter above the lowest rung only.
+            Those at the lowest are all random: evaluations are cheap there, and what they find keeps the model honest.
 
     Source: Li et al. 2018 (JMLR 18-185) and 2020 (arXiv 1810.05934); Falkner et al. 2018 (arXiv 1807.01774).
     """
@@ -108,7 +110,7 @@ class HyperbandTuner(Tuner):
             scheduler = AsyncHyperband(full, least, eta, mode, iterations)
             lowest = None
             if options.get("sampler") is None:
-                options["sampler"] = samplers.KernelDensitySampler(options.get("seed", 0))
+                options["sampler"] = _model(space, full, options.get("seed", 0))
                 lowest = scheduler.plan()[0].rungs[0].max_steps
             share = partial(_random_share, lowest=lowest)
             parts = Parts(partial(SamplerProposer, random_share=share), parts_of_unit=budget.unit.parts)
@@ -233,6 +235,13 @@ def _goal_and_total(options: Options, budget: Budget) -> tuple[Mode, int | None]
     total = group(Limits, {**options, "unit": budget.unit}).count
     mode = options["mode"] = direction(options.get("monitor"), options.get("mode"))
     return mode, total
+
+
+def _model(space: Space, full: int, seed: int) -> BaseSampler:
+    """The sampler of :class:`HyperbandTuner`."""
+    if not callable(space) and len(space) > _MOST_MODELLED:
+        return samplers.KernelDensitySampler(seed)
+    return samplers.MultiFidelitySampler(max_steps=full, seed=seed)
 
 
 def _random_share(steps: int, lowest: int | None = None) -> float:

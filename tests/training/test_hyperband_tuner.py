@@ -22,12 +22,12 @@ def rungs(tuner):
 class TestPlan:
     def test_defaults_need_no_thought(self):
         assert rungs(HyperbandTuner(XY, max_steps=900)) == [
-            [(27, 33), (9, 100), (3, 300), (1, 900)],
-            [(12, 100), (4, 300), (1, 900)],
-            [(6, 300), (2, 900)],
+            [(27, 33), (9, 99), (3, 297), (1, 900)],
+            [(12, 99), (4, 297), (1, 900)],
+            [(6, 297), (2, 900)],
             [(4, 900)],
         ]
-        assert rungs(ASHATuner(XY, max_steps=900)) == [[(108, 33), (36, 100), (12, 300), (4, 900)]]
+        assert rungs(ASHATuner(XY, max_steps=900)) == [[(108, 33), (36, 99), (12, 297), (4, 900)]]
 
     @BOTH
     def test_steps_to_spend_decide_how_many_trials_there_are(self, tuner):

@@ -210,7 +210,7 @@ class TestAsynchronous:
         endless = AsyncHyperband(81, iterations=None)
         assert [bracket.trials for bracket in endless.plan()] == rounds
         assert endless.plan_covers == "round"
-        assert len(AsyncHyperband(2, iterations=3).plan()) == 3
+        assert len(AsyncHyperband(2, 2, iterations=3).plan()) == 3
         entries, rows = [], []
         for number in range(sum(rounds) + 81):
             entries.append(endless.next(rows).max_steps)
@@ -219,6 +219,17 @@ class TestAsynchronous:
             step for trials, step in zip(rounds, [1, 3, 1, 9, 1, 27, 1, 81], strict=True) for _ in range(trials)
         ]
         assert entries == expected + [1] * 81
+
+    @pytest.mark.parametrize(
+        ("most", "least", "steps"),
+        [(50, 1, [1, 3, 9, 27, 50]), (40, 1, [1, 3, 9, 40]), (81, 1, [1, 3, 9, 27, 81]), (5, 4, [5])],
+    )
+    def test_rungs_count_up_from_the_least_budget(self, most, least, steps):
+        for scheduler in (ASHA(most, least), AsyncHyperband(most, least)):
+            assert [rung.max_steps for rung in scheduler.plan()[0].rungs] == steps
+        assert rungs(AsyncHyperband(50, rungs="down")) == rungs(Hyperband(50))
+        with pytest.raises(ValueError, match="`rungs` must be 'up' or 'down', got 'left'"):
+            ASHA(most, least, rungs="left")
 
     @pytest.mark.parametrize(
         "scheduler", [ASHA(27, n_trials=60), AsyncHyperband(27, iterations=2), MedianStopping(27, 40, 3)], ids=repr
