@@ -18,6 +18,9 @@ if TYPE_CHECKING:
         PopulationBasedTraining as PopulationBasedTraining,
     )
     from lightning_hpo.callbacks import (
+        PopulationReplay as PopulationReplay,
+    )
+    from lightning_hpo.callbacks import (
         TrialReport as TrialReport,
     )
     from lightning_hpo.callbacks import (
@@ -150,7 +153,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "callbacks": "LRSchedule PopulationBasedTraining TrialReport TrialValidation",
+    "callbacks": "LRSchedule PopulationBasedTraining PopulationReplay TrialReport TrialValidation",
     "cli.hpo_cli": "HPOCLI",
     "errors": (
         "DamagedCheckpointError DivergedError JobError LightningHPOError ParameterMismatchError RankLostError "

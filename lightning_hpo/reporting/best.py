@@ -15,9 +15,10 @@ from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference, outline
 from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, best_row, reach
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRead
-from lightning_hpo.reporting.fit_config import fit_config
+from lightning_hpo.reporting.fit_config import fit_config, replay_config
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace, split_name
+from lightning_hpo.study.lineage import phases_of, schedule
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.text import one_line
@@ -38,6 +39,7 @@ class BestFiles:
         complete_only: only a trial with the full budget is an answer, as in a population.
         unit: of the budget.
         monitor: metric that is the score of a module; None in a search over a function.
+        texts: of a population, name -> distribution as text.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class BestFiles:
         complete_only: bool = False,
         unit: Unit = STEPS,
         monitor: str | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
+        self._texts = dict(texts or {})
         self._monitor = monitor
         self._folder = folder
         self._unit = unit
@@ -74,7 +78,7 @@ class BestFiles:
         is_answer = best is not None and not (self._complete_only and best.state != "complete")
         stands = None if best is None else (best.number, reach(best), best.global_step, best.checkpoint_step)
         if best is not None and is_answer and stands != before:
-            config, lines = self._config_of(best)
+            config, lines = self._config_of(best, event.rows)
             write_answer(
                 best,
                 identity_of(self._study_id, best.number, best.params),
@@ -97,7 +101,7 @@ class BestFiles:
                     self._drop(home)
             self._ended = ended
 
-    def _config_of(self, row: Row) -> tuple[Mapping[str, Any], Sequence[str]]:
+    def _config_of(self, row: Row, rows: Sequence[Row]) -> tuple[Mapping[str, Any], Sequence[str]]:
         """Config of a trial with its full budget, and lines for people."""
         config = self._budgeted(row)
         found = None if self._monitor is None else outline(self._folder.trial(row.home) / CHECKPOINT)
@@ -105,6 +109,10 @@ class BestFiles:
             return config, ()
         steps = [step for step, _ in row.scored_from] or [row.global_step]
         score = f"{self._monitor} = {row.score} at step {', '.join(map(str, steps))} of trial {row.number}"
+        if self._complete_only:
+            schedules = {name: schedule(phases_of(row.number, rows), name) for name in row.params}
+            made, lines = replay_config(config, schedules, self._texts, score)
+            return made if row.seed is None else {**made, "seed_everything": row.seed}, lines
         note = dict(found.get("callbacks", {}).get("RunToStep", {}).get("fit") or {})
         if note and row.scored_from:  # its other validations count too
             note["followed"] = True

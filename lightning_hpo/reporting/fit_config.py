@@ -53,3 +53,41 @@ def _trainer(trainer: dict[str, Any], note: Mapping[str, Any]) -> tuple[dict[str
     if any(path.startswith("lightning_hpo.") for path in paths):
         lines.append("it needs the package lightning_hpo")
     return trainer, lines
+
+
+def replay_config(
+    config: Mapping[str, Any], schedules: Mapping[str, list[tuple[int, Any]]], space: Mapping[str, str], score: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Add the schedules that a population found to the config of its best member.
+
+    Args:
+        config: as a builder writes it.
+        schedules: name -> (first step, value) of each phase.
+        space: name -> distribution, as text.
+        score: for people.
+
+    Returns:
+        The config, and lines for people that stand above it. The learning rate of an ``optimizer`` in the config
+        becomes ``lr_scheduler: ReplayLR``; the callback PopulationReplay changes what else has changed.
+    """
+    made: dict[str, Any] = copy.deepcopy(dict(config))
+    changing = {name: list(map(list, phases)) for name, phases in schedules.items() if len(phases) > 1}
+    callbacks = [*(made["trainer"].get("callbacks") or [])]
+    for name in ("optimizer.lr", "optimizer.init_args.lr"):
+        if name in changing and made.get("lr_scheduler") is None:
+            made["lr_scheduler"] = {
+                "class_path": "lightning_hpo.ReplayLR",
+                "init_args": {"schedule": changing.pop(name)},
+            }
+            callbacks.append({"class_path": "lightning_hpo.LRSchedule"})
+    if changing:
+        own = {"schedule": changing, "space": {name: space[name] for name in changing}}
+        callbacks.append({"class_path": "lightning_hpo.PopulationReplay", "init_args": own})
+    if callbacks:
+        made["trainer"]["callbacks"] = callbacks
+    lines = [
+        f"{score}; this config replays the schedules of its hyperparameters from the start, with weights of its own"
+    ]
+    if any(str(callback.get("class_path")).startswith("lightning_hpo.") for callback in callbacks):
+        lines.append("it needs the package lightning_hpo")
+    return made, lines

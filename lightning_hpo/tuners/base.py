@@ -321,6 +321,7 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
         complete_only=getattr(tuner.scheduler, "replaces_broken", False),
         unit=tuner.unit,
         monitor=None if builder is None else tuner.monitor,
+        texts=tuner.space.texts(),
     )
     plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers=workers, unit=tuner.unit.count_label)
     watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)

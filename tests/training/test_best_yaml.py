@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
 
-from lightning_hpo import ASHATuner, CosineLR, RandomTuner
+from lightning_hpo import ASHATuner, CosineLR, PopulationTuner, RandomTuner, replay
 from tests.support.small import digits
 
 
@@ -166,6 +166,42 @@ def test_a_plain_fit_gives_the_score_back(tmp_path, case):
     seed = yaml.safe_load(text)["seed_everything"]
     saved = torch.load(result.best_checkpoint, weights_only=True)
     assert seed == saved["lightning_hpo"]["seed"] == result.study.trials[0].user_attrs["seed"] == result.rows[0].seed
+
+
+class Bare(Module):
+    """Its optimizer comes from the command line."""
+
+    configure_optimizers = pl.LightningModule.configure_optimizers
+
+
+@pytest.mark.parametrize("kind", [Module, Bare])
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_a_population_replays_its_schedule(tmp_path, kind):
+    name = "lr" if kind is Module else "optimizer.lr"
+    options = {"population_size": 2, "interval": 4, "max_steps": 12, "explore": "all", "monitor": "val_loss"}
+    options |= {"root": tmp_path, "name": "r", "verbose": False}
+    space = {name: "loguniform(0.01, 0.3)"}
+    if kind is Module:
+        result = PopulationTuner(space, trainer=CPU, **options).fit(Module, datamodule=Images)
+    else:
+        args = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--optimizer=SGD"]
+        cli = LightningCLI(Bare, Images, args=args, run=False, save_config_callback=None)
+        result = PopulationTuner.from_cli(cli, space, **options).fit()
+    schedule = replay(result).schedule(name)
+    assert len(schedule) > 1
+    text = (tmp_path / "r" / "best.yaml").read_text()
+    assert "# it needs the package lightning_hpo" in text
+    assert ("ReplayLR" in text) is (kind is Bare)
+    rates = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    args = ["fit", "-c", str(tmp_path / "r" / "best.yaml"), "--trainer.enable_progress_bar=false"]
+    LightningCLI(kind, Images, args=args, save_config_callback=None, trainer_defaults={"callbacks": Watch()})
+    expected = [next(value for start, value in reversed(schedule) if start <= step) for step in range(12)]
+    assert rates == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("ignore")  # as above
