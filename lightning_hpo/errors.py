@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from lightning_hpo.text import hide_passwords, hide_values, one_line, say
 
@@ -105,11 +105,39 @@ class WorkerStartError(LightningHPOError, RuntimeError):
     exit_code = WRONG_CALL
 
 
-class StudyPaused(SystemExit):  # not an error, so no LightningHPOError: ``except Exception`` does not catch it
+class StudyPaused(BaseException):  # not an error, so no LightningHPOError: ``except Exception`` does not catch it
     """The search was interrupted by a signal; everything is saved and the same call continues it.
 
-    Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).
+    Except in IPython it is a SystemExit. Its code is 128 + the signal's number, so a script ends with 130 (Ctrl-C),
+    143 (SIGTERM) or 129 (SIGHUP). In IPython, where a SystemExit asks to leave, it is an exception like others.
     """
+
+    def __new__(cls, *args: Any) -> Self:
+        """Make a SystemExit too where that ends a script."""
+        base: Any = BaseException
+        if "get_ipython" not in vars(builtins):
+            base, cls = SystemExit, _LeavingScript  # type: ignore[assignment]  # noqa: PLW0642  # of this class too
+        made: Self = base.__new__(cls, *args)
+        return made
+
+    @property
+    def code(self) -> int:
+        """Exit code of a script."""
+        return int(self.args[0])
+
+    def __str__(self) -> str:
+        return "the search is paused and everything is saved: run the same call again to continue"
+
+    def _render_traceback_(self) -> list[str]:
+        """Let IPython show the line, and no traceback."""
+        return [f"StudyPaused: {self}"]
+
+
+class _LeavingScript(StudyPaused, SystemExit):  # type: ignore[misc]  # SystemExit declares `code` as an attribute
+    pass
+
+
+_LeavingScript.__name__ = StudyPaused.__name__
 
 
 def failure_text(error: BaseException, params: Mapping[str, Any] = MappingProxyType({})) -> str:

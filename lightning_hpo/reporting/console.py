@@ -177,15 +177,22 @@ class Console:
 
 
 def wants_live(verbose: Verbose, stream: Any = None) -> bool:
-    """Whether a search is shown as a live view: on a terminal, outside of CI, unless plain lines or silence are wanted.
+    """Whether a search is shown as a live view: on a terminal or in a notebook, outside of CI, if it is wanted.
 
     Args:
-        verbose: True for a live view where there is a terminal, ``"lines"`` for plain lines, False for nothing.
+        verbose: True for a live view where it can be, ``"lines"`` for plain lines, False for nothing.
         stream: where to print. Default: ``sys.stdout``.
     """
     stream = sys.stdout if stream is None else stream
-    is_terminal = bool(getattr(stream, "isatty", lambda: False)())
-    return verbose is True and is_terminal and not os.environ.get("CI") and os.environ.get("TERM", "dumb") != "dumb"
+    is_terminal = bool(getattr(stream, "isatty", lambda: False)()) and os.environ.get("TERM", "dumb") != "dumb"
+    return verbose is True and (is_terminal or in_notebook()) and not os.environ.get("CI")
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
 
 
 def confirmed_lines(confirmed: Sequence[Confirmation], monitor: str) -> list[str]:

@@ -42,7 +42,9 @@ class LiveView:
         self._view = view
         self._stream = sys.stdout if stream is None else stream
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._draw, name="lightning_hpo live view", daemon=True)
+        self._thread = threading.Thread(
+            target=redraw, args=(self._over, self._draw), name="lightning_hpo live view", daemon=True
+        )
         terminal = Terminal(file=self._stream, highlight=False, markup=False, emoji=False)
         self._live = Live(console=terminal, auto_refresh=False, transient=True)
 
@@ -66,15 +68,25 @@ class LiveView:
         sys.stdout, sys.stderr = self._printed
 
     def _draw(self) -> None:
-        took = 0.0
-        while not self._over.wait(max(_INTERVAL, took / _SHARE)):
-            before = time.thread_time()
-            try:
-                size = self._live.console.size
-                self._live.update(block(self._view(), size.height, size.width), refresh=True)
-            except (OSError, ValueError):  # the terminal is gone; the search goes on
-                return
-            took = time.thread_time() - before
+        size = self._live.console.size
+        self._live.update(block(self._view(), size.height, size.width), refresh=True)
+
+
+def redraw(over: threading.Event, draw: Callable[[], None]) -> None:
+    """Draw again and again; the longer a drawing takes, the fewer there are.
+
+    Args:
+        over: ends it.
+        draw: draws once.
+    """
+    took = 0.0
+    while not over.wait(max(_INTERVAL, took / _SHARE)):
+        before = time.thread_time()
+        try:
+            draw()
+        except (OSError, ValueError):  # the terminal is gone; the search goes on
+            return
+        took = time.thread_time() - before
 
 
 def block(view: View, height: int = 50, width: int = 120) -> RenderableType:

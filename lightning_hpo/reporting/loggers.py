@@ -1,8 +1,9 @@
-"""Tells the logger of each trial how the trial has ended, once."""
+"""Tells the loggers of each trial, or member of a population, how it has ended, once."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,17 +44,17 @@ class EndedTrials:
             self._waiting.clear()
 
     def _look(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            if row.state != "running" and row.number not in self._seen:
-                self._seen.add(row.number)
-                if not (self._folder(row.number) / _TOLD).exists():
-                    self._waiting.append(self._thread.submit(self._tell, row))
+        for home, row in {row.home: row for row in rows}.items():  # the last trial of each member of a population
+            if row.state != "running" and home not in self._seen:
+                self._seen.add(home)
+                if not (self._folder(home) / _TOLD).exists():
+                    self._waiting.append(self._thread.submit(self._tell, row, rows[home].params))
 
-    def _tell(self, row: Row) -> None:
-        folder = self._folder(row.number)
+    def _tell(self, row: Row, params: Mapping[str, Any]) -> None:
+        folder = self._folder(row.home)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._end(folder, row, identity_of(self._study_id, row.number, row.params))
+            self._end(folder, replace(row, params=params), identity_of(self._study_id, row.home, params))
             (folder / _TOLD).touch()
         except Exception as error:  # noqa: BLE001  # a logger costs no search; the next call tries again
             text = hide_passwords(f"{type(error).__name__}: {error}")

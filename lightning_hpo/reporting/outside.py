@@ -106,9 +106,9 @@ def watch(read: Callable[[], Run]) -> Run:
     """
     run = read()
     if run.owner is not None and wants_live(True, sys.stdout):
-        from lightning_hpo.reporting.live import LiveView  # noqa: PLC0415  # loads rich, which only a terminal needs
+        from lightning_hpo.reporting.notebook import live_view  # noqa: PLC0415  # loads rich, which lines do not need
 
-        with LiveView(lambda: view_of(run)):
+        with live_view(lambda: view_of(run)):
             while run.owner is not None:
                 run = _read_again(read)
         return run

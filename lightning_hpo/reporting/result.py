@@ -54,6 +54,7 @@ class Result:
         confirmed: the configurations that were confirmed, best first, with mean, standard deviation, number of scores,
             what the search had seen and by how much that was too good; empty without ``confirm``.
         again: trains the answer once more.
+        callbacks_of: returns the callbacks of a trial; None for a search over a plain function.
     """
 
     best_params: Mapping[str, Any]
@@ -66,6 +67,7 @@ class Result:
     folder: Path | None = None
     confirmed: Sequence[Confirmation] = ()
     again: "Callable[[Result, int | None, Mapping[str, Any]], Result] | None" = field(default=None, repr=False)
+    callbacks_of: "Callable[[int], list[pl.Callback]] | None" = field(default=None, repr=False)
 
     def trials(self) -> list[Row]:
         """All trials in order of their number."""
@@ -152,6 +154,23 @@ class Result:
         if self.folder is None:
             raise RuntimeError("there is no run folder with a study of its own to report on.")
         return write_report(read_run(self.folder), path)
+
+    def callbacks(self, number: int) -> "list[pl.Callback]":
+        """Return the callbacks of a trial that ``callbacks=`` has made, as they were at the end of its last job.
+
+        They are made anew and get the state that their ``state_dict`` had then. What else a callback leaves behind
+        belongs into the folder of the trial. The members of a population have one set of callbacks each.
+
+        Args:
+            number: of the trial.
+
+        Raises:
+            RuntimeError: if the tuner has no ``callbacks``, or the search was over a plain function.
+            ValueError: if there is no such trial.
+        """
+        if self.callbacks_of is None:
+            raise RuntimeError("there are no callbacks: the search was over a plain function.")
+        return self.callbacks_of(number)
 
     def best_model(self) -> "pl.LightningModule":
         """Build the module with the best parameters and load the best checkpoint into it, as Lightning would.

@@ -70,13 +70,13 @@ def observers_of(
 
 @contextmanager
 def shown(observers: Sequence[Observer], console: Console, verbose: Verbose) -> Iterator[None]:
-    """Show the live view of the watch among the observers while the block runs, where there is a terminal."""
+    """Show the live view of the watch among the observers while the block runs, in a terminal or a notebook."""
     watch = next((observer for observer in observers if isinstance(observer, Watch)), None)
     if watch is None or not wants_live(verbose):
         yield
         return
-    from lightning_hpo.reporting.live import LiveView  # noqa: PLC0415  # loads rich, which only a terminal needs
+    from lightning_hpo.reporting.notebook import live_view  # noqa: PLC0415  # loads rich, which lines do not need
 
     console.quiet_jobs = True
-    with LiveView(watch.view):
+    with live_view(watch.view):
         yield

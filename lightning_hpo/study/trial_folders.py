@@ -75,6 +75,11 @@ def settle(folder: Path, identity: Mapping[str, Any]) -> None:
         fresh.replace(folder / FILE)
 
 
+def identity_in(folder: Path) -> Mapping[str, Any]:
+    """Return the identity of the trial that a folder belongs to; empty if it says none."""
+    return _read(folder / FILE)
+
+
 def _has_files(folder: Path) -> bool:
     """Whether something is there that a trial does not begin with."""
     return not folder.is_dir() or any(file.name not in _OURS for file in folder.iterdir())

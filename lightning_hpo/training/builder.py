@@ -47,6 +47,11 @@ class Builder(ABC):
         """New values of the given :data:`~lightning_hpo.training.ranks.DISTRIBUTED_ARGUMENTS`."""
         return {}
 
+    @property
+    def logger(self) -> Any:
+        """The ``logger`` among the given arguments of the Trainer; None if there is none."""
+        return None
+
     @abstractmethod
     def check_space(self, names: Mapping[str, Any]) -> None:
         """Raise ValueError if the space (name -> distribution) has an argument or a value that cannot be set."""

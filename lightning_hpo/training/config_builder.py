@@ -21,6 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from lightning_hpo.space import SearchSpace, from_unit
 from lightning_hpo.text import masked, nearest
 from lightning_hpo.training.builder import Builder, TrialComponents
+from lightning_hpo.training.make_trainer import listed
 from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
 
 # Arguments that the tuner decides, and arguments that say where a run runs and what it shows, not what it computes.
@@ -89,9 +90,15 @@ class ConfigBuilder(Builder):
             name: value for name, value in self._given(self._base.trainer).items() if name in DISTRIBUTED_ARGUMENTS
         }
         if isinstance(strategy := self._base.trainer.strategy, Namespace):
-            module, _, name = strategy.class_path.rpartition(".")
-            given["strategy"] = getattr(importlib.import_module(module), name)(**dict(strategy.get("init_args") or {}))
+            given["strategy"] = _made(strategy)
         return given
+
+    @property
+    def logger(self) -> Any:
+        """The loggers of the config, which are made; one that needs other objects is left to the CLI."""
+        given = self._base.trainer.get("logger")
+        made = [_made(logger) for logger in listed(given)]
+        return made if isinstance(given, list) else made[0] if made else None
 
     @property
     def replaced(self) -> dict[str, Any]:
@@ -203,6 +210,14 @@ def _imported(path: str | None) -> Any:
     """Return the class at a path; the CLI has imported it already."""
     module, _, name = (path or "").rpartition(".")
     return getattr(sys.modules.get(module), name, None)
+
+
+def _made(given: Any) -> Any:
+    """Make an object of a config; anything else stays as it is."""
+    if not isinstance(given, Namespace):
+        return given
+    module, _, name = given.class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)(**dict(given.get("init_args") or {}))
 
 
 def _class_name(cli: Any, base: Namespace) -> str:

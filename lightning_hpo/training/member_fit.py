@@ -17,6 +17,8 @@ from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, PAUSED, Outcome, 
 from lightning_hpo.space import split_name
 from lightning_hpo.study.population_folder import storage_error
 from lightning_hpo.study.progress import ProgressFile
+from lightning_hpo.study.trial_folders import identity_in
+from lightning_hpo.training.attachments import keep_states
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.member_job import (
     NEVER,
@@ -32,6 +34,7 @@ from lightning_hpo.training.objective import Objective
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.rebuild import Effect, Rebuild
 from lightning_hpo.training.state_transfer import State
+from lightning_hpo.training.trial_info import Trial, trial_info
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # nothing that a member did
 
@@ -107,6 +110,7 @@ class MemberFits:
         try:
             with quiet_and_seeded(objective.seed, task.member, task.job.seed):
                 built = objective.builder.build(params)
+                own_callbacks = objective.attached.attach(built, _first_trial(task, start))
                 trainer = make_trainer(
                     built,
                     task.folder,
@@ -130,6 +134,7 @@ class MemberFits:
             text = f"member {task.member} had come to its end when its Trainer failed: {type(error).__name__}: {error}"
             return replace(job.outcome, remark=text)
         progress.close()
+        keep_states(own_callbacks, task.folder, objective.key)
         if job.paused:
             return Outcome(None, trainer.global_step, ended=PAUSED)
         if not job.is_over or job.outcome is None:
@@ -164,6 +169,12 @@ def _ended_before(saved: Mapping[str, Any] | None, task: Task) -> Outcome | None
         return None
     outcome = outcome_in(saved)
     return outcome if outcome.step >= task.job.max_steps else None
+
+
+def _first_trial(task: Task, start: int) -> Trial:
+    """The first trial of a member, whose loggers and callbacks are the member's."""
+    first = identity_in(task.folder) or {**task.identity, "trial": task.member, "params": task.params}
+    return trial_info(task.folder, first["params"], first, start)
 
 
 def _trial_of(saved: Mapping[str, Any]) -> int | None:

@@ -29,7 +29,7 @@ from optuna.distributions import BaseDistribution
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import CHECKPOINT, Outcome, Task
 from lightning_hpo.study.population_folder import storage_error
-from lightning_hpo.text import nearest
+from lightning_hpo.text import is_secret, nearest
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.random_state import rng_state, set_rng_state
@@ -178,7 +178,8 @@ class MemberJob(pl.Callback):
         if self._restored is not None:
             self._bound().prepare(self._task.params)
             self._restored = None
-        log_hyperparameters(trainer, self._params)
+        else:  # a fit that continues has logged them where they began
+            log_hyperparameters(trainer, self._params)
 
     def after_start(self) -> None:
         """Put back what hooks at the start of training may have reset."""
@@ -318,8 +319,12 @@ def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
 
 
 def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: int | None = None) -> None:
-    """Log the hyperparameters that are numbers, and the trial that was copied."""
-    numbers = {f"pbt/{name}": float(value) for name, value in params.items() if isinstance(value, int | float)}
+    """Log the hyperparameters that are numbers and no secrets, and the trial that was copied."""
+    numbers = {
+        f"pbt/{name}": float(value)
+        for name, value in params.items()
+        if isinstance(value, int | float) and not is_secret(name, value)
+    }
     if parent is not None:
         numbers["pbt/parent"] = float(parent)
     for logger in trainer.loggers:

@@ -33,7 +33,7 @@ from lightning_hpo.study.rows import ENDED, SEED, trial_seed
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.apart import call_apart
-from lightning_hpo.training.attachments import Attachments
+from lightning_hpo.training.attachments import Attachments, keep_states
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch
@@ -184,7 +184,7 @@ class Objective:
                     return outcome
             components = self.builder.build(task.params)
             start = 0 if saved is None else int(saved["global_step"])
-            attached = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
+            own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
             progress = ProgressFile(task.folder, task.job.trial, start, task.job.max_steps, should_pause)
             job = RunToStep(
                 task.job.max_steps,
@@ -195,7 +195,7 @@ class Objective:
                 stop_on_nan=self._stop_on_nan,
                 identity={**task.identity, "seed": task.job.seed},
                 forked=begin is not None and not is_own,
-                attached=[text for text in map(written, attached) if text is not None],
+                attached=[text for text in map(written, own) if text is not None],
             )
             trainer = make_trainer(
                 components,
@@ -216,6 +216,7 @@ class Objective:
                 if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                     raise
             progress.close()
+            keep_states(own, task.folder, self.key)
             return self._outcome(job, trainer)
 
     def scores(self, task: Task) -> Scores:
@@ -272,11 +273,9 @@ class Objective:
             row: of the trial, which is complete, pruned or failed.
             identity: of the trial.
         """
-        assert self.attached.logger is not None
         assert row.state != "running"
-        trial = trial_info(folder, row.params, identity, row.step).without_secrets()
         with warnings_only(*CHATTY):
-            self.attached.logger.end(trial, row.score, row.step, row.state)
+            self.attached.end(trial_info(folder, row.params, identity, row.step), row.score, row.global_step, row.state)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; from a function of a trial, those of a random trial."""

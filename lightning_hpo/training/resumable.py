@@ -58,7 +58,9 @@ class Resumable:
         if point == "epoch":
             rewind(trainer.train_dataloader)
         live = self._live.state(self._modes if point == "validated" else None)
-        return {"point": point, "random": rng_state(), "live": live}
+        # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
+        uncounted = point == "validated" and not trainer.fit_loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
+        return {"point": point, "random": rng_state(), "live": live, "uncounted": int(uncounted)}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, before Lightning restores its loops from it.
@@ -68,6 +70,7 @@ class Resumable:
             loops: the progress of the fit loop in the checkpoint; changed in place.
         """
         self._restored = state
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += state.get("uncounted", 0)
         if state["point"] == "epoch":
             for progress in loops["epoch_progress"].values():  # as if the next one had not been asked for
                 progress["ready"] = progress["started"] = progress["processed"] = progress["completed"]

@@ -10,7 +10,7 @@ from lightning_hpo.text import masked
 
 @dataclass(frozen=True)
 class Trial:
-    """What factories of loggers and callbacks are given.
+    """What factories of loggers and callbacks are given; in a population, the first trial of a member.
 
     Args:
         number: of the trial in its study.

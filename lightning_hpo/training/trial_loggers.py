@@ -1,38 +1,32 @@
-"""One run of a logger for each trial, through all its rungs, kills and workers.
+"""One run of a logger for each trial, through all its rungs, kills and workers; in a population, for each member.
 
 Every job of a trial opens the same run again, and logs each row once: steps that a kill makes the trial repeat are
 dropped from the run, where its files allow that, or not logged again. Hyperparameters are logged once, with secrets
 hidden; the final score and how the trial ended are added when the search has decided it.
 """
 
-import csv
+import copy
 import importlib.util
-import io
-import json
 import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_hpo.atomic import atomic_write, open_new
 from lightning_hpo.study.locks import Lock
-from lightning_hpo.text import masked_config
+from lightning_hpo.training.logged_rows import Logged, log_once, own_folder, reopen, rows_before
+from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.plugins import METRICS
 from lightning_hpo.training.trial_info import Trial
 
 LoggerName: TypeAlias = Literal["tensorboard", "csv", "wandb", "mlflow"]
 Status: TypeAlias = Literal["complete", "pruned", "failed"]
-_NOTE = "logged.json"
 _PACKAGES = {"tensorboard": "tensorboard", "csv": "lightning", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -51,35 +45,77 @@ class TrialLogger(ABC):
         """Add how the trial has ended; called once, in the process of the search."""
 
 
-class CsvRun(TrialLogger):
+@dataclass(frozen=True)
+class Template:
+    """A logger that a user has given, as data: to copy or to pickle a ``WandbLogger`` would begin a run.
+
+    Args:
+        kind: its class.
+        state: its attributes.
+    """
+
+    kind: type[Logger]
+    state: Mapping[str, Any] = field(repr=False)
+
+    def make(self) -> Any:
+        """Return a copy of the logger."""
+        logger = self.kind.__new__(self.kind)
+        vars(logger).update(copy.deepcopy(dict(self.state)))
+        return of_lightning(logger)
+
+
+@dataclass(frozen=True)
+class ToolRun(TrialLogger):
+    """The run of a tool.
+
+    Args:
+        given: a logger of the tool whose settings are used; None for the defaults of this package.
+        place: among the loggers of a trial.
+    """
+
+    given: Template | None = None
+    place: int = 0
+
+    def note(self, trial: Trial) -> Path:
+        """File beside the trial that says what the run has."""
+        return _note(trial, self.place)
+
+
+class CsvRun(ToolRun):
     """``csv/<trial>/metrics.csv`` in the run folder, and ``hparams.yaml`` beside it with parameters and final score."""
 
     def open(self, trial: Trial) -> Sequence[Logger]:
         """Keep the rows before the step at which the job begins."""
-        logger = CSVLogger(_home(trial) / "csv", name="", version=trial.name, flush_logs_every_n_steps=1)
+        logger = self._logger(trial)
         if _is_first_rank():
-            _reopen(logger, trial.start).log_hparams(dict(trial.params))
+            own_folder(Path(logger.log_dir), trial.id)
+            reopen(logger, trial.start).log_hparams(dict(trial.params))
         return [_logging_no_parameters(logger)]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
         """Write the parameters with the final score."""
-        logger = CSVLogger(_home(trial) / "csv", name="", version=trial.name)
-        writer = _reopen(logger, None)
+        logger = self._logger(trial)
+        own_folder(Path(logger.log_dir), trial.id)
+        writer = reopen(logger, None)
         writer.log_hparams({**trial.params, "hp_metric": score, "step": step, "status": status})
         writer.save()
 
+    def _logger(self, trial: Trial) -> CSVLogger:
+        logger: Any = CSVLogger(_home(trial) / "csv", name="") if self.given is None else self.given.make()
+        vars(logger).update(_version=trial.name, _flush_logs_every_n_steps=1)
+        return logger  # type: ignore[no-any-return]  # of the template's class
 
-class TensorBoardRun(TrialLogger):
+
+class TensorBoardRun(ToolRun):
     """``tensorboard/<trial>`` in the run folder; HPARAMS shows parameters and ``hp_metric``, the final score."""
 
     def open(self, trial: Trial) -> Sequence[Logger]:
         """Let TensorBoard drop what was logged at steps that are about to be repeated."""
-        file = trial.folder / _NOTE
-        note = _Logged.read(file)
-        again: dict[str, Any] = {"purge_step": trial.start} if note.step >= trial.start else {}
-        logger = TensorBoardLogger(
-            _home(trial) / "tensorboard", name="", version=trial.name, default_hp_metric=False, **again
-        )
+        file = self.note(trial)
+        note = Logged.read(file)
+        logger = self._logger(trial)
+        if note.step >= trial.start:
+            logger._kwargs["purge_step"] = trial.start  # noqa: SLF001  # no public name
         log, note.step = logger.log_metrics, min(note.step, trial.start - 1)
 
         def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -89,6 +125,7 @@ class TensorBoardRun(TrialLogger):
             note.write(file)
 
         if _is_first_rank():
+            own_folder(Path(logger.root_dir) / trial.name, trial.id)
             logger.log_metrics = log_metrics  # type: ignore[method-assign]  # of this one only
         return [_logging_no_parameters(logger)]
 
@@ -102,7 +139,9 @@ class TensorBoardRun(TrialLogger):
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in trial.params.items()
         }
-        folder = self._folder(trial)
+        logger = self._logger(trial)
+        own_folder(Path(logger.root_dir) / trial.name, trial.id)
+        folder = Path(logger.log_dir)
         while any(
             file.name.split(".")[3] == f"{int(time.time()):010d}" for file in folder.glob("events.out.tfevents.*")
         ):
@@ -114,11 +153,15 @@ class TensorBoardRun(TrialLogger):
                 writer.add_scalar(name, value, step)
             writer.add_text("status", status, step)
 
-    def _folder(self, trial: Trial) -> Path:
-        return _home(trial) / "tensorboard" / trial.name
+    def _logger(self, trial: Trial) -> TensorBoardLogger:
+        given = self.given
+        logger: Any = TensorBoardLogger(_home(trial) / "tensorboard", name="") if given is None else given.make()
+        graph = logger._log_graph and trial.start == 0  # noqa: SLF001  # no public name
+        vars(logger).update(_version=trial.name, _default_hp_metric=False, _log_graph=graph)
+        return logger  # type: ignore[no-any-return]  # of the template's class
 
 
-class WandbRun(TrialLogger):
+class WandbRun(ToolRun):
     """A run of Weights & Biases, in the project of ``WANDB_PROJECT`` or the study's name, grouped by the study."""
 
     def open(self, trial: Trial) -> Sequence[Logger]:
@@ -131,14 +174,15 @@ class WandbRun(TrialLogger):
         if not _is_first_rank():
             return [logger]
         _logging_no_parameters(logger)
-        note = _Logged.read(trial.folder / _NOTE)
-        for part in (_home(trial) / "wandb").glob(f"offline-run-*-{trial.id}"):
+        file = self.note(trial)
+        note = Logged.read(file)
+        for part in (Path(logger.save_dir or ".") / "wandb").glob(f"offline-run-*-{trial.id}"):
             if part.name not in note.parts:
                 shutil.rmtree(part, ignore_errors=True)
         run = logger.experiment
         run.config.update(dict(trial.params), allow_val_change=True)
         log = logger.log_metrics
-        for step, row in _rows_of(trial.folder / METRICS, trial.start):
+        for step, row in rows_before(trial.folder / METRICS, trial.start):
             if new := note.take(row, step):
                 log(new, step)
 
@@ -147,11 +191,11 @@ class WandbRun(TrialLogger):
                 log(new, step)
 
         def finalize(status: str) -> None:
-            WandbLogger.finalize(logger, status)
+            type(logger).finalize(logger, status)
             part = Path(run.dir).parent.name
             run.finish()
             note.parts.append(part)
-            note.write(trial.folder / _NOTE)
+            note.write(file)
 
         logger.log_metrics, logger.finalize = log_metrics, finalize  # type: ignore[method-assign]  # of this one only
         return [logger]
@@ -164,13 +208,17 @@ class WandbRun(TrialLogger):
 
     def _logger(self, trial: Trial) -> WandbLogger:
         project = os.environ.get("WANDB_PROJECT", trial.study)
-        return WandbLogger(
-            name=trial.name, save_dir=_home(trial), id=trial.id, project=project, group=trial.study,
-            reinit="create_new",
-        )  # fmt: skip
+        given = self.given
+        logger: Any = WandbLogger(save_dir=_home(trial), project=project) if given is None else given.make()
+        settings = logger._wandb_init  # noqa: SLF001  # no public name
+        settings |= {"name": trial.name, "id": trial.id, "reinit": "create_new"}
+        settings["group"] = settings.get("group") or trial.study
+        vars(logger).update(_name=trial.name, _id=trial.id)
+        Path(logger.save_dir or ".").mkdir(parents=True, exist_ok=True)
+        return logger  # type: ignore[no-any-return]  # of the template's class
 
 
-class MlflowRun(TrialLogger):
+class MlflowRun(ToolRun):
     """A run of MLflow, in the experiment of the study's name; at ``MLFLOW_TRACKING_URI``, or in the run folder."""
 
     def open(self, trial: Trial) -> Sequence[Logger]:
@@ -186,11 +234,11 @@ class MlflowRun(TrialLogger):
         finally:
             lock.free()
         if is_new:
-            MLFlowLogger.log_hyperparams(logger, dict(trial.params))
+            type(logger).log_hyperparams(logger, dict(trial.params))
         else:
             client.update_run(run, status="RUNNING")
         logger.finalize = lambda status="": None  # type: ignore[method-assign]  # noqa: ARG005  # the trial may go on
-        return [_log_once(_logging_no_parameters(logger), trial.folder)]
+        return [log_once(_logging_no_parameters(logger), self.note(trial))]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
         """Write the final score, and end the run."""
@@ -202,14 +250,19 @@ class MlflowRun(TrialLogger):
         client.set_terminated(run, {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[status])
 
     def _logger(self, trial: Trial) -> MLFlowLogger:
-        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(trial) / 'mlflow.db'}"
+        if self.given is None:
+            place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home(trial) / 'mlflow.db'}"
+            logger: Any = MLFlowLogger(trial.study, tracking_uri=place)
+        else:
+            logger = self.given.make()
         tags = {"lightning_hpo": trial.id, "study": trial.study, "trial": str(trial.number)}
-        logger = MLFlowLogger(trial.study, run_name=trial.name, tracking_uri=place, tags=tags)
+        logger.tags = {**(logger.tags or {}), **tags}
         client = logger._mlflow_client  # noqa: SLF001  # its property would begin a run
-        if (experiment := client.get_experiment_by_name(trial.study)) is not None:
+        found = []
+        if (experiment := client.get_experiment_by_name(logger._experiment_name)) is not None:  # noqa: SLF001  # as above
             found = client.search_runs([experiment.experiment_id], f"tags.lightning_hpo = '{trial.id}'", max_results=1)
-            logger._run_id = found[0].info.run_id if found else None  # noqa: SLF001  # no public name
-        return logger
+        vars(logger).update(_run_name=trial.name, _run_id=found[0].info.run_id if found else None)
+        return logger  # type: ignore[no-any-return]  # of the template's class
 
 
 @dataclass(frozen=True)
@@ -224,8 +277,10 @@ class FactoryRun(TrialLogger):
 
     def open(self, trial: Trial) -> Sequence[Logger]:
         """Make them, and let them log each row and the parameters once."""
-        loggers = enumerate(self._made(trial))
-        return [_log_once(logger, trial.folder, f"{place}." if place else "") for place, logger in loggers]
+        made = self._made(trial)
+        return (
+            [log_once(logger, _note(trial, place)) for place, logger in enumerate(made)] if _is_first_rank() else made
+        )
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
         """Log the final score as ``hp_metric``, and finalize the loggers with the status of the trial."""
@@ -239,13 +294,16 @@ class FactoryRun(TrialLogger):
         made: Any = self.make(trial)
         loggers = list(made) if isinstance(made, list | tuple) else [made]
         for logger in loggers:
-            if not isinstance(logger, Logger):
+            if not isinstance(of_lightning(logger), Logger):
                 raise TypeError(f"`logger` must return a Lightning logger or a list of them, got {logger!r}.")
         return loggers
 
 
-_RUNS: Mapping[str, Callable[[], TrialLogger]] = {
+_RUNS: Mapping[str, type[ToolRun]] = {
     "tensorboard": TensorBoardRun, "csv": CsvRun, "wandb": WandbRun, "mlflow": MlflowRun
+}  # fmt: skip
+_KNOWN: Mapping[type[Logger], type[ToolRun]] = {
+    TensorBoardLogger: TensorBoardRun, CSVLogger: CsvRun, WandbLogger: WandbRun, MLFlowLogger: MlflowRun
 }  # fmt: skip
 
 
@@ -275,6 +333,28 @@ def trial_logger(logger: str | MakeLogger) -> TrialLogger:
     return FactoryRun(logger)
 
 
+def known_logger(logger: Any, place: int = 0) -> TrialLogger | None:
+    """Return what opens the runs of a logger that a user has given to the Trainer; None if its class is not known.
+
+    Args:
+        logger: a Lightning logger; True stands for TensorBoard, or CSV without it, as for a Trainer.
+        place: among the loggers of a trial.
+    """
+    if logger is True:
+        has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+        return TensorBoardRun(place=place) if has_tensorboard else CsvRun(place=place)
+    run = next((run for kind, run in _KNOWN.items() if is_a(logger, kind)), None)
+    if run is None:
+        return None
+    is_begun = any(getattr(logger, name, None) is not None for name in ("_experiment", "_run_id"))
+    is_remote = "://" in str(logger.save_dir) and run in (TensorBoardRun, CsvRun)
+    return None if is_begun or is_remote else run(Template(type(logger), vars(logger)), place)
+
+
+def _note(trial: Trial, place: int) -> Path:
+    return trial.folder / f"{f'{place}.' if place else ''}logged.json"
+
+
 def _is_first_rank() -> bool:
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # set by Lightning
 
@@ -288,113 +368,3 @@ def _logging_no_parameters(logger: Any) -> Any:
     """Keep the Trainer from logging hyperparameters again in each job: they are logged by us, without secrets."""
     logger.log_hyperparams = lambda *_, **__: None
     return logger
-
-
-def _log_once(logger: Any, folder: Path, prefix: str = "") -> Any:
-    """Let a logger drop the rows that it has had before: after a kill a trial repeats steps, with the same values.
-
-    What was logged is noted beside the trial after each row.
-    """
-    if not _is_first_rank():
-        return logger
-    file = folder / f"{prefix}{_NOTE}"
-    is_new, note = not file.exists(), _Logged.read(file)
-    log, log_hyperparams = logger.log_metrics, logger.log_hyperparams
-
-    def log_metrics(metrics: Mapping[str, Any], step: int | None = None, **more: Any) -> None:
-        if new := note.take(metrics, step or 0):
-            log(new, step, **more)
-            note.write(file)
-
-    def log_parameters(params: Any, *args: Any, **more: Any) -> None:
-        if is_new:
-            plain = vars(params) if isinstance(params, Namespace) else params
-            log_hyperparams(masked_config(plain), *args, **more)
-
-    logger.log_metrics, logger.log_hyperparams = log_metrics, log_parameters
-    return logger
-
-
-@dataclass
-class _Logged:
-    """What a trial's run has: up to a step, and these metrics there.
-
-    Args:
-        step: the last one; -1 for none.
-        names: metrics that were logged at it.
-        parts: folders of jobs that have come to their end.
-    """
-
-    step: int = -1
-    names: list[str] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, file: Path) -> "_Logged":
-        """Read what was noted; nothing if that cannot be read."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads(file.read_text(encoding="utf-8"))
-            return cls(int(content["step"]), [*map(str, content["names"])], [*map(str, content["parts"])])
-        return cls()
-
-    def take(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Return the metrics that the run does not have yet, and take note of them."""
-        if step < self.step:
-            return {}
-        if step > self.step:
-            self.step, self.names = step, []
-        new = {name: value for name, value in metrics.items() if name not in self.names}
-        self.names += new
-        return {} if new.keys() <= {"epoch"} else new
-
-    def write(self, file: Path) -> None:
-        """Keep the note; without it, on a full disk, rows may be logged twice after a kill."""
-        fresh = file.with_name(f".{file.name}.tmp")
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-            with os.fdopen(open_new(fresh), "w", encoding="utf-8") as content:
-                json.dump(asdict(self), content)
-            fresh.replace(file)
-
-
-def _rows_of(file: Path, start: int) -> list[tuple[int, dict[str, float]]]:
-    """Read the rows before a step from the metrics of a trial."""
-    rows: dict[int, dict[str, float]] = {}
-    with suppress(OSError, ValueError, KeyError), file.open(newline="", encoding="utf-8") as content:
-        for line in csv.DictReader(content):
-            rows.setdefault(int(line["step"]), {})[line["metric"]] = float(line["value"])
-    return [(step, row) for step, row in sorted(rows.items()) if step < start]
-
-
-class _KeptRows(ExperimentWriter):
-    """A writer that keeps the rows of earlier jobs, which Lightning's own deletes."""
-
-    def _check_log_dir_exists(self) -> None:
-        pass
-
-
-def _reopen(logger: CSVLogger, start: int | None) -> _KeptRows:
-    """Open the file of a CSV logger again, without the rows from ``start`` on; None keeps all."""
-    writer = _KeptRows(logger.log_dir)
-    logger._experiment = writer  # noqa: SLF001  # no public name
-    file = Path(writer.metrics_file_path)
-    if not file.exists():
-        return writer
-    with file.open(newline="", encoding="utf-8") as content:
-        rows = list(csv.DictReader(content))
-    kept = [row for row in rows if start is None or _step(row) < start]
-    writer.metrics_keys = sorted({name for row in rows for name in row if name is not None})
-    if len(kept) < len(rows):
-        text = io.StringIO(newline="")
-        lines = csv.DictWriter(text, fieldnames=writer.metrics_keys, extrasaction="ignore")
-        lines.writeheader()
-        lines.writerows(kept)
-        atomic_write(file, text.getvalue())
-    return writer
-
-
-def _step(row: Mapping[str, str]) -> float:
-    try:
-        return float(row["step"])
-    except (KeyError, ValueError, TypeError):
-        return float("inf")

@@ -31,6 +31,11 @@ class ValueBuilder(Builder):
         """As the other builder has them."""
         return self._builder.distributed_arguments
 
+    @property
+    def logger(self) -> Any:
+        """As the other builder has it."""
+        return self._builder.logger
+
     def check_space(self, names: Mapping[str, Any]) -> None:
         """Let the other builder check."""
         self._builder.check_space(names)

@@ -197,9 +197,8 @@ class Tuner:
         """
         with explained(None):
             objective = self.objective(model, datamodule=datamodule)
-            parts, work, deliver = [model or self._builder, datamodule], self._parts.work(objective), self.space.deliver
-            end = objective.end_trial if self._trials.logger else None
-            target = Target(work, parts, objective.check, objective.builder, objective.use_key, deliver, end)
+            parts, work = [model or self._builder, datamodule], self._parts.work(objective)
+            target = Target.of(objective, work, parts, self.space.deliver)
             with self._search(target) as prepared:
                 prepared.run()
             return prepared.answer(partial(retrain, self, lambda tuner: tuner.fit(model, datamodule=datamodule)))
@@ -223,19 +222,20 @@ class Tuner:
             raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
         if self.monitor is None:
             raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
+        attached, trainer = attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer or {}, model)
         objective = Objective(
             model,
             self._define or self.space,
             data=datamodule,
             monitor=self.monitor,
             max_steps=self.scheduler.max_steps,
-            trainer={"devices": self._workers.devices_per_trial, **(self._trials.trainer or {})},
+            trainer={"devices": self._workers.devices_per_trial, **trainer},
             seed=self.seed,
             checkpoint_every=self._trials.checkpoint_every,
             stop_on_nan=self._trials.stop_on_nan,
             score=self._goal.score,
         )
-        objective.attached = attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer)
+        objective.attached = attached
         objective.unit, objective.mode = self.unit, self.mode
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         if self._parts.check_names is not None:

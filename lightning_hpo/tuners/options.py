@@ -40,8 +40,9 @@ class Options(TypedDict, total=False):
         storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
             second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
         root: folder of all runs.
-        trainer: more arguments for every ``Trainer``. Callbacks and loggers in it are copied for each job. A trial that
-            they end below its budget (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
+        trainer: more arguments for every ``Trainer``. Callbacks in it are copied for each job; loggers of a known class
+            have a run for each trial, others are copied (``docs/watching.md``). A trial that it ends below its budget
+            (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
         checkpoint_every: save within a job each time so many optimizer steps are done.
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
         workers: jobs at a time. 1 runs them in this process, more in worker processes of their own.

@@ -31,7 +31,7 @@ from lightning_hpo.tuners.proposers import OpenStudy
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = (
     "monitor", "mode", "score", "constraints", "seed", "name", "storage", "root", "trainer", "verbose",
-    "allow_changed", "workers",
+    "allow_changed", "workers", "logger", "callbacks",
 )  # fmt: skip
 _INTERVAL = 200  # optimizer steps
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
@@ -73,7 +73,9 @@ class PopulationTuner(Tuner):
             trains.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
         **options: ``monitor``, ``mode``, ``score``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``,
-            ``trainer``, ``verbose``, ``allow_changed``, ``workers`` and :class:`Tuner`.
+            ``trainer``, ``verbose``, ``allow_changed``, ``workers``, ``logger`` and ``callbacks`` of :class:`Tuner`. A
+            logger has one run for each member, through all its trials, and functions of a trial are called with the
+            first of them.
 
     Raises:
         ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.

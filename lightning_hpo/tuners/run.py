@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import optuna
@@ -27,10 +28,11 @@ from lightning_hpo.study.opening import open_study
 from lightning_hpo.study.rows import read_rows
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.table import TrialTable
-from lightning_hpo.study.trial_folders import study_id
+from lightning_hpo.study.trial_folders import identity_of, study_id
 from lightning_hpo.text import say
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import Ranks
+from lightning_hpo.training.trial_info import Trial, trial_info
 from lightning_hpo.tuners.options import Goal, RunOptions
 
 POLL = 0.5  # seconds between looks at what the other processes of a shared study have done
@@ -47,7 +49,8 @@ class Target:
         builder: of what a trial trains; None for a function.
         use_key: takes the run's key, which its checkpoints are signed with.
         deliver: makes what module or function receive of the parameters that a study stores.
-        end_trial: tells the logger of a trial that has ended, given folder, row and identity; None without a logger.
+        end_trial: tells the loggers of a trial that has ended, given folder, row and identity; None without a logger.
+        callbacks_of: returns the callbacks of a trial, given that trial; None for a function.
     """
 
     work: Work
@@ -57,6 +60,21 @@ class Target:
     use_key: Callable[[Key], None] | None = None
     deliver: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     end_trial: EndTrial | None = None
+    callbacks_of: Callable[[Trial], list[Any]] | None = None
+
+    @classmethod
+    def of(cls, objective: Any, work: Work, parts: Sequence[Any], deliver: Any) -> "Target":
+        """Make the target of a search over a module.
+
+        Args:
+            objective: the :class:`~lightning_hpo.training.objective.Objective`.
+            work: as above.
+            parts: as above.
+            deliver: as above.
+        """
+        end = objective.end_trial if objective.attached.loggers else None
+        own = objective.check, objective.builder, objective.use_key
+        return cls(work, parts, *own, deliver, end, partial(_restored, objective))
 
 
 @dataclass(frozen=True)
@@ -257,7 +275,25 @@ def answer(
         build=None if target.builder is None else target.builder.of_values.build_model,
         folder=folder.path if study_in_folder else None,
         confirmed=confirmed,
+        callbacks_of=None
+        if target.callbacks_of is None
+        else partial(_callbacks_of, rows, study_id(study), folder, target),
     )
+
+
+def _callbacks_of(rows: Sequence[Row], study: str, folder: RunFolder, target: Target, number: int) -> list[Any]:
+    """Callbacks of a trial; in a population, of its member."""
+    assert target.callbacks_of is not None
+    if not 0 <= number < len(rows):
+        raise ValueError(f"there is no trial {number!r}; the study has the trials 0 to {len(rows) - 1}.")
+    first = rows[rows[number].home]
+    identity = identity_of(study, first.number, first.params)
+    return target.callbacks_of(trial_info(folder.trial(first.number), first.params, identity, rows[number].global_step))
+
+
+def _restored(objective: Any, trial: Trial) -> list[Any]:
+    restored: list[Any] = objective.attached.restored(trial, objective.key)  # the key is there once the run is open
+    return restored
 
 
 def _study(

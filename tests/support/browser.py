@@ -47,7 +47,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, expression, seconds=60):
+    def wait_for(self, expression, seconds=300):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.evaluate(expression):

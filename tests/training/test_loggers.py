@@ -12,9 +12,9 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
-from lightning_hpo import PopulationTuner, RandomTuner
+from lightning_hpo import HyperbandTuner, PopulationTuner, RandomTuner, StudyPaused
 from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.training.trial_info import Trial
 from tests.support.small import Data, Net
@@ -22,7 +22,13 @@ from tests.support.small import Data, Net
 LR = {"model.lr": "loguniform(1e-3, 1)"}
 CPU = {"accelerator": "cpu"}
 EVERY = 5  # steps between two rows
+OBJECTS = """[
+    TensorBoardLogger({root!r} + "/logs", name="tensorboard"), CSVLogger({root!r} + "/logs", name="csv"),
+    WandbLogger(save_dir={root!r} + "/logs", project="mine", tags=["small"], offline=True),
+    MLFlowLogger("mine", tracking_uri="sqlite:///" + {root!r} + "/mlflow.db", tags={{"of": "me"}}),
+]"""
 SCRIPT = """
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tests.support.small import Data
 from tests.training.test_loggers import Killer, Secret, mine
 from lightning_hpo import HyperbandTuner
@@ -30,7 +36,7 @@ if __name__ == "__main__":
     HyperbandTuner(
         {{"model.lr": "loguniform(1e-3, 1)", "model.api_key": "choice('hunter22', 'hunter23')"}}, monitor="val_loss",
         max_steps=75, min_steps=25, workers=2, checkpoint_every=10, logger={logger}, callbacks=Killer.of, verbose=False,
-        root={root!r}, name="r", trainer={{"accelerator": "cpu", "log_every_n_steps": 5}},
+        root={root!r}, name="r", trainer={{"accelerator": "cpu", "log_every_n_steps": 5, {trainer}}},
     ).fit(Secret, datamodule=Data)
 """
 
@@ -68,53 +74,53 @@ def mine(trial):
                      flush_logs_every_n_steps=1)  # fmt: skip
 
 
-def searched(tmp_path, logger, **environment):
+def searched(tmp_path, logger=None, trainer="", **environment):
     """Run the script until nothing kills it any more; return the run folder and the trials."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(tmp_path), logger=logger))
-    environment = {**os.environ, **environment}
+    script.write_text(SCRIPT.format(root=str(tmp_path), logger=logger, trainer=trainer))
+    environment = {**os.environ, "WANDB_SILENT": "true", **environment}
     for code in (-signal.SIGKILL, 0):
-        done = subprocess.run([sys.executable, str(script)], env=environment, timeout=150, check=False)
+        done = subprocess.run([sys.executable, str(script)], env=environment, timeout=900, check=False)
         assert done.returncode == code
-    run = tmp_path / "r"
+    return tmp_path / "r", trials_of(tmp_path / "r", 5)
+
+
+def trials_of(run, count):
     rows = read_run(run).rows
-    assert len(rows) == 5
-    assert {row.state for row in rows} == {"complete", "pruned"}
-    return run, rows
+    assert len(rows) == count
+    assert {row.state for row in rows} <= {"complete", "pruned"}
+    return rows
 
 
 def check(rows, runs):
     """Each trial has one run: every row once and in order, the parameters, the final score."""
-    assert len(runs) == 5
+    assert len(runs) == len(rows)
     for row in rows:
         steps, params, score, status = runs[f"r-{row.number:04d}"]
         assert steps == list(range(EVERY - 1, row.step, EVERY)), row
         assert float(params["model.lr"]) == pytest.approx(row.params["model.lr"])
-        assert params["model.api_key"] == "***"
+        assert params.get("model.api_key", "***") == "***"
         assert score == pytest.approx(row.score)
         assert status == row.state
 
 
-def test_csv(tmp_path):
-    run, rows = searched(tmp_path, "'csv'")
+def read_csv(parent):
     runs = {}
-    for folder in (run / "csv").iterdir():
+    for folder in parent.iterdir():
         with (folder / "metrics.csv").open(newline="") as file:
             lines = list(csv.DictReader(file))
         params = yaml.safe_load((folder / "hparams.yaml").read_text())
         steps = [int(line["step"]) for line in lines if line["train_loss"]]
         runs[folder.name] = steps, params, params["hp_metric"], params["status"]
-    check(rows, runs)
+    return runs
 
 
-def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
+def read_tensorboard(parent):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    run, rows = searched(tmp_path, "'tensorboard'")
     runs = {}
-    for folder in (run / "tensorboard").iterdir():
+    for folder in parent.iterdir():
         events = EventAccumulator(str(folder)).Reload()
         content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         given = HParamsPluginData.FromString(content).session_start_info.hparams
@@ -123,7 +129,19 @@ def test_tensorboard(tmp_path):
         (status,) = events.Tensors("status/text_summary")
         steps = sorted(event.step for event in events.Scalars("train_loss"))  # files of one second have any order
         runs[folder.name] = steps, params, metric.value, status.tensor_proto.string_val[0].decode()
-    check(rows, runs)
+    return runs
+
+
+def read_mlflow(place, experiment):
+    from mlflow import MlflowClient
+
+    client, runs = MlflowClient(place), {}
+    for found in client.search_runs([client.get_experiment_by_name(experiment).experiment_id]):
+        steps = sorted(metric.step for metric in client.get_metric_history(found.info.run_id, "train_loss"))
+        (score,) = client.get_metric_history(found.info.run_id, "hp_metric")
+        assert found.info.status == {"complete": "FINISHED", "pruned": "KILLED"}[found.data.tags["status"]]
+        runs[found.info.run_name] = steps, found.data.params, score.value, found.data.tags["status"]
+    return runs
 
 
 def logged(content, block=32768):
@@ -142,13 +160,11 @@ def logged(content, block=32768):
             parts = []
 
 
-def test_wandb(tmp_path):
-    pytest.importorskip("wandb")
+def read_wandb(parent):
     from wandb.proto import wandb_internal_pb2
 
-    run, rows = searched(tmp_path, "'wandb'", WANDB_MODE="offline", WANDB_SILENT="true")
     runs = {}
-    for file in sorted((run / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime):
+    for file in sorted((parent / "wandb").glob("offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime):
         name, steps, params, summary = "", [], {}, {}
         for data in logged(file.read_bytes()):
             record = wandb_internal_pb2.Record.FromString(data)
@@ -169,26 +185,84 @@ def test_wandb(tmp_path):
             before[0] + steps, before[1] | params,
             summary.get("hp_metric", before[2]), summary.get("status", before[3]),
         )  # fmt: skip
-    check(rows, runs)
+    return runs
 
 
-def test_mlflow(tmp_path):
-    pytest.importorskip("mlflow")
+@pytest.mark.timeout(1900)
+def test_wandb(tmp_path):
+    pytest.importorskip("wandb")
+    run, rows = searched(tmp_path, "'wandb'", WANDB_MODE="offline")
+    check(rows, read_wandb(run))
+
+
+@pytest.mark.timeout(1900)
+def test_logger_objects_of_the_trainer(tmp_path):
+    """They keep their settings and places, and each trial has a run of its own in each of them."""
+    for package in ("mlflow", "tensorboard", "wandb"):
+        pytest.importorskip(package)
     from mlflow import MlflowClient
 
+    rows = searched(tmp_path, trainer=f"'logger': {OBJECTS.format(root=str(tmp_path))}")[1]
     place = f"sqlite:///{tmp_path}/mlflow.db"
-    rows = searched(tmp_path, "'mlflow'", MLFLOW_TRACKING_URI=place)[1]
+    check(rows, read_csv(tmp_path / "logs" / "csv"))
+    check(rows, read_tensorboard(tmp_path / "logs" / "tensorboard"))
+    check(rows, read_wandb(tmp_path / "logs"))
+    check(rows, read_mlflow(place, "mine"))
     client = MlflowClient(place)
-    experiment = client.get_experiment_by_name("r")
-    runs = {}
-    for found in client.search_runs([experiment.experiment_id]):
-        steps = sorted(metric.step for metric in client.get_metric_history(found.info.run_id, "train_loss"))
-        (score,) = client.get_metric_history(found.info.run_id, "hp_metric")
-        assert found.info.status == {"complete": "FINISHED", "pruned": "KILLED"}[found.data.tags["status"]]
-        runs[found.info.run_name] = steps, found.data.params, score.value, found.data.tags["status"]
-    check(rows, runs)
+    runs = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert {run.data.tags["of"] for run in runs} == {"me"}
 
 
+@pytest.mark.parametrize("logger", ["csv", "tensorboard", "mlflow", True])
+def test_a_logger_by_its_name_and_the_default_one(tmp_path, monkeypatch, logger):
+    pytest.importorskip({"csv": "lightning", True: "tensorboard"}.get(logger, logger))
+    place = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    trainer = {**CPU, "log_every_n_steps": 5}
+    given = {"trainer": {**trainer, "logger": True}} if logger is True else {"trainer": trainer, "logger": logger}
+    tuner(tmp_path, max_steps=10, **given).fit(Net, datamodule=Data)
+    rows = trials_of(tmp_path / "r", 2)
+    if logger == "mlflow":
+        check(rows, read_mlflow(place, "r"))
+    elif logger == "csv":
+        check(rows, read_csv(tmp_path / "r" / "csv"))
+    else:
+        check(rows, read_tensorboard(tmp_path / "r" / "tensorboard"))
+
+
+def test_folders_of_logs_of_another_study_are_moved_aside(tmp_path):
+    options = {"trainer": {**CPU, "log_every_n_steps": 5, "logger": CSVLogger(tmp_path / "logs")}, "max_steps": 5}
+    tuner(tmp_path / "a", **options).fit(Net, datamodule=Data)
+    with pytest.warns(UserWarning, match="logs of other trials are moved aside"):
+        tuner(tmp_path / "b", **options).fit(Net, datamodule=Data)
+    assert len(list((tmp_path / "logs" / "lightning_logs").glob("*.other-*"))) == 2
+    runs = read_csv(tmp_path / "logs" / "lightning_logs")
+    check(trials_of(tmp_path / "b" / "r", 2), {name: run for name, run in runs.items() if ".other" not in name})
+
+
+class Elsewhere(Logger):
+    """A logger whose class nobody knows."""
+
+    params: list = []
+    name = version = ""
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        self.params.append(params)
+
+
+def test_another_logger_is_copied_with_a_warning_and_gets_no_secret(tmp_path):
+    Elsewhere.params.clear()
+    space = {**LR, "model.api_key": "choice('hunter22', 'hunter23')"}
+    with pytest.warns(UserWarning, match="the Elsewhere in `trainer` is copied for each job"):
+        tuner(tmp_path, space=space, trainer={**CPU, "logger": Elsewhere()}).fit(Secret, datamodule=Data)
+    assert [params["api_key"] for params in Elsewhere.params] == ["***", "***"]
+    assert (tmp_path / "r/trials/0000/metrics.csv").exists()
+
+
+@pytest.mark.timeout(1900)
 def test_a_factory_of_loggers(tmp_path):
     run, rows = searched(tmp_path, "mine")
     for row in rows:
@@ -205,11 +279,9 @@ def test_a_factory_of_loggers(tmp_path):
 # Wrong calls, callbacks
 
 
-def tuner(tmp_path, **options):
-    return RandomTuner(
-        LR, monitor="val_loss", max_steps=4, n_trials=2, root=tmp_path, name="r", verbose=False,
-        **{"trainer": CPU, **options},
-    )  # fmt: skip
+def tuner(tmp_path, space=LR, **options):
+    defaults = {"trainer": CPU, "max_steps": 4, "n_trials": 2, "monitor": "val_loss", "verbose": False}
+    return RandomTuner(space, root=tmp_path, name="r", **{**defaults, **options})
 
 
 @pytest.mark.parametrize(
@@ -232,13 +304,6 @@ def test_a_logger_that_is_not_installed_says_how_to_install_it(tmp_path, monkeyp
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="pip install wandb"):
         tuner(tmp_path, logger="wandb").fit(Net, datamodule=Data)
-
-
-def test_an_object_that_would_log_all_trials_into_one_run_is_warned_of(tmp_path):
-    pytest.importorskip("mlflow")
-    logger = MLFlowLogger("x", tracking_uri=f"sqlite:///{tmp_path}/m.db")
-    with pytest.warns(UserWarning, match="MLFlowLogger in `trainer`"):
-        tuner(tmp_path, trainer={**CPU, "logger": logger}).objective(Net, datamodule=Data)
 
 
 @pytest.mark.parametrize("options", [{"logger": "csv"}, {"callbacks": [pl.Callback()]}])
@@ -264,6 +329,43 @@ def test_each_job_has_callbacks_of_its_own(tmp_path, given):
     assert [(tmp_path / f"r/trials/000{number}/count").read_text() for number in range(2)] == ["4", "4"]
 
 
+class Losses(pl.Callback):
+    """Remembers the loss of each step."""
+
+    def __init__(self):
+        self.losses = []
+
+    def state_dict(self):
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state_dict):
+        self.losses = state_dict["losses"]
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        self.losses.append(float(outputs["loss"]))
+
+
+def test_callbacks_of_each_trial_can_be_had_from_the_result(tmp_path):
+    def search(**options):
+        return HyperbandTuner(
+            LR, monitor="val_loss", max_steps=9, min_steps=3, root=tmp_path, name="r", verbose=False, trainer=CPU,
+            **options,
+        ).fit(Net, datamodule=Data)  # fmt: skip
+
+    result = search(callbacks=Losses())
+    gone = [row for row in result.trials() if not (tmp_path / f"r/trials/{row.number:04d}/last.ckpt").exists()]
+    assert gone
+    for row in result.trials():
+        (callback,) = result.callbacks(row.number)
+        assert len(callback.losses) == row.step
+    with pytest.raises(ValueError, match="no trial 99"):
+        result.callbacks(99)
+    with pytest.raises(RuntimeError, match="give the tuner `callbacks=`"):
+        search().callbacks(0)
+    with pytest.raises(RuntimeError, match="others than trial 0 had"):
+        search(callbacks=[Losses(), pl.Callback()]).callbacks(0)
+
+
 def test_a_failed_trial_is_failed_in_its_run(tmp_path):
     class Fails(Net):
         def training_step(self, batch, batch_idx):
@@ -282,6 +384,51 @@ def test_a_failed_trial_is_failed_in_its_run(tmp_path):
         assert found["status"] == state
 
 
-def test_a_population_takes_no_logger(tmp_path):
-    with pytest.raises(ValueError, match="`logger` means nothing for a population"):
-        PopulationTuner(LR, monitor="val_loss", max_steps=4, interval=2, root=tmp_path, logger="csv")
+class Stopper(pl.Callback):
+    """Presses Ctrl-C in the middle of a member's second interval, once."""
+
+    def __init__(self, trial):
+        self.trial, self.steps = trial, 0
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict):
+        self.steps = state_dict["steps"]
+
+    def on_train_batch_end(self, trainer, *_):
+        self.steps += 1
+        stopped = self.trial.folder / "stopped"
+        if self.trial.number == 1 and trainer.global_step == 18 and not stopped.exists():
+            stopped.touch()
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_each_member_of_a_population_has_one_run(tmp_path):
+    """Steps go on where a member copies; its run begins with its first parameters, and says which ones came when."""
+
+    def search():
+        return PopulationTuner(
+            LR, monitor="val_loss", max_steps=30, interval=10, population_size=3, root=tmp_path, name="r",
+            logger="csv", callbacks=Stopper, verbose=False, trainer={**CPU, "log_every_n_steps": 5},
+        ).fit(Net, datamodule=Data)  # fmt: skip
+
+    with pytest.raises(StudyPaused):
+        search()
+    result = search()
+    trials = result.trials()
+    assert len(trials) > 3
+    assert [result.callbacks(row.number)[0].steps for row in trials] == [30] * len(trials)
+    runs = read_csv(tmp_path / "r" / "csv")
+    assert set(runs) == {"r-0000", "r-0001", "r-0002"}
+    for member in range(3):
+        own = [row for row in trials if row.home == member]
+        steps, params, score, status = runs[f"r-{member:04d}"]
+        assert steps == list(range(EVERY - 1, 30, EVERY))
+        assert params["model.lr"] == pytest.approx(own[0].params["model.lr"])
+        assert score == pytest.approx(own[-1].score)
+        assert status == "complete"
+        with (tmp_path / "r" / "csv" / f"r-{member:04d}" / "metrics.csv").open(newline="") as file:
+            lines = [line for line in csv.DictReader(file) if line["pbt/model.lr"]]
+        began = [(int(line["step"]), float(line["pbt/model.lr"])) for line in lines]
+        assert began == [(row.start, pytest.approx(row.params["model.lr"])) for row in own]

@@ -20,10 +20,11 @@ TRIAL_KEYS = {
     "number", "state", "params", "step", "target", "score", "values", "parent", "start", "ended", "feasible", "failure",
     "progress", "folder",
 }  # fmt: skip
+pytestmark = pytest.mark.timeout(1800)
 TRAINING = """
 from lightning_hpo import RandomTuner
 from tests.support.small import Data, Net
-RandomTuner({{"model.lr": "loguniform(1e-3, 1)"}}, monitor="val_loss", max_steps=20_000, n_trials=2, verbose=False,
+RandomTuner({{"model.lr": "loguniform(1e-3, 1)"}}, monitor="val_loss", max_steps=200_000, n_trials=2, verbose=False,
             trainer={{"accelerator": "cpu"}}, root={root!r}, name="r").fit(Net, datamodule=Data)
 """
 
@@ -87,9 +88,9 @@ def test_watching_a_run_that_is_over_shows_it(run, capsys):
 def test_a_search_at_work_is_shown_as_it_is(tmp_path, capsys):
     search = subprocess.Popen([sys.executable, "-c", TRAINING.format(root=str(tmp_path))])
     path, folder = str(tmp_path / "r"), tmp_path / "r" / "trials" / "0000"
-    watcher = None
+    watcher, counts = None, re.compile(r"1 trials, [\d,]+ optimizer steps")
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 500
         while (before := read_progress(folder)) is None or not before.steps:
             assert search.poll() is None
             assert time.monotonic() < deadline
@@ -103,25 +104,27 @@ def test_a_search_at_work_is_shown_as_it_is(tmp_path, capsys):
         assert content["trials"] == {"all": 1, "running": 1}
         assert before.step <= content["rows"][0]["step"] <= after.step
         assert content["steps"]["done"] == content["rows"][0]["step"]
-        assert content["rows"][0]["target"] == 20_000
+        assert content["rows"][0]["target"] == 200_000
         assert content["rows"][0]["progress"]["value"] == content["rows"][0]["progress"]["curve"][-1][1]
         assert main(["show", path]) == 0
         text = capsys.readouterr().out
-        assert re.search(r"trial 0 runs: step \d+ of 20000, val_loss \S+, \S+ steps/s", text)
-        assert re.search(r"[\d,]+ of 40,000 planned optimizer steps, about \d+ (s|min) left", text)
+        assert re.search(r"trial 0 runs: step \d+ of 200000, val_loss \S+, \S+ steps/s", text)
+        assert re.search(r"[\d,]+ of 400,000 planned optimizer steps, about \d+ (s|min) left", text)
         code = f"import sys; from lightning_hpo.__main__ import main; sys.exit(main(['show', '--watch', {path!r}]))"
-        code, text = in_terminal(code, until=r"running +\d+/20000 ")  # then Ctrl-C, which the search does not get
+        code, text = in_terminal(code, until=r"running +\d+/200000 ")  # then Ctrl-C, which the search does not get
         assert code == 0, text
         assert "RandomTuner in " in text
         assert search.poll() is None
-        time.sleep(3)  # two lines of the watcher
+        lines = []
+        while len({line for line in lines if counts.match(line)}) < 2:
+            lines.append(watcher.stdout.readline())
+            assert lines[-1]
         os.kill(search.pid, signal.SIGINT)
-        assert search.wait(60) == 130
-        lines = watcher.communicate(timeout=60)[0].splitlines()
+        assert search.wait(300) == 130
+        lines += watcher.communicate(timeout=300)[0].splitlines()
     finally:
         for process in (search, watcher):
             if process is not None:
                 process.kill()
-    assert len({line for line in lines if re.match(r"1 trials, [\d,]+ optimizer steps", line)}) >= 2
     assert "\x1b" not in "".join(lines)
     assert any("1 trials: 1 paused" in line for line in lines)

@@ -18,11 +18,13 @@ from rich.console import Console as Terminal
 from lightning_hpo import HyperbandTuner, PopulationTuner
 from lightning_hpo.records import Row
 from lightning_hpo.reporting.live import LiveView, block, sparkline
+from lightning_hpo.reporting.notebook import shown_in_notebook
 from lightning_hpo.reporting.pace import Pace
 from lightning_hpo.reporting.view import Plan, View, read_plan
 from lightning_hpo.study.progress import Progress, ProgressFile, read_progress
 from tests.support.small import Data, Net
 
+pytestmark = pytest.mark.timeout(1800)  # most of it waits for events of other processes
 CPU = {"accelerator": "cpu"}
 FUNCTION = """
 from lightning_hpo import RandomTuner
@@ -57,7 +59,7 @@ class Standing:
         return {"step": self.global_step}
 
 
-def in_terminal(code, *, until=None, environment=(), limit=120):
+def in_terminal(code, *, until=None, environment=(), limit=540):
     """Run a script in a terminal of its own, with Ctrl-C once ``until`` is printed; return exit code and output."""
     pid, handle = pty.fork()
     if pid == 0:
@@ -233,12 +235,19 @@ def test_the_view_shows_trials_and_hides_secrets():
         Row(0, {"lr": 0.1, "data.api_key": "hunter22"}, {9: 0.5}, state="complete"),
         Row(1, {"lr": 0.2, "data.api_key": "hunter22"}, {}, target=9),
         Row(2, {"lr": 0.3, "data.url": "redis://:hunter22@host"}, {9: 0.7}, parent=0, start=9, state="complete"),
-        Row(3, {"lr": 0.4, "a[red]b": "x\x1b[31m\n"}, {9: 0.9}, state="failed"),
+        Row(3, {"lr": 0.4, "a[red]b": "<b>\x1b[31m\n"}, {9: 0.9}, state="failed"),
     ]
     progress = {1: Progress(1, 4, 0, 9, steps=4, seconds=2.0, curve=((1, 3.0), (3, 2.0), (4, 1.0)))}
     plan = Plan("HyperbandTuner in runs/x", 27, 3, 1, (((2, 9), (1, 27)),))
-    text = drawn(View(plan, "val_loss", "min", rows, {1: 12.0}, progress, 30.0, 95.0))
-    assert "hunter22" not in text
+    view = View(plan, "val_loss", "min", rows, {1: 12.0}, progress, 30.0, 95.0)
+    text = drawn(view)
+    in_notebook = shown_in_notebook(view)
+    assert "hunter22" not in text + in_notebook["text/html"] + in_notebook["text/plain"]
+    assert [line.rstrip() for line in in_notebook["text/plain"].splitlines()] == [
+        line.rstrip() for line in drawn(view, 110).splitlines()
+    ]
+    assert "a[red]b" in in_notebook["text/html"]
+    assert "<b>" not in in_notebook["text/html"]
     assert "redis://:***@host" in text
     assert "running" in text
     assert "4/9" in text
@@ -310,7 +319,7 @@ def test_a_terminal_that_is_closed_ends_the_view_and_not_the_search(tmp_path):
     stream, printed = Closed(), (sys.stdout, sys.stderr)
     with LiveView(lambda: View(Plan("t", 9), "y", "min", []), stream) as view:
         stream.closed_now = True
-        view._thread.join(10)
+        view._thread.join(120)
         assert not view._thread.is_alive()
     assert (sys.stdout, sys.stderr) == printed
 
