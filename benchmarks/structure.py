@@ -21,7 +21,8 @@ FLOORS = (
     {"lineage", "training", "reporting"},
     {"callbacks", "executors"},
     {"tuners", "testing"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 """Rooms, lowest floor first: a room imports from lower floors only."""
 

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from lightning_hpo.errors import (
         WorkerStartError as WorkerStartError,
     )
+    from lightning_hpo.executors.ray import RayExecutor as RayExecutor
     from lightning_hpo.lr_schedules import (
         ClosedFormLR as ClosedFormLR,
     )
@@ -150,7 +151,7 @@ if TYPE_CHECKING:
     from lightning_hpo.tuners.presets import HyperbandTuner as HyperbandTuner
     from lightning_hpo.tuners.presets import RandomTuner as RandomTuner
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "callbacks": "LRSchedule PopulationBasedTraining PopulationReplay TrialReport TrialValidation",
@@ -160,6 +161,7 @@ _NAMES = {
         "SearchFailedError StorageError StudyInUseError StudyMismatchError StudyPaused UnreadableStateError "
         "WorkerStartError"
     ),
+    "executors.ray": "RayExecutor",
     "lr_schedules": (
         "ClosedFormLR CosineLR CosineRestartsLR InverseSqrtLR LinearDecayLR ReplayLR StepDecayLR "
         "WarmupCosineLR WarmupStableDecayLR make_lr_schedule"

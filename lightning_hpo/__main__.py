@@ -1,12 +1,13 @@
 """``lightning-hpo show|report|best runs/<name>`` (or ``python -m lightning_hpo``): look at a run, finished or at work.
 
 ``show --watch`` follows a search, ``show runs/<name> 7`` shows one trial, ``show --json`` is for scripts.
-Nothing that the run's config names is imported.
+Nothing that the run's config names is imported. ``lightning-hpo slurm`` prints the script of an array job.
 """
 
 import argparse
 import sys
 
+from lightning_hpo.cli.slurm import add_arguments, slurm_script
 from lightning_hpo.errors import STORAGE
 from lightning_hpo.reporting.outside import running_lines, show_trial, to_json, view_of, watch
 from lightning_hpo.reporting.report import keep_report, write_report
@@ -34,8 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--storage", help="URL of the study, if it is not in the folder")
         if name == "report":
             command.add_argument("--live", action="store_true", help="write it again and again while the search runs")
-    given = parser.parse_args(arguments)
+    words = "print the script of a SLURM array job whose elements share one study: ... slurm train.py ... --workers 8"
+    add_arguments(commands.add_parser("slurm", help=words, description=words))
+    given, rest = parser.parse_known_args(arguments)
+    if rest and given.command != "slurm":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if given.command == "slurm":
+            say(slurm_script(given.script, rest, given.workers, given.grace, given.sbatch).rstrip("\n"))
+            return 0
         _act(given)
     except KeyboardInterrupt:  # of a watch; the search goes on
         return 0

@@ -1,4 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP) mean pause; a second Ctrl-C means now."""
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP) mean pause; a second Ctrl-C means now.
+
+In a job of SLURM, SIGUSR1 does too: it is sent before the time limit. Lightning leaves a signal that has a handler
+alone, so its own way to requeue a job, from a checkpoint that no tuner knows, is not taken.
+"""
 
 import os
 import signal
@@ -9,7 +13,8 @@ from types import FrameType
 from typing import Any
 
 _CLOSED: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
-PAUSING = (signal.SIGINT, signal.SIGTERM, *([] if _CLOSED is None else [_CLOSED]))
+_ENDING = signal.SIGUSR1 if "SLURM_JOB_ID" in os.environ else None
+PAUSING = (signal.SIGINT, signal.SIGTERM, *(number for number in (_CLOSED, _ENDING) if number is not None))
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -59,7 +64,7 @@ class Interrupts:
 
 @contextmanager
 def pausing_signals() -> Iterator[Interrupts]:
-    """Turn SIGINT, SIGTERM and SIGHUP into a wish to pause while the block runs; in other threads nothing.
+    """Turn the signals of :data:`PAUSING` into a wish to pause while the block runs; in other threads nothing.
 
     A second SIGINT raises KeyboardInterrupt. A SIGHUP that is ignored, as under ``nohup``, stays so.
     """

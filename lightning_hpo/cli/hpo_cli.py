@@ -8,7 +8,7 @@
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -21,6 +21,7 @@ from lightning_hpo.cli.dry_run import say_price
 from lightning_hpo.cli.messages import plain
 from lightning_hpo.cli.spaces import flat, whole_names
 from lightning_hpo.errors import UNFORESEEN, exit_code, leave
+from lightning_hpo.executors.ray import RayExecutor
 from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.text import masked_config, say
 from lightning_hpo.training.config_builder import ConfigBuilder
@@ -158,16 +159,16 @@ def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:
 
     mistakes: list[Exception] = []
 
-    def make(kind: Callable[..., Tuner], *args: Any, **options: Any) -> Tuner:
+    def make(kind: type, *args: Any, **options: Any) -> Any:
         try:
-            return kind(space, *args, **options)
+            return kind(*([space] if issubclass(kind, Tuner) else []), *args, **options)
         except (TypeError, ValueError) as error:
             mistakes.append(error)
             raise
 
     config = parser.parse_object({"tuner": config})
     try:
-        made: Tuner = parser.instantiate(config, instantiators=[(make, Tuner, True)]).tuner
+        made: Tuner = parser.instantiate(config, instantiators=[(make, Tuner, True), (make, RayExecutor, True)]).tuner
     except Exception:
         if mistakes:  # said plainly, without what the parser adds
             raise mistakes[0] from None

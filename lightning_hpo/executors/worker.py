@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -260,7 +260,7 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, resour
 
     # It may be sent to a whole group: the job then saves first.
     signal.signal(signal.SIGTERM, LocalHandler(note, signal.SIG_DFL))
-    for number in (signal.SIGINT, signal.SIGHUP):  # the parent decides what they mean
+    for number in {*PAUSING} - {signal.SIGTERM}:  # the parent decides what they mean
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PAUSING)
 
@@ -272,18 +272,24 @@ def _serve(connection: Connection, progress: Any, work: Work, pause: Any, resour
     _send(connection, _READY)
     while (task := _next_task(connection)) is not None:
         progress.value += 1
-        try:
-            answer: Outcome | _Failure = work(task, should_pause)
-        except BaseException as error:  # noqa: BLE001  # the parent records it
-            from optuna import TrialPruned  # noqa: PLC0415  # a plain function does not need it
-
-            kinds = (kind for kind in (ParameterMismatchError, TrialPruned) if isinstance(error, kind))
-            ends = bool(getattr(error, "ends_search", False))
-            answer = _Failure(failure_text(error), next(kinds, JobError), ends, exit_code(error))
-            free_frames(error)
+        answer = carry_out(work, task, should_pause)
         terminated.clear()  # the job has saved and paused; the parent says what is next
         _send(connection, answer)
         gc.collect()
+
+
+def carry_out(work: Work, task: Task, should_pause: Callable[[], bool]) -> Outcome | _Failure:
+    """Carry out a job in a worker; an error becomes an answer, as the search records it."""
+    try:
+        return work(task, should_pause)
+    except BaseException as error:  # noqa: BLE001  # the search records it
+        from optuna import TrialPruned  # noqa: PLC0415  # a plain function does not need it
+
+        kinds = (kind for kind in (ParameterMismatchError, TrialPruned) if isinstance(error, kind))
+        ends = bool(getattr(error, "ends_search", False))
+        failure = _Failure(failure_text(error), next(kinds, JobError), ends, exit_code(error))
+        free_frames(error)
+        return failure
 
 
 def _send(connection: Connection, message: object) -> None:

@@ -39,7 +39,9 @@ def is_stalled(values: Floats, recent: int) -> bool:
 
 
 def local_model(encoding: Encoding, observations: Observations, values: Floats) -> GaussianProcessModel | None:
-    """Return the model of the 2 d + 2 fully trained rows nearest to the best one; None if there are no more than these.
+    """Return the model of the 2 d + 2 fully trained rows nearest to the best one.
+
+    None if there are no more than these, or if no parameter is continuous: there are no last digits to gain then.
 
     Args:
         encoding: of the whole space.
@@ -49,7 +51,7 @@ def local_model(encoding: Encoding, observations: Observations, values: Floats) 
     units, pending = observations.units, observations.pending
     rows = np.flatnonzero(~np.isnan(values) & (observations.fidelity == 1.0))
     count = 2 * len(encoding) + 2
-    if len(rows) <= count:
+    if len(rows) <= count or not len(encoding.continuous):
         return None
     features = encoding.features(units[rows])
     apart = ((features - features[np.argmin(values[rows])]) ** 2).sum(axis=1)

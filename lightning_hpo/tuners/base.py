@@ -12,7 +12,6 @@ from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
 from lightning_hpo.executors.base import Executor
-from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
@@ -37,7 +36,7 @@ from lightning_hpo.tuners.options import (
     group,
     validate_names,
 )
-from lightning_hpo.tuners.parts import Parts
+from lightning_hpo.tuners.parts import Parts, validate_workers
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.retrain import retrain
@@ -265,7 +264,7 @@ class Tuner:
     def _search(self, target: Target) -> Iterator["_Prepared"]:
         """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-        _validate_workers(self._workers, ranks.size, self._parts.single_process)
+        validate_workers(self._workers, ranks.size, self._parts.single_process)
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
@@ -362,21 +361,6 @@ def _work(run: Run, pruner: BasePruner | None, *, in_process: bool) -> Work:
     from lightning_hpo.tuners.reports import reporting  # noqa: PLC0415  # loads Lightning
 
     return reporting(run.target.work, run.study, run.storage, str(run.goal.monitors[0]))
-
-
-def _validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:
-    """Raise ValueError for workers, or processes of each trial, that cannot be had."""
-    if ranks > 1 and single_process:
-        raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
-    if options.in_process:
-        return
-    if ranks > 1:
-        raise ValueError(
-            f"`workers` is {options.workers} and `isolate` {options.isolate}, but each trial trains in {ranks} "
-            "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
-            "start: leave both out, or train each trial on one device."
-        )
-    validate_can_start(options.workers)
 
 
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:

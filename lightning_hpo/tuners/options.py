@@ -10,6 +10,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
 from lightning_hpo.errors import SearchFailedError
+from lightning_hpo.executors.ray import RayExecutor, workers_of
 from lightning_hpo.records import Mode, Row
 from lightning_hpo.schedulers.confirmed import read_confirm
 from lightning_hpo.schedulers.direction import direction
@@ -59,11 +60,9 @@ class Options(TypedDict, total=False):
             shows no progress, so there it is the time of the whole call. Only a worker process can be stopped (SIGTERM,
             10 s later SIGKILL). In this process (one worker and not ``isolate``) the stacks of all threads are printed
             and the process exits with code 1; the same command continues. Default: wait for ever.
-        max_retries: how often a job whose worker process died (out of memory, a crash in native code) or hung is
-            started again, from its last checkpoint, before its trial counts as failed. Default 0: what kills a process
-            once mostly does so again. Exceptions are never retried.
-        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s``
-            (see :class:`~lightning_hpo.training.objective.Objective`).
+        max_retries: how often a job whose worker died or hung is started again, from its last checkpoint, before
+            its trial counts as failed. Default 0: what kills a process once mostly does so again. Exceptions never are.
+        stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s`` (see ``Objective``).
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
@@ -83,6 +82,7 @@ class Options(TypedDict, total=False):
         confirm: after the search, train so many of the best configurations again at the full budget, with 5 other seeds
             each; ``(3, 8)`` are three configurations and eight seeds. The answer is the best by its mean. ``total`` and
             ``total_steps`` include what that takes; after a ``timeout`` it still comes. See ``docs/trust.md``.
+        executor: in place of ``workers``: a number, or a ``RayExecutor`` for a Ray cluster (``docs/cluster.md``).
     """
 
     monitor: str | None
@@ -114,6 +114,7 @@ class Options(TypedDict, total=False):
     logger: str | Callable[[Any], Any] | None
     callbacks: Any
     confirm: int | tuple[int, int] | None
+    executor: int | RayExecutor | None
 
 
 @dataclass(frozen=True)
@@ -261,8 +262,10 @@ class WorkerOptions:
     isolate: bool = False
     trial_timeout: float | None = None
     max_retries: int = 0
+    executor: int | RayExecutor | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", workers_of(self.executor, self.workers))
         object.__setattr__(self, "trial_timeout", seconds("trial_timeout", self.trial_timeout))
         for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
             require_int(name, getattr(self, name), least)
@@ -270,7 +273,7 @@ class WorkerOptions:
     @property
     def in_process(self) -> bool:
         """Whether jobs run in this process."""
-        return self.workers == 1 and not self.isolate
+        return self.workers == 1 and not self.isolate and not isinstance(self.executor, RayExecutor)
 
 
 @dataclass(frozen=True)

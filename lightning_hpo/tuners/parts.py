@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import optuna
 from optuna.pruners import BasePruner
@@ -11,6 +11,9 @@ from optuna.pruners import BasePruner
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
 from lightning_hpo.executors.processes import WorkerProcesses
+from lightning_hpo.executors.ray import RayExecutor
+from lightning_hpo.executors.ray_pool import RayWorkers
+from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
 from lightning_hpo.reporting.events import Observer
@@ -25,19 +28,38 @@ if TYPE_CHECKING:
 MakeExecutor: TypeAlias = Callable[[Work, WorkerOptions, Interrupts], AbstractContextManager[Executor]]
 
 
-def make_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) -> InProcess | WorkerProcesses:
-    """Make the executor that the options ask for: in this process, or worker processes."""
+def make_executor(
+    work: Work, options: WorkerOptions, interrupts: Interrupts
+) -> InProcess | WorkerProcesses | RayWorkers:
+    """Make the executor that the options ask for: in this process, worker processes, or actors of Ray."""
     if options.in_process:
         return InProcess(work, interrupts.pause_wanted, trial_timeout=options.trial_timeout)
-    processes = WorkerProcesses(
-        work,
-        options.workers,
-        options.devices_per_trial,
-        trial_timeout=options.trial_timeout,
-        max_retries=options.max_retries,
-    )
-    interrupts.listeners.append(processes.pause)
-    return processes
+    watched: Any = {"trial_timeout": options.trial_timeout, "max_retries": options.max_retries}
+    executor: WorkerProcesses | RayWorkers
+    if isinstance(options.executor, RayExecutor):
+        executor = RayWorkers(work, options.executor, devices_per_trial=options.devices_per_trial, **watched)
+    else:
+        executor = WorkerProcesses(work, options.workers, options.devices_per_trial, **watched)
+    interrupts.listeners.append(executor.pause)
+    return executor
+
+
+def validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:
+    """Raise ValueError for workers, or processes of each trial, that cannot be had, and ImportError without Ray."""
+    if ranks > 1 and single_process:
+        raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
+    if options.in_process:
+        return
+    if ranks > 1:
+        raise ValueError(
+            f"`workers` is {options.workers} and `isolate` {options.isolate}, but each trial trains in {ranks} "
+            "processes (`devices_per_trial`, or `devices` and `num_nodes` of `trainer`), which a worker process cannot "
+            "start: leave both out, or train each trial on one device."
+        )
+    if isinstance(options.executor, RayExecutor):
+        options.executor.validate_installed()
+    else:
+        validate_can_start(options.workers)
 
 
 @dataclass(frozen=True)

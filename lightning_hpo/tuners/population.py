@@ -24,7 +24,7 @@ from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
 from lightning_hpo.training.places import BATCH_SIZE
 from lightning_hpo.tuners.base import Tuner
-from lightning_hpo.tuners.options import DEFAULTS, Options, WorkerOptions, validate_names
+from lightning_hpo.tuners.options import DEFAULTS, Options, WorkerOptions, group, validate_names
 from lightning_hpo.tuners.parts import Parts, make_executor
 from lightning_hpo.tuners.proposers import OpenStudy
 
@@ -33,6 +33,7 @@ _TAKEN = (
     "monitor", "mode", "score", "constraints", "seed", "name", "storage", "root", "trainer", "verbose",
     "allow_changed", "workers", "logger", "callbacks",
 )  # fmt: skip
+_TAKEN_BY_WORKERS = ("max_retries", "trial_timeout")
 _INTERVAL = 200  # optimizer steps
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
 # Arguments of a Trainer that say when a fit ends, with the values that say nothing.
@@ -73,9 +74,9 @@ class PopulationTuner(Tuner):
             trains.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
         **options: ``monitor``, ``mode``, ``score``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``,
-            ``trainer``, ``verbose``, ``allow_changed``, ``workers``, ``logger`` and ``callbacks`` of :class:`Tuner`. A
-            logger has one run for each member, through all its trials, and functions of a trial are called with the
-            first of them.
+            ``trainer``, ``verbose``, ``allow_changed``, ``workers`` or ``executor`` (with these ``max_retries`` and
+            ``trial_timeout``), ``logger`` and ``callbacks`` of :class:`Tuner`. A logger has one run for each member,
+            through all its trials, and functions of a trial are called with the first of them.
 
     Raises:
         ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.
@@ -110,9 +111,11 @@ class PopulationTuner(Tuner):
             assert budget.interval is not None
             unit = budget.unit.name
             _validate_budget(budget, parse_space(space))
+            here = group(WorkerOptions, options).in_process
+            taken = (*_TAKEN, "executor", *(() if here else _TAKEN_BY_WORKERS))
             for argument, value in options.items():  # a command line gives options at their default too
-                if argument not in _TAKEN and value != DEFAULTS.get(argument, value):
-                    raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(_TAKEN)}.")
+                if argument not in taken and value != DEFAULTS.get(argument, value):
+                    raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(taken)}.")
             for argument, value in (options.get("trainer") or {}).items():
                 if argument in _RHYTHM:
                     raise ValueError(

@@ -141,9 +141,17 @@ def test_worker_processes_with_classes_of_the_main_script(tmp_path):
     line = ["tune", "--trainer.accelerator", "cpu", "--space.model.lr", "loguniform(1e-3, 1)"]
     line += ["--space.data.batch_size", "choice(16, 32)", "--tuner", "HyperbandTuner", "--tuner.max_steps", "9"]
     line += ["--tuner.monitor", "val_loss", "--tuner.workers", "2", "--tuner.name", "two"]
+    line += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "logs")]
     code, out, err = Script(tmp_path, tmp_path / "main.py", *line, cwd=tmp_path).end()
     assert code == 0, err
     assert "failed" not in out
     best = torch.load(tmp_path / "runs" / "two" / "best.ckpt", weights_only=True)
     config = yaml.safe_load((tmp_path / "runs" / "two" / "best.yaml").read_text())
     assert best["hyper_parameters"]["lr"] == config["model"]["lr"]
+    runs = sorted((tmp_path / "logs" / "lightning_logs").iterdir())  # a logger of the config has a run for each trial
+    assert [run.name for run in runs] == [
+        f"two-{path.name}" for path in sorted((tmp_path / "runs/two/trials").iterdir())
+    ]
+    params = [yaml.safe_load((run / "hparams.yaml").read_text()) for run in runs]
+    assert {found["status"] for found in params} == {"complete", "pruned"}
+    assert config["data"]["batch_size"] in {found["data.batch_size"] for found in params}

@@ -18,11 +18,11 @@ MODULES = sorted(
     for file in PACKAGE.rglob("*.py")
     if ">>> " in file.read_text()
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(textwrap.dedent(block), id=f"{page.name}-{number}")
     for page in PAGES
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+    for number, block in enumerate(re.findall(r"(?sm)^```py(?:thon[^\n]*)?\n(.*?)^```", page.read_text()))
 ]
 
 
@@ -47,3 +47,9 @@ def test_links_of_the_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_version_is_the_same_everywhere():
+    version = lightning_hpo.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()

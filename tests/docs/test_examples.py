@@ -5,6 +5,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.faults import scripts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,3 +48,16 @@ def test_two_workers_killed_with_their_group_and_continued(tmp_path):
     assert not acknowledged & later
     assert re.search(r"continues: \d+ of \d+ trials", out)
     assert "best of 49 trials" in out
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments", "line"),
+    [
+        ("regression.py", ["--max-epochs", "1", "--n-trials", "2"], r"best val_mse \d\.\d+; a linear regression"),
+        ("characters.py", ["--max-steps", "9", "--n-trials", "9"], r"best: \d\.\d+ bits for each character"),
+        ("gan.py", ["--max-steps", "18"], r"best val_mmd \d\.\d+; four drawn digits"),
+        ("finetuning.py", ["--max-epochs", "3"], r"best val_acc 0\.\d+ with .*unfreeze_at"),
+    ],
+)
+def test_a_script_of_the_gallery(tmp_path, example, arguments, line):
+    assert re.search(line, run(tmp_path, example, *arguments, "--root", tmp_path))

@@ -199,6 +199,7 @@ def test_a_population_replays_its_schedule(tmp_path, kind):
             rates.append(optimizer.param_groups[0]["lr"])
 
     args = ["fit", "-c", str(tmp_path / "r" / "best.yaml"), "--trainer.enable_progress_bar=false"]
+    args += ["--trainer.enable_checkpointing=false", "--trainer.logger=false"]
     LightningCLI(kind, Images, args=args, save_config_callback=None, trainer_defaults={"callbacks": Watch()})
     expected = [next(value for start, value in reversed(schedule) if start <= step) for step in range(12)]
     assert rates == pytest.approx(expected)

@@ -1,6 +1,7 @@
 """Worker processes: as good as one process, and a crash costs one trial."""
 
 import functools
+import importlib.util
 import multiprocessing
 import os
 import random
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, Tuner
+from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, RayExecutor, Tuner
 from lightning_hpo.executors.processes import WorkerProcesses, gpu_shares
 from tests.faults.test_kill import in_a_child
 from tests.support.functions import accident, loss, pruning, torch_is_loaded, where
@@ -40,6 +41,23 @@ class TestWorkers:
         pids = {row.values[1] for row in result.trials()}
         assert len(pids) == 2
         assert os.getpid() not in pids
+
+    def test_executor_says_where_jobs_run(self, tmp_path):
+        make = functools.partial(RandomTuner, X, max_steps=1, n_trials=6, root=tmp_path, verbose=False)
+        pids = {row.values[1] for row in make(executor=2).optimize(where).trials()}
+        assert len(pids - {os.getpid()}) == 2
+        with pytest.raises(ValueError, match="`executor` is 2 and `workers` 3: leave `workers` out"):
+            make(executor=2, workers=3)
+        with pytest.raises(TypeError, match="`executor` must be a number of worker processes or a RayExecutor, got 'r"):
+            make(executor="ray")
+        with pytest.raises(ValueError, match="`workers` must be an int >= 1, got 0"):
+            RayExecutor(workers=0)
+        with pytest.raises(ValueError, match="`resources` must be numbers >= 0, as in {'CPU': 1}, got 'GPU': -1"):
+            RayExecutor(workers=1, resources={"GPU": -1})
+        if importlib.util.find_spec("ray") is None:
+            with pytest.raises(ImportError, match=r"pip install lightning-hpo\[ray\]"):
+                make(name="none", executor=RayExecutor(workers=2)).optimize(where)
+            assert not (tmp_path / "none").exists()
 
     def test_a_worker_for_a_plain_function_loads_neither_torch_nor_lightning(self, tmp_path):
         search = RandomTuner(X, max_steps=1, n_trials=1, isolate=True, root=tmp_path, name="f")

@@ -1,14 +1,18 @@
 """Which module may load what, checked in fresh processes."""
 
+import inspect
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 import lightning_hpo
 from lightning_hpo.quiet import known_warnings_hidden
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "lightning", "optuna", "numpy", "scipy", "sklearn", "sqlalchemy", "pandas"}
 LIGHT = {"optuna", "numpy"}
 ALLOWED = {
@@ -39,6 +43,19 @@ def test_every_public_name_is_there():
     assert set(lightning_hpo.__all__) == set(lightning_hpo._HOMES) <= set(dir(lightning_hpo))
     with pytest.raises(AttributeError, match="Hyperbandd"):
         getattr(lightning_hpo, "Hyperbandd")  # noqa: B009  # the name must not be checked before it runs
+
+
+@pytest.mark.parametrize("name", lightning_hpo.__all__)
+def test_a_public_name_is_explained(name):
+    """A docstring of its own, a place in the API reference, and use in the code of a page or an example."""
+    thing = getattr(lightning_hpo, name)
+    assert inspect.getdoc(thing), "no docstring"
+    assert f"::: lightning_hpo.{name}\n" in (ROOT / "docs" / "api.md").read_text(), "add it to docs/api.md"
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    codes = [code for page in pages for code in re.findall(r"(?sm)^```\w+[^\n]*\n(.*?)^```", page.read_text())]
+    codes += [file.read_text() for file in (ROOT / "examples").rglob("*.py")]
+    found = any(re.search(rf"\b{name}\b", code) for code in [*codes, thing.__doc__.partition("Example")[2]])
+    assert found, "use it in the code of a page or of an example"
 
 
 def test_no_warning_filter_is_set_at_import():

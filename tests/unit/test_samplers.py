@@ -181,6 +181,13 @@ def test_every_second_trial_is_optimistic_under_noise_and_local_in_a_stalled_sea
         assert not local or abs(asked["default"]["x"] - 0.3) < 1e-3
 
 
+def test_a_search_that_stays_stalled_changes_one_parameter():
+    study = new_study()
+    study.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2 + (t.suggest_float("y", 0, 1) - 0.6) ** 2, 33)
+    asked = study.ask(study.trials[0].distributions).params
+    assert sum(asked[name] != value for name, value in study.best_params.items()) == 1
+
+
 def test_recommends_by_the_mean_under_noise_only():
     rng = np.random.default_rng(0)
     for noise in (0.0, 0.1):

@@ -1,0 +1,13 @@
+"""A hook of MkDocs: a link to a file outside ``docs`` becomes its text, as the site does not have that file."""
+
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+_LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+)[^)]*\)")
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Change the links of a page that lead further up than its own folder is deep."""
+    depth = len(PurePosixPath(page.file.src_uri).parents) - 1
+    return _LINK.sub(lambda link: link[1] if link[2].count("../") > depth else link[0], markdown)
