@@ -18,7 +18,6 @@ from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRe
 from lightning_hpo.reporting.fit_config import fit_config, replay_config
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace, split_name
-from lightning_hpo.study.lineage import phases_of, schedule
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.text import one_line
@@ -110,6 +109,8 @@ class BestFiles:
         steps = [step for step, _ in row.scored_from] or [row.global_step]
         score = f"{self._monitor} = {row.score} at step {', '.join(map(str, steps))} of trial {row.number}"
         if self._complete_only:
+            from lightning_hpo.study.lineage import phases_of, schedule  # noqa: PLC0415  # loads torch
+
             schedules = {name: schedule(phases_of(row.number, rows), name) for name in row.params}
             made, lines = replay_config(config, schedules, self._texts, score)
             return made if row.seed is None else {**made, "seed_everything": row.seed}, lines
