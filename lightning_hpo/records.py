@@ -93,6 +93,7 @@ class Outcome:
         remark: for people to read, e.g. an error that came after the end and costs no score.
         global_step: optimizer step at which the Trainer stood, where ``step`` counts epochs or samples; else None.
         full_steps: optimizer steps of the trial's full budget, where that is in epochs or samples; else None.
+        notes: user attributes for the trial.
         scored_from: validations that the score is made of; empty where it is the last one.
         validations: step as the study counts -> monitored metric, where the score may be another number.
     """
@@ -107,6 +108,7 @@ class Outcome:
     remark: str = ""
     global_step: int | None = None
     full_steps: int | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     scored_from: Kept = ()
     validations: Mapping[int, float] = field(default_factory=dict, compare=False)
 

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 # scheme://user:password@host, also inside a longer text. A password may hold anything but white space, "/" and "@" too,
@@ -234,37 +234,3 @@ def require_int(name: str, value: object, least: int) -> None:
     """Raise ValueError unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` must be an int >= {least}, got {value!r}.")
-
-
-_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-
-
-def require_positive(name: str, value: object) -> None:
-    """Raise TypeError or ValueError unless ``value`` is None or a number above 0."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"`{name}` must be a number above 0, got {value!r}.")
-    if value is not None and not float(value) > 0:
-        raise ValueError(f"`{name}` must be above 0, got {value!r}.")
-
-
-def seconds(name: str, value: Any) -> float | None:
-    """Return a length of time in seconds.
-
-    Args:
-        name: of the argument.
-        value: a number of seconds above 0, a text of numbers with the units d, h, m and s, or None.
-
-    Raises:
-        TypeError, ValueError: for another value.
-
-    Example:
-        >>> seconds("timeout", "1h30m"), seconds("timeout", 90)
-        (5400.0, 90)
-    """
-    if isinstance(value, str):
-        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", value)
-        if not parts or re.sub(r"\d+(?:\.\d+)?\s*[dhms]|\s", "", value):
-            raise ValueError(f"`{name}` must be a number of seconds, or a text such as '8h' or '1h30m', got {value!r}.")
-        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    require_positive(name, value)
-    return value  # type: ignore[no-any-return]  # a number above 0, or None

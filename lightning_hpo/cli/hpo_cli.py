@@ -11,7 +11,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+try:
+    from jsonargparse import ArgumentParser, Namespace
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("HPOCLI needs jsonargparse: pip install 'lightning-hpo-suite[cli]'") from error
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only

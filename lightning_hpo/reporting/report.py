@@ -248,12 +248,20 @@ def _failures(run: Run) -> str:
     return f"<h2>Failures</h2><p>{len(run.failures)} of {len(run.rows)} trials.</p>{''.join(blocks)}{more}"
 
 
+def _micro_batches(run: Run) -> str:
+    """Which trials were out of memory, and what they trained with."""
+    split = {trial.number: trial.user_attrs["micro_batch"] for trial in run.trials if "micro_batch" in trial.user_attrs}
+    said = [f"trial {number} in micro-batches of {note['batch_size']}" for number, note in split.items()]
+    more = f" and {len(said) - _FAILURES} more" if len(said) > _FAILURES else ""
+    return f"<p>Out of memory, and trained on: {safe(', '.join(said[:_FAILURES]))}{more}.</p>" if said else ""
+
+
 def _trials(run: Run) -> str:
     most = min(_ROWS, max(_CELLS // (len(run.distributions) + 7), 10))
     kept = {row.number for row in ranked(run.rows, run.mode)[:most]}
     rows = run.rows if len(run.rows) <= most else [row for row in run.rows if row.number in kept]
     more = "" if rows is run.rows else f"<p>The best {len(rows):,} of {len(run.rows):,} trials.</p>"
-    return f'<h2 id="trials">Trials</h2>{more}{table(run, rows)}'
+    return f'<h2 id="trials">Trials</h2>{more}{_micro_batches(run)}{table(run, rows)}'
 
 
 def _seconds(run: Run, row: Row) -> float | None:

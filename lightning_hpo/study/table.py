@@ -164,7 +164,7 @@ class TrialTable(TrialRows):
         self._rows[number] = replace(row, values={**row.values, step: value})
 
     def note_place(self, number: int, outcome: Outcome) -> None:
-        """Write down where a Trainer stood and what the score is made of, before the value there."""
+        """Write down where a Trainer stood, what the score is made of and other notes, before the value there."""
         self._rows[number], notes = _noted(self._rows[number], outcome)
         for key, note in notes.items():
             self._storage.set_trial_user_attr(self._ids[number], key, note)
@@ -228,8 +228,8 @@ def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple
 
 
 def _noted(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
-    """Row with the place of an outcome and the validations of its score, and the user attributes that hold them."""
-    notes: dict[str, Any] = {}
+    """Row with the place of an outcome and the validations of its score, and user attributes: both, and its notes."""
+    notes = dict(outcome.notes)
     if outcome.global_step is not None:
         at = {**row.global_steps, outcome.step: outcome.global_step}
         row = replace(row, global_steps=at, full_steps=outcome.full_steps)

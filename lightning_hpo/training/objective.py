@@ -10,6 +10,9 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
-from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Mode, Outcome, Row, Task, never
+from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Mode, Outcome, Row, Task, Work, never
 from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
@@ -32,6 +35,7 @@ from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.rows import ENDED, SEED, trial_seed
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
+from lightning_hpo.training import micro_batches
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.attachments import Attachments, keep_states
 from lightning_hpo.training.builder import Builder
@@ -100,6 +104,8 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
+        self.halves = False
+        """Whether a trial that is out of memory goes on with smaller batches."""
         self.constraints: Sequence[str] = ()
         """Metrics that must be logged in validation and are at most 0 in a feasible trial."""
         self.key = Key.new()
@@ -149,7 +155,7 @@ class Objective:
             job = Job(self.max_steps, trial=trial.number, seed=trial_seed(self.seed, trial.number))
             trial.set_user_attr(SEED, job.seed)
             task = Task(job, params, folder, identity=identity)
-            outcome = self.run(task, callbacks=[] if report is None else [report])
+            outcome = self.work(task, never, [] if report is None else [report])  # type: ignore[call-arg]  # more than Work
         if report is not None and report.ends_at(outcome) and not outcome.is_whole(self.max_steps):
             raise optuna.TrialPruned
         if (ended := outcome.early_end(self.max_steps)) is not None:
@@ -157,8 +163,17 @@ class Objective:
         assert outcome.score is not None
         return outcome.score if single else tuple(outcome.metrics[name] for name in (self.monitor, *self.also))
 
+    @property
+    def work(self) -> Work:
+        """Carries out a job: :meth:`run`, again with smaller batches where that is wanted."""
+        return partial(micro_batches.in_parts, self.run) if self.halves else self.run
+
     def run(
-        self, task: Task, should_pause: Callable[[], bool] = never, callbacks: Sequence[pl.Callback] = ()
+        self,
+        task: Task,
+        should_pause: Callable[[], bool] = never,
+        callbacks: Sequence[pl.Callback] = (),
+        parts: micro_batches.MicroBatches = micro_batches.WHOLE,
     ) -> Outcome:
         """Carry out a job.
 
@@ -167,8 +182,10 @@ class Objective:
             should_pause: asked after every optimizer step; True saves a checkpoint and returns without a score. Each
                 question (after validation batches too) shows that the job makes progress.
             callbacks: more callbacks, for this job only. If a callback stops the Trainer, the trial ends there.
+            parts: into which batches are split.
 
         Raises:
+            TooLargeError: if :attr:`halves`, and the trial is out of memory but can be split further.
             KeyError: if the monitored metric is not logged.
             ParameterMismatchError: if a hyperparameter does not take effect.
             RuntimeError: if another thread of this process trains a trial.
@@ -177,12 +194,13 @@ class Objective:
         with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
             begin, is_own = _begin(task, self.key)
             saved = None if begin is None else checkpoints.load(begin, key=self.key)
-            scores = self.scores(task)
-            if is_own and saved is not None:
-                outcome = finished_outcome(saved, task.job.max_steps, scores)
-                if outcome is not None:  # a kill fell between the end of the job and its record
-                    return outcome
-            components = self.builder.build(task.params)
+            parts = parts.at_least(micro_batches.parts_of(saved))
+            whole, scores = self.builder.build(task.params), self.scores(task)
+            notes = parts.note(whole)
+            outcome = finished_outcome(saved, task.job.max_steps, scores) if is_own and saved else None
+            if outcome is not None:  # a kill fell between the end of the job and its record
+                return replace(outcome, notes=notes)
+            components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
             own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
             progress = ProgressFile(task.folder, task.job.trial, start, task.job.max_steps, should_pause)
@@ -207,17 +225,18 @@ class Objective:
                 max_steps=self.max_steps,
                 unit=self.unit,
             )
-            trainer.scores = scores
+            trainer.parts, trainer.val_parts, trainer.scores = parts.train, parts.val, scores
             if trainer.is_global_zero:
                 progress.follow(trainer, scores)
             try:
-                trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
+                with micro_batches.splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
+                    trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
             except SystemExit:
                 if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
                     raise
             progress.close()
             keep_states(own, task.folder, self.key)
-            return self._outcome(job, trainer)
+            return replace(self._outcome(job, trainer), notes=notes)
 
     def scores(self, task: Task) -> Scores:
         """Return the score of a trial as it is before a job."""
@@ -247,23 +266,18 @@ class Objective:
         """
         params = self.middle() if params is None else params
 
-        def fit() -> tuple[dict[str, float], list[str], int]:
-            with quiet_and_seeded(self.seed, 0), tempfile.TemporaryDirectory() as folder:
-                names = self.check_names(self.builder, self.space, params)
-                components = self.builder.build(params)
-                self.attached.attach(components, trial_info(Path(folder), params, {}), logging=False)
-                logged, steps = fit_one_batch(
-                    components, Path(folder), self.max_steps, self.key, [names], unit=self.unit
-                )
-                return logged, names.unused, steps
-
         with _naming(params), _wrong_call():
-            alone = ranks_of(self.builder.distributed_arguments).size == 1
-            logged, unused, steps = call_apart(fit) if alone else fit()  # a process group cannot be copied
+            alone = ranks_of(self.builder.distributed_arguments).size == 1  # else a process group, which is not copied
+            fitted = micro_batches.unless_out_of_memory(
+                partial(call_apart if alone else call, partial(micro_batches.in_parts, _fit_one_batch, self, params))
+            )
+            if fitted is None:
+                return
+            logged, unused, steps = fitted
             self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
-            self._validate_logged(logged)
+            _validate_logged(self, logged)
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
         """Let the logger of a trial say how the trial has ended.
@@ -287,16 +301,29 @@ class Objective:
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
             return Outcome(None, trainer.place()["step"], values=job.scores.values, ended=PAUSED)
-        self._validate_logged(job.scores.metrics)
+        _validate_logged(self, job.scores.metrics)
         place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
         return Outcome(**job.scores.outcome(place["step"]), values=job.scores.values, ended=job.ended, **place)
 
-    def _validate_logged(self, metrics: Mapping[str, Any]) -> None:
-        """Raise ValueError if a metric that is needed is not among those logged."""
-        for name in self.constraints:
-            _score(name, metrics, "constraints")
-        for name in (self.monitor, *self.also):
-            _score(name, metrics)
+
+def _fit_one_batch(
+    objective: Objective, params: Mapping[str, Any], parts: micro_batches.MicroBatches
+) -> tuple[dict[str, float], list[str], int]:
+    """Return what the check logs, names of the space that change nothing, and the optimizer steps of a full budget."""
+    with quiet_and_seeded(objective.seed, 0), tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        names = objective.check_names(objective.builder, objective.space, params)
+        whole = objective.builder.build(params)
+        loader = micro_batches.validate_components(whole) if objective.halves else None
+        components = micro_batches.split(whole, parts)
+        objective.attached.attach(components, trial_info(folder, params, {}), logging=False)
+        with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
+            logged, steps = fit_one_batch(
+                components, folder, objective.max_steps, objective.key, [names], unit=objective.unit
+            )
+        if loader is not None:
+            micro_batches.validate_loader(whole, loader)
+        return logged, names.unused, steps
 
 
 def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
@@ -352,6 +379,14 @@ def _naming(params: Mapping[str, Any]) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"with the parameters {listed(params)}")
         raise
+
+
+def _validate_logged(objective: Objective, metrics: Mapping[str, Any]) -> None:
+    """Raise ValueError if a metric that is needed is not among those logged."""
+    for name in objective.constraints:
+        _score(name, metrics, "constraints")
+    for name in (objective.monitor, *objective.also):
+        _score(name, metrics)
 
 
 def _score(monitor: str, metrics: Mapping[str, Any], argument: str = "monitor") -> float:

@@ -58,9 +58,10 @@ class Resumable:
         if point == "epoch":
             rewind(trainer.train_dataloader)
         live = self._live.state(self._modes if point == "validated" else None)
+        parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
         # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
         uncounted = point == "validated" and not trainer.fit_loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
-        return {"point": point, "random": rng_state(), "live": live, "uncounted": int(uncounted)}
+        return {"point": point, "random": rng_state(), "live": live, "parts": parts, "uncounted": int(uncounted)}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, before Lightning restores its loops from it.

@@ -135,9 +135,10 @@ class TrialTrainer(pl.Trainer):
         """
         if self.pace is None:
             return
-        if self.num_training_batches != self.pace.batches:
+        batches = -(-self.num_training_batches // self.parts)
+        if batches != self.pace.batches:
             raise MisconfigurationException(
-                f"an epoch had {self.pace.batches} batches and has {self.num_training_batches} now, so a budget in "
+                f"an epoch had {self.pace.batches} batches and has {batches} now, so a budget in "
                 f"{self.unit.label} has no fixed number of optimizer steps: give `max_steps`."
             )
         if self.lightning_module.automatic_optimization or not self.is_last_batch:
@@ -195,6 +196,9 @@ class TrialTrainer(pl.Trainer):
         """Optimizer steps of the whole training: the budget, or fewer if ``max_epochs`` or ``max_time`` ends it."""
         return self.max_steps if super().max_epochs in (None, -1) else super().estimated_stepping_batches
 
+    failed_in_validation = False
+    parts = val_parts = 1
+    """Micro-batches of each training and validation batch (see :mod:`lightning_hpo.training.micro_batches`)."""
     stopped_by_job = False
     """Whether :func:`stop` has stopped it, not a callback."""
     least = (0, 0)
@@ -218,6 +222,7 @@ def pace_of(trainer: Any, unit: Unit) -> Pace:
     Raises:
         MisconfigurationException: if that is not known.
     """
+    parts = getattr(trainer, "parts", 1)
     batches = trainer.num_training_batches
     if math.isinf(batches) or batches == 0:
         raise MisconfigurationException(
@@ -226,11 +231,12 @@ def pace_of(trainer: Any, unit: Unit) -> Pace:
         )
     schedule = next((found for found in trainer.callbacks if isinstance(found, GradientAccumulationScheduler)), None)
     accumulation = (
-        (trainer.accumulate_grad_batches,)
+        (trainer.accumulate_grad_batches // parts,)
         if schedule is None
         else tuple(map(schedule.get_accumulate_grad_batches, range(max(schedule.scheduling) + 1)))
     )
-    pace = Pace(unit, int(batches), accumulation, optimizers=trainer.optimizer_count)
+    batches = -(-int(batches) // parts)
+    pace = Pace(unit, batches, accumulation, optimizers=trainer.optimizer_count)
     if unit.name == "epochs":
         return pace
     loader = trainer.train_dataloader
@@ -240,7 +246,8 @@ def pace_of(trainer: Any, unit: Unit) -> Pace:
             f"the budget is in samples, but the training loader ({type(loader).__name__}) does not say how many are in "
             "a batch: give `max_epochs` or `max_steps`, or a DataLoader with `batch_size`."
         )
-    samples = int(batches) * size
+    size *= parts
+    samples = batches * size
     counted: Any
     for counted in (getattr(loader, "sampler", None), getattr(loader, "dataset", None)):
         with contextlib.suppress(TypeError):
@@ -289,6 +296,10 @@ class FirstCallback(pl.Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
+    def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Note where training was when Lightning lost it."""
+        trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
+
 
 def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
     """Return how many epochs a number of optimizer steps makes; the last epoch may not be whole.
@@ -326,10 +337,8 @@ def validate_now(trainer: Any) -> None:
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False
     trainer.validating = True
-    try:
-        loop.run()
-    finally:
-        trainer.training = True
+    loop.run()
+    trainer.training = True
 
 
 def stop(trainer: Any) -> None:

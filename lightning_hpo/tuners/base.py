@@ -26,14 +26,15 @@ from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.ranks import Ranks, ranks_of
+from lightning_hpo.tuners.limits import Limits
 from lightning_hpo.tuners.options import (
     Goal,
-    Limits,
     Options,
     RunOptions,
     TrialOptions,
     WorkerOptions,
     group,
+    more_settings,
     validate_names,
 )
 from lightning_hpo.tuners.parts import Parts, validate_workers
@@ -235,7 +236,7 @@ class Tuner:
             score=self._goal.score,
         )
         objective.attached = attached
-        objective.unit, objective.mode = self.unit, self.mode
+        objective.unit, objective.mode, objective.halves = self.unit, self.mode, self._trials.on_oom == "halve"
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         if self._parts.check_names is not None:
             objective.check_names = self._parts.check_names
@@ -264,7 +265,7 @@ class Tuner:
     def _search(self, target: Target) -> Iterator["_Prepared"]:
         """Open the run, and give the search to the block; the result is there after the block."""
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-        validate_workers(self._workers, ranks.size, self._parts.single_process)
+        validate_workers(self._workers, ranks.size, self._parts.single_process or self._trials.single_process)
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
@@ -370,14 +371,13 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
     code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
-    define = tuner._define  # noqa: SLF001  # as above
     return fingerprint(
         tuner.space,
         tuner.scheduler,
         target.parts,
-        code if define is None else [*code, define],
+        [*code, *filter(None, [tuner._define])],  # noqa: SLF001  # as above
         trains=target.builder is not None,
         sampler=sampler,
         **goal.settings(),
-        **({} if tuner.unit.is_steps else {"unit": tuner.unit.settings()}),
+        **more_settings(tuner._trials, tuner.unit),  # noqa: SLF001  # as above
     )

@@ -9,17 +9,16 @@ from typing import Any, Literal, TypedDict, TypeVar
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.executors.ray import RayExecutor, workers_of
-from lightning_hpo.records import Mode, Row
+from lightning_hpo.records import Mode
 from lightning_hpo.schedulers.confirmed import read_confirm
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
-from lightning_hpo.schedulers.units import STEPS, Unit, count_of
-from lightning_hpo.text import require_int, require_positive, seconds
+from lightning_hpo.schedulers.units import Unit
+from lightning_hpo.text import require_int
+from lightning_hpo.tuners.limits import Limits, seconds
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
-_ENOUGH_TO_JUDGE = 10  # ended trials, for a share of failures
 Group = TypeVar("Group")
 
 
@@ -63,6 +62,10 @@ class Options(TypedDict, total=False):
         max_retries: how often a job whose worker died or hung is started again, from its last checkpoint, before
             its trial counts as failed. Default 0: what kills a process once mostly does so again. Exceptions never are.
         stop_on_nan: fail a trial at its first non-finite training loss, ``diverged at step s`` (see ``Objective``).
+        on_oom: what becomes of a trial that is out of memory. ``"fail"`` fails it, and samplers that learn from
+            failures keep away. ``"halve"`` continues it from its last checkpoint with half the batch size and twice the
+            ``accumulate_grad_batches``, and again, down to 1 (see ``docs/limits.md``). The data module (or a model with
+            loaders of its own) must read ``self.batch_size`` or ``self.hparams.batch_size``.
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
@@ -106,6 +109,7 @@ class Options(TypedDict, total=False):
     trial_timeout: float | str | None
     max_retries: int
     stop_on_nan: bool
+    on_oom: Literal["fail", "halve"]
     isolate: bool
     allow_changed: bool
     overwrite: bool
@@ -236,17 +240,25 @@ class TrialOptions:
     checkpoint_every: int = 25
     keep_checkpoints: bool = False
     stop_on_nan: bool = False
+    on_oom: Literal["fail", "halve"] = "fail"
     logger: str | Callable[[Any], Any] | None = None
     callbacks: Any = None
 
     def validate_no_trainer(self) -> None:
         """Raise ValueError for what only a Trainer can have, before a search over a plain function."""
-        for name in ("logger", "callbacks"):
-            if getattr(self, name) is not None:
+        for name in ("logger", "callbacks", "on_oom"):
+            if getattr(self, name) not in (None, "fail"):
                 raise ValueError(f"`{name}` is for Trainers, and a function has none: leave it out, or use fit().")
 
     def __post_init__(self) -> None:
         validate_trainer(self.trainer)
+        if self.on_oom not in ("fail", "halve"):
+            raise ValueError(f"`on_oom` must be 'fail' or 'halve', got {self.on_oom!r}.")
+
+    @property
+    def single_process(self) -> str:
+        """Why a trial cannot train in several processes; empty if it can."""
+        return "" if self.on_oom == "fail" else "`on_oom` is 'halve', which one of them cannot do alone: leave it out"
 
 
 @dataclass(frozen=True)
@@ -276,72 +288,6 @@ class WorkerOptions:
         return self.workers == 1 and not self.isolate and not isinstance(self.executor, RayExecutor)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """When to start no more jobs.
-
-    Args:
-        timeout: seconds from now, a text such as ``"8h"`` or ``"1h30m"``, or None.
-        total: recorded optimizer steps, epochs or samples, as the budget is in, those of earlier calls included, or
-            None.
-        total_steps: the same in optimizer steps.
-        max_failed: failed trials in a row (an int), or as a share of all that have ended (a float below 1), which is
-            judged from the tenth on.
-        unit: of the budget.
-
-    Raises:
-        TypeError, ValueError: for a wrong argument.
-    """
-
-    timeout: float | None = None  # in seconds, once it is made
-    total: float | None = None
-    total_steps: int | None = None
-    max_failed: int | float = 5
-    unit: Unit = STEPS
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "timeout", seconds("timeout", self.timeout))
-        for name in ("total", "total_steps", "max_failed"):
-            require_positive(name, getattr(self, name))
-        if self.total_steps is not None and self.total is not None:
-            raise TypeError("give either `total` or `total_steps`: both say how much is spent in all.")
-        if self.total_steps is not None and not self.unit.is_steps:
-            raise TypeError(
-                f"`total_steps` is in optimizer steps, but the budget is in {self.unit.label}: give `total`, in "
-                f"{self.unit.label}."
-            )
-
-    @property
-    def count(self) -> int | None:
-        """How much may be spent in all, as the scheduler counts; None without end."""
-        total = self.total if self.total_steps is None else self.total_steps
-        return None if total is None else count_of(self.unit, total)
-
-    def check_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
-        """Raise SearchFailedError if too many trials failed.
-
-        Args:
-            in_a_row: failed trials since the last one that did not fail.
-            rows: all trials.
-            last: reason of the last failure.
-        """
-        if self.max_failed >= 1:
-            if in_a_row >= self.max_failed:
-                raise SearchFailedError(f"{in_a_row} trials in a row failed, the last one with: {last}")
-            return
-        ended = [row for row in rows if row.state != "running"]
-        failed = sum(row.state == "failed" for row in ended)
-        if in_a_row and len(ended) >= _ENOUGH_TO_JUDGE and failed >= self.max_failed * len(ended):
-            raise SearchFailedError(f"{failed} of {len(ended)} trials failed, the last one with: {last}")
-
-    def texts(self) -> list[str]:
-        """Each limit that ends a search before its scheduler does, as words."""
-        count = self.count
-        steps = None if count is None else f"once {self.unit.number(count):,} {self.unit.label} are recorded"
-        time = None if self.timeout is None else f"after {self.timeout:g} s"
-        return [text for text in (steps, time) if text is not None]
-
-
 DEFAULTS = {
     field.name: field.default
     for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits)
@@ -368,6 +314,12 @@ def validate_names(kind: type, options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in Options.__annotations__:
             raise TypeError(unknown_argument(kind.__name__, name, arguments_of(kind), options[name]))
+
+
+def more_settings(trials: TrialOptions, unit: Unit) -> dict[str, Any]:
+    """Return what must not change while a study goes on, of trials and budget, without what is at its default."""
+    found = {"unit": unit.settings(), "on_oom": None if trials.on_oom == "fail" else trials.on_oom}
+    return {name: value for name, value in found.items() if value}
 
 
 def _names(argument: str, given: Any) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ class Parts:
     """
 
     propose: MakeProposer = SamplerProposer
-    work: "Callable[[Objective], Work]" = lambda objective: objective.run
+    work: "Callable[[Objective], Work]" = lambda objective: objective.work
     executor: MakeExecutor = make_executor
     observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader
     converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above

@@ -18,7 +18,8 @@ from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.units import Budget, read_budget
 from lightning_hpo.space import Space
 from lightning_hpo.tuners.base import Tuner
-from lightning_hpo.tuners.options import Limits, Options, group, validate_names
+from lightning_hpo.tuners.limits import Limits
+from lightning_hpo.tuners.options import Options, group, validate_names
 from lightning_hpo.tuners.parts import Parts
 from lightning_hpo.tuners.proposers import SamplerProposer
 from lightning_hpo.tuners.run import Run

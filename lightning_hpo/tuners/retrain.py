@@ -16,7 +16,7 @@ from lightning_hpo.schedulers.units import UNITS, UnitName, read_budget
 from lightning_hpo.space import choice, parse_space, suggest
 from lightning_hpo.study.rows import trial_seed
 from lightning_hpo.text import nearest
-from lightning_hpo.tuners.options import Limits
+from lightning_hpo.tuners.limits import Limits
 
 _SEED_LIMIT = 2**32
 

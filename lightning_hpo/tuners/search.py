@@ -20,7 +20,8 @@ from lightning_hpo.schedulers.base import Scheduler
 from lightning_hpo.study.rows import FOREIGN
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import identity_of
-from lightning_hpo.tuners.options import Goal, Limits
+from lightning_hpo.tuners.limits import Limits
+from lightning_hpo.tuners.options import Goal
 from lightning_hpo.tuners.proposers import ProposalError, Proposer
 
 

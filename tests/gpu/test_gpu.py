@@ -108,3 +108,37 @@ def test_memory_is_returned_between_trials(tmp_path):
         SPACE, max_steps=2, n_trials=6, monitor="val_loss", root=tmp_path, trainer=ON_GPU, verbose=False
     ).fit(Wide, datamodule=Data)  # fmt: skip
     assert max(seen[2:]) <= seen[1] + 2**20
+
+
+class HalfACard(Tuned):
+    """A training step needs a twelfth of the card for each sample."""
+
+    def training_step(self, batch, batch_idx):
+        share = torch.cuda.mem_get_info()[1] // 12
+        loss = super().training_step(batch, batch_idx)
+        torch.empty(len(batch[0]) * share, dtype=torch.int8, device=self.device)
+        return loss
+
+
+class Sixteen(pl.LightningDataModule):
+    def __init__(self, batch_size=16):
+        super().__init__()
+        self.batch_size = batch_size
+
+    @staticmethod
+    def data(count):
+        return torch.utils.data.TensorDataset(torch.ones(count, 6), torch.zeros(count, dtype=torch.long))
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.data(64), batch_size=self.batch_size)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(self.data(4), batch_size=4)
+
+
+def test_a_real_shortage_of_memory_halves_the_batch(tmp_path):
+    result = RandomTuner(
+        SPACE, max_steps=3, n_trials=1, monitor="val_loss", root=tmp_path, trainer=ON_GPU, verbose=False, on_oom="halve"
+    ).fit(HalfACard, datamodule=Sixteen)
+    assert result.study.trials[0].user_attrs["micro_batch"]["batch_size"] in (4, 8)
+    assert result.rows[0].step == 3

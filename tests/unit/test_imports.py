@@ -90,6 +90,13 @@ def test_known_warnings_are_hidden_only_while_a_run_is_open_and_filters_of_users
     warnings.filters[:] = before
 
 
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    monkeypatch.delitem(sys.modules, "lightning_hpo.cli.hpo_cli", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-hpo-suite\[cli\]'"):
+        lightning_hpo.HPOCLI  # noqa: B018  # its import
+
+
 WINDOWS = """
 import os, random, signal, sys
 import lightning, optuna  # they ask for the system's name, and not for what it lacks
