@@ -48,7 +48,7 @@ class RayExecutor:
     def validate_installed() -> None:
         """Raise ImportError without Ray."""
         if importlib.util.find_spec("ray") is None:
-            error = ImportError("`executor` is a RayExecutor, which needs Ray: pip install lightning-hpo[ray]")
+            error = ImportError("`executor` is a RayExecutor, which needs Ray: pip install 'lightning-hpo-suite[ray]'")
             error.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by errors.exit_code
             raise error
 
