@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from optuna.distributions import BaseDistribution
 
+from lightning_hpo.records import Kept, Mode
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.study.population_folder import NextPhase
 from lightning_hpo.study.shared_folder import SharedFolder
 from lightning_hpo.training.hyperparameters import Hyperparameters
@@ -32,15 +34,26 @@ class Member(pl.Callback):
         monitor: metric that the module logs in validation.
         interval: optimizer steps between decisions: a decision falls at each validation that comes at least so many
             optimizer steps (``trainer.global_step``) after the one before, and is recorded at the step where it falls.
+        rule: that makes the score of the validations since the hyperparameters were changed last.
+        mode: whether lower or higher values are better.
     """
 
     def __init__(
-        self, population: SharedFolder, space: Mapping[str, BaseDistribution], *, monitor: str, interval: int
+        self,
+        population: SharedFolder,
+        space: Mapping[str, BaseDistribution],
+        *,
+        monitor: str,
+        interval: int,
+        rule: ScoreRule,
+        mode: Mode,
     ) -> None:
         self._population = population
         self._space = space
         self._monitor = monitor
         self._interval = interval
+        self._rule, self._mode = rule, mode
+        self._kept: Kept = ()  # validations that the score is made of
         self._earlier: dict[str, Any] | None = None
         self._effects: Hyperparameters | None = None
         self._params: dict[str, Any] = {}
@@ -50,12 +63,14 @@ class Member(pl.Callback):
         self._validated: set[str] = set()  # metrics that validation logs
 
     def state_dict(self) -> dict[str, Any]:
-        """Hyperparameters, lineage, and the step of the last decision."""
-        return {"params": self._params, "decided_at": self._decided_at, "population": self._population.state_dict()}
+        """Hyperparameters, lineage, the step of the last decision, and what the score is made of."""
+        state = {"params": self._params, "decided_at": self._decided_at, "population": self._population.state_dict()}
+        return {**state, "kept": [list(validation) for validation in self._kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue as the member that wrote the checkpoint."""
         self._earlier = state_dict
+        self._kept = tuple((step, value) for step, value in state_dict.get("kept", ()))  # older checkpoints have none
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let EarlyStopping judge a validation before the population does, wherever it was given."""
@@ -101,7 +116,7 @@ class Member(pl.Callback):
             return
         if following.state is not None:
             transplant(following.state, trainer, pl_module)
-        self._params = dict(following.params)
+        self._params, self._kept = dict(following.params), ()
         self._bound().apply(self._params, copied=following.state is not None)
         if trainer.is_global_zero:
             self._population.applied(trainer.global_step, following)
@@ -117,12 +132,15 @@ class Member(pl.Callback):
             return
         self._validated |= set(trainer.callback_metrics) - self._metrics_before
         self._stop_here(trainer, pl_module)
+        if self._monitor in trainer.callback_metrics:
+            value = trainer.callback_metrics[self._monitor].detach().float().to(trainer.strategy.root_device)
+            mean = float(trainer.strategy.reduce(value, reduce_op="mean"))  # ranks may have logged their own share
+            self._kept = self._rule.add(self._kept, trainer.global_step, mean, self._mode)
         if trainer.global_step - self._decided_at < self._interval:
             return
         require_logged(self._monitor, trainer.callback_metrics)
         self._bound().read_back(self._params)
-        value = trainer.callback_metrics[self._monitor].detach().float().to(trainer.strategy.root_device)
-        score = float(trainer.strategy.reduce(value, reduce_op="mean"))  # ranks may have logged their own share
+        score = self._rule.score(self._kept)
         self._decided_at = trainer.global_step
         stopped = self._was_asked_to_stop(trainer)
 

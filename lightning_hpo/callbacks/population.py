@@ -7,6 +7,7 @@ from lightning_hpo.callbacks.member import Member
 from lightning_hpo.errors import explained
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.population import RuleOptions, Rules
+from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.shared_folder import SharedFolder
 
@@ -35,6 +36,8 @@ class PopulationBasedTraining(Member):
         monitor: metric that the module logs in validation.
         mode: whether a small (``"min"``) or a large (``"max"``) score is good. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
+        score: how the validations since the hyperparameters were changed last make the score of a decision: ``"last"``,
+            ``"best"`` or ``"mean(k)"`` (see ``docs/budgets.md``).
         interval: optimizer steps between decisions, at least; see above.
         seed: of all decisions; the same for all members.
         synchronous: wait at every decision for all living members. Default: compare with what they last wrote.
@@ -62,6 +65,7 @@ class PopulationBasedTraining(Member):
         population_size: int,
         monitor: str = "val_loss",
         mode: Literal["min", "max"] | None = None,
+        score: str = "last",
         interval: int = 200,
         seed: int = 0,
         synchronous: bool = False,
@@ -77,14 +81,14 @@ class PopulationBasedTraining(Member):
                 raise ValueError(f"`interval` must be an int >= 1, got {interval!r}.")
             if not timeout > 0:
                 raise ValueError(f"`timeout` must be above 0 seconds, got {timeout!r}.")
-            parsed = parse_space(space)
+            parsed, rule, better = parse_space(space), ScoreRule.read(score), direction(monitor, mode)
             self.folder = SharedFolder(
                 folder,
-                Rules(parsed, direction(monitor, mode), seed=seed, **rules),
+                Rules(parsed, better, seed=seed, **rules),
                 member=member,
                 population_size=population_size,
-                agreed={"space": parsed.texts(), "monitor": monitor},
+                agreed={"space": parsed.texts(), "monitor": rule.label(monitor)},
                 synchronous=synchronous,
                 timeout=timeout,
             )
-            super().__init__(self.folder, parsed, monitor=monitor, interval=interval)
+            super().__init__(self.folder, parsed, monitor=monitor, interval=interval, rule=rule, mode=better)

@@ -81,7 +81,7 @@ class BestFiles:
             write_answer(
                 best,
                 identity_of(self._study_id, best.number, best.params),
-                [self._folder.trial(best.home) / name for name in _CHECKPOINTS],
+                self._saved(self._folder.trial(best.home)),
                 config,
                 best_checkpoint=self._folder.best_checkpoint,
                 best_params=self._folder.best_params,
@@ -130,6 +130,11 @@ class BestFiles:
         if self._unit.name == "epochs" and isinstance(epochs, int) and trainer.pop("max_steps", None) is not None:
             trainer["max_epochs"] = epochs
         return config
+
+    def _saved(self, folder: Path) -> list[Path]:
+        """Checkpoints of a trial; the one before the best is right if a kill fell before the new best was recorded."""
+        best, last = (folder / name for name in _CHECKPOINTS)
+        return [best, checkpoints.previous_of(best), last]
 
     def _drop(self, number: int) -> None:
         folder = self._folder.trial(number)

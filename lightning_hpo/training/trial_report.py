@@ -81,12 +81,12 @@ class TrialReport(pl.Callback):
         step = trainer.global_step if pace is None else pace.reached(trainer.global_step)
         scores: Any = getattr(trainer, "scores", None)  # of a tuner, or an Objective
         score = value if scores is None else scores.preview(trainer.global_step, value)
+        if pace is not None and step == 0:
+            return False  # within the first epoch, of which the study has no step
+        if scores is not None and not scores.by_last:
+            self.validations.setdefault(step, value)  # a repeated one too: it may have been lost by a kill
         if step not in known:
-            if pace is not None and step == 0:
-                return False  # within the first epoch, of which the study has no step
             self._trial.report(score, step)
-            if scores is not None and not scores.by_last:
-                self.validations[step] = value
             known.add(step)
         elif step < max(known):
             return False  # it went on from there

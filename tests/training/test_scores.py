@@ -21,10 +21,12 @@ from lightning_hpo import (
     HyperbandTuner,
     Objective,
     OptunaTuner,
+    PopulationBasedTraining,
     PopulationTuner,
     RandomTuner,
 )
 from lightning_hpo.errors import SearchFailedError, StudyMismatchError
+from lightning_hpo.lineage import lineage
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.training.make_trainer import quiet_and_seeded
 from tests.cli.test_cli import QUIET as QUIET_FLAGS
@@ -60,6 +62,13 @@ class Waves(Net):
 def noisy(lr, step):
     """A metric that is lower for a smaller learning rate, but for each ninth step, where it is the other way round."""
     return math.log(lr) * (-1 if step % 9 == 0 else 1)
+
+
+class Steady(Waves):
+    """Without an LR schedule, whose length a resumed fit would keep."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 
 
 class Calm(Waves):
@@ -310,6 +319,26 @@ class TestTuners:
         for row in result.trials():  # a copy begins with no score of its own
             assert all(step > row.start for step, _ in row.scored_from)
         assert validated(result, "val_loss") == result.best_score
+
+    def test_the_callback_of_a_population_goes_by_it_also_when_resumed(self, tmp_path):
+        def train(max_steps, ckpt_path=None):
+            pbt = PopulationBasedTraining(
+                tmp_path / "pbt", LR, member=0, population_size=2, interval=5, monitor="wave", score="mean(2)"
+            )
+            options = {"val_check_interval": 5, "check_val_every_n_epoch": None, "enable_checkpointing": False}
+            trainer = pl.Trainer(**CPU, **QUIET, **options, max_steps=max_steps, callbacks=[pbt])
+            trainer.fit(Steady(), Data(), ckpt_path=ckpt_path)
+            return trainer
+
+        train(10).save_checkpoint(tmp_path / "10.ckpt")
+        train(20, tmp_path / "10.ckpt")
+        (alone,) = lineage(tmp_path / "pbt")
+        seen = [wave(step) for step in (5, 10, 15, 20)]
+        assert alone.values == {5: seen[0], **{5 * k + 5: (seen[k - 1] + seen[k]) / 2 for k in (1, 2, 3)}}
+        with pytest.raises(ValueError, match=r"wave \(mean\(2\)\)"):
+            PopulationBasedTraining(
+                tmp_path / "pbt", LR, member=1, population_size=2, interval=5, monitor="wave"
+            ).folder.join(0, None)
 
     def test_a_worker_process_hands_everything_over(self, tmp_path):
         options = {"monitor": "wave", "mode": "max", "root": tmp_path, "name": "w", "verbose": False}
