@@ -181,7 +181,7 @@ def exit_code(error: BaseException) -> int:
 
 def last_line(what: str, kept: Path | None, then: str) -> str:
     """Write the line that a person sees last: what happened; what is kept; how to continue."""
-    what = one_line(hide_passwords(what)).rstrip(". ").replace(";", ",")
+    what = one_line(hide_passwords(what)).rstrip(". ")
     keeps = "nothing was started" if kept is None else f"what was recorded and saved is kept in {kept}"
     return f"{_PREFIX}{what}; {one_line(keeps)}; {then}."
 

@@ -46,12 +46,12 @@ def hide_known_warnings() -> None:
 
 
 @contextmanager
-def warnings_only(*names: str) -> Iterator[None]:
-    """Let the named loggers pass warnings and errors only, while the block runs."""
-    loud = [logger for name in names if (logger := logging.getLogger(name)).level < logging.WARNING]
+def warnings_only(*names: str, least: int = logging.WARNING) -> Iterator[None]:
+    """Let the named loggers pass warnings and errors only, or what is at ``least`` so bad, while the block runs."""
+    loud = [logger for name in names if (logger := logging.getLogger(name)).level < least]
     levels = [logger.level for logger in loud]
     for logger in loud:  # only these: each change empties the cache of every logger of the process
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(least)
     try:
         yield
     finally:

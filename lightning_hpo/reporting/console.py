@@ -155,6 +155,8 @@ class Console:
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
         for line in lines:
             self.line("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        if len(shown) > count:
+            self.line(f"... and {len(shown) - count} more trials with a score")
         failed = [row.number for row in rows if row.state == "failed"]
         if failed:
             self.line(
@@ -163,7 +165,7 @@ class Console:
 
     def amount(self, count: int) -> str:
         """Return an amount of training in the unit of the budget."""
-        return f"{self._unit.number(count):,} {self._unit.label}"
+        return self._unit.amount(count)
 
     def _spent(self, rows: Sequence[Row]) -> str:
         return f"{self._unit.number(spent(rows)):,} {self._unit.name}"

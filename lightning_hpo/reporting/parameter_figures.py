@@ -4,7 +4,6 @@ They are drawn of a copy of the study in memory, in which text is escaped and ea
 ``*** 2``, ... A figure of scores takes all of them at one step, the highest that enough trials have reached.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -114,9 +112,7 @@ class ParameterFigures:
             return None
         from optuna.visualization import plot_rank  # noqa: PLC0415  # loads plotly
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # about Optuna's interface, which users do not call
-            return _plain(plot_rank(self._scored(self._spread(_RANK)), self._shown[:2], target_name=self._goal))
+        return _plain(plot_rank(self._scored(self._spread(_RANK)), self._shown[:2], target_name=self._goal))
 
     def timeline(self) -> Figure | None:
         """When each of the last trials ran."""

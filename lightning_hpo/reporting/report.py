@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
+import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hpo.atomic import atomic_write
+from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Row, best_row, confirmations, ranked, spent
 from lightning_hpo.reporting import figures, model_figure, population_figures
 from lightning_hpo.reporting.console import ABSENT
@@ -98,13 +101,16 @@ def draw_parts(run: Run) -> dict[str, Part]:
         ),
     }  # fmt: skip
     parts = {}
-    for name, (title, caption, make) in makers.items():
-        try:
-            drawn, problem = make(), ""
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of a study of odd values
-            drawn, problem = None, f"{type(error).__name__}: {error}"
-        if drawn is not None or problem:
-            parts[name] = Part(title, caption, drawn, problem)
+    with warnings_only("optuna", least=logging.ERROR), warnings.catch_warnings():
+        # Of a parameter with one value, or a clock that was set back: a reader of the page can do nothing about it.
+        warnings.simplefilter("ignore", UserWarning)
+        for name, (title, caption, make) in makers.items():
+            try:
+                drawn, problem = make(), ""
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of odd values
+                drawn, problem = None, f"{type(error).__name__}: {error}"
+            if drawn is not None or problem:
+                parts[name] = Part(title, caption, drawn, problem)
     return parts
 
 

@@ -57,7 +57,7 @@ class Run:
 
     def amount(self, count: int) -> str:
         """Return an amount of training in the unit of the budget."""
-        return f"{self.unit.number(count):,} {self.unit.label}"
+        return self.unit.amount(count)
 
     @property
     def axis(self) -> str:

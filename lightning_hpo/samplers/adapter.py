@@ -16,7 +16,6 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -30,12 +29,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Mode, Row
+from lightning_hpo.samplers.prior import LONG_AGO
 from lightning_hpo.space import Space, parse_space
 
 _NAME = "view"
 _LEAST_POINTS = 10  # with fewer, Optuna's model-based samplers draw at random
 _RANDOM_KEY = 1  # keeps the draws of the random fraction apart from other streams
-_LONG_AGO = datetime.fromtimestamp(0)  # noqa: DTZ006  # Optuna's times are naive; samplers must not see a clock
 
 
 class SamplerAdapter:
@@ -53,6 +52,7 @@ class SamplerAdapter:
             everywhere (BOHB takes 1/3 at every budget). Default: 0.
         rungs: steps at which trials are judged, rising; what a trial has between two of them counts at the lower one.
             Default: each step counts by itself.
+        prior: trials of an earlier search, which the sampler learns from as from those before a new one.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class SamplerAdapter:
         study_notes: Mapping[str, Any] | None = None,
         random_share: Callable[[int], float] = lambda steps: 0.0,  # noqa: ARG005  # a name for the reader
         rungs: Sequence[int] = (),
+        prior: Sequence[Row] = (),
     ) -> None:
         self._sampler = copy.deepcopy(sampler)
         self._space = parse_space(space)
@@ -76,6 +77,7 @@ class SamplerAdapter:
         self._random = RandomSampler()
         self._following = dict(zip(rungs, [*rungs[1:], math.inf], strict=False))  # rung -> the next one
         self._counts: Counter[int] = Counter()  # rung -> trials with a value there
+        self._prior = list(prior)
         self._rows: list[Row] = []  # as they are shown in the view
         self._rung: int | None = None  # whose values are shown in the view; None for all
         direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
@@ -106,11 +108,12 @@ class SamplerAdapter:
         Returns:
             The parameters, as plain Python values inside their distributions, and the sampler's notes on this trial.
         """
+        rows, notes = [*self._prior, *rows], [*({} for _ in self._prior), *notes]
         number = len(rows)
         chance = np.random.default_rng([self._seed, number, _RANDOM_KEY]).random()
         sampler = self._random if chance < self._random_share(steps) else self._sampler
         fixed = {"fixed_params": dict(given)} if given else {}  # where Optuna's own study keeps them
-        trial = self._frozen(Row(number), fixed)
+        trial = self._frozen(number, Row(number), fixed)
         self._show(rows, notes)
         self._storage.trials.append(trial)
         study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=sampler)
@@ -171,8 +174,8 @@ class SamplerAdapter:
                 self._rung, shown = rung, 0
         del self._storage.trials[shown:]
         for index in changed if shown else ():
-            self._storage.trials[index] = self._frozen(rows[index], notes[index])
-        self._storage.trials += [self._frozen(rows[index], notes[index]) for index in range(shown, len(rows))]
+            self._storage.trials[index] = self._frozen(index, rows[index], notes[index])
+        self._storage.trials += [self._frozen(index, rows[index], notes[index]) for index in range(shown, len(rows))]
 
     def _judged_at(self, row: Row) -> Iterable[int]:
         """Rungs at which a trial has a value."""
@@ -180,7 +183,7 @@ class SamplerAdapter:
             return row.values
         return [rung for rung, following in self._following.items() if row.at(rung, following) is not None]
 
-    def _frozen(self, row: Row, notes: Mapping[str, Any]) -> FrozenTrial:
+    def _frozen(self, number: int, row: Row, notes: Mapping[str, Any]) -> FrozenTrial:
         """Show a row to the sampler."""
         rung = self._rung
         state, value = _seen(row) if rung is None else _seen_at(row, rung, self._following.get(rung, rung))
@@ -188,12 +191,12 @@ class SamplerAdapter:
         if row.params and not self._space.fits(params):  # the space has changed since
             state, value, params = TrialState.FAIL, None, {}
         return FrozenTrial(
-            number=row.number,
-            trial_id=row.number,
+            number=number,
+            trial_id=number,
             state=state,
             value=value,
-            datetime_start=_LONG_AGO,
-            datetime_complete=_LONG_AGO if state.is_finished() else None,
+            datetime_start=LONG_AGO,
+            datetime_complete=LONG_AGO if state.is_finished() else None,
             params=params,
             distributions={name: self._space[name] for name in params},
             user_attrs={},

@@ -54,6 +54,16 @@ class Unit:
         whole, rest = divmod(count, self.parts)
         return whole if not rest else round(count / self.parts, 3)
 
+    def amount(self, count: int) -> str:
+        """Return a count as text.
+
+        Example:
+            >>> Unit().amount(2000), Unit("epochs", 4).amount(4)
+            ('2,000 optimizer steps', '1 epoch')
+        """
+        number = self.number(count)
+        return f"{number:,} {self.label.removesuffix('s') if number == 1 else self.label}"
+
     def settings(self) -> Any:
         """Return what must not change while a study goes on, as plain values; None for steps."""
         return None if self.is_steps else {"name": self.name, "parts": self.parts}

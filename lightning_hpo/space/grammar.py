@@ -17,6 +17,7 @@ number, an enum, a class or a function is a fixed value.
 
 import ast
 import math
+import warnings
 from ast import literal_eval as read_literal  # literals only, whatever its name suggests
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,9 +94,22 @@ def read_entry(name: str, value: Any) -> Entry:
         return _read_secret(name, value) if is_secret(name, value) else _read_text(name, value)
     if isinstance(value, BaseDistribution) and not isinstance(value, CategoricalDistribution):
         return Entry(value, format_distribution(value), {})
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(end, float) for end in value):
+        _warn_of_range(where, value)
     if options := _options(value):
         return _choice(where, options, name)
     raise TypeError(f"{where} = {masked(name, value)!r} {_remedy(name, value)}")
+
+
+def _warn_of_range(where: str, ends: list[float]) -> None:
+    """Warn of a list of two numbers that looks like the ends of a range."""
+    text = _range_text(*ends)
+    if text.startswith("log"):
+        warnings.warn(
+            f"{where} = {ends!r} is a choice of two values. For the range between them write {text!r}; for the two "
+            f"values, {_choice_text(ends)!r}.",
+            stacklevel=2,
+        )
 
 
 def _options(value: Any) -> Sequence[tuple[str | None, Any]]:

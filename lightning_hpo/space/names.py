@@ -103,6 +103,21 @@ def replaced(holder: Any, path: str, value: Any, *, check_only: bool = False) ->
     return changed
 
 
+def value_at(holder: Any, path: str) -> Any:
+    """Return the value at a dotted path inside a nested value.
+
+    Raises:
+        LookupError: if a part of the path is not there.
+
+    Example:
+        >>> value_at({"opt": {"lr": 0.1}}, "opt.lr")
+        0.1
+    """
+    for key in path.split("."):
+        holder = _members(holder)[key]
+    return holder
+
+
 def _members(holder: Any) -> dict[str, Any]:
     if isinstance(holder, Mapping):
         return dict(holder)

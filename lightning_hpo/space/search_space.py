@@ -11,7 +11,7 @@ from lightning_hpo.space.grammar import Entry, read_entry
 from lightning_hpo.space.names import nested_config, split_name
 from lightning_hpo.space.unit import from_unit
 from lightning_hpo.space.values import alike, delivered, is_literal, plain
-from lightning_hpo.text import nearest
+from lightning_hpo.text import masked, nearest
 
 Space: TypeAlias = Mapping[str, Any]
 """Dotted name -> text of the grammar, an Optuna distribution, a list, ``choice(...)`` or a fixed value."""
@@ -148,6 +148,8 @@ class SearchSpace(Mapping[str, BaseDistribution]):
     def stored(self, name: str, value: Any) -> Any:
         """Return what a study stores of a value that the module would receive, or of its label.
 
+        A list stands for the tuple with the same items, as YAML has no tuples, unless the list is a choice too.
+
         Raises:
             ValueError: if the value is outside the distribution.
         """
@@ -155,8 +157,12 @@ class SearchSpace(Mapping[str, BaseDistribution]):
         for label, meaning in entry.meanings.items():
             if alike(meaning, value):
                 return label
+        for label, meaning in entry.meanings.items():
+            if alike(plain(meaning), plain(value)):
+                return label
         if not _holds(entry.distribution, value):
-            raise ValueError(f"{name!r} is {value!r}, which is not in its space: {self.texts()[name]}.")
+            shown = masked(name, value)
+            raise ValueError(f"{name!r} is {shown!r}, which is not in its space: {self.texts()[name]}.")
         return entry.distribution.to_external_repr(entry.distribution.to_internal_repr(value))
 
     def starting_point(self, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +172,8 @@ class SearchSpace(Mapping[str, BaseDistribution]):
             point: name, in any form that the space knows -> value that the module would receive, or its label.
 
         Raises:
-            ValueError: for a name or a value outside the space, or a parameter that the trial would not have.
+            ValueError: for a name or a value outside the space, a parameter that the trial would not have, or one of
+                which the point does not say whether the trial has it.
 
         Example:
             >>> parse_space({"act": [(1,), (2,)], "lr": "uniform(0, 1)"}).starting_point({"model.act": (2,)})
@@ -178,15 +185,45 @@ class SearchSpace(Mapping[str, BaseDistribution]):
             name = typed if typed in self else places.get(split_name(typed))
             if name is None:
                 raise ValueError(f"a starting point names {typed!r}, which is not in the space.{nearest(typed, self)}")
+            if name in given:
+                raise ValueError(f"a starting point names {name!r} twice.")
             given[name] = self.stored(name, value)
+        has = self._presence(given)
         for name in given:
-            condition = self.conditions.get(name)
-            if condition is not None and set(condition.names) <= given.keys() and not condition.holds(given):
-                raise ValueError(
-                    f"a starting point has {name!r}, but its condition `{condition.text}` does not hold there: "
-                    "leave it out."
-                )
+            if not has[name]:
+                condition = self.conditions[name]
+                missing = " and ".join(repr(other) for other in condition.names if other not in given)
+                why = "does not hold there: leave it out" if has[name] is False else f"needs {missing}: give it too"
+                raise ValueError(f"a starting point has {name!r}, but its condition `{condition.text}` {why}.")
         return given
+
+    def known_part(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of some values that a trial has for certain, as a study stores them: a starting point.
+
+        Args:
+            values: name of the space -> value that the module would receive.
+
+        Raises:
+            ValueError: if a value is outside the space.
+        """
+        given: dict[str, Any] = {}
+        for name in self.order:
+            if name in values and self._presence(given)[name]:
+                given[name] = self.stored(name, values[name])
+        return given
+
+    def _presence(self, given: Mapping[str, Any]) -> dict[str, bool | None]:
+        """Say for each name whether a trial with these parameters has it; None where they leave that open."""
+        known = {name: from_unit(self[name], 0.5) for name in self if self[name].single()} | dict(given)
+        has: dict[str, bool | None] = {}
+        for name in self.order:
+            condition = self.conditions.get(name)
+            if condition is not None and any(has[o] is None or (has[o] and o not in known) for o in condition.names):
+                has[name] = None
+            else:
+                held = {other: value for other, value in known.items() if has.get(other)}
+                has[name] = condition is None or condition.holds(held)
+        return has
 
     def _meaning(self, name: str, value: Any, made: Callable[[Any], Any]) -> Any:
         meanings = self._entries[name].meanings if name in self._entries else {}

@@ -24,7 +24,14 @@ class TrialComponents:
     trainer: dict[str, Any]
 
 
-class Builder(ABC):
+class Coded:
+    """A part of a search that says itself what code it consists of."""
+
+    code: Sequence[Any] = ()
+    """Classes and functions whose code, and the values that they hold, decide what a study measures."""
+
+
+class Builder(Coded, ABC):
     """Builds the components of a trial. Names in ``params`` are those of the space.
 
     A tuner's ``fit`` makes a :class:`~lightning_hpo.training.callable_builder.CallableBuilder`; for a ``LightningCLI``
@@ -33,9 +40,6 @@ class Builder(ABC):
 
     identity: Any = None
     """The common settings of all trials of a study, as JSON; None stands for the name of the model's class."""
-
-    code: Sequence[Any] = ()
-    """Classes whose code decides what a study measures."""
 
     @property
     def of_values(self) -> "Builder":
@@ -55,6 +59,11 @@ class Builder(ABC):
     @abstractmethod
     def check_space(self, names: Mapping[str, Any]) -> None:
         """Raise ValueError if the space (name -> distribution) has an argument or a value that cannot be set."""
+
+    def defaults(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what names of a space are where nothing is searched, as the module receives it; not None."""
+        del names
+        return {}
 
     @abstractmethod
     def build(self, params: Mapping[str, Any]) -> TrialComponents:

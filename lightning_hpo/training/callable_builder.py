@@ -10,9 +10,10 @@ from optuna import TrialPruned
 from torch import nn
 
 from lightning_hpo.errors import JobError
-from lightning_hpo.space.names import nested_config, part, replaced, split_name
+from lightning_hpo.space.names import nested_config, part, replaced, split_name, value_at
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.builder import Builder, TrialComponents
+from lightning_hpo.training.given_data import CopiedData
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.plain_fit import plain_arguments
 from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
@@ -57,6 +58,11 @@ class CallableBuilder(Builder):
             targets["data"] = self._data
         for name in names:
             head, argument = split_name(name)
+            if head == "data" and isinstance(self._data, CopiedData):
+                raise ValueError(
+                    f"`space` has the name {name!r}, but {self._data.words}, whose arguments cannot be searched: give "
+                    "the class of a data module, or a function that returns one, as `datamodule`."
+                )
             outer, _, inner = argument.partition(".")
             if head not in targets or not _takes(targets[head], outer):
                 _refuse_place(name, head, argument, targets)
@@ -67,6 +73,17 @@ class CallableBuilder(Builder):
             _check_argument(f"`trainer` has the argument {argument!r}", pl.Trainer, argument, "trainer")
             if argument in part(names, "trainer"):
                 raise ValueError(f"`trainer` and `space` both give a value for 'trainer.{argument}'.")
+
+    def defaults(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Return default values of the signatures, and values inside them."""
+        found: dict[str, Any] = {}
+        for name in names:
+            head, argument = split_name(name)
+            outer, _, inner = argument.partition(".")
+            factory = {"model": self._model, "data": self._data}.get(head, pl.Trainer)
+            value = None if factory is None else _default(factory, outer)
+            found[name] = value_at(value, inner) if inner and value is not None else value
+        return {name: value for name, value in found.items() if value is not None}
 
     def build(self, params: Mapping[str, Any]) -> TrialComponents:
         """Call both, and copy the arguments of the Trainer."""

@@ -8,10 +8,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.units import STEPS, Unit
+from lightning_hpo.text import nearest
 from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.make_trainer import make_trainer
@@ -111,6 +113,11 @@ def fit_one_batch(
         ValueError: if an argument of the Trainer contradicts the budget.
         MisconfigurationException: if a callback does, or Lightning refuses the combination.
     """
+    if components.data is None and not is_overridden("train_dataloader", components.module):
+        raise ValueError(
+            "there is no data: give fit `datamodule=`, or `train_dataloaders=` and `val_dataloaders=`; or let the "
+            "module have train_dataloader() and val_dataloader()."
+        )
     job = OneBatch(folder)
     arguments = dict(components.trainer)
     arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
@@ -129,7 +136,23 @@ def fit_one_batch(
             "the Trainer ends before its first training batch, so a trial would have no score: check `max_time` and "
             "callbacks or hooks that set `should_stop` before a batch is done."
         )
+    _validate_plateaus(trainer)
     return {name: float(value) for name, value in job.metrics.items()}, trainer.steps_of(max_steps)
+
+
+def _validate_plateaus(trainer: pl.Trainer) -> None:
+    """Raise ValueError for an LR schedule that waits for a metric which nobody logs; a fit finds it after an epoch."""
+    if not trainer.lightning_module.automatic_optimization:
+        return
+    logged = sorted(trainer.callback_metrics)
+    for config in trainer.lr_scheduler_configs:
+        name = config.monitor or "val_loss"
+        near = nearest(name, logged)
+        if config.reduce_on_plateau and config.strict and name not in logged and (near or config.frequency == 1):
+            raise ValueError(
+                f"{type(config.scheduler).__name__} in configure_optimizers has the monitor {name!r}, which is not "
+                f"logged; logged are {', '.join(logged) or 'none'}.{near}"
+            )
 
 
 def _silent(logger: Any) -> Any:

@@ -126,6 +126,15 @@ class ConfigBuilder(Builder):
                         f"{masked(name, held)!r}."
                     )
 
+    def defaults(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of the config."""
+        held = {name: _held(self._base, name) for name in names}
+        return {
+            name: value.as_dict() if isinstance(value, Namespace) else value
+            for name, value in held.items()
+            if value is not None
+        }
+
     def build(self, params: Mapping[str, Any]) -> TrialComponents:
         """Let the CLI make everything from its config and a trial's values."""
         cli = self._instantiate(params)

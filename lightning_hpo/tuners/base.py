@@ -24,8 +24,10 @@ from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
-from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.builder import Builder, Coded
 from lightning_hpo.training.ranks import Ranks, ranks_of
+from lightning_hpo.tuners.beginning import Beginning
+from lightning_hpo.tuners.earlier import prior_rows
 from lightning_hpo.tuners.limits import Limits
 from lightning_hpo.tuners.options import (
     Goal,
@@ -37,12 +39,13 @@ from lightning_hpo.tuners.options import (
     more_settings,
     validate_names,
 )
-from lightning_hpo.tuners.parts import Parts, validate_workers
+from lightning_hpo.tuners.parts import Parts, data_of, validate_workers
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.retrain import retrain
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
+from lightning_hpo.tuners.starts import starting_points, validate_beginning
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -118,6 +121,8 @@ class Tuner:
             mode, total = getattr(scheduler, "mode", self.mode), self._limits.count
             if mode != self.mode:
                 raise ValueError(f"`mode` is {self.mode!r} for the tuner and {mode!r} for its scheduler.")
+            self._beginning = group(Beginning, options)
+            validate_beginning(self._beginning, self._define or self.space, scheduler)
             self.scheduler, self._parts = confirmed(scheduler, self._goal.confirm, self.mode, total), parts
         self._builder: Builder | None = None
 
@@ -159,8 +164,7 @@ class Tuner:
 
     def plan(self) -> Sequence[Bracket]:
         """Brackets, rungs, trials and steps of the search, as data; empty if the scheduler has no plan."""
-        make = getattr(self.scheduler, "plan", None)
-        return () if make is None else make()
+        return tuple(getattr(self.scheduler, "plan", tuple)())
 
     @property
     def plan_covers(self) -> Coverage:
@@ -179,25 +183,29 @@ class Tuner:
         self,
         model: "Callable[..., pl.LightningModule] | Builder | None" = None,
         *,
-        datamodule: "Callable[..., pl.LightningDataModule] | None" = None,
+        datamodule: "Callable[..., pl.LightningDataModule] | pl.LightningDataModule | None" = None,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
     ) -> Result:
         """Search over a LightningModule.
 
         Args:
             model: the class of the module, or a function that returns a new one. Not needed after :meth:`from_cli`.
-            datamodule: the class of the data module, or a function that returns a new one. None if the module brings
-                its own loaders.
+            datamodule: the class of the data module, a function that returns a new one, or a data module, of which
+                each trial gets a copy. None if the module brings its own loaders.
+            train_dataloaders: in place of a data module, loaders, of which each trial gets a copy, or a function.
+            val_dataloaders: the same, for validation.
 
         Raises:
             TypeError, ValueError: before the first training step, if model, data, space or metric do not fit together.
-            StudyMismatchError: if the run folder holds a study with other settings.
-            StorageError: if the run folder or its study cannot be used.
+            StudyMismatchError, StorageError: if the run folder holds a study with other settings, or cannot be used.
             SearchFailedError: if no trial succeeded, or ``max_failed`` in a row did not.
             StudyPaused: after Ctrl-C, SIGTERM or SIGHUP; everything is saved.
         """
         with explained(None):
-            objective = self.objective(model, datamodule=datamodule)
-            parts, work = [model or self._builder, datamodule], self._parts.work(objective)
+            data = data_of(datamodule, train_dataloaders, val_dataloaders)
+            objective = self.objective(model, datamodule=data)
+            parts, work = [model or self._builder, data], self._parts.work(objective)
             target = Target.of(objective, work, parts, self.space.deliver)
             with self._search(target) as prepared:
                 prepared.run()
@@ -213,7 +221,7 @@ class Tuner:
 
         Args:
             model: as for :meth:`fit`.
-            datamodule: as for :meth:`fit`.
+            datamodule: as for :meth:`fit`, but no object.
         """
         from lightning_hpo.training.attachments import attachments  # noqa: PLC0415  # loads Lightning
         from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
@@ -238,8 +246,7 @@ class Tuner:
         objective.attached = attached
         objective.unit, objective.mode, objective.halves = self.unit, self.mode, self._trials.on_oom == "halve"
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
-        if self._parts.check_names is not None:
-            objective.check_names = self._parts.check_names
+        objective.check_names = self._parts.check_names or objective.check_names
         return objective
 
     @checked_call
@@ -264,14 +271,15 @@ class Tuner:
     @contextmanager
     def _search(self, target: Target) -> Iterator["_Prepared"]:
         """Open the run, and give the search to the block; the result is there after the block."""
+        target = replace(target, starts=starting_points(self._beginning, self._define or self.space, target.builder))
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
         validate_workers(self._workers, ranks.size, self._parts.single_process or self._trials.single_process)
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))
         folder = open_folder(self._run, name, target, ranks.rank)
         pruner = self._parts.pruner if target.builder is not None and len(self._goal.modes) == 1 else None
-        most, study = self.scheduler.max_steps, self._parts.study
-        opened: Any = {"max_steps": most, "unit": self.unit, "ranks": ranks, "given": study}
+        budget: Any = {"max_steps": self.scheduler.max_steps, "unit": self.unit}
+        opened = budget | {"ranks": ranks, "given": self._parts.study}
         if ranks.rank > 0:
             if pruner is not None:
                 from lightning_hpo.tuners.reports import along  # noqa: PLC0415  # loads Lightning
@@ -280,11 +288,11 @@ class Tuner:
             yield _Prepared(lambda: None, follow_run(self._run, folder, target, self._goal, asked, **opened))
             return
         with open_run(self._run, folder, target, self._goal, asked, **opened) as run:
-            if self._parts.pruner is not None:
-                run.study.pruner = self._parts.pruner
+            run.study.pruner = self._parts.pruner or run.study.pruner
             title = f"{type(self).__name__} in {folder.path}"
             with run.lock():
                 observers = _observers(self, run, title)
+                prior = prior_rows(run.study, self._beginning.from_run, self.space, self._goal, **budget)
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
@@ -293,7 +301,7 @@ class Tuner:
                 shown(observers, run.console, self._run.verbose),
                 self._parts.executor(work, self._workers, run.interrupts) as executor,
             ):
-                search = _loop(self, run, executor, observers)
+                search = _loop(self, run, executor, observers, prior)
                 yield (prepared := _Prepared(partial(search.run, run.interrupts.pause_wanted)))
             run.raise_if_paused()
             with run.lock():
@@ -328,14 +336,14 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
     return [files, *watching, *tuner._parts.observers(run)]  # noqa: SLF001  # as above
 
 
-def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observer]) -> Search:
+def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observer], prior: Sequence[Row]) -> Search:
     """Return the loop over an opened run."""
     parts, goal = tuner._parts, tuner._goal  # noqa: SLF001  # of this module
     space = tuner._define or tuner.space  # noqa: SLF001  # as above
     rungs = sorted({rung.max_steps for bracket in tuner.plan() for rung in bracket.rungs})
     return Search(
         scheduler=tuner.scheduler,
-        proposer=parts.propose(OpenStudy(run.study, run.table, space, goal, rungs)),
+        proposer=parts.propose(OpenStudy(run.study, run.table, space, goal, rungs, run.target.starts, prior)),
         table=run.table,
         executor=executor,
         goal=goal,
@@ -370,7 +378,7 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
     sampler = settings(goal.sampler)
     if parts.pruner is not None:
         sampler["pruner"] = settings(parts.pruner)
-    code = [code for part in target.parts for code in (part.code if isinstance(part, Builder) else (part,))]
+    code = [code for part in target.parts for code in (part.code if isinstance(part, Coded) else (part,))]
     return fingerprint(
         tuner.space,
         tuner.scheduler,
@@ -378,6 +386,7 @@ def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:
         [*code, *filter(None, [tuner._define])],  # noqa: SLF001  # as above
         trains=target.builder is not None,
         sampler=sampler,
+        **tuner._beginning.settings(target.starts),  # noqa: SLF001  # as above
         **goal.settings(),
         **more_settings(tuner._trials, tuner.unit),  # noqa: SLF001  # as above
     )

@@ -16,6 +16,7 @@ from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.text import require_int
+from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.limits import Limits, seconds
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
 
@@ -85,6 +86,11 @@ class Options(TypedDict, total=False):
         confirm: after the search, train so many of the best configurations again at the full budget, with 5 other seeds
             each; ``(3, 8)`` are three configurations and eight seeds. The answer is the best by its mean. ``total`` and
             ``total_steps`` include what that takes; after a ``timeout`` it still comes. See ``docs/trust.md``.
+        start: configurations to try first, ``[{"lr": 1e-3}, ...]``, of which the sampler fills what is missing; or
+            ``"defaults"``: the default values of the module's arguments, or the values of a CLI's config
+            (``docs/spaces.md``). Members of a population begin with them.
+        from_run: folder of another run, ``"runs/earlier"``. The sampler learns from its finished trials too, where
+            their names and values belong to this space; they are copied once, and are no trials of this study.
         executor: in place of ``workers``: a number, or a ``RayExecutor`` for a Ray cluster (``docs/cluster.md``).
     """
 
@@ -118,6 +124,8 @@ class Options(TypedDict, total=False):
     logger: str | Callable[[Any], Any] | None
     callbacks: Any
     confirm: int | tuple[int, int] | None
+    start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None
+    from_run: str | Path | None
     executor: int | RayExecutor | None
 
 
@@ -290,7 +298,7 @@ class WorkerOptions:
 
 DEFAULTS = {
     field.name: field.default
-    for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits)
+    for kind in (Goal, RunOptions, TrialOptions, WorkerOptions, Limits, Beginning)
     for field in fields(kind)
 }
 """Default of each keyword."""

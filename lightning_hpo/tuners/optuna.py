@@ -70,6 +70,10 @@ class OptunaTuner(Tuner):
                 sampler, pruner = sampler or study.sampler, pruner or study.pruner
                 if options.get("name") is None:
                     options["name"] = study.study_name
+                if options.get("start") is not None:
+                    raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
+                if options.get("from_run") is not None:
+                    raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
             pruner = MedianPruner() if pruner is None else pruner
             budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
             more: dict[str, Any] = {"monitor": monitor, "mode": mode, "keep_checkpoints": keep_checkpoints}

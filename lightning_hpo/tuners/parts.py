@@ -62,6 +62,13 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
         validate_can_start(options.workers)
 
 
+def data_of(datamodule: Any, train_dataloaders: Any, val_dataloaders: Any) -> Any:
+    """Return what makes the data module of a trial, from what ``fit`` was given."""
+    from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
+
+    return given_data(datamodule, train_dataloaders, val_dataloaders)
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a tuner is composed of beside its scheduler; presets give it, and so may you.

@@ -31,7 +31,7 @@ from lightning_hpo.tuners.proposers import OpenStudy
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = (
     "monitor", "mode", "score", "constraints", "seed", "name", "storage", "root", "trainer", "verbose",
-    "allow_changed", "workers", "logger", "callbacks",
+    "allow_changed", "workers", "logger", "callbacks", "start",
 )  # fmt: skip
 _TAKEN_BY_WORKERS = ("max_retries", "trial_timeout")
 _INTERVAL = 200  # optimizer steps
@@ -75,8 +75,8 @@ class PopulationTuner(Tuner):
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
         **options: ``monitor``, ``mode``, ``score``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``,
             ``trainer``, ``verbose``, ``allow_changed``, ``workers`` or ``executor`` (with these ``max_retries`` and
-            ``trial_timeout``), ``logger`` and ``callbacks`` of :class:`Tuner`. A logger has one run for each member,
-            through all its trials, and functions of a trial are called with the first of them.
+            ``trial_timeout``), ``logger``, ``callbacks`` and ``start`` of :class:`Tuner`. A logger has one run for each
+            member, through all its trials, and functions of a trial are called with the first of them.
 
     Raises:
         ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.
@@ -172,21 +172,22 @@ class MemberProposer:
     def __init__(self, opened: OpenStudy) -> None:
         if callable(opened.space):
             raise TypeError("a function of a trial as the `space` is for OptunaTuner; a population needs names.")
-        self._space = opened.space
+        self._opened, self._space = opened, opened.space
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Return the trial's own parameters, or add the trial with those of the job."""
         if job.trial is not None:
             return job.trial, table.rows[job.trial].params
         assert job.params is not None
+        params = dict(job.params) if job.replaces is not None else {**job.params, **self._opened.start(len(table.rows))}
         notes = {}
         if job.replaces is not None and job.parent is not None:
             before = table.rows[job.replaces]
             notes = {"member": before.home, "start": before.step, "forked_at": table.rows[job.parent].step}
-        number = table.add(job.params, self._space, parent=job.parent, notes={SEGMENT: notes} if notes else {})
+        number = table.add(params, self._space, parent=job.parent, notes={SEGMENT: notes} if notes else {})
         if job.replaces is not None:
             table.prune(job.replaces)
-        return number, job.params
+        return number, params
 
 
 def member_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) -> AbstractContextManager[Executor]:

@@ -8,9 +8,10 @@ import optuna
 from optuna.pruners import BasePruner
 
 from lightning_hpo.errors import LightningHPOError
-from lightning_hpo.records import Job, searched
+from lightning_hpo.records import Job, Row, searched
 from lightning_hpo.samplers.adapter import SamplerAdapter
 from lightning_hpo.samplers.keyed import KeyedSampler
+from lightning_hpo.samplers.prior import prior_trials
 from lightning_hpo.space import Space, parse_space, suggest
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.tuners.options import Goal
@@ -51,6 +52,8 @@ class OpenStudy:
         space: name -> distribution, or a function of a trial that returns name -> value.
         goal: directions, sampler and seed.
         rungs: steps at which trials are judged, rising.
+        starts: parameters of the first trials, whole or in part.
+        prior: trials of an earlier run, which the sampler learns from too.
     """
 
     study: optuna.Study
@@ -58,6 +61,12 @@ class OpenStudy:
     space: Space | Define
     goal: Goal
     rungs: Sequence[int]
+    starts: Sequence[Mapping[str, Any]] = ()
+    prior: Sequence[Row] = ()
+
+    def start(self, number: int) -> Mapping[str, Any]:
+        """Parameters that a new trial must have, by its number."""
+        return self.starts[number] if number < len(self.starts) else {}
 
 
 MakeProposer: TypeAlias = Callable[[OpenStudy], Proposer]
@@ -83,6 +92,7 @@ class SamplerProposer:
                 "a function of a trial as the `space` is for OptunaTuner; here, map names to distributions."
             )
         assert opened.goal.sampler is not None
+        self._opened = opened
         self._space = parse_space(opened.space)
         self._adapter = SamplerAdapter(
             opened.goal.sampler,
@@ -92,6 +102,7 @@ class SamplerProposer:
             study_notes=opened.table.study_notes,
             random_share=random_share,
             rungs=opened.rungs,
+            prior=opened.prior,
         )
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
@@ -103,7 +114,7 @@ class SamplerProposer:
             return job.trial, table.rows[job.trial].params
         self._adapter.recall(table.study_notes)
         number = len(table.rows) if job.trial is None else job.trial
-        given = job.params or enqueued or {}
+        given = job.params or enqueued or self._opened.start(number)
         before = searched(table.rows[:number])
         of_search = [note for row, note in zip(table.rows[:number], table.notes, strict=False) if row.confirms is None]
         params, notes = self._adapter.ask(before, of_search, job.max_steps, given)
@@ -123,16 +134,19 @@ class OptunaProposer:
     """
 
     def __init__(self, opened: OpenStudy, *, pruner: BasePruner) -> None:
-        self._study, goal = opened.study, opened.goal
+        self._opened, self._study, goal = opened, opened.study, opened.goal
         self._space = opened.space if callable(opened.space) else parse_space(opened.space)
         assert goal.sampler is not None
         keyed = isinstance(goal.sampler, KeyedSampler)  # of a study that was searched in this process before
-        self._study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed)
+        prior = prior_trials(opened.prior, self._space) if opened.prior and not callable(self._space) else []
+        self._study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed, prior)
         self._study.pruner = pruner
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Ask the study for a trial, or take one up that was enqueued or left behind, and let it suggest."""
         number = job.trial if job.confirms is None else table.repeat(job.confirms)
+        if number is None and (point := self._opened.start(len(table.rows))):
+            self._study.enqueue_trial(dict(point))  # where a kill leaves it, it waits as a trial that was enqueued
         trial = self._study.ask() if number is None else table.attach(number)
         table.own(trial)
         try:

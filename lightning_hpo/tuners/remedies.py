@@ -39,7 +39,8 @@ _SYNONYMS = {
     "quantile": "quantile_fraction truncation",
     "resample": "resample_probability",
     "total_steps": "total_budget budget max_total_steps",
-    "start": "points_to_evaluate initial_points x0 initial_configs start_points initial_params enqueue warm_start",
+    "start": "points_to_evaluate initial_points x0 initial_configs start_points initial_params enqueue",
+    "from_run": "warm_start warm_start_from previous_run earlier_run prior_run prior source_study transfer_from",
 }
 _OURS = {word: ours for ours, words in _SYNONYMS.items() for word in words.split()}
 
@@ -80,7 +81,6 @@ _ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "factor": "only PopulationTuner perturbs hyperparameters",
         "quantile": "only PopulationTuner has a quantile",
         "resample": "only PopulationTuner resamples hyperparameters",
-        "start": "enqueue them in a study: study.enqueue_trial({...}), then OptunaTuner(..., study=study)",
     }
 )
 _MISSING: Mapping[str, str] = MappingProxyType(
@@ -96,14 +96,19 @@ _OF_FIT: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("data", "data_module", "dm"), "write datamodule=..."),
         **dict.fromkeys(
             (
-                "train_dataloaders",
-                "val_dataloaders",
                 "train_dataloader",
-                "val_dataloader",
                 "train_loader",
+                "train_loaders",
+                "dataloader",
                 "dataloaders",
+                "loader",
+                "loaders",
+                "val_dataloader",
+                "val_loader",
+                "val_loaders",
+                "valid_dataloaders",
             ),
-            "let train_dataloader() and val_dataloader() of the module or of a data module return the loaders",
+            "write train_dataloaders=..., val_dataloaders=..., or datamodule=Data",
         ),
         "ckpt_path": "every trial starts from scratch, and the same call continues a stopped run",
         "trainer": "give Trainer arguments to the tuner: trainer={'accelerator': 'gpu'}",
@@ -247,6 +252,8 @@ def _value(ours: str, name: str, value: Any) -> str:
         if name == "minimize":
             low = "min" if value else "max"
         return "'max'" if low.startswith("max") else "'min'" if low.startswith("min") else "'min' or 'max'"
+    if ours == "start":
+        return "[{...}]"
     simple = isinstance(value, str | int | float) and value is not inspect.Parameter.empty
     return _shown(value) if simple else "..."
 

@@ -60,6 +60,7 @@ def retrain(
                 params[_full_name(name, params)] = value
         again.space, again._define = parse_space({name: choice(value) for name, value in params.items()}), None  # noqa: SLF001
         again._goal = replace(goal, sampler=RandomSampler(), confirm=None, trial_seed=seed)  # noqa: SLF001
+        again._beginning = type(tuner._beginning)()  # noqa: SLF001  # as above
         again._limits = Limits(unit=again.unit, max_failed=1)  # noqa: SLF001
         again._parts = type(parts)(parts_of_unit=again.unit.parts)  # noqa: SLF001
         text = repr(sorted(changes.items()))

@@ -51,6 +51,7 @@ class Target:
         deliver: makes what module or function receive of the parameters that a study stores.
         end_trial: tells the loggers of a trial that has ended, given folder, row and identity; None without a logger.
         callbacks_of: returns the callbacks of a trial, given that trial; None for a function.
+        starts: parameters of the first trials, as the study stores them; what they lack is left to the sampler.
     """
 
     work: Work
@@ -61,6 +62,7 @@ class Target:
     deliver: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     end_trial: EndTrial | None = None
     callbacks_of: Callable[[Trial], list[Any]] | None = None
+    starts: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of(cls, objective: Any, work: Work, parts: Sequence[Any], deliver: Any) -> "Target":

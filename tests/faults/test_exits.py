@@ -21,7 +21,7 @@ from lightning_hpo.__main__ import main
 from lightning_hpo.errors import exit_code
 from tests.faults.scripts import HEAD, Script, run
 
-LAST = re.compile(r"lightning_hpo: [^\n;]+; (what was recorded and saved is kept in [^\n;]+|nothing was started); .+\.")
+LAST = re.compile(r"lightning_hpo: [^\n]+; (what was recorded and saved is kept in [^\n;]+|nothing was started); .+\.")
 SPACE = {"x": "uniform(0, 1)"}
 TUNER = "RandomTuner({}, max_steps=1, n_trials={}, root=ROOT, name='r', verbose=False)"
 

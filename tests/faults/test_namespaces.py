@@ -150,12 +150,14 @@ def test_every_class_that_both_packages_export_takes_the_place_of_the_other():
             assert type(one).__name__ == "Own"
 
 
-def test_instances_are_refused_as_ever_and_other_things_stay_as_they_are():
+def test_a_module_is_refused_and_a_data_module_copied_as_ever_and_other_things_stay_as_they_are(tmp_path):
     net, data, _ = made(old)
     with pytest.raises(TypeError, match="got an instance of Net: pass `Net` itself"):
         RandomTuner(LR, max_steps=3, n_trials=1, monitor="val_loss").fit(net())
-    with pytest.raises(TypeError, match="got an instance of Data: pass `Data` itself"):
-        RandomTuner(LR, max_steps=3, n_trials=1, monitor="val_loss").fit(net, datamodule=data())
+    given = data()
+    result = RandomTuner(LR, max_steps=2, n_trials=1, monitor="val_loss", root=tmp_path).fit(net, datamodule=given)
+    assert len(result.trials()) == 1
+    assert type(given) is data
     ours = made(new)[0]()
     for one in (ours, nn.Linear(2, 2), 3, "text", [1]):
         before = type(one)

@@ -245,6 +245,8 @@ class TestStartingPoints:
             ({"depth": 9}, r"'depth' is 9, which is not in its space: int\(1, 4\)"),
             ({"optimizer": "adagrad"}, "'optimizer' is 'adagrad', which is not in its space"),
             ({"optimizer": "adam", "momentum": 0.9}, "its condition `optimizer == 'sgd'` does not hold there"),
+            ({"momentum": 0.9}, "its condition `optimizer == 'sgd'` needs 'optimizer': give it too"),
+            ({"lr": 0.1}, "names 'lr', which is not in the space"),
         ],
     )
     def test_a_point_outside_is_refused_with_both_shown(self, point, words):

@@ -2,12 +2,14 @@
 
 import html.parser
 import json
+import logging
 import math
 import re
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import optuna
@@ -60,6 +62,24 @@ def test_show(run, capsys):
     assert "1 failed" in out
     assert f"trial 3 failed: RuntimeError: {EVIL}" in out
     assert "nobody is at work" in out
+    assert "\n... and 6 more trials with a score\n" in out
+
+
+def test_warnings_of_optuna_about_its_figures_stay_out_of_the_report(tmp_path, caplog):
+    space = {"x": "uniform(0, 1)", "kind": ["a", "b"], "y": "uniform(0, 1) if kind == 'a'"}
+    tuner = RandomTuner(space, max_steps=1, n_trials=6, root=tmp_path, name="r", verbose=False)
+    result = tuner.optimize(lambda job, params: params["x"] + params.get("y", 0))
+    read = read_run(tmp_path / "r")
+    trial = read.trials[0]
+    trial.datetime_start, trial.datetime_complete = trial.datetime_complete, trial.datetime_start
+    logger = logging.getLogger("optuna")
+    logger.addHandler(caplog.handler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_html(read)
+        result.report(tmp_path / "report.html")
+    logger.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def figures_of(text):

@@ -1,10 +1,12 @@
 """What a person reads last after a mistake in a call: the value, and what to write."""
 
 import enum
+import warnings
 from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
 import pytest
+from optuna import create_study
 from optuna.distributions import FloatDistribution
 from optuna.samplers import TPESampler
 from torch import nn
@@ -20,6 +22,7 @@ from lightning_hpo import (
     Tuner,
     choice,
 )
+from lightning_hpo.space import when
 from tests.support.small import Data, Net
 
 LR = {"lr": "loguniform(1e-3, 1e-1)"}
@@ -40,6 +43,10 @@ def searched(space):
 
 def fitted(space, model=Net, **options):
     return searched(space).fit(model, **{"datamodule": Data, **options})
+
+
+def begun(space, start):
+    return RandomTuner(space, max_steps=9, n_trials=2, start=start, **HERE).fit(Net, datamodule=Data)
 
 
 class Misshapen(Net):
@@ -92,6 +99,19 @@ MISTAKES = {
     "min_steps_random": (lambda: tuned(min_steps=3), "only HyperbandTuner and ASHATuner judge trials"),
     "reduction_factor": (lambda: hyperband(reduction_factor=4), "write eta=4."),
     "points_to_evaluate": (lambda: tuned(points_to_evaluate=[{"lr": 0.1}]), "no argument 'points_to_evaluate': "),
+    "x0": (lambda: tuned(x0=[0.1]), "no argument 'x0': write start=[{...}]."),
+    "start_dictionary": (lambda: tuned(start={"lr": 0.1}), "`start` must be a list, start=[{'lr': 1e-3}, ...], or 'de"),
+    "start_text": (lambda: tuned(start="default"), "or 'defaults', got 'default'"),
+    "start_name": (lambda: tuned(start=[{"lrr": 0.1}]), "names 'lrr', which is not in the space. Did you mean 'lr'?"),
+    "start_value": (lambda: tuned(start=[{"lr": 1}]), "`start[0]`: 'lr' is 1, which is not in its space: loguniform(0"),
+    "start_many": (lambda: tuned(start=[{}] * 3), "`start` has 3 points, but the search starts only 2 trials"),
+    "start_function": (lambda: tuned(start="defaults").optimize(lambda *_: 1.0), "a plain function has none: give a"),
+    "start_outside": (lambda: begun({"lr": "uniform(0, 0.01)"}, "defaults"), "'lr' is 0.1, which is not in its space"),
+    "start_none": (lambda: begun({"step_log": ["a"]}, "defaults"), "none of step_log has a default value: give a"),
+    "start_study": (lambda: OptunaTuner(LR, max_steps=9, n_trials=2, study=create_study(), start=[{}]), "study.enq"),
+    "warm_start": (lambda: tuned(warm_start="runs/a"), "no argument 'warm_start': write from_run='runs/a'."),
+    "from_run": (lambda: tuned(from_run=["runs/a"]), "`from_run` must be the folder of a run, such as 'runs/earlier'"),
+    "from_run_pbt": (lambda: PopulationTuner(LR, max_steps=9, interval=3, from_run="a"), "means nothing for a popul"),
     "n_jobs": (lambda: tuned(n_jobs=4), "no argument 'n_jobs': write workers=4."),
     "max_concurrent_trials": (lambda: hyperband(max_concurrent_trials=2), "write workers=2."),
     "gpus": (lambda: tuned(gpus=2), "write devices_per_trial=2."),
@@ -136,7 +156,13 @@ MISTAKES = {
     "by_position": (lambda: RandomTuner(LR, 9, 2), "takes space by position and all else by name, e.g. max_steps=9"),
     "fit_by_position": (lambda: tuned().fit(Net, Data), "fit takes model by position and all else by name, e.g. data"),
     "no_model": (lambda: tuned().fit(), "`model` is missing: give the class of a LightningModule"),
-    "fit_loaders": (lambda: tuned().fit(Net, train_dataloader=[]), "let train_dataloader() and val_dataloader()"),
+    "fit_loaders": (lambda: tuned().fit(Net, dataloader=[]), "write train_dataloaders=..., val_dataloaders="),
+    "fit_loader": (lambda: tuned().fit(Net, train_loader=[]), "val_dataloaders=..., or datamodule=Data"),
+    "fit_train_only": (lambda: tuned().fit(Net, train_dataloaders=[1]), "`val_dataloaders` is missing: give loaders"),
+    "fit_both": (lambda: tuned().fit(Net, datamodule=Data, train_dataloaders=[1]), "are both given: leave one of th"),
+    "fit_class": (lambda: tuned().fit(Net, train_dataloaders=Data, val_dataloaders=Data), "write datamodule=..."),
+    "fit_number": (lambda: tuned().fit(Net, train_dataloaders=3, val_dataloaders=3), "must be a loader, or a function"),
+    "data_object": (lambda: fitted({"data.batch_size": [8]}, datamodule=Data()), "give the class of a data module, or"),
     "fit_data": (lambda: tuned().fit(Net, data=Data), "no argument 'data': write datamodule=..."),
     "fit_ckpt": (lambda: tuned().fit(Net, ckpt_path="a.ckpt"), "every trial starts from scratch"),
     "fit_trainer": (lambda: tuned().fit(Net, trainer=None), "give Trainer arguments to the tuner: trainer={"),
@@ -229,3 +255,17 @@ def test_what_is_right_is_let_through(tmp_path):
     assert got.best_params["c"] is Colour.RED
     with pytest.raises(TypeError, match="Own has no argument 'metric': write monitor='a'."):
         Own({"x": "uniform(0, 1)"}, metric="a")
+
+
+def test_a_list_of_two_ends_is_warned_of():
+    with pytest.warns(UserWarning, match=r"is a choice of two values. .* write 'loguniform\(0.0001, 0.1\)'; for the"):
+        searched({"lr": [1e-4, 1e-1]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        searched({"lr": choice(1e-4, 1e-1), "dropout": [0.1, 0.5], "k": [1, 1000]})
+
+
+def test_the_last_line_keeps_semicolons():
+    with pytest.raises(ValueError, match="the condition 'a; b' cannot be read") as caught:
+        searched({"x": when("a; b", 1)})
+    assert "'a; b' cannot be read; nothing was started" in caught.value.__notes__[-1]
