@@ -18,7 +18,13 @@ if TYPE_CHECKING:
         PopulationBasedTraining as PopulationBasedTraining,
     )
     from lightning_hpo.callbacks import (
+        PopulationReplay as PopulationReplay,
+    )
+    from lightning_hpo.callbacks import (
         TrialReport as TrialReport,
+    )
+    from lightning_hpo.callbacks import (
+        TrialValidation as TrialValidation,
     )
     from lightning_hpo.cli.hpo_cli import HPOCLI as HPOCLI
     from lightning_hpo.errors import (
@@ -148,7 +154,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _NAMES = {
-    "callbacks": "LRSchedule PopulationBasedTraining TrialReport",
+    "callbacks": "LRSchedule PopulationBasedTraining PopulationReplay TrialReport TrialValidation",
     "cli.hpo_cli": "HPOCLI",
     "errors": (
         "DamagedCheckpointError DivergedError JobError LightningHPOError ParameterMismatchError RankLostError "

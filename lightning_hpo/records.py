@@ -1,6 +1,7 @@
 """The words of a search: trial rows, jobs, tasks and outcomes, and which trial is best. Standard library only."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,9 @@ class Job:
         params: for a new trial, its parameters; None asks the sampler.
         replaces: for a new trial of a population, the trial of the same member that ends here. The new one goes on in
             its fit: step, place in the data and clocks are those of the member.
+        confirms: for a new trial, the trial whose parameters train once more, with another seed.
+        seed: of everything random in the trial, as ``lightning.seed_everything`` takes it; the study has it, so
+            schedulers leave it out. None in a trial that an earlier version has begun.
     """
 
     max_steps: int
@@ -44,6 +48,8 @@ class Job:
     parent: int | None = None
     params: Mapping[str, Any] | None = None
     replaces: int | None = None
+    confirms: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,8 @@ class Row:
         stopped: steps at which a callback asked to stop it, although it is to train on.
         global_steps: step -> optimizer step at which the Trainer stood; empty where both are the same.
         full_steps: optimizer steps of its full budget, where that is in epochs or samples.
+        seed: of everything random in it; None if an earlier version has begun it.
+        confirms: number of the trial whose parameters it trains once more; None for a trial of the search.
         scored_from: validations that its last score is made of; empty where it is the last one.
         validations: step -> monitored metric there, where the score may be another number.
         step: of its last value, or where its training began.
@@ -208,6 +216,8 @@ class Row:
     stopped: tuple[int, ...] = ()
     global_steps: Mapping[int, int] = field(default_factory=dict)
     full_steps: int | None = None
+    seed: int | None = None
+    confirms: int | None = None
     scored_from: Kept = ()
     validations: Mapping[int, float] = field(default_factory=dict)
     step: int = field(init=False, repr=False, compare=False)
@@ -270,9 +280,97 @@ class Row:
 
 
 def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
-    """Return the best trial, or None without any score; :func:`ranked` says what is better."""
+    """Return the best trial, or None without any score; :func:`ranked` says what is better.
+
+    Where configurations were confirmed, it is the best trial among the confirmations of the best one.
+    """
     sign = 1 if mode == "min" else -1
+    if (confirmed := confirmations(rows, mode)) and confirmed[0].n:
+        rows = [row for row in rows if row.confirms == confirmed[0].trial]
     return min([row for row in rows if row.score is not None], key=lambda row: _rank(row, sign), default=None)
+
+
+def searched(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the trials of the search, without confirmations, numbered from 0 as if there were no others."""
+    if not any(row.confirms is not None for row in rows):
+        return rows
+    own = [row for row in rows if row.confirms is None]
+    place: dict[int | None, int | None] = {row.number: index for index, row in enumerate(own)}
+    place[None] = None
+    return [
+        row if row.number == index else replace(row, number=index, parent=place[row.parent], member=place[row.member])
+        for index, row in enumerate(own)
+    ]
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """A configuration of the search that was trained again with other seeds.
+
+    Args:
+        trial: number of the trial in the search.
+        params: of the configuration.
+        seen: score that the search had seen; None if that trial had not its full budget.
+        scores: of the confirmations.
+        mode: whether lower or higher scores are better.
+        failed: number of confirmations that have failed.
+        feasible: whether all confirmations keep the constraints of the search.
+        tied: whether its mean is within one standard error (of the difference) of that of the best, or, of the best
+            itself, of any other.
+    """
+
+    trial: int
+    params: Mapping[str, Any]
+    seen: float | None
+    scores: tuple[float, ...]
+    mode: Mode
+    failed: int = 0
+    feasible: bool = True
+    tied: bool = False
+
+    @property
+    def n(self) -> int:
+        """Number of scores."""
+        return len(self.scores)
+
+    @property
+    def mean(self) -> float:
+        """Mean of the scores; NaN without any."""
+        return statistics.fmean(self.scores) if self.scores else math.nan
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the scores (n - 1 in the denominator); NaN of fewer than two."""
+        return statistics.stdev(self.scores) if self.n > 1 else math.nan
+
+    @property
+    def optimism(self) -> float | None:
+        """By how much the search had seen a better score than the mean; below 0 if a worse one."""
+        return None if self.seen is None else (self.mean - self.seen) * (1 if self.mode == "min" else -1)
+
+    def is_near(self, other: "Confirmation") -> bool:
+        """Whether the means differ by at most one standard error of their difference."""
+        error = math.sqrt(self.std**2 / self.n + other.std**2 / other.n) if min(self.n, other.n) > 1 else math.nan
+        return abs(self.mean - other.mean) <= error
+
+
+def confirmations(rows: Sequence[Row], mode: Mode) -> list[Confirmation]:
+    """Return the configurations that were confirmed, best first.
+
+    A feasible one comes before an infeasible one, then one of which no confirmation has failed; then the mean decides.
+    """
+    found = []
+    for number in dict.fromkeys(row.confirms for row in rows if row.confirms is not None):
+        own = [row for row in rows if row.confirms == number]
+        scores = tuple(row.score for row in own if row.state == "complete" and row.score is not None)
+        origin = rows[number]
+        seen = origin.score if origin.state == "complete" else None
+        failed, feasible = sum(row.state == "failed" for row in own), all(row.feasible for row in own)
+        found.append(Confirmation(number, origin.params, seen, scores, mode, failed, feasible))
+    sign = 1 if mode == "min" else -1
+    found.sort(key=lambda each: (not each.n, not each.feasible, each.failed > 0, sign * each.mean, each.trial))
+    near = [each.n > 0 and each.is_near(found[0]) for each in found]
+    return [replace(each, tied=near[index] if index else any(near[1:])) for index, each in enumerate(found)]
 
 
 def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:

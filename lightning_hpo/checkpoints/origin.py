@@ -26,7 +26,7 @@ def difference(path: Path, identity: Mapping[str, Any], step: int) -> str | None
         For example ``"is of trial 3, not of trial 5"``; None if it agrees. What a checkpoint does not say, as one of a
         user's own function, is not compared.
     """
-    content = _outline(path)
+    content = outline(path)
     if content is None:
         return "is no readable checkpoint"
     found = content.get(STAMP)
@@ -40,8 +40,8 @@ def difference(path: Path, identity: Mapping[str, Any], step: int) -> str | None
     return None if at == step else f"is of step {at}, not of step {step}"
 
 
-def _outline(path: Path) -> Mapping[str, Any] | None:
-    """The plain values of a checkpoint; None if the file cannot be read as one."""
+def outline(path: Path) -> Mapping[str, Any] | None:
+    """Return the plain values of a checkpoint; None if the file cannot be read as one."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))

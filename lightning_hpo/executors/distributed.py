@@ -198,7 +198,7 @@ def _signals_left_to_rank_0() -> Iterator[None]:
 
 def _message(task: Task) -> dict[str, Any]:
     source = None if task.source is None else str(task.source)
-    job = {"max_steps": task.job.max_steps, "trial": task.job.trial, "parent": task.job.parent}
+    job = {name: getattr(task.job, name) for name in ("max_steps", "trial", "parent", "confirms", "seed")}
     return {"job": job, "params": dict(task.params), "folder": str(task.folder), "source": source}
 
 

@@ -12,13 +12,15 @@ import yaml
 
 from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints import files as checkpoints
-from lightning_hpo.checkpoints.origin import difference
+from lightning_hpo.checkpoints.origin import difference, outline
 from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, best_row, reach
-from lightning_hpo.reporting.events import Event, JobEnded, StudyRead
+from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRead
+from lightning_hpo.reporting.fit_config import fit_config, replay_config
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.space import SearchSpace, split_name
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.trial_folders import identity_of
+from lightning_hpo.text import one_line
 
 _CHECKPOINTS = (BEST_CHECKPOINT, CHECKPOINT)
 
@@ -35,6 +37,8 @@ class BestFiles:
         keep_checkpoints: keep those of trials that are neither best nor to be continued.
         complete_only: only a trial with the full budget is an answer, as in a population.
         unit: of the budget.
+        monitor: metric that is the score of a module; None in a search over a function.
+        texts: of a population, name -> distribution as text.
     """
 
     def __init__(
@@ -48,7 +52,11 @@ class BestFiles:
         keep_checkpoints: bool,
         complete_only: bool = False,
         unit: Unit = STEPS,
+        monitor: str | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
+        self._texts = dict(texts or {})
+        self._monitor = monitor
         self._folder = folder
         self._unit = unit
         self._complete_only = complete_only
@@ -62,33 +70,56 @@ class BestFiles:
 
     def on(self, event: Event) -> None:
         """Bring the files up to date with the rows."""
-        if not isinstance(event, StudyRead | JobEnded):
+        if not isinstance(event, StudyRead | JobEnded | SearchEnded):
             return
         best = best_row(event.rows, self._mode)
         before = self._written
         is_answer = best is not None and not (self._complete_only and best.state != "complete")
         stands = None if best is None else (best.number, reach(best), best.global_step, best.checkpoint_step)
         if best is not None and is_answer and stands != before:
+            config, lines = self._config_of(best, event.rows)
             write_answer(
                 best,
                 identity_of(self._study_id, best.number, best.params),
                 self._saved(self._folder.trial(best.home)),
-                self._config_of(best),
+                config,
                 best_checkpoint=self._folder.best_checkpoint,
                 best_params=self._folder.best_params,
+                lines=lines,
             )
             self._written = stands
         if not self._keep_checkpoints:
             ended = {row.number for row in event.rows if row.state != "running"}
             former = set() if before is None else {before[0]} & ended
-            if looked_at := (ended - self._ended) | former:
+            again = {row.number for row in event.rows if row.confirms is not None}
+            if looked_at := (ended - self._ended) | former | (again & ended):
                 used = {row.home for row in event.rows if row.state == "running"}
+                used |= set() if isinstance(event, SearchEnded) else again  # one of them will be the best
                 used |= set() if best is None else {best.home}
                 for home in {event.rows[number].home for number in looked_at} - used:
                     self._drop(home)
             self._ended = ended
 
-    def _config_of(self, row: Row) -> Mapping[str, Any]:
+    def _config_of(self, row: Row, rows: Sequence[Row]) -> tuple[Mapping[str, Any], Sequence[str]]:
+        """Config of a trial with its full budget, and lines for people."""
+        config = self._budgeted(row)
+        found = None if self._monitor is None else outline(self._folder.trial(row.home) / CHECKPOINT)
+        if found is None or found.get("global_step") != row.global_step:
+            return config, ()
+        steps = [step for step, _ in row.scored_from] or [row.global_step]
+        score = f"{self._monitor} = {row.score} at step {', '.join(map(str, steps))} of trial {row.number}"
+        if self._complete_only:
+            from lightning_hpo.study.lineage import phases_of, schedule  # noqa: PLC0415  # loads torch
+
+            schedules = {name: schedule(phases_of(row.number, rows), name) for name in row.params}
+            made, lines = replay_config(config, schedules, self._texts, score)
+            return made if row.seed is None else {**made, "seed_everything": row.seed}, lines
+        note = dict(found.get("callbacks", {}).get("RunToStep", {}).get("fit") or {})
+        if note and row.scored_from:  # its other validations count too
+            note["followed"] = True
+        return fit_config(config, row.seed, note, score)
+
+    def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""
         if row.full_steps is None:  # of a function, which is given the number
             number: Any = self._unit.number(self._max_steps)
@@ -120,6 +151,7 @@ def write_answer(
     *,
     best_checkpoint: Path,
     best_params: Path,
+    lines: Sequence[str] = (),
 ) -> None:
     """Make ``best.ckpt`` and ``best.yaml`` name one trial at one step.
 
@@ -133,6 +165,7 @@ def write_answer(
         config: for ``best.yaml``.
         best_checkpoint: where ``best.ckpt`` is.
         best_params: where ``best.yaml`` is.
+        lines: for people, above the config.
     """
     found = [path for path in (*saved, best_checkpoint) if path.exists()]  # an old one may carry no identity
     right = next((path for path in found if difference(path, identity, best.checkpoint_step) is None), None)
@@ -145,12 +178,13 @@ def write_answer(
             f"({saved[-1].parent}), so there is no {best_checkpoint.name}",
             stacklevel=2,
         )
-    write_best(config, best_params)
+    write_best(config, best_params, lines)
 
 
-def write_best(config: Mapping[str, Any], path: Path) -> None:
-    """Write a config as YAML, without a moment in which the file is not whole."""
-    atomic_write(path, yaml.safe_dump(dict(config), sort_keys=False))
+def write_best(config: Mapping[str, Any], path: Path, lines: Sequence[str] = ()) -> None:
+    """Write a config as YAML below comments, without a moment in which the file is not whole."""
+    comments = "".join(f"# {one_line(line)}\n" for line in lines)
+    atomic_write(path, comments + yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def keep_best(checkpoint: Path, path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from operator import eq
 from typing import Any, Literal, TypeAlias
 
-from lightning_hpo.records import Mode, Row, best_row, ranked, spent
+from lightning_hpo.records import Confirmation, Mode, Row, best_row, confirmations, ranked, spent
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
 from lightning_hpo.schedulers.base import Bracket, Coverage
 from lightning_hpo.schedulers.units import STEPS, Unit
@@ -52,6 +52,8 @@ class Console:
                 self.line(event.remark)
         elif isinstance(event, SearchEnded):
             self.table(event.rows)
+            for text in confirmed_lines(confirmations(event.rows, self._mode), self.monitor):
+                self.line(text)
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -91,16 +93,7 @@ class Console:
         texts = space.texts() if isinstance(space, SearchSpace) else {}
         for name, text in texts.items():
             self.line(f"  {name:<24} {_range(name, space[name], text)}")
-        if brackets:
-            self.line(f"  bracket    rungs: trials @ {self._unit.label}")
-        once = _once(brackets)
-        for index, bracket in enumerate(brackets[: min(once, 12)]):
-            rungs = "  ".join(f"{rung.trials} @ {self._unit.number(rung.max_steps)}" for rung in bracket.rungs)
-            self.line(f"  {index + 1:<10} {rungs}")
-        if once > 12:
-            self.line(f"  ... and {once - 12} more brackets")
-        if len(brackets) > once:
-            self.line(f"  the same {len(brackets) // once} times")
+        self._brackets(brackets)
         if brackets:
             trials, jobs, steps = (
                 sum(getattr(bracket, name) for bracket in brackets) for name in ("trials", "jobs", "steps")
@@ -115,6 +108,24 @@ class Console:
         if rows:
             ended = sum(row.state != "running" for row in rows)
             self.line(f"  continues: {ended} of {len(rows)} trials so far have ended, {self._spent(rows)} are done")
+
+    def _brackets(self, brackets: Sequence[Bracket]) -> None:
+        """Print the rungs of each bracket; brackets that repeat once."""
+        if brackets:
+            self.line(f"  bracket    rungs: trials @ {self._unit.label}")
+        of_search = [bracket for bracket in brackets if not bracket.label]
+        once = _once(of_search)
+        for index, bracket in enumerate(of_search[: min(once, 12)]):
+            rungs = "  ".join(f"{rung.trials} @ {self._unit.number(rung.max_steps)}" for rung in bracket.rungs)
+            self.line(f"  {index + 1:<10} {rungs}")
+        if once > 12:
+            self.line(f"  ... and {once - 12} more brackets")
+        if len(of_search) > once:
+            self.line(f"  the same {len(of_search) // once} times")
+        for bracket in brackets:
+            if bracket.label:
+                rung = bracket.rungs[0]
+                self.line(f"  then       {rung.trials} @ {self._unit.number(rung.max_steps)}: {bracket.label}")
 
     def job(self, row: Row, rows: Sequence[Row], reason: str = "") -> None:
         """Print a line for a job that gave a score or failed."""
@@ -184,6 +195,24 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
+
+
+def confirmed_lines(confirmed: Sequence[Confirmation], monitor: str) -> list[str]:
+    """Say how the best configurations did with other seeds; nothing if none was confirmed."""
+    cells = [("trial", f"mean {monitor}", "std", "n", "search saw", "optimism", "failed")]
+    for each in confirmed:
+        seen, optimism = (ABSENT if value is None else f"{value:.5g}" for value in (each.seen, each.optimism))
+        row = (str(each.trial), f"{each.mean:.5g}", f"{each.std:.2g}", str(each.n), seen, optimism, str(each.failed))
+        cells.append(row)
+    if not confirmed:
+        return []
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["confirmed with other seeds:"]
+    lines += ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    if confirmed[0].tied:
+        tied = ", ".join(str(each.trial) for each in confirmed[1:] if each.tied)
+        lines.append(f"a tie: trial {confirmed[0].trial} is within one standard error of {tied}")
+    return lines
 
 
 def _note(row: Row) -> str:

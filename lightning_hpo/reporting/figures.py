@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from lightning_hpo.records import Row, best_row, ranked, reach
+from lightning_hpo.records import Row, best_row, ranked, reach, searched
 from lightning_hpo.reporting.drawing import (
     BEST,
     COLOURS,
@@ -110,7 +110,7 @@ def planned_brackets(run: Run) -> list[tuple[Bracket, int]]:
     if isinstance(most, int) and isinstance(members, int):
         return [(Bracket((Rung(members, most),)), 1)]
     if isinstance(most, int) and kind == "FullBudget":
-        plan: tuple[Bracket, ...] = (Bracket((Rung(max(len(run.rows), 1), most),)),)
+        plan: tuple[Bracket, ...] = (Bracket((Rung(max(len(searched(run.rows)), 1), most),)),)
     elif kind not in _HALVING or not all(isinstance(number, int) for number in rungs):
         return []
     else:
@@ -122,7 +122,7 @@ def planned_brackets(run: Run) -> list[tuple[Bracket, int]]:
             plan = (make_bracket(eta ** (len(steps) - 1), steps, eta),)
     by_entry = {bracket.rungs[0].max_steps: bracket for bracket in plan}
     entered = dict.fromkeys(by_entry, 0)
-    for row in run.rows:
+    for row in searched(run.rows):
         if row.values:
             entered[_entry(row, list(by_entry))] += 1
     return [(bracket, -(-entered[entry] // bracket.trials)) for entry, bracket in sorted(by_entry.items())]
@@ -144,7 +144,7 @@ def brackets(run: Run) -> Figure | None:
     data: list[dict[str, Any]] = []
     panels = Panels(len(plan), columns=4)
     for index, (bracket, times) in enumerate(plan):
-        members = [row for row in run.rows if row.values and _entry(row, entries) == entries[index]]
+        members = [row for row in searched(run.rows) if row.values and _entry(row, entries) == entries[index]]
         steps = [rung.max_steps for rung in bracket.rungs]
         names = [f"step {step}" for step in steps]
         found = [
@@ -185,7 +185,8 @@ def promotions(run: Run) -> Figure | None:
     sign = 1 if run.mode == "min" else -1
     points: list[tuple[int, float, float, float]] = []  # trial, rung, value, share of the rung that is better
     for step, above in zip(steps, [*steps[1:], math.inf], strict=True):
-        at = [(row.number, row.at(step, above)) for row in run.rows if row.values and step <= row.step]
+        reached = [row for row in run.rows if row.confirms is None and row.values and step <= row.step]
+        at = [(row.number, row.at(step, above)) for row in reached]
         judged = sorted(
             (sign * value, number, value) for number, value in at if value is not None and math.isfinite(value)
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.quiet import warnings_only
-from lightning_hpo.records import Row, best_row, ranked, spent
+from lightning_hpo.records import Row, best_row, confirmations, ranked, spent
 from lightning_hpo.reporting import figures, model_figure, population_figures
 from lightning_hpo.reporting.console import ABSENT
 from lightning_hpo.reporting.drawing import Figure, safe
@@ -181,7 +181,8 @@ def table(run: Run, rows: Sequence[Row]) -> str:
     head = "".join(f'<th scope="col"><button>{safe(name)}</button></th>' for name in columns)
     body = []
     for row in rows:
-        cells = [row.number, row.state, row.ended, row.parent, run.unit.number(row.step), _seconds(run, row)]
+        state = row.state if row.confirms is None else f"{row.state}, confirms {row.confirms}"
+        cells = [row.number, state, row.ended, row.parent, run.unit.number(row.step), _seconds(run, row)]
         cells += [row.values[row.step] if row.values else None]
         cells += [run.trials[row.number].constraints.get(name) for name in limits]
         cells += [masked(name, row.params.get(name, ABSENT)) for name in names]
@@ -206,12 +207,30 @@ def summary_lines(run: Run) -> list[str]:
     return lines
 
 
+def confirmed_table(run: Run) -> str:
+    """Configurations that were confirmed, as a table of escaped HTML; nothing without any."""
+    found = confirmations(run.rows, run.mode)
+    if not found:
+        return ""
+    head = "".join(f"<th>{safe(name)}</th>" for name in ("trial", f"mean {run.monitor}", "standard deviation", "n",
+                                                         "the search saw", "optimism", "failed"))  # fmt: skip
+    body = ""
+    for each in found:
+        cells = (each.trial, each.mean, each.std, each.n, each.seen, each.optimism, each.failed)
+        body += f"<tr>{''.join(f'<td>{escape(_cell(cell))}</td>' for cell in cells)}</tr>"
+    tie = "<p>A tie: the best mean is within one standard error of another.</p>" if found[0].tied else ""
+    return (
+        "<h2>Confirmed with other seeds</h2><p>Optimism: by how much the search had seen a better score than the mean."
+        f'</p><div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{tie}'
+    )
+
+
 def _summary(run: Run) -> str:
     parts = [f'<header><h1>{safe(run.path.name)}</h1><button id="theme">dark</button></header>']
     parts += [f"<p>{line}</p>" for line in summary_lines(run)]
     if (run.path / "best.yaml").exists() and best_row(run.rows, run.mode) is not None:
         parts.append(f"<details><summary>best.yaml</summary><pre>{escape(read_best(run))}</pre></details>")
-    return "".join(parts)
+    return "".join([*parts, confirmed_table(run)])
 
 
 def _part(name: str, part: Part) -> str:

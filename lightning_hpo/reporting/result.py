@@ -9,7 +9,7 @@ import optuna
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
-from lightning_hpo.records import Row, ranked
+from lightning_hpo.records import Confirmation, Row, ranked
 from lightning_hpo.reporting.report import draw_parts, summary_lines, table, write_report
 from lightning_hpo.reporting.run import Run
 from lightning_hpo.reporting.run_view import read_run, view_run
@@ -43,7 +43,7 @@ class Result:
     Args:
         best_params: name as in the space -> value, of the best trial.
         best_score: its score at the last step that it has a value at: the monitored metric there, or what the tuner's
-            ``score`` makes of its validations.
+            ``score`` makes of its validations; with ``confirm``, the mean of the best configuration.
         best_checkpoint: the checkpoint that the score came from; None for a search over a plain function, or if it was
             not saved.
         best_trial: its number.
@@ -51,6 +51,9 @@ class Result:
         rows: all trials.
         build: makes a module from parameters, or None for a search over a plain function.
         folder: of the run, if its study is there.
+        confirmed: the configurations that were confirmed, best first, with mean, standard deviation, number of scores,
+            what the search had seen and by how much that was too good; empty without ``confirm``.
+        again: trains the answer once more.
         callbacks_of: returns the callbacks of a trial; None for a search over a plain function.
     """
 
@@ -62,11 +65,35 @@ class Result:
     rows: Sequence[Row] = field(repr=False)
     build: "Callable[[Mapping[str, Any]], pl.LightningModule] | None" = field(default=None, repr=False)
     folder: Path | None = None
+    confirmed: Sequence[Confirmation] = ()
+    again: "Callable[[Result, int | None, Mapping[str, Any]], Result] | None" = field(default=None, repr=False)
     callbacks_of: "Callable[[int], list[pl.Callback]] | None" = field(default=None, repr=False)
 
     def trials(self) -> list[Row]:
         """All trials in order of their number."""
         return list(self.rows)
+
+    def retrain(self, *, seed: int | None = None, **changes: Any) -> "Result":
+        """Train the answer once more, in a run folder ``<name>-again-<seed>`` beside that of the search.
+
+        The same call again continues after an interrupt, and returns what is there after the end.
+
+        Args:
+            seed: of everything random in the trial; that of the best trial gives its score again. Default: a seed that
+                no trial of the search has had.
+            **changes: another budget (``max_steps``, ``max_epochs`` or ``max_samples``), and parameters by their names
+                in the space; ``lr=0.1`` is enough for ``model.lr``, and ``**{"model.lr": 0.1}`` is the whole name.
+
+        Returns:
+            A result of one trial.
+
+        Raises:
+            RuntimeError: if this is not the result of a tuner's ``fit`` or ``optimize``.
+            TypeError, ValueError: for a change that cannot be made; nothing has trained then.
+        """
+        if self.again is None:
+            raise RuntimeError("only the result that fit() or optimize() has returned can be trained again.")
+        return self.again(self, seed, changes)
 
     def dataframe(self) -> "pd.DataFrame":
         """All trials as a pandas DataFrame: state, step, value, seconds, ``params_<name>``; secrets are masked.
@@ -177,6 +204,8 @@ def _record(run: Run, row: Row) -> Mapping[str, Any]:
         "feasible": row.feasible,
         **{f"constraints_{name}": value for name, value in trial.constraints.items()},
         "parent": row.parent,
+        "confirms": row.confirms,
+        "seed": row.seed,
         "start": row.start,
         "seconds": None if trial.duration is None else trial.duration.total_seconds(),
         **{f"params_{name}": masked(name, row.params.get(name)) for name in run.distributions},

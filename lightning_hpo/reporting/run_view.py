@@ -6,6 +6,7 @@ Only the study and the files of the run are read; nothing that its config names 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from lightning_hpo.errors import StorageError
 from lightning_hpo.reporting.run import Run
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.study.journal import JOURNAL, read_journal
+from lightning_hpo.study.rows import FAILURE, FINGERPRINT, row_of
 from lightning_hpo.study.storage_errors import readable, sqlite_url
-from lightning_hpo.study.table import FAILURE, FINGERPRINT, row_of
 from lightning_hpo.study.trial_folders import STUDY_ID
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
 
@@ -109,11 +110,14 @@ def read_best(run: Run) -> str:
     if not path.exists():
         raise StorageError(f"{run.path} holds no best.yaml yet: no trial has succeeded.")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)  # nothing is constructed
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)  # nothing is constructed
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         return f"# {path.name} is not shown: it is no YAML ({type(error).__name__})\n"
     _hide_secrets(node)
-    return lines_of(yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=True, width=1000)) + "\n"
+    comments = [hide_passwords(line) for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
+    shown = yaml.serialize(node, Dumper=yaml.SafeDumper, allow_unicode=True, width=1000)
+    return lines_of("\n".join([*comments, shown])) + "\n"
 
 
 def _owner(path: Path) -> int | None:

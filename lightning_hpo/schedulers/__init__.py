@@ -19,6 +19,7 @@ r_i      steps at which rung i is judged: R * eta**(i - s), rounded, so the last
 from lightning_hpo.records import Job, Mode
 from lightning_hpo.schedulers.asynchronous import ASHA, AsyncHyperband
 from lightning_hpo.schedulers.base import Bracket, Coverage, Planning, Retiring, Rung, Scheduler
+from lightning_hpo.schedulers.confirmed import Confirmed
 from lightning_hpo.schedulers.full_budget import FullBudget
 from lightning_hpo.schedulers.halving import Hyperband, SuccessiveHalving
 from lightning_hpo.schedulers.stopping import MedianStopping
@@ -27,6 +28,7 @@ __all__ = [
     "ASHA",
     "AsyncHyperband",
     "Bracket",
+    "Confirmed",
     "Coverage",
     "FullBudget",
     "Hyperband",

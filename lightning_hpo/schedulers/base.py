@@ -54,9 +54,15 @@ class Rung:
 
 @dataclass(frozen=True)
 class Bracket:
-    """Rungs of one run of successive halving, smallest budget first."""
+    """Rungs of one run of successive halving, smallest budget first.
+
+    Args:
+        rungs: of the bracket.
+        label: what it is for people, if it is something else.
+    """
 
     rungs: tuple[Rung, ...]
+    label: str = ""
 
     @property
     def trials(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_hpo.schedulers.base import Scheduler
+from lightning_hpo.schedulers.confirmed import Confirmed
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.code_identity import code_parts, comparable, first_seen
 
@@ -34,6 +35,8 @@ def fingerprint(
         trains: whether ``parts`` are trained; a function's name says little about what it computes.
         **asked: other settings.
     """
+    if isinstance(scheduler, Confirmed):  # it adds trials, and changes none
+        scheduler = scheduler.scheduler
     budget: dict[str, Any] = {"type": type(scheduler).__name__, "max_steps": scheduler.max_steps}
     if (own := getattr(scheduler, "settings", None)) is not None:
         budget |= own()

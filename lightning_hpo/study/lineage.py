@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from lightning_hpo.lr_schedules.replay import ReplayLR
 from lightning_hpo.records import Mode, Row, best_row
 from lightning_hpo.schedulers.explore import intervals
-from lightning_hpo.study.table import PARENT, SEGMENT, read_rows
+from lightning_hpo.study.rows import PARENT, SEGMENT, read_rows
 
 __all__ = [
     "Phase",
@@ -152,6 +152,30 @@ def schedule_of(segment: Segment, segments: Sequence[Segment]) -> list[Phase]:
     return phases
 
 
+def phases_of(number: int, rows: Sequence[Row]) -> list[Phase]:
+    """Return the hyperparameters that the weights of a trial were trained with, in optimizer steps, first to last.
+
+    Args:
+        number: of the trial.
+        rows: all trials of a population.
+    """
+    segments = [
+        Segment(row.number, row.home, row.start, dict(row.params), dict(row.values), row.parent, row.forked_at)
+        for row in rows
+    ]
+    segments = _in_optimizer_steps(segments, rows)
+    return schedule_of(segments[number], segments)
+
+
+def schedule(phases: Sequence[Phase], name: str) -> list[tuple[int, Any]]:
+    """Return (first step, value) of one hyperparameter, where it changes."""
+    steps: list[tuple[int, Any]] = []
+    for phase in phases:
+        if not steps or steps[-1][1] != phase.params[name]:
+            steps.append((phase.start, phase.params[name]))
+    return steps
+
+
 @dataclass(frozen=True)
 class Replay:
     """The winner's history as an ordinary configuration.
@@ -168,11 +192,7 @@ class Replay:
 
     def schedule(self, name: str) -> list[tuple[int, Any]]:
         """Return (first step, value) of one hyperparameter, where it changes."""
-        steps: list[tuple[int, Any]] = []
-        for phase in self.phases:
-            if not steps or steps[-1][1] != phase.params[name]:
-                steps.append((phase.start, phase.params[name]))
-        return steps
+        return schedule(self.phases, name)
 
 
 def replay(source: Any, mode: Mode | None = None) -> Replay:

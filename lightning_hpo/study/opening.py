@@ -20,9 +20,9 @@ from lightning_hpo.space import parse_space
 from lightning_hpo.study.fingerprint import differences
 from lightning_hpo.study.journal import open_journal
 from lightning_hpo.study.locks import Lock
+from lightning_hpo.study.rows import FINGERPRINT
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.storage_errors import readable, sqlite_url
-from lightning_hpo.study.table import FINGERPRINT
 from lightning_hpo.study.trial_folders import study_id
 from lightning_hpo.text import hide_passwords
 

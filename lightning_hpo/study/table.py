@@ -5,102 +5,41 @@ second, so what a scheduler sees has already survived a crash.
 """
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
-from lightning_hpo.records import Outcome, Row, State
-from lightning_hpo.study.leases import Leases
-
-# User attribute of a study: the settings that it was begun with.
-FINGERPRINT = "lightning_hpo"
-# User attributes of trials, so that a dashboard shows them.
-PARENT = "parent"
-FAILURE = "failure"
-ENDED = "ended"  # why a trial finished by itself
-# In a study whose budgets are in epochs or samples: {"full": optimizer steps of the full budget, step of the study ->
-# optimizer step at which the Trainer stood}.
-OPTIMIZER_STEPS = "optimizer_steps"
-# Where a score is not simply the last validation: {"score": [[optimizer step, value], ...] that the last score is made
-# of, step of the study -> monitored metric there}.
-VALIDATIONS = "validations"
-# System attribute of a trial whose values are scores of jobs, each with a checkpoint. A trial without it reports its
-# validations while it trains, and has a score when it has ended.
-BY_JOB = "lightning_hpo:by_job"
-# System attribute of a population's trial: its member, its first step, and where its parent was when it was forked.
-SEGMENT = "segment"
-# System attribute: step -> sum of all constraints above 0 there.
-VIOLATIONS = "lightning_hpo:violations"
-# System attribute: steps at which a callback asked to stop a trial that was to train on.
-STOPPED = "lightning_hpo:stopped"
-
-FOREIGN = sys.maxsize
-"""Target of a running trial that belongs to somebody else."""
-# System attribute of a trial of a study that was given: the run folder of the search that it belongs to.
-_RUN = "lightning_hpo:run"
-
-_STATES: dict[TrialState, State] = {
-    TrialState.WAITING: "running",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-}
+from lightning_hpo.records import Outcome, Row
+from lightning_hpo.study.rows import (
+    BY_JOB,
+    CONFIRMS,
+    ENDED,
+    FAILURE,
+    OPTIMIZER_STEPS,
+    OWNER,
+    PARENT,
+    SEED,
+    SEGMENT,
+    STATES,
+    STOPPED,
+    VALIDATIONS,
+    VIOLATIONS,
+    TrialRows,
+    origin_of,
+    trial_seed,
+)
 
 
-class TrialTable:
+class TrialTable(TrialRows):
     """The rows of one study, each change written to the storage before it shows in :attr:`rows`.
 
-    Args:
-        study: to read and extend. Without ``leases`` this process must be its only writer, apart from its own jobs.
-        storage: of ``study``.
-        leases: where several processes share the study, which process works on which trial.
-        at: step of the value of a finished trial that has no values at steps, as other programs write them. None
-            leaves such a trial without values.
-        run: of a study that was given, the run folder of this search: running trials of others are left alone.
+    Arguments are those of :class:`~lightning_hpo.study.rows.TrialRows`. Without ``leases`` this process must be the
+    only writer of the study, apart from its own jobs.
     """
-
-    def __init__(
-        self,
-        study: optuna.Study,
-        storage: BaseStorage,
-        leases: Leases | None = None,
-        *,
-        at: int | None = None,
-        run: str | None = None,
-    ) -> None:
-        self._study = study
-        self._storage = storage
-        self._leases = leases
-        self._at = at
-        self._run = run
-        self._study_id = storage.get_study_id_from_name(study.study_name)
-        self._ids: list[int] = []
-        self._rows: list[Row] = []
-        self._notes: list[dict[str, Any]] = []
-        self.reread(0)
-        self._study_notes = dict(storage.get_study_system_attrs(self._study_id))
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        """All trials in order of their number; do not modify."""
-        return self._rows
-
-    @property
-    def notes(self) -> Sequence[Mapping[str, Any]]:
-        """What the sampler wrote beside each trial (Optuna's system attributes), in the order of :attr:`rows`."""
-        return self._notes
-
-    @property
-    def study_notes(self) -> Mapping[str, Any]:
-        """What the sampler wrote about the whole study (Optuna's system attributes)."""
-        return self._study_notes
 
     def note(self, notes: Mapping[str, Any]) -> None:
         """Write what has changed in the sampler's notes about the study."""
@@ -115,6 +54,7 @@ class TrialTable:
         distributions: Mapping[str, BaseDistribution],
         *,
         parent: int | None = None,
+        confirms: int | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> int:
         """Write a new running trial, all parameters in one transaction, and return its number.
@@ -123,17 +63,21 @@ class TrialTable:
             params: of the trial.
             distributions: name -> distribution of each parameter.
             parent: number of the trial whose weights it starts from, at the last step that it has a value at.
+            confirms: number of the trial whose parameters these are.
             notes: of the sampler.
         """
         notes = {**(notes or {}), BY_JOB: True}
         if parent is not None and self._rows[parent].values and SEGMENT not in notes:
             step = self._rows[parent].step
             notes[SEGMENT] = {"start": step, "forked_at": step}
+        origin = origin_of(notes)
+        seed = self._rows[origin["member"]].seed if origin["member"] is not None else self._seed_of(len(self._rows))
+        known = {SEED: seed, PARENT: parent, CONFIRMS: confirms}
         trial = create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
             distributions={name: distributions[name] for name in params},
-            user_attrs={} if parent is None else {PARENT: parent},
+            user_attrs={name: value for name, value in known.items() if value is not None},
             system_attrs=notes,
         )
         trial_id = self._storage.create_new_trial(self._study_id, template_trial=trial)
@@ -142,9 +86,29 @@ class TrialTable:
             self.reread(number)
             return number
         self._ids.append(trial_id)
-        self._rows.append(Row(number, params=dict(params), parent=parent, **_origin(notes)))
+        self._rows.append(Row(number, params=dict(params), parent=parent, seed=seed, confirms=confirms, **origin))
         self._notes.append(dict(notes))
         return number
+
+    def repeat(self, number: int) -> int:
+        """Add a trial with the parameters of another one, to confirm it, and return its number."""
+        trial = self._storage.get_trial(self._ids[number])
+        return self.add(trial.params, trial.distributions, confirms=number)
+
+    def seed(self, number: int) -> int | None:
+        """Return the seed of a trial; a new one that was made elsewhere, as an enqueued one, gets its own here.
+
+        A trial that an earlier version has begun has none.
+        """
+        row = self._rows[number]
+        if row.seed is None and not row.values:
+            row = replace(row, seed=self._seed_of(number))
+            self._storage.set_trial_user_attr(self._ids[number], SEED, row.seed)
+            self._rows[number] = row
+        return row.seed
+
+    def _seed_of(self, number: int) -> int:
+        return trial_seed(self._seed, number) if self._trial_seed is None else self._trial_seed
 
     def enqueued(self, number: int) -> dict[str, Any] | None:
         """Return the parameters that a person has chosen for a trial which waits to be started; None for another."""
@@ -180,29 +144,7 @@ class TrialTable:
     def own(self, trial: optuna.Trial) -> None:
         """Write down that a trial of a study that was given belongs to this search."""
         if self._run is not None:
-            self._storage.set_trial_system_attr(trial._trial_id, _RUN, self._run)  # noqa: SLF001  # no public name
-
-    def reread(self, number: int) -> None:
-        """Read a trial that others write to: a new one, or one whose job reports its validations.
-
-        A trial that only this table writes to is not read again.
-        """
-        if number < len(self._rows):
-            if self._rows[number].state == "running" and not self._rows[number].scored:
-                self._replace(number, self._storage.get_trial(self._ids[number]))
-            return
-        for trial in self._study.get_trials(deepcopy=False)[len(self._rows) :]:
-            self._append(trial)
-
-    def refresh(self) -> None:
-        """Read what other processes have written, and which trials are at work; for a study that is shared."""
-        assert self._leases is not None
-        for index, trial in enumerate(self._study.get_trials(deepcopy=False)):
-            if index >= len(self._rows):
-                self._append(trial)
-            elif self._rows[index].state == "running":
-                self._replace(index, trial)
-        self._study_notes = dict(self._storage.get_study_system_attrs(self._study_id))
+            self._storage.set_trial_system_attr(trial._trial_id, OWNER, self._run)  # noqa: SLF001  # no public name
 
     def assign(self, number: int, target: int | None) -> None:
         """Mark a trial as worked on up to ``target``, or as free again (None). The mark dies with this process."""
@@ -270,32 +212,9 @@ class TrialTable:
             self._study.sampler.after_trial(self._study, trial, state, values)
         self._storage.set_trial_state_values(self._ids[number], state, values)
         scored = self._rows[number].scored or state is not TrialState.FAIL
-        self._rows[number] = replace(self._rows[number], target=None, state=_STATES[state], scored=scored)
+        self._rows[number] = replace(self._rows[number], target=None, state=STATES[state], scored=scored)
         if self._leases is not None:
             self._leases.free(number)
-
-    def _append(self, trial: FrozenTrial) -> None:
-        self._ids.append(trial._trial_id)  # noqa: SLF001  # the storage's handle has no public name  # the storage's handle has no public name
-        self._rows.append(self._row(trial))
-        self._notes.append(dict(trial.system_attrs))
-
-    def _replace(self, number: int, trial: FrozenTrial) -> None:
-        row = self._row(trial)
-        if row != self._rows[number]:  # readers of the rows may compare by identity
-            self._rows[number] = row
-            self._notes[number] = dict(trial.system_attrs)
-
-    def _row(self, trial: FrozenTrial) -> Row:
-        row = row_of(trial, self._at)
-        if row.state != "running":
-            return row
-        is_ours = self._run in (None, trial.system_attrs.get(_RUN)) or trial.state is TrialState.WAITING
-        if not is_ours:
-            return replace(row, target=FOREIGN)
-        if self._leases is not None:
-            return replace(row, target=self._leases.target(row.number))
-        known = self._rows[row.number].target if row.number < len(self._rows) else None
-        return replace(row, target=known)
 
 
 def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple[Row, dict[str, Any]]:
@@ -306,40 +225,6 @@ def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple
     if violation:
         notes[VIOLATIONS] = {str(at): amount for at, amount in violations.items()}
     return replace(row, feasible=not violation, violations=violations), notes
-
-
-def read_rows(study: optuna.Study, at: int | None = None) -> list[Row]:
-    """Rows of a study that somebody else may be writing; ``at`` as for :class:`TrialTable`."""
-    return [row_of(trial, at) for trial in study.get_trials(deepcopy=False)]
-
-
-def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
-    """Return a trial as a row; ``at`` as for :class:`TrialTable`."""
-    values = dict(trial.intermediate_values)
-    if at is not None and trial.values and not values:
-        values = {at: trial.values[0]}
-    return Row(
-        number=trial.number,
-        params=dict(trial.params),
-        values=values,
-        parent=trial.user_attrs.get(PARENT),
-        state=_STATES[trial.state],
-        ended=trial.user_attrs.get(ENDED),
-        scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
-        feasible=all(value <= 0 for value in trial.constraints.values()),
-        violations={int(step): amount for step, amount in trial.system_attrs.get(VIOLATIONS, {}).items()},
-        stopped=tuple(trial.system_attrs.get(STOPPED, ())),
-        **global_steps_of(trial),
-        **_validations_of(trial),
-        **_origin(trial.system_attrs),
-    )
-
-
-def global_steps_of(trial: FrozenTrial) -> dict[str, Any]:
-    """Return where a trial's Trainer stood, as fields of its row."""
-    noted = dict(trial.user_attrs.get(OPTIMIZER_STEPS, {}))
-    full = noted.pop("full", None)
-    return {"full_steps": full, "global_steps": {int(step): at for step, at in noted.items()}}
 
 
 def _noted(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
@@ -355,16 +240,3 @@ def _noted(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
         made_of = [list(validation) for validation in outcome.scored_from]
         notes[VALIDATIONS] = {"score": made_of, **{str(step): value for step, value in seen.items()}}
     return row, notes
-
-
-def _validations_of(trial: FrozenTrial) -> dict[str, Any]:
-    """Return what a trial's score is made of, as fields of its row."""
-    noted = dict(trial.user_attrs.get(VALIDATIONS, {}))
-    made_of = tuple((int(step), float(value)) for step, value in noted.pop("score", ()))
-    return {"scored_from": made_of, "validations": {int(step): value for step, value in noted.items()}}
-
-
-def _origin(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a trial begins, as fields of its row: step, member, and step of the parent."""
-    segment = notes.get(SEGMENT, {})
-    return {"start": segment.get("start", 0), "member": segment.get("member"), "forked_at": segment.get("forked_at")}

@@ -42,7 +42,8 @@ class Simulation:
         """Begin a job and return its trial's number."""
         number = len(self.rows) if job.trial is None else job.trial
         if job.trial is None:
-            self.rows.append(Row(number, params=job.params or {}, parent=job.parent))
+            params = (job.params or {}) if job.confirms is None else self.rows[job.confirms].params
+            self.rows.append(Row(number, params=params, parent=job.parent, confirms=job.confirms))
         if job.replaces is not None:
             before, parent = self.rows[job.replaces], self.rows[number if job.parent is None else job.parent]
             self.rows[number] = replace(self.rows[number], start=before.step, member=before.home, forked_at=parent.step)

@@ -15,6 +15,7 @@ from lightning_hpo.text import listed, nearest
 from lightning_hpo.training.builder import Builder, TrialComponents
 from lightning_hpo.training.given_data import CopiedData
 from lightning_hpo.training.namespaces import is_a, of_lightning
+from lightning_hpo.training.plain_fit import plain_arguments
 from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
 
 _OURS = {
@@ -103,8 +104,12 @@ class CallableBuilder(Builder):
         return module
 
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
-        """Return a block for each receiver, and the budget."""
-        return nested_config(params, max_steps)
+        """Return a block for each receiver, with what ``functools.partial`` holds, and the arguments of the Trainer."""
+        config = nested_config(params, max_steps)
+        for head, factory in (("model", self._model), ("data", self._data)):
+            if held := getattr(factory, "keywords", None):
+                config[head] = {**plain_arguments(held), **config.get(head, {})}
+        return {**config, "trainer": {**plain_arguments(self._trainer), **config["trainer"]}}
 
 
 _MOST_LISTED = 10  # arguments in a message

@@ -75,7 +75,7 @@ class LRSchedule(Callback):
         """Bring the schedule: after the optimizers exist, before a checkpoint is restored into both."""
         found = [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
         if self.name is None:
-            if not _schedules(trainer):
+            if not schedules_of(trainer):
                 raise MisconfigurationException(
                     f"LRSchedule() has nothing to bind: {type(pl_module).__name__}.configure_optimizers returned"
                     f" {f'only {found}' if found else 'no LR scheduler'}. Return a schedule of lightning_hpo there, or"
@@ -111,7 +111,7 @@ class LRSchedule(Callback):
                 _go_to_global_step(config.scheduler, trainer, pl_module)
         kept = self._checkpointed_max_steps if self.on_resume == "keep" else None
         self._checkpointed_max_steps = None  # a second fit with this callback is not resumed from the same checkpoint
-        unbound = any(schedule.needs_max_steps for schedule in _schedules(trainer))
+        unbound = any(schedule.needs_max_steps for schedule in schedules_of(trainer))
         self._max_steps = (kept or planned_steps(trainer)) if unbound else None
         bind_to_steps(trainer, self._max_steps)
 
@@ -233,7 +233,8 @@ def nested(schedule: Any) -> Iterator[Any]:
         yield from nested(inner)
 
 
-def _schedules(trainer: Trainer) -> list[ClosedFormLR]:
+def schedules_of(trainer: Trainer) -> list[ClosedFormLR]:
+    """Return the schedules of this package that a Trainer steps."""
     return [schedule for config in trainer.lr_scheduler_configs for schedule in _ours(config.scheduler)]
 
 

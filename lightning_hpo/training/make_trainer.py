@@ -17,7 +17,7 @@ from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
-from lightning_hpo.training.random_state import seeded
+from lightning_hpo.training.random_state import seeded, seeded_everything
 from lightning_hpo.training.trainer import (
     FirstCallback,
     TrialTrainer,
@@ -103,16 +103,16 @@ def make_trainer(
     plugins = [*listed(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
     _convert_before_optimizers(components.module, trainer)
-    _call_after(components.module, "on_train_start", job.after_start, 0)
-    _call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
-    _call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
+    call_after(components.module, "on_train_start", job.after_start, 0)
+    call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
+    call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
     # Lightning appends callbacks of its own, such as the timer of `max_time`.
     made: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
     made.sort(key=lambda callback: 2 if isinstance(callback, Checkpoint) else 1 if callback is job else 0)
     return trainer
 
 
-def _call_after(module: Any, hook: str, then: Callable[..., None], count: int) -> None:
+def call_after(module: Any, hook: str, then: Callable[..., None], count: int) -> None:
     """Let a hook of the module be followed by a call: callbacks come before the module's own hooks.
 
     Args:
@@ -184,13 +184,22 @@ def _log_each_epoch(trainer: Any, loader: Any) -> None:
 
 
 @contextmanager
-def quiet_and_seeded(seed: int, trial: int) -> Iterator[None]:
-    """Let Lightning say warnings only, and seed every global generator from (seed, trial).
+def quiet_and_seeded(seed: int, trial: int, own: int | None = None) -> Iterator[None]:
+    """Let Lightning say warnings only, and seed every global generator.
 
     The caller gets its random numbers back afterwards.
+
+    Args:
+        seed: of the search.
+        trial: its number.
+        own: seed of the trial. None for a trial that an earlier version has begun: three seeds come from the others.
     """
     words = [int(word) for word in np.random.SeedSequence([seed, trial]).generate_state(3)]
-    with seeded(words), known_warnings_hidden(), warnings_only(*CHATTY):
+    with (
+        seeded(words) if own is None else seeded_everything(own),
+        known_warnings_hidden(),
+        warnings_only(*CHATTY),
+    ):
         yield
 
 

@@ -146,7 +146,7 @@ class MemberJob(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Say whose checkpoint it is."""
-        checkpoint[STAMP] = dict(self._task.identity)
+        checkpoint[STAMP] = {**self._task.identity, "seed": self._task.job.seed}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -32,7 +32,7 @@ from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
-from lightning_hpo.study.table import ENDED
+from lightning_hpo.study.rows import ENDED, SEED, trial_seed
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed, nearest
 from lightning_hpo.training import micro_batches
@@ -43,6 +43,7 @@ from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames
+from lightning_hpo.training.plain_fit import written
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
@@ -153,7 +154,9 @@ class Objective:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             settle(folder, identity)
-            task = Task(Job(self.max_steps, trial=trial.number), params, folder, identity=identity)
+            job = Job(self.max_steps, trial=trial.number, seed=trial_seed(self.seed, trial.number))
+            trial.set_user_attr(SEED, job.seed)
+            task = Task(job, params, folder, identity=identity)
             outcome = self.work(task, never, [] if report is None else [report])  # type: ignore[call-arg]  # more than Work
         if report is not None and report.ends_at(outcome) and not outcome.is_whole(self.max_steps):
             raise optuna.TrialPruned
@@ -190,7 +193,7 @@ class Objective:
             RuntimeError: if another thread of this process trains a trial.
         """
         assert task.job.trial is not None
-        with _alone(), quiet_and_seeded(self.seed, task.job.trial), _naming(task.params):
+        with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
             begin, is_own = _begin(task, self.key)
             saved = None if begin is None else checkpoints.load(begin, key=self.key)
             parts = parts.at_least(micro_batches.parts_of(saved))
@@ -210,8 +213,9 @@ class Objective:
                 scores=scores,
                 should_pause=progress.pause_wanted,
                 stop_on_nan=self._stop_on_nan,
-                identity=task.identity,
+                identity={**task.identity, "seed": task.job.seed},
                 forked=begin is not None and not is_own,
+                attached=[text for text in map(written, own) if text is not None],
             )
             trainer = make_trainer(
                 components,

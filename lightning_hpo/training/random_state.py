@@ -1,5 +1,6 @@
 """The global random number generators as values that a checkpoint can hold."""
 
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,24 @@ import numpy as np
 import torch
 
 _NUMPY_WORDS = 624  # of the Mersenne twister
+
+
+_SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables of ``lightning.seed_everything``
+
+
+@contextmanager
+def seeded_everything(seed: int) -> Iterator[None]:
+    """Seed as ``lightning.seed_everything(seed, workers=True)`` does, while the block runs."""
+    before = {name: os.environ.get(name) for name in _SEEDING}
+    os.environ |= dict(zip(_SEEDING, (str(seed), "1"), strict=True))
+    try:
+        with seeded((seed, seed, seed)):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

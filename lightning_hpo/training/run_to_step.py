@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import BUDGET, Outcome
 from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.lr_schedule import bind_to_steps
+from lightning_hpo.training.plain_fit import NOTE, plain_fit
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.training.scores import Scores
@@ -51,6 +52,7 @@ class RunToStep(pl.Callback):
             device and looked at together before each checkpoint and validation, so no step waits for the device.
         identity: of the trial; put into every checkpoint.
         forked: whether training begins from another trial's checkpoint, whose hyperparameters are not its own.
+        attached: callbacks that the tuner has added to the Trainer, as a config names them.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class RunToStep(pl.Callback):
         stop_on_nan: bool = False,
         identity: Mapping[str, Any] | None = None,
         forked: bool = False,
+        attached: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._target = target  # in optimizer steps, once training starts
         self._place: dict[str, int] = {}
@@ -72,7 +75,8 @@ class RunToStep(pl.Callback):
         self.scores = scores
         self._should_pause = should_pause
         self._identity = dict(identity or {})
-        self._forked = forked
+        self._forked, self._attached = forked, attached
+        self._plain_fit: dict[str, Any] = {}
         self._losses = LossWatch() if stop_on_nan else None
         self._settings: BuiltSettings | None = None
         self._before: list[tuple[Any, Any]] | None = None
@@ -92,12 +96,9 @@ class RunToStep(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a continuation needs beyond Lightning's own checkpoint."""
         validated = {"step": self.validated_at, "ended": self.ended, "place": self._place, **self.scores.state()}
-        return {
-            "settings": [] if self._settings is None else self._settings.values,
-            "groups": self._groups,
-            "resume": self._resume,
-            "validated": validated,
-        }
+        settings = [] if self._settings is None else self._settings.values
+        kept = {"settings": settings, "groups": self._groups, "resume": self._resume, "validated": validated}
+        return {**kept, NOTE: self._plain_fit}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what the optimizers of a parent were built with."""
@@ -269,6 +270,8 @@ class RunToStep(pl.Callback):
         self._place = trainer.place(ended=self.ended != BUDGET)
         self._resume = self._resumable.state(trainer, point)
         self._groups = names_in_groups(trainer.optimizers, trainer.lightning_module)
+        if self.ended != BUDGET or self._is_final(trainer):
+            self._plain_fit = plain_fit(trainer, self._attached)
         try:
             trainer.save_checkpoint(self._checkpoint)
         except OSError as error:

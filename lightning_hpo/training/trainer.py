@@ -30,6 +30,7 @@ from lightning_hpo.training.places import batch_size_in_use
 
 C = TypeVar("C", bound=Callback)
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
+_OURS = ("lightning_hpo.",)
 
 # Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; the remedy.
 _NOT_ON = {
@@ -95,6 +96,8 @@ class TrialTrainer(pl.Trainer):
         self.budget = max_steps
         self.pace: Pace | None = None
         """How long epochs and samples are; None for a budget in optimizer steps, or while the loaders are not known."""
+        self.asked: set[str] = set()
+        """Properties of the budget that the user's code has read."""
         self.scores: Any = None
         """Of the trial, for callbacks that come before the job's."""
         self.optimizer_count = 1  # of a module with manual optimization, once it has made its optimizers
@@ -104,8 +107,10 @@ class TrialTrainer(pl.Trainer):
     @property
     def max_steps(self) -> int:
         """Optimizer steps of the full budget."""
+        if not _is_asked_by(*_LIGHTNING, *_OURS):
+            self.asked.add("max_steps")
         is_owed = self.pace is None and not self.unit.is_steps and self.state.fn == TrainerFn.FITTING
-        if is_owed and self.data_is_there and not _lightning_asks():
+        if is_owed and self.data_is_there and not _is_asked_by(*_LIGHTNING):
             self.convert_budget()
         return super().max_steps
 
@@ -173,9 +178,11 @@ class TrialTrainer(pl.Trainer):
         given = super().max_epochs
         if self.state.fn != TrainerFn.FITTING or not self.data_is_there:
             return given
-        known = self._epochs_of_budget()
+        if not _is_asked_by(*_LIGHTNING, *_OURS):
+            self.asked.add("max_epochs")
+        known = self.epochs_of_budget()
         if known is None:
-            if given in (None, -1) and not _lightning_asks():
+            if given in (None, -1) and not _is_asked_by(*_LIGHTNING):
                 raise MisconfigurationException(
                     "`trainer.max_epochs` is not known: the training data have no length, and the budget is in "
                     "optimizer steps. Use `trainer.max_steps` or `trainer.estimated_stepping_batches`, or give an int "
@@ -199,7 +206,8 @@ class TrialTrainer(pl.Trainer):
     data_is_there = False
     """Whether the data are set up, so that the length of an epoch can be known."""
 
-    def _epochs_of_budget(self) -> int | None:
+    def epochs_of_budget(self) -> int | None:
+        """Return the epochs of the budget, the last included if it is not whole; None if they are not known."""
         if self.train_dataloader is None:
             self.fit_loop.setup_data()
         batches = self.num_training_batches
@@ -354,7 +362,7 @@ def leave_fit() -> NoReturn:
     raise _TunerExitException  # Lightning's own finders leave with it; it has no public name
 
 
-def _lightning_asks() -> bool:
-    """Whether the property is read by Lightning itself, which can do without."""
+def _is_asked_by(*packages: str) -> bool:
+    """Whether the property is read by code of these packages; Lightning itself can do without an answer."""
     caller: str = sys._getframe(2).f_globals.get("__name__", "")  # noqa: SLF001  # the documented way to a frame
-    return caller.startswith(_LIGHTNING)
+    return caller.startswith(packages)

@@ -19,6 +19,7 @@ from lightning_hpo.reporting.events import Observer, SearchEnded
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.reporting.watching import make_plan, observers_of, shown
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
+from lightning_hpo.schedulers.confirmed import confirmed
 from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
@@ -41,6 +42,7 @@ from lightning_hpo.tuners.options import (
 from lightning_hpo.tuners.parts import Parts, data_of, validate_workers
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
+from lightning_hpo.tuners.retrain import retrain
 from lightning_hpo.tuners.run import POLL, Run, Target, follow_run, open_folder, open_run
 from lightning_hpo.tuners.search import Search
 from lightning_hpo.tuners.starts import starting_points, validate_beginning
@@ -57,14 +59,14 @@ _DEFAULT = Parts()
 
 @dataclass
 class _Prepared:
-    """A search in an opened run: first ``run``, then, when the run is closed, the result."""
+    """A search in an opened run: ``run``, then, when the run is closed, the result."""
 
     run: Callable[[], None]
     result: Result | None = None
 
-    def answer(self) -> Result:
+    def answer(self, again: Callable[..., Result]) -> Result:
         assert self.result is not None
-        return self.result
+        return replace(self.result, again=again)
 
 
 class Tuner:
@@ -107,8 +109,7 @@ class Tuner:
             validate_names(type(self), options)
             self.unit = Unit(unit, parts.parts_of_unit)
             """What the scheduler counts."""
-            chosen = options.get("sampler")
-            sampler = RandomSampler() if chosen is None else chosen
+            sampler = RandomSampler() if options.get("sampler") is None else options["sampler"]
             self._goal = group(Goal, {**options, "sampler": sampler})
             self._run = group(RunOptions, options)
             self._trials = group(TrialOptions, options)
@@ -117,12 +118,12 @@ class Tuner:
             self._define = space if callable(space) else None
             self.space = parse_space({"defined_by": [label(space)]} if callable(space) else space)
             """Name -> distribution; of a function of a trial, its name for the fingerprint."""
-            mode = getattr(scheduler, "mode", self.mode)
+            mode, total = getattr(scheduler, "mode", self.mode), self._limits.count
             if mode != self.mode:
                 raise ValueError(f"`mode` is {self.mode!r} for the tuner and {mode!r} for its scheduler.")
             self._beginning = group(Beginning, options)
             validate_beginning(self._beginning, self._define or self.space, scheduler)
-        self.scheduler, self._parts = scheduler, parts
+            self.scheduler, self._parts = confirmed(scheduler, self._goal.confirm, self.mode, total), parts
         self._builder: Builder | None = None
 
     @property
@@ -208,7 +209,7 @@ class Tuner:
             target = Target.of(objective, work, parts, self.space.deliver)
             with self._search(target) as prepared:
                 prepared.run()
-            return prepared.answer()
+            return prepared.answer(partial(retrain, self, lambda tuner: tuner.fit(model, datamodule=datamodule)))
 
     def objective(
         self,
@@ -225,8 +226,7 @@ class Tuner:
         from lightning_hpo.training.attachments import attachments  # noqa: PLC0415  # loads Lightning
         from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
 
-        model = self._builder if model is None else model
-        if model is None:
+        if (model := model or self._builder) is None:
             raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
         if self.monitor is None:
             raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
@@ -267,7 +267,7 @@ class Tuner:
             work = FunctionWork(function, self.space.deliver, self.unit.number)
             with self._search(Target(work, [function], deliver=self.space.deliver)) as prepared:
                 prepared.run()
-            return prepared.answer()
+            return prepared.answer(partial(retrain, self, lambda tuner: tuner.optimize(function)))
 
     @contextmanager
     def _search(self, target: Target) -> Iterator["_Prepared"]:
@@ -330,6 +330,8 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
         keep_checkpoints=tuner._trials.keep_checkpoints,  # noqa: SLF001  # as above
         complete_only=getattr(tuner.scheduler, "replaces_broken", False),
         unit=tuner.unit,
+        monitor=None if builder is None else tuner.monitor,
+        texts=tuner.space.texts(),
     )
     plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers=workers, unit=tuner.unit.count_label)
     watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)

@@ -11,6 +11,7 @@ from optuna.storages import BaseStorage
 
 from lightning_hpo.executors.ray import RayExecutor, workers_of
 from lightning_hpo.records import Mode
+from lightning_hpo.schedulers.confirmed import read_confirm
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import Unit
@@ -82,6 +83,9 @@ class Options(TypedDict, total=False):
         logger: ``"tensorboard"``, ``"csv"``, ``"wandb"`` or ``"mlflow"``, or a function of a
             :class:`~lightning_hpo.training.trial_info.Trial` that returns Lightning loggers: one run for each trial.
         callbacks: more of them for every Trainer, copied for each job; or a function of the trial that returns some.
+        confirm: after the search, train so many of the best configurations again at the full budget, with 5 other seeds
+            each; ``(3, 8)`` are three configurations and eight seeds. The answer is the best by its mean. ``total`` and
+            ``total_steps`` include what that takes; after a ``timeout`` it still comes. See ``docs/trust.md``.
         start: configurations to try first, ``[{"lr": 1e-3}, ...]``, of which the sampler fills what is missing; or
             ``"defaults"``: the default values of the module's arguments, or the values of a CLI's config
             (``docs/spaces.md``). Members of a population begin with them.
@@ -119,6 +123,7 @@ class Options(TypedDict, total=False):
     verbose: bool | Literal["lines"]
     logger: str | Callable[[Any], Any] | None
     callbacks: Any
+    confirm: int | tuple[int, int] | None
     start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None
     from_run: str | Path | None
     executor: int | RayExecutor | None
@@ -135,6 +140,8 @@ class Goal:
         sampler: that proposes trials; None is the tuner's default.
         seed: of everything random.
         constraints: logged metrics that must be <= 0 in a feasible trial.
+        confirm: how many configurations are confirmed, or that and with how many seeds; the pair, once it is made.
+        trial_seed: of every trial, in place of those that ``seed`` gives.
         score: how the validations of a trial make its score; see :class:`Options`.
 
     Raises:
@@ -146,9 +153,12 @@ class Goal:
     sampler: BaseSampler | None = None
     seed: int = 0
     constraints: Sequence[str] = ()
+    confirm: int | Sequence[int] | None = None
+    trial_seed: int | None = None
     score: str = "last"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "confirm", read_confirm(self.confirm))
         if self.sampler is not None and not isinstance(self.sampler, BaseSampler):
             raise TypeError(f"`sampler` must be an Optuna sampler, got {self.sampler!r}.")
         require_int("seed", self.seed, 0)
@@ -156,6 +166,8 @@ class Goal:
         modes = self._given_modes
         if len(modes) != len(self.monitors) or not modes:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
+        if self.confirm is not None and len(modes) > 1:
+            raise ValueError("`confirm` needs a search with one `monitor`: of several there is no best configuration.")
         object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
         object.__setattr__(self, "score", str(ScoreRule.read(self.score)))
         if self.score != "last" and len(modes) > 1:

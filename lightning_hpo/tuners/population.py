@@ -18,7 +18,8 @@ from lightning_hpo.schedulers.explore import Explore
 from lightning_hpo.schedulers.population import Donor, PopulationBased, Rules
 from lightning_hpo.schedulers.units import Budget, UnitName, read_budget
 from lightning_hpo.space import Space, parse_space, split_name
-from lightning_hpo.study.table import SEGMENT, TrialTable
+from lightning_hpo.study.rows import SEGMENT
+from lightning_hpo.study.table import TrialTable
 from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
 from lightning_hpo.training.places import BATCH_SIZE

@@ -8,7 +8,7 @@ import optuna
 from optuna.pruners import BasePruner
 
 from lightning_hpo.errors import LightningHPOError
-from lightning_hpo.records import Job, Row
+from lightning_hpo.records import Job, Row, searched
 from lightning_hpo.samplers.adapter import SamplerAdapter
 from lightning_hpo.samplers.keyed import KeyedSampler
 from lightning_hpo.samplers.prior import prior_trials
@@ -107,13 +107,17 @@ class SamplerProposer:
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Return the trial's own parameters, or new ones for a new or an enqueued trial."""
+        if job.confirms is not None:
+            return table.repeat(job.confirms), table.rows[job.confirms].params
         enqueued = None if job.trial is None else table.enqueued(job.trial)
         if job.trial is not None and enqueued is None:
             return job.trial, table.rows[job.trial].params
         self._adapter.recall(table.study_notes)
         number = len(table.rows) if job.trial is None else job.trial
         given = job.params or enqueued or self._opened.start(number)
-        params, notes = self._adapter.ask(table.rows[:number], table.notes[:number], job.max_steps, given)
+        before = searched(table.rows[:number])
+        of_search = [note for row, note in zip(table.rows[:number], table.notes, strict=False) if row.confirms is None]
+        params, notes = self._adapter.ask(before, of_search, job.max_steps, given)
         table.note(self._adapter.study_notes)
         if job.trial is None:
             return table.add(params, self._space, parent=job.parent, notes=notes), params
@@ -140,9 +144,10 @@ class OptunaProposer:
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Ask the study for a trial, or take one up that was enqueued or left behind, and let it suggest."""
-        if job.trial is None and (point := self._opened.start(len(table.rows))):
+        number = job.trial if job.confirms is None else table.repeat(job.confirms)
+        if number is None and (point := self._opened.start(len(table.rows))):
             self._study.enqueue_trial(dict(point))  # where a kill leaves it, it waits as a trial that was enqueued
-        trial = self._study.ask() if job.trial is None else table.attach(job.trial)
+        trial = self._study.ask() if number is None else table.attach(number)
         table.own(trial)
         try:
             params = suggest(trial, self._space)

@@ -51,6 +51,8 @@ class ReportingWork:
     def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
         """Carry out the job."""
         assert task.job.trial is not None
+        if task.job.confirms is not None:  # it trains to its end
+            return self.work(task, should_pause)
         report = TrialReport(self.trial(task.job.trial), self.monitor)
         outcome = self.work(task, should_pause, callbacks=[report])
         pruned = outcome.score is not None and report.ends_at(outcome)

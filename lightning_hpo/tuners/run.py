@@ -16,7 +16,7 @@ from lightning_hpo.errors import SearchFailedError, StudyPaused, explained, last
 from lightning_hpo.executors.worker import validate_not_starting
 from lightning_hpo.interrupts import Interrupts, pausing_signals
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
-from lightning_hpo.records import Row, Work, best_row
+from lightning_hpo.records import Row, Work, best_row, confirmations
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.loggers import EndTrial
 from lightning_hpo.reporting.report import write_report
@@ -25,8 +25,9 @@ from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.study.leases import Leases, study_lock
 from lightning_hpo.study.opening import open_study
+from lightning_hpo.study.rows import read_rows
 from lightning_hpo.study.run_folder import RunFolder
-from lightning_hpo.study.table import TrialTable, read_rows
+from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import identity_of, study_id
 from lightning_hpo.text import say
 from lightning_hpo.training.builder import Builder
@@ -187,7 +188,9 @@ def open_run(
         leases = stack.enter_context(Leases(folder.path / "trials")) if options.shared else None
         run = None if given is None else str(folder.path)  # a study that was given may have trials at work elsewhere
         with study_lock(folder.path):
-            table = TrialTable(study, storage, leases, at=max_steps, run=run)
+            table = TrialTable(
+                study, storage, leases, at=max_steps, run=run, seed=goal.seed, trial_seed=goal.trial_seed
+            )
 
         @contextmanager
         def lock() -> Iterator[None]:
@@ -263,15 +266,17 @@ def answer(
     best = best_row(rows, goal.modes[0])
     if best is None or best.score is None:
         raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
+    confirmed = confirmations(rows, goal.modes[0])
     return Result(
         best_params=target.deliver(best.params),
-        best_score=best.score,
+        best_score=confirmed[0].mean if best.confirms is not None else best.score,
         best_checkpoint=folder.best_checkpoint if folder.best_checkpoint.exists() else None,
         best_trial=best.number,
         study=study,
         rows=tuple(rows),
         build=None if target.builder is None else target.builder.of_values.build_model,
         folder=folder.path if study_in_folder else None,
+        confirmed=confirmed,
         callbacks_of=None
         if target.callbacks_of is None
         else partial(_callbacks_of, rows, study_id(study), folder, target),

@@ -17,7 +17,8 @@ from lightning_hpo.executors.base import Executor
 from lightning_hpo.records import CHECKPOINT, Job, Outcome, Row, Task, spent
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, Observer, StudyRead
 from lightning_hpo.schedulers.base import Scheduler
-from lightning_hpo.study.table import FOREIGN, TrialTable
+from lightning_hpo.study.rows import FOREIGN
+from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import identity_of
 from lightning_hpo.tuners.limits import Limits
 from lightning_hpo.tuners.options import Goal
@@ -124,15 +125,20 @@ class Search:
         """Take a job for each free worker, if there are so many."""
         tasks: list[Task] = []
         free = self.executor.workers - len(self._running)
-        while len(tasks) < free and not self._enough(deadline) and not stop_wanted():
-            job = self.scheduler.next(self.table.rows)
-            if job is None or (job.trial is None and self.converged()):
-                break
+        while len(tasks) < free and not stop_wanted() and (job := self._next(deadline)) is not None:
             task = self._begin(job)
             if task is not None:
                 tasks.append(task)
                 self._tell(JobStarted(task))
         return tasks
+
+    def _next(self, deadline: float) -> Job | None:
+        """Return the next job of the search within its limits; when it is over, of a confirmation of its best."""
+        job = None if self._enough(deadline) else self.scheduler.next(self.table.rows)
+        if job is None or (job.trial is None and job.confirms is None and self.converged()):
+            confirm = getattr(self.scheduler, "confirm", None)
+            return None if confirm is None else confirm(self.table.rows)
+        return job
 
     def _begin(self, job: Job) -> Task | None:
         """Give a job its trial, and say what is to be done; None if no parameters could be proposed."""
@@ -146,7 +152,7 @@ class Search:
         self.settle(self.folder(home.number), identity_of(self.study_id, home.number, home.params))
         self.table.assign(number, job.max_steps)  # a lease stands in the folder
         return Task(
-            Job(job.max_steps, number, row.parent, row.params),
+            Job(job.max_steps, number, row.parent, row.params, confirms=row.confirms, seed=self.table.seed(number)),
             params,
             self.folder(home.number),
             source=None if row.parent is None else self._source(row, row.parent),
@@ -257,7 +263,10 @@ class Search:
 
     def _enough(self, deadline: float) -> bool:
         total = self.limits.count
-        return time.monotonic() >= deadline or (total is not None and spent(self.table.rows) >= total)
+        if total is not None:  # what confirmations take is left for them
+            total -= getattr(self.scheduler, "reserve", 0)
+        own = [row for row in self.table.rows if row.confirms is None] if total is not None else ()
+        return time.monotonic() >= deadline or (total is not None and spent(own) >= total)
 
     def _tell(self, event: Event) -> None:
         for observer in self.observers:

@@ -59,13 +59,14 @@ class TestTune:
             assert "continues: " in after
             assert "trial    0 @ 27" not in after
             assert "trial    0 @ 60" not in after
-            scores[name] = float(after.split("best ")[-1].split()[0])
+            comment = (tmp_path / "runs" / name / "best.yaml").read_text().partition(";")[0]
+            scores[name] = float(comment.split(" = ")[1].split()[0])
             assert "lightning_hpo" not in (tmp_path / "runs" / name / "best.yaml").read_text()
         (tmp_path / "plain.py").write_text(WITHOUT_US)
         code, out, err = Script(tmp_path, tmp_path / "plain.py", EXAMPLE, *scores, cwd=tmp_path).end()
         assert code == 0, err
         plain = [float(line.split()[1]) for line in out.splitlines() if line.startswith("score")]
-        assert plain == pytest.approx(list(scores.values()), abs=0.06)  # of 500 images; a fit has other random numbers
+        assert plain == list(scores.values())
 
     def test_the_example_is_short(self):
         assert len((EXAMPLE / "train.py").read_text().splitlines()) < 10

@@ -141,7 +141,7 @@ class TestEpochs:
         assert "trials @ epochs" in shown
         assert "optimizer steps" not in shown
         best = yaml.safe_load((tmp_path / "f" / "best.yaml").read_text())
-        assert best["trainer"] == {"max_epochs": 4}
+        assert best["trainer"]["max_epochs"] == 4
         page = (tmp_path / "f" / "report.html").read_text()
         assert " epochs</p>" in page
         assert "optimizer step" not in page
@@ -298,7 +298,7 @@ class TestSamples:
             Net, datamodule=Data
         )
         # 17 steps of 400 samples, twice, and 200 more
-        assert yaml.safe_load((tmp_path / "f" / "best.yaml").read_text())["trainer"] == {"max_steps": 2 * 17 + 9}
+        assert yaml.safe_load((tmp_path / "f" / "best.yaml").read_text())["trainer"]["max_steps"] == 2 * 17 + 9
 
 
 RANKS = """

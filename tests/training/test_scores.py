@@ -116,7 +116,7 @@ def plain_fit(result, max_steps, *callbacks):
     """The best trial as a plain fit with a ModelCheckpoint: its best score and the weights in its file."""
     keep = ModelCheckpoint(result.best_checkpoint.parent / "plain", monitor="val_loss", save_top_k=1)
     trainer = pl.Trainer(**EVERY_4, **QUIET, max_steps=max_steps, callbacks=[*callbacks, keep])
-    with quiet_and_seeded(0, result.best_trial):
+    with quiet_and_seeded(0, result.best_trial, result.rows[result.best_trial].seed):
         trainer.fit(Calm(**result.best_params), Ordered())
     return float(keep.best_model_score), torch.load(keep.best_model_path, weights_only=True)["state_dict"]
 

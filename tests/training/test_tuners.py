@@ -535,7 +535,7 @@ class TestFit:
         config = yaml.safe_load((tmp_path / "net" / "best.yaml").read_text())
         assert config["model"] == {name: result.best_params[name] for name in ("lr", "hidden")}
         assert config["data"] == {"batch_size": result.best_params["data.batch_size"]}
-        assert config["trainer"] == {"max_steps": 36}
+        assert config["trainer"]["max_steps"] == 36
         import lightning.pytorch as pl
 
         trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
