@@ -128,9 +128,7 @@ class Objective:
         self.seed = seed
         builder = model if isinstance(model, Builder) else CallableBuilder(model, data, trainer)
         self.builder = ValueBuilder(builder, self.space)
-        self._every = checkpoint_every
-        self._root = root
-        self._stop_on_nan = stop_on_nan
+        self._every, self._root, self._stop_on_nan = checkpoint_every, root, stop_on_nan
         self.attached = Attachments()
         """Loggers and callbacks of each trial."""
         self.builder.check_space(self.space)
@@ -267,7 +265,6 @@ class Objective:
             ParameterMismatchError: if the module holds another value than it was given, whatever that is.
         """
         params = self.middle() if params is None else params
-
         with _naming(params), _wrong_call():
             alone = self.check_on_one or ranks_of(self.builder.distributed_arguments).size == 1  # no group to copy
             fitted = micro_batches.unless_out_of_memory(
