@@ -23,6 +23,11 @@ class PopulationReplay(pl.Callback):
     Raises:
         ValueError: if a schedule is empty or does not begin at step 0, or its name is not in the space.
         ParameterMismatchError: at the start of fit, if a hyperparameter cannot be changed.
+
+    Example:
+        >>> replay = PopulationReplay({"lr": [(0, 0.1), (50, 0.02)]}, {"lr": "loguniform(1e-4, 1)"})
+        >>> replay.schedule
+        {'lr': [(0, 0.1), (50, 0.02)]}
     """
 
     def __init__(self, schedule: Mapping[str, Sequence[tuple[int, Any]]], space: Mapping[str, str]) -> None:
