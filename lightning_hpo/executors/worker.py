@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any
@@ -125,7 +126,9 @@ class WorkerProcess:
         """Start the process."""
         ours, theirs = SPAWN.Pipe()
         process = SPAWN.Process(target=_serve, args=(theirs, self._progress, *self._arguments), daemon=False)
-        # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask.
+        # A signal to the whole group must not hit the worker before it can handle one; it inherits the mask, which the
+        # tracker of multiprocessing would change if the worker started it.
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, PAUSING)
         try:
             with _START:

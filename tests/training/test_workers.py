@@ -233,6 +233,37 @@ def test_a_signal_to_the_whole_group_is_a_pause(tmp_path):
     assert out.splitlines()[-1] == "trials 12 12"
 
 
+def test_a_signal_to_the_whole_group_while_workers_start_is_a_pause(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import pathlib, sys, time
+here = pathlib.Path({str(tmp_path)!r})
+if __name__ != "__main__":  # in a worker
+    (here / "starting").touch()
+    while not (here / "signalled").exists():
+        time.sleep(0.05)
+from lightning_hpo import RandomTuner
+def score(job, params):
+    return params["x"]
+if __name__ == "__main__":
+    tuner = RandomTuner({{"x": "uniform(0, 1)"}}, max_steps=1, n_trials=4, workers=2, root=here, name="r")
+    print("trials", len(tuner.optimize(score).trials()))
+""")
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    ) as process:
+        while not (tmp_path / "starting").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        (tmp_path / "signalled").touch()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "paused by SIGINT" in err.splitlines()[-1]
+    assert "trials 4" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_gpus_are_dealt():
     assert gpu_shares([], 2, 1) == [None, None]
     assert gpu_shares(["0", "1"], 2, 1) == ["0", "1"]
