@@ -136,6 +136,8 @@ class Console:
         reason = reason or row.ended or ""
         if reason:
             outcome += f": {textwrap.shorten(reason.splitlines()[0], _REASON)}"
+        elif not row.feasible:
+            outcome += " (infeasible)"
         best = best_row(rows, self._mode)
         so_far = "" if best is None else f"  best {best.score:.5g} (trial {best.number})"
         at = f"@ {self._unit.number(row.step)}" if row.values else ""

@@ -80,11 +80,11 @@ def learning_curves(run: Run) -> Figure | None:
             x += [*curve, None]
             y += [*curve.values(), None]
             numbers += [row.number] * (len(curve) + 1)
-        name = f"judged first at step {entry}" if len(entries) > 1 else "trials"
+        name = f"judged first after {run.unit.amount(entry)}" if len(entries) > 1 else "trials"
         data.append({
             "type": "scatter", "mode": "lines+markers", "name": name, "x": x, "y": y, "customdata": numbers,
             "opacity": 0.55, "line": {"color": COLOURS[index % len(COLOURS)], "width": 1}, "marker": {"size": 4},
-            "hovertemplate": "trial %{customdata} at step %{x}: %{y:.6g}",
+            "hovertemplate": f"trial %{{customdata}} at {run.axis} %{{x}}: %{{y:.6g}}",
         })  # fmt: skip
     best = best_row(run.rows, run.mode)
     if best is not None:

@@ -25,6 +25,7 @@ _LEAST, _ENOUGH = 4, 10  # trials with a score: without the least nothing is dra
 _PARAMETERS, _RELATED = 8, 30  # in a figure; and those of which it chooses, if a space has more
 _SLICE, _PARALLEL, _RANK, _CONTOUR, _TIMELINE = 600, 100, 300, 80, 300  # trials in these figures
 _LABEL = 40  # letters of a choice
+_BEYOND = 1.5  # a value up to so many times the steps counts: a Trainer may stand beyond its rung, not at the next one
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ class ParameterFigures:
     def step(self) -> int | None:
         """Step whose scores are drawn; None if too few trials have any at one step."""
         counts = {
-            step: sum(row.at(step) is not None for row in self._run.rows)
+            step: sum(row.at(step, _BEYOND * step) is not None for row in self._run.rows)
             for step in sorted({step for row in self._run.rows for step in row.values}, reverse=True)[:200]
         }
         most = max(counts.values(), default=0)
@@ -134,7 +135,7 @@ class ParameterFigures:
 
     @cached_property
     def _goal(self) -> str:
-        return f"{safe(self._run.monitor)} at step {self.step}"
+        return f"{safe(self._run.monitor)} after {self._run.unit.amount(self.step or 0)}"
 
     @cached_property
     def _parameters(self) -> dict[str, _Parameter]:
@@ -177,7 +178,7 @@ class ParameterFigures:
     def _scores(self) -> dict[int, float]:
         """Trial -> its score at the step that is drawn, if that is a finite number."""
         assert self.step is not None
-        found = {row.number: row.at(self.step) for row in self._run.rows if row.params}
+        found = {row.number: row.at(self.step, _BEYOND * self.step) for row in self._run.rows if row.params}
         return {number: value for number, value in found.items() if value is not None and abs(value) < 1e100}
 
     @cached_property

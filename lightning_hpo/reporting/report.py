@@ -49,7 +49,7 @@ class Part:
 def draw_parts(run: Run) -> dict[str, Part]:
     """Draw all figures that a run has something for, by name."""
     parameters = ParameterFigures(run)
-    at = f"at step {parameters.step}"
+    at = f"after {run.unit.amount(parameters.step or 0)}"
     makers: dict[str, tuple[str, str, Callable[[], Figure | None]]] = {
         "history": (
             "History", "Last value of each trial, and the best so far of those that got furthest.",
