@@ -110,8 +110,7 @@ class SamplerAdapter:
         """
         rows, notes = [*self._prior, *rows], [*({} for _ in self._prior), *notes]
         number = len(rows)
-        chance = np.random.default_rng([self._seed, number, _RANDOM_KEY]).random()
-        sampler = self._random if chance < self._random_share(steps) else self._sampler
+        sampler = self._random if is_random(self._seed, number, self._random_share(steps)) else self._sampler
         fixed = {"fixed_params": dict(given)} if given else {}  # where Optuna's own study keeps them
         trial = self._frozen(number, Row(number), fixed)
         self._show(rows, notes)
@@ -228,6 +227,11 @@ def _rung(counts: Mapping[int, int], least: int) -> int | None:
     if enough:
         return max(enough)
     return max((step for step in counts if counts[step]), key=lambda step: (counts[step], step), default=None)
+
+
+def is_random(seed: int, number: int, share: float) -> bool:
+    """Whether a trial is one of the share of trials that no sampler proposes."""
+    return bool(np.random.default_rng([seed, number, _RANDOM_KEY]).random() < share)
 
 
 def reseed(sampler: BaseSampler, *key: int) -> None:

@@ -141,8 +141,10 @@ class TrialTable(TrialRows):
             self._storage.set_trial_state_values(self._ids[number], TrialState.RUNNING)
         return optuna.Trial(self._study, self._ids[number])
 
-    def own(self, trial: optuna.Trial) -> None:
-        """Write down that a trial of a study that was given belongs to this search."""
+    def own(self, trial: optuna.Trial, *, by_job: bool = False) -> None:
+        """Write down that a trial of a study that was given belongs to this search, and whether jobs score it."""
+        if by_job:
+            self._storage.set_trial_system_attr(trial._trial_id, BY_JOB, True)  # noqa: SLF001  # as below
         if self._run is not None:
             self._storage.set_trial_system_attr(trial._trial_id, OWNER, self._run)  # noqa: SLF001  # no public name
 

@@ -18,7 +18,7 @@ from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
 from lightning_hpo.reporting.events import Observer
 from lightning_hpo.tuners.options import WorkerOptions
-from lightning_hpo.tuners.proposers import MakeProposer, SamplerProposer
+from lightning_hpo.tuners.proposers import MakeProposer, make_proposer
 from lightning_hpo.tuners.run import Run
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Parts:
         parts_of_unit: the scheduler counts so many parts of a unit, such as quarters of an epoch.
     """
 
-    propose: MakeProposer = SamplerProposer
+    propose: MakeProposer = make_proposer
     work: "Callable[[Objective], Work]" = lambda objective: objective.work
     executor: MakeExecutor = make_executor
     observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader

@@ -170,8 +170,7 @@ class MemberProposer:
     """
 
     def __init__(self, opened: OpenStudy) -> None:
-        if callable(opened.space):
-            raise TypeError("a function of a trial as the `space` is for OptunaTuner; a population needs names.")
+        assert not callable(opened.space)
         self._opened, self._space = opened, opened.space
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:

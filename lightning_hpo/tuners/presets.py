@@ -21,7 +21,7 @@ from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.limits import Limits
 from lightning_hpo.tuners.options import Options, group, validate_names
 from lightning_hpo.tuners.parts import Parts
-from lightning_hpo.tuners.proposers import SamplerProposer
+from lightning_hpo.tuners.proposers import make_proposer
 from lightning_hpo.tuners.run import Run
 
 _MOST_MODELLED = 60  # parameters of a Gaussian process over configuration and step
@@ -114,7 +114,7 @@ class HyperbandTuner(Tuner):
                 options["sampler"] = _model(space, full, options.get("seed", 0))
                 lowest = scheduler.plan()[0].rungs[0].max_steps
             share = partial(_random_share, lowest=lowest)
-            parts = Parts(partial(SamplerProposer, random_share=share), parts_of_unit=budget.unit.parts)
+            parts = Parts(partial(make_proposer, random_share=share), parts_of_unit=budget.unit.parts)
             super().__init__(space, scheduler, unit=budget.unit.name, parts=parts, **options)
 
 
@@ -165,7 +165,7 @@ class ASHATuner(Tuner):
                 n_trials = (total // bracket.steps + 2) * bracket.trials
             elif n_trials is None and options.get("timeout") is None:
                 n_trials = len(bracket.rungs) * bracket.trials
-            parts = Parts(partial(SamplerProposer, random_share=_random_share), parts_of_unit=budget.unit.parts)
+            parts = Parts(partial(make_proposer, random_share=_random_share), parts_of_unit=budget.unit.parts)
             scheduler = ASHA(full, least, eta, mode, n_trials)
             super().__init__(space, scheduler, unit=budget.unit.name, parts=parts, **options)
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import optuna
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import RandomSampler
 
 from lightning_hpo.errors import LightningHPOError
 from lightning_hpo.records import Job, Row, searched
-from lightning_hpo.samplers.adapter import SamplerAdapter
+from lightning_hpo.samplers.adapter import SamplerAdapter, is_random
 from lightning_hpo.samplers.keyed import KeyedSampler
 from lightning_hpo.samplers.prior import prior_trials
 from lightning_hpo.space import Space, parse_space, suggest
@@ -72,6 +73,9 @@ class OpenStudy:
 MakeProposer: TypeAlias = Callable[[OpenStudy], Proposer]
 
 
+RandomShare: TypeAlias = Callable[[int], float]
+
+
 class SamplerProposer:
     """Asks any Optuna sampler for all parameters at once, from the rows of the table.
 
@@ -85,13 +89,10 @@ class SamplerProposer:
         self,
         opened: OpenStudy,
         *,
-        random_share: Callable[[int], float] = lambda steps: 0.0,  # noqa: ARG005  # a name for the reader
+        random_share: RandomShare = lambda steps: 0.0,  # noqa: ARG005  # a name for the reader
     ) -> None:
-        if callable(opened.space):
-            raise TypeError(
-                "a function of a trial as the `space` is for OptunaTuner; here, map names to distributions."
-            )
         assert opened.goal.sampler is not None
+        assert not callable(opened.space)
         self._opened = opened
         self._space = parse_space(opened.space)
         self._adapter = SamplerAdapter(
@@ -131,9 +132,11 @@ class OptunaProposer:
     Args:
         opened: the study, which is asked; it gets the sampler of the goal.
         pruner: becomes the study's.
+        random_share: as for :class:`SamplerProposer`, of a scheduler that judges trials after each job. None where a
+            pruner judges them while they train.
     """
 
-    def __init__(self, opened: OpenStudy, *, pruner: BasePruner) -> None:
+    def __init__(self, opened: OpenStudy, *, pruner: BasePruner, random_share: RandomShare | None = None) -> None:
         self._opened, self._study, goal = opened, opened.study, opened.goal
         self._space = opened.space if callable(opened.space) else parse_space(opened.space)
         assert goal.sampler is not None
@@ -141,14 +144,21 @@ class OptunaProposer:
         prior = prior_trials(opened.prior, self._space) if opened.prior and not callable(self._space) else []
         self._study.sampler = goal.sampler if keyed else KeyedSampler(goal.sampler, goal.seed, prior)
         self._study.pruner = pruner
+        self._own, self._random = self._study.sampler, KeyedSampler(RandomSampler(), goal.seed)
+        self._random_share = random_share
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Ask the study for a trial, or take one up that was enqueued or left behind, and let it suggest."""
         number = job.trial if job.confirms is None else table.repeat(job.confirms)
+        if number is not None and self._random_share is not None and table.rows[number].values:
+            return number, table.rows[number].params  # it goes on
         if number is None and (point := self._opened.start(len(table.rows))):
             self._study.enqueue_trial(dict(point))  # where a kill leaves it, it waits as a trial that was enqueued
+        if self._random_share is not None:
+            new, share = len(table.rows) if number is None else number, self._random_share(job.max_steps)
+            self._study.sampler = self._random if is_random(self._opened.goal.seed, new, share) else self._own
         trial = self._study.ask() if number is None else table.attach(number)
-        table.own(trial)
+        table.own(trial, by_job=self._random_share is not None)
         try:
             params = suggest(trial, self._space)
         except Exception as error:
@@ -156,3 +166,15 @@ class OptunaProposer:
         finally:
             table.reread(trial.number)
         return trial.number, params
+
+
+def make_proposer(opened: OpenStudy, *, random_share: RandomShare = lambda steps: 0.0) -> Proposer:  # noqa: ARG005  # as above
+    """Return the proposer of a tuner: for a function of a trial Optuna's study is asked, which then prunes nothing.
+
+    Args:
+        opened: the study.
+        random_share: as for :class:`SamplerProposer`.
+    """
+    if callable(opened.space):
+        return OptunaProposer(opened, pruner=NopPruner(), random_share=random_share)
+    return SamplerProposer(opened, random_share=random_share)
