@@ -113,8 +113,8 @@ def test_killed_after_any_job_and_continued_it_is_the_same_study(tmp_path, tuner
         assert recorded(make(name=f"killed{kill_at}").optimize(loss)) == recorded(whole)
 
 
-def test_the_model_is_asked_where_looks_are_dear(tmp_path):
-    """Trials that enter above the lowest rung are better than those at the lowest, which are drawn at random."""
+def test_the_model_is_asked_above_the_lowest_rung(tmp_path):
+    """Trials that enter above the lowest rung are good more often than those at the lowest, which are random."""
     quick = {"root": tmp_path, "storage": InMemoryStorage(), "verbose": False}
     rows = HyperbandTuner(XY, max_steps=81, min_steps=1, **quick).optimize(loss).trials()
     drawn = RandomTuner(XY, max_steps=1, n_trials=81, **quick).optimize(loss).trials()
@@ -122,7 +122,8 @@ def test_the_model_is_asked_where_looks_are_dear(tmp_path):
     cheap, dear = (
         [loss(Job(81), row.params) for row in rows if (min(row.values) == 1) == lowest] for lowest in (True, False)
     )
-    assert sum(dear) / len(dear) < 0.7 * sum(cheap) / len(cheap)
+    good = sorted(cheap)[len(cheap) // 20]  # one in twenty random trials is as good
+    assert sum(value < good for value in dear) / len(dear) > 0.15
 
 
 def test_a_sampler_of_ones_own_proposes_two_thirds_everywhere(tmp_path):
