@@ -184,7 +184,7 @@ def _log_each_epoch(trainer: Any, loader: Any) -> None:
 
 
 @contextmanager
-def quiet_and_seeded(seed: int, trial: int, own: int | None = None) -> Iterator[None]:
+def quiet_and_seeded(seed: int, trial: int, own: int | None = None, *, alone: bool = True) -> Iterator[None]:
     """Let Lightning say warnings only, and seed every global generator.
 
     The caller gets its random numbers back afterwards.
@@ -193,10 +193,13 @@ def quiet_and_seeded(seed: int, trial: int, own: int | None = None) -> Iterator[
         seed: of the search.
         trial: its number.
         own: seed of the trial. None for a trial that an earlier version has begun: three seeds come from the others.
+        alone: whether no other fit begins or ends meanwhile: variables of the environment are set too.
     """
-    words = [int(word) for word in np.random.SeedSequence([seed, trial]).generate_state(3)]
+    words = (
+        [int(word) for word in np.random.SeedSequence([seed, trial]).generate_state(3)] if own is None else [own] * 3
+    )
     with (
-        seeded(words) if own is None else seeded_everything(own),
+        seeded(words) if own is None or not alone else seeded_everything(own),
         known_warnings_hidden(),
         warnings_only(*CHATTY),
     ):

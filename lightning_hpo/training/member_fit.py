@@ -108,7 +108,7 @@ class MemberFits:
             hand_over=handed_over,
         )
         try:
-            with quiet_and_seeded(objective.seed, task.member, task.job.seed):
+            with quiet_and_seeded(objective.seed, task.member, task.job.seed, alone=False):
                 built = objective.builder.build(params)
                 own_callbacks = objective.attached.attach(built, _first_trial(task, start))
                 trainer = make_trainer(

@@ -25,7 +25,7 @@ def seeded_everything(seed: int) -> Iterator[None]:
             yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 

@@ -47,7 +47,7 @@ class TrialLogger(ABC):
 
 @dataclass(frozen=True)
 class Template:
-    """A logger that a user has given, as data: to copy or to pickle a ``WandbLogger`` would begin a run.
+    """A logger that a user has given, as data: to copy or to send a ``WandbLogger`` would begin a run.
 
     Args:
         kind: its class.
