@@ -66,7 +66,7 @@ class TestWorkers:
         with pytest.raises(ValueError, match="`resources` must be numbers >= 0, as in {'CPU': 1}, got 'GPU': -1"):
             RayExecutor(workers=1, resources={"GPU": -1})
         if importlib.util.find_spec("ray") is None:
-            with pytest.raises(ImportError, match=r"pip install lightning-hpo-suite\[ray\]"):
+            with pytest.raises(ImportError, match=r"pip install 'lightning-hpo-suite\[ray\]'"):
                 make(name="none", executor=RayExecutor(workers=2)).optimize(where)
             assert not (tmp_path / "none").exists()
 
