@@ -24,7 +24,7 @@ from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import BUDGET, CHECKPOINT, PAUSED, Task, spent
 from lightning_hpo.training.make_trainer import quiet_and_seeded
 
-EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "60"))
 """Random modules of each test; more of them look further."""
 PROPERTY = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=True
