@@ -4,6 +4,7 @@ import inspect
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -53,9 +54,8 @@ class GaussianProcessSampler(BaseSampler):
     * A search without noise that has stalled looks closely: every second trial is of a model of the best
       row's neighbourhood (:mod:`lightning_hpo.samplers.local`), which gains the last digits. After a longer stall every
       fourth is the best configuration with one parameter changed, which leaves its basin where parameters act alone.
-    * Parallel workers get distinct points: a trial without a value counts with the model's expectation. Its place is
-      known once it has asked for its parameters: where several trials are asked for in a row before any of them
-      suggests, give the space to ``study.ask``.
+    * Parallel workers get distinct points: a trial without a value counts with the model's expectation. To other
+      processes its place is known once it holds its parameters.
     * A warm start needs nothing special: ``study.enqueue_trial(params)`` tries a guess first (parameters that it
       leaves open are chosen given the rest), ``study.add_trials(earlier.trials)`` learns from an earlier study.
 
@@ -129,6 +129,7 @@ class GaussianProcessSampler(BaseSampler):
         self.warp, self.surrogate, self.acquisition = warp, surrogate, acquisition
         self.space = space
         self._fitter, self._label_fitter = Fitter(warp), Fitter("none")
+        self._suggested: dict[int, dict[str, Any]] = {}  # by the trial's number; read only while the trial lacks it
 
     def reseed_rng(self) -> None:
         """Do nothing: random numbers are keyed by the trial's number, so no two workers share a stream."""
@@ -149,11 +150,23 @@ class GaussianProcessSampler(BaseSampler):
         if not search_space:
             return {}
         encoding = Encoding(self._branches or search_space)
-        observations = observe(study.get_trials(deepcopy=False), encoding, sign, trial.number)
-        if len(observations) < self.n_startup_trials:
-            return {}
-        given = trial.system_attrs.get("fixed_params", {})
-        return encoding.decode(self._suggest(encoding, observations, given, trial.number, ""))
+
+        def suggest() -> dict[str, Any]:
+            trials = study.get_trials(deepcopy=False)
+            observations = observe(trials, encoding, sign, trial.number)
+            if len(observations) < self.n_startup_trials:
+                return {}
+            # What this process has suggested to trials that have not asked for all of it yet, as in another thread.
+            missing = {other.number for other in trials if not encoding.holds(other.params)} - {trial.number}
+            self._suggested = {number: params for number, params in self._suggested.items() if number in missing}
+            elsewhere = encoding.encode([params for params in self._suggested.values() if encoding.holds(params)])
+            observations = replace(observations, pending=np.concatenate([observations.pending, elsewhere]))
+            given = trial.system_attrs.get("fixed_params", {})
+            params = encoding.decode(self._suggest(encoding, observations, given, trial.number, ""))
+            self._suggested[trial.number] = params
+            return params
+
+        return _single_threaded(suggest)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -149,8 +149,19 @@ def test_a_used_sampler_can_be_pickled_and_goes_on_the_same():
 def test_threads_share_a_sampler():
     study = new_study(n_startup_trials=4)
     study.optimize(branin, n_trials=16, n_jobs=4)
-    # Two threads that suggest before either has its parameters do not know of each other.
-    assert len({tuple(trial.params.values()) for trial in study.trials}) >= 13
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 16
+
+
+def test_trials_that_ask_for_their_parameters_in_turn_get_points_apart():
+    """As threads do: each has asked for one parameter when the next one asks."""
+    study = new_study()
+    study.optimize(branin, n_trials=12)
+    trials = [study.ask() for _ in range(4)]
+    first = [trial.suggest_float("a", -5, 10) for trial in trials]
+    second = [trial.suggest_float("b", 0, 15) for trial in trials]
+    points = np.column_stack([first, second])
+    apart = np.abs(points[:, None] - points).max(axis=2)[np.triu_indices(4, 1)]
+    assert apart.min() > 0.01
 
 
 def test_other_seeds_give_other_suggestions_and_no_seed_a_new_one():
