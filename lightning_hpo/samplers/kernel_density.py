@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import intersection_search_space
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.samplers.encoding import Encoding
+from lightning_hpo.samplers.joint import JointSampler, violation
 from lightning_hpo.space import SearchSpace
 
 Floats = NDArray[np.float64]
@@ -40,7 +40,7 @@ _NARROWEST = 1e-3  # bandwidth of a number on [0, 1]
 _LEAST_CHANGE = 0.2  # bandwidth of a choice
 
 
-class KernelDensitySampler(BaseSampler):
+class KernelDensitySampler(JointSampler):
     """Suggests configurations that resemble the best ones, and not the others.
 
     Cheap (well below a millisecond for hundreds of trials) and wide: unimportant parameters stay nearly uniform. It
@@ -68,31 +68,24 @@ class KernelDensitySampler(BaseSampler):
     """
 
     def __init__(self, seed: int = 0, *, space: SearchSpace | None = None) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
-        self.seed = seed
-        self.space = space
-
-    def reseed_rng(self) -> None:
-        """Do nothing: random numbers are keyed by the trial's number, so no two workers share a stream."""
+        super().__init__(seed, space)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that all complete trials have."""
         del trial
-        _sign(study)
-        if self.space is not None and self.space.conditions:
-            return {name: distribution for name, distribution in self.space.items() if not distribution.single()}
-        shared = intersection_search_space(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-        return {name: distribution for name, distribution in shared.items() if not distribution.single()}
+        self.sign(study)
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        modelled = self.modelled(intersection_search_space(complete))
+        return {name: distribution for name, distribution in modelled.items() if not distribution.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Suggest all shared parameters jointly; at random while there are too few values."""
-        sign = _sign(study)
+        sign = self.sign(study)
         if not search_space:
             return {}
-        encoding = Encoding(self.space if self.space is not None and self.space.conditions else search_space)
+        encoding = self.encoding(search_space)
         rng = np.random.default_rng([self.seed, trial.number])
         ranked = sorted(
             (violation(other), sign * other.value, other.number, other.params)
@@ -101,30 +94,10 @@ class KernelDensitySampler(BaseSampler):
         )
         d, n = len(encoding), len(ranked)
         if n < d + 3:
-            return encoding.decode(encoding.place(rng.random((1, d)))[0])
+            return self.at_random(encoding, rng)
         good = min(max(math.ceil(_GOOD * n), min(d + 1, n // 2)), n - 2)
         units = encoding.filled(encoding.encode([params for *_, params in ranked]), rng)
         return encoding.decode(_suggest(encoding, units[:good], units[good:], rng))
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Draw one parameter at random."""
-        _sign(study)
-        key = np.random.SeedSequence([self.seed, trial.number, *param_name.encode()])
-        random = RandomSampler(seed=int(key.generate_state(1)[0]))
-        return random.sample_independent(study, trial, param_name, param_distribution)
-
-
-def violation(trial: FrozenTrial) -> float:
-    """Return the sum of all constraints of a trial above 0."""
-    return sum(max(value, 0.0) for value in trial.constraints.values())
-
-
-def _sign(study: Study) -> int:
-    if len(study.directions) > 1:
-        raise ValueError(f"KernelDensitySampler is for one objective, the study has {len(study.directions)}.")
-    return 1 if study.direction == StudyDirection.MINIMIZE else -1
 
 
 def _suggest(encoding: Encoding, good: Floats, other: Floats, rng: np.random.Generator) -> Floats:

@@ -23,21 +23,21 @@ Sources: Klein et al. 2017 (arXiv 1605.07079), a Gaussian process over configura
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
 from optuna.search_space import intersection_search_space
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.samplers.acquisition import log_expected_improvement
 from lightning_hpo.samplers.arrays import Floats
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.gp import GaussianProcess, Hyperparameters, fit, prior_mode
+from lightning_hpo.samplers.joint import JointSampler, violation
 from lightning_hpo.samplers.surrogate import subset
 from lightning_hpo.space import SearchSpace
 
@@ -68,7 +68,7 @@ class _Known:
     pending: Floats
 
 
-class MultiFidelitySampler(BaseSampler):
+class MultiFidelitySampler(JointSampler):
     """Suggests where the expected improvement at the full budget is largest, from values at all budgets.
 
     For tuners that stop trials early, as ``HyperbandTuner(..., sampler=MultiFidelitySampler(max_steps=...))``, and for
@@ -108,25 +108,17 @@ class MultiFidelitySampler(BaseSampler):
     """A tuner shows it every value of every trial: the step is part of the model."""
 
     def __init__(self, *, max_steps: float, seed: int = 0, space: SearchSpace | None = None) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"`seed` must be an int >= 0, got {seed!r}.")
+        super().__init__(seed, space)
         if not max_steps >= 1:
             raise ValueError(f"`max_steps` must be at least 1, got {max_steps!r}.")
-        self.seed, self.max_steps, self.space = seed, max_steps, space
-
-    def reseed_rng(self) -> None:
-        """Do nothing: random numbers are keyed by the trial's number, so no two workers share a stream."""
+        self.max_steps = max_steps
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the parameters that all ended trials have."""
         del trial
-        _sign(study)
-        shared: Mapping[str, BaseDistribution] = (
-            self.space
-            if self.space is not None and self.space.conditions
-            else intersection_search_space(study.get_trials(deepcopy=False), include_pruned=True)
-        )
-        return {name: distribution for name, distribution in shared.items() if not distribution.single()}
+        self.sign(study)
+        modelled = self.modelled(intersection_search_space(study.get_trials(deepcopy=False), include_pruned=True))
+        return {name: distribution for name, distribution in modelled.items() if not distribution.single()}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -134,12 +126,12 @@ class MultiFidelitySampler(BaseSampler):
         """Suggest all shared parameters jointly; at random while there are too few values."""
         if not search_space:
             return {}
-        encoding = Encoding(self.space if self.space is not None and self.space.conditions else search_space)
+        encoding = self.encoding(search_space)
         trials = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        known = self._read(trials, encoding, _sign(study))
+        known = self._read(trials, encoding, self.sign(study))
         rng = np.random.default_rng([self.seed, trial.number])
         if len(known.tried) < len(encoding) + 3 or not np.isfinite(known.values).any():
-            return encoding.decode(encoding.place(rng.random((1, len(encoding))))[0])
+            return self.at_random(encoding, rng)
         targets = _targets(known.values)
         features = np.column_stack([encoding.features(known.units), known.levels])
         groups = np.append(encoding.groups, len(encoding))
@@ -158,15 +150,6 @@ class MultiFidelitySampler(BaseSampler):
         is_near = trial.number % 2 == 0 and hyperparameters.noise < _NOISY
         apart = _APART * (math.sqrt(hyperparameters.noise / _NOISY) if is_near else 1.0)
         return encoding.decode(_best(encoding, process, known, apart, rng))
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Draw one parameter at random."""
-        _sign(study)
-        key = np.random.SeedSequence([self.seed, trial.number, *param_name.encode()])
-        random = RandomSampler(seed=int(key.generate_state(1)[0]))
-        return random.sample_independent(study, trial, param_name, param_distribution)
 
     def _read(self, trials: Sequence[FrozenTrial], encoding: Encoding, sign: int) -> _Known:
         places, tried, pending = [], [], []
@@ -191,15 +174,9 @@ class MultiFidelitySampler(BaseSampler):
         if trial.state == TrialState.COMPLETE and trial.value is not None and not values:
             values = {self.max_steps: trial.value}
         curve = {step: sign * value if math.isfinite(value) else math.inf for step, value in values.items()}
-        if trial.state == TrialState.FAIL or any(value > 0 for value in trial.constraints.values()):
+        if trial.state == TrialState.FAIL or violation(trial) > 0:
             curve[self.max_steps] = math.inf
         return curve
-
-
-def _sign(study: Study) -> int:
-    if len(study.directions) > 1:
-        raise ValueError(f"MultiFidelitySampler is for one objective, the study has {len(study.directions)}.")
-    return 1 if study.direction == StudyDirection.MINIMIZE else -1
 
 
 def _targets(values: Floats) -> Floats:
