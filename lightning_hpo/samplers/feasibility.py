@@ -19,9 +19,9 @@ from lightning_hpo.samplers.observations import Observations
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel
 
 _SURE = math.log(0.95)
-_PRICE = 1e7
-_RHYTHM = 5
-_CAREFUL = 0.25
+_PRICE = 1e7  # of a unit of log probability below it: more than any improvement is worth
+_RHYTHM = 5  # every so many trials one is not held there
+_CAREFUL = 0.25  # where between kept and broken labels the limit stands for the trials that are held; halfway else
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ class Confirmed:
 
     def next(self, rows: Sequence[Row]) -> Job | None:
         """Finish what is being confirmed, then search, then confirm."""
-        if (job := self._begun(rows)) is not None:
+        has_begun = any(row.confirms is not None for row in rows)
+        if has_begun and (job := self.confirm(rows)) is not None:
             return job
         if any(row.confirms is not None and row.state == "running" for row in rows):
             return None
@@ -73,9 +74,6 @@ class Confirmed:
             return self.confirm(rows)
         places = {name: getattr(job, name) for name in ("trial", "parent", "replaces")}
         return replace(job, **{name: numbers[place] for name, place in places.items() if place is not None})
-
-    def _begun(self, rows: Sequence[Row]) -> Job | None:
-        return self.confirm(rows) if any(row.confirms is not None for row in rows) else None
 
     def confirm(self, rows: Sequence[Row]) -> Job | None:
         """Return the next job of the confirmation of the best so far, whatever the search would do next.

@@ -14,9 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
-from lightning_hpo.training.builder import Builder, TrialComponents
+from lightning_hpo.training.builder import Builder, TrialComponents, as_list
 from lightning_hpo.training.logged_rows import hiding_secrets
-from lightning_hpo.training.make_trainer import listed
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.plugins import METRICS, MetricsFile
 from lightning_hpo.training.trial_info import Trial
@@ -52,10 +51,10 @@ class Attachments:
         arguments = components.trainer
         own = self._callbacks(trial)
         if own:
-            arguments["callbacks"] = [*listed(arguments.get("callbacks")), *own]
+            arguments["callbacks"] = [*as_list(arguments.get("callbacks")), *own]
         given = arguments.get("logger")
         others = [
-            logger for logger in listed(given) if is_a(logger, Logger) and not (self.loggers and known_logger(logger))
+            logger for logger in as_list(given) if is_a(logger, Logger) and not (self.loggers and known_logger(logger))
         ]
         if not (self.loggers or others):
             return own  # the metrics file of the trial is its logger, or there is none
@@ -99,10 +98,10 @@ class Attachments:
             return []
         given: Any = self.callbacks
         given = given(trial) if callable(given) else copy.deepcopy(given)
-        for callback in listed(given):
+        for callback in as_list(given):
             if not isinstance(of_lightning(callback), Callback):
                 raise TypeError(f"`callbacks` must give Lightning callbacks, got {callback!r}.")
-        return listed(given)
+        return as_list(given)
 
 
 def keep_states(callbacks: Sequence[Callback], folder: Path, key: Key) -> None:
@@ -139,14 +138,14 @@ def attachments(
     if logger is not None and given is not None:
         raise ValueError("`logger` and the `logger` of `trainer` are both given: leave one of them out.")
     if not callable(callbacks):
-        for callback in listed(callbacks):
+        for callback in as_list(callbacks):
             if not is_a(callback, Callback):
                 raise TypeError(
                     f"`callbacks` must be Lightning callbacks, or a function of the trial that returns some; "
                     f"got {callback!r}."
                 )
     runs, others = [] if logger is None else [trial_logger(logger)], []
-    for place, item in enumerate(listed(given)):
+    for place, item in enumerate(as_list(given)):
         if (run := known_logger(item, place)) is not None:
             runs.append(run)
             continue

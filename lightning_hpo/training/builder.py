@@ -23,6 +23,16 @@ class TrialComponents:
     data: "pl.LightningDataModule | None"
     trainer: dict[str, Any]
 
+    @property
+    def loader_owner(self) -> Any:
+        """The data module, or the module that brings its own loaders."""
+        return self.module if self.data is None else self.data
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return the callbacks, loggers or plugins that a Trainer accepts as one, as several or as None."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
 
 class Coded:
     """A part of a search that says itself what code it consists of."""

@@ -20,8 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from lightning_hpo.space import SearchSpace, from_unit
 from lightning_hpo.text import masked, nearest
-from lightning_hpo.training.builder import Builder, TrialComponents
-from lightning_hpo.training.make_trainer import listed
+from lightning_hpo.training.builder import Builder, TrialComponents, as_list
 from lightning_hpo.training.ranks import DISTRIBUTED_ARGUMENTS
 
 # Arguments that the tuner decides, and arguments that say where a run runs and what it shows, not what it computes.
@@ -97,7 +96,7 @@ class ConfigBuilder(Builder):
     def logger(self) -> Any:
         """The loggers of the config, which are made; one that needs other objects is left to the CLI."""
         given = self._base.trainer.get("logger")
-        made = [_made(logger) for logger in listed(given)]
+        made = [_made(logger) for logger in as_list(given)]
         return made if isinstance(given, list) else made[0] if made else None
 
     @property

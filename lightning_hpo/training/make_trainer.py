@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
-from lightning_hpo.training.builder import TrialComponents
+from lightning_hpo.training.builder import TrialComponents, as_list
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded, seeded_everything
@@ -75,7 +75,7 @@ def make_trainer(
     Raises:
         ValueError: for an argument of the Trainer that contradicts the budget.
     """
-    own = listed(components.trainer.get("callbacks"))
+    own = as_list(components.trainer.get("callbacks"))
     defaults = dict(TRAINER_DEFAULTS)
     if any(isinstance(callback, ProgressBar) for callback in own):
         del defaults["enable_progress_bar"]
@@ -84,7 +84,7 @@ def make_trainer(
     given = {**defaults, **components.trainer}
     validate_arguments(given)
     positions = [] if saved is None else saved["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-    owner: Any = components.module if components.data is None else components.data
+    owner = components.loader_owner
     loaders = owner.train_dataloader
 
     def followed() -> Any:
@@ -100,7 +100,7 @@ def make_trainer(
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
-    plugins = [*listed(given.pop("plugins", None)), io]
+    plugins = [*as_list(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
     _convert_before_optimizers(components.module, trainer)
     call_after(components.module, "on_train_start", job.after_start, 0)
@@ -204,8 +204,3 @@ def quiet_and_seeded(seed: int, trial: int, own: int | None = None, *, alone: bo
         warnings_only(*CHATTY),
     ):
         yield
-
-
-def listed(given: Any) -> list[Any]:
-    """Return the callbacks or plugins that Trainer accepts as a list."""
-    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]

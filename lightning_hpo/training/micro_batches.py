@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_hpo.errors import free_frames
-from lightning_hpo.training.builder import TrialComponents
+from lightning_hpo.training.builder import TrialComponents, as_list
 from lightning_hpo.training.leaves import get, put
 from lightning_hpo.training.places import BATCH_SIZE, batch_size_paths
 
@@ -134,7 +134,7 @@ def splitting(components: TrialComponents, parts: MicroBatches, trainer: Any = N
 
 def batch_size(components: TrialComponents) -> int | None:
     """Return the batch size that the owner of the training loader holds; None if it has none."""
-    owner = _owner(components)
+    owner = components.loader_owner
     paths = batch_size_paths("owner", owner)
     value = get({"owner": [owner]}, paths[0]) if paths else None
     return value if isinstance(value, int) and value > 0 else None
@@ -150,7 +150,7 @@ def split(components: TrialComponents, parts: MicroBatches, saved: dict[str, Any
     """
     if saved is not None and parts_of(saved).train != parts.train:
         _rescale(saved, parts_of(saved).train, parts.train)
-    owner, arguments = _owner(components), dict(components.trainer)
+    owner, arguments = components.loader_owner, dict(components.trainer)
     if parts.train > 1:
         arguments[_ACCUMULATE] = (arguments.get(_ACCUMULATE) or 1) * parts.train
         object.__setattr__(owner, "train_dataloader", _Split(owner, owner.train_dataloader, _training, parts.train))
@@ -181,13 +181,13 @@ def _rescale(saved: dict[str, Any], before: int, parts: int) -> None:
 def validate_components(components: TrialComponents) -> Callable[[], Any]:
     """Return the ``train_dataloader``; raise ValueError, before training, for a trial that could not be split."""
     arguments = components.trainer
-    owner = _owner(components)
+    owner = components.loader_owner
     why = ""
     if batch_size(components) is None:
         why = f"{type(owner).__name__} has no `self.batch_size` or `self.hparams.batch_size` that its loader reads"
     elif not components.module.automatic_optimization:
         why = "Lightning accumulates no gradients under manual optimization"
-    elif any(isinstance(found, GradientAccumulationScheduler) for found in _listed(arguments.get("callbacks"))):
+    elif any(isinstance(found, GradientAccumulationScheduler) for found in as_list(arguments.get("callbacks"))):
         why = "GradientAccumulationScheduler changes `accumulate_grad_batches` too"
     elif arguments.get("check_val_every_n_epoch", 1) is None:
         why = "`check_val_every_n_epoch=None` counts batches across epochs, whose number would change"
@@ -203,7 +203,7 @@ def validate_loader(components: TrialComponents, make: Callable[[], Any]) -> Non
         components: of a trial.
         make: its ``train_dataloader``, not split.
     """
-    owner, size = _owner(components), batch_size(components)
+    owner, size = components.loader_owner, batch_size(components)
     assert size is not None
     for parts in (1, size):
         with _smaller(owner, parts):
@@ -273,15 +273,7 @@ def _smaller(owner: Any, parts: int) -> Iterator[int]:
             put(roots, path, value)
 
 
-def _owner(components: TrialComponents) -> Any:
-    return components.module if components.data is None else components.data
-
-
 def _is_sized(loader: Any) -> bool:
     with contextlib.suppress(TypeError):
         return len(loader) > 0
     return False
-
-
-def _listed(given: Any) -> list[Any]:
-    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]

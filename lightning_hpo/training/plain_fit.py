@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 
+from lightning_hpo.training.builder import as_list
 from lightning_hpo.training.lr_schedule import LRSchedule, schedules_of
 
 NOTE = "fit"
@@ -121,8 +122,6 @@ def _is_plain(value: Any) -> bool:
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a Trainer that YAML can write, with its callbacks as a config names them."""
     plain = {name: value for name, value in arguments.items() if _is_plain(value) and name != "callbacks"}
-    given = arguments.get("callbacks")
-    callbacks = [] if given is None else given if isinstance(given, list | tuple) else [given]
-    if texts := [text for text in map(written, callbacks) if text is not None]:
+    if texts := [text for text in map(written, as_list(arguments.get("callbacks"))) if text is not None]:
         plain["callbacks"] = texts
     return plain
