@@ -20,7 +20,7 @@ _HOMES = {
     "journal": "study.journal",
     "locks": "study.locks",
     "objective": "training.objective space",
-    "options": "tuners.options schedulers.direction",
+    "options": "tuners.options tuners.limits schedulers.direction",
     "plots": "reporting.lr_plot",
     "population": "schedulers.population schedulers.explore",
     "population_tuner": "tuners.population",
@@ -29,9 +29,9 @@ _HOMES = {
     "results": "reporting.result",
     "run_key": "checkpoints.key",
     "runs": "study.run_folder study.opening errors",
-    "search": "tuners.search tuners.options errors",
+    "search": "tuners.search tuners.options tuners.limits errors",
     "suggest": "samplers.adapter",
-    "trials": "study.table records",
+    "trials": "study.table study.rows records",
 }
 """Old module -> where its names are now."""
 

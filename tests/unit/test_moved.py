@@ -16,6 +16,8 @@ from lightning_hpo._moved import _HOMES
         ("runs", "StudyMismatchError"),
         ("runs", "open_study"),
         ("trials", "Row"),
+        ("trials", "read_rows"),
+        ("options", "Limits"),
         ("jobs", "Task"),
         ("population", "Rules"),
         ("population", "perturb"),
