@@ -209,7 +209,7 @@ class Tuner:
             target = Target.of(objective, work, parts, self.space.deliver)
             with self._search(target) as prepared:
                 prepared.run()
-            return prepared.answer(partial(retrain, self, lambda tuner: tuner.fit(model, datamodule=datamodule)))
+            return prepared.answer(partial(retrain, self, lambda tuner: tuner.fit(model, datamodule=data)))
 
     def objective(
         self,

@@ -93,3 +93,12 @@ def test_a_plateau_that_waits_for_an_unknown_metric_is_found_before_training(tmp
         assert len(search(tmp_path, model=Plateau, datamodule=Data)) == 2
     finally:
         Plateau.monitor = "val_los"
+
+
+def test_the_answer_is_trained_again_with_the_same_loaders(tmp_path):
+    tuner = ASHATuner(
+        SPACE, max_steps=4, min_steps=4, n_trials=2, monitor="val_loss", root=tmp_path, name="s", verbose=False
+    )
+    result = tuner.fit(Net, **loaders())
+    again = result.retrain(seed=result.rows[result.best_trial].seed)
+    assert again.best_score == result.best_score
