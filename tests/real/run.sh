@@ -7,5 +7,6 @@ venv=${1:-.venv-real}
 if [ ! -x "$venv/bin/python" ]; then
     python3 -m venv "$venv"
 fi
-"$venv/bin/pip" install -q -c tests/real/constraints.txt -e ".[test,real]"
+# Not the extra `test`: its trackers need another protobuf than TensorBoard has here.
+"$venv/bin/pip" install -q -c tests/real/constraints.txt -e ".[real]" hypothesis pytest pytest-timeout
 OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -q tests/real --durations=5
