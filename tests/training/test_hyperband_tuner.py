@@ -124,6 +124,8 @@ def test_the_model_is_asked_above_the_lowest_rung(tmp_path):
     )
     good = sorted(cheap)[len(cheap) // 20]  # one in twenty random trials is as good
     assert sum(value < good for value in dear) / len(dear) > 0.15
+    least = 1 / 81  # of the loss
+    assert min(dear) - least < (min(cheap) - least) / 10
 
 
 def test_a_sampler_of_ones_own_proposes_two_thirds_everywhere(tmp_path):
