@@ -25,6 +25,16 @@ FLOORS = (
     {"__main__"},
 )
 """Rooms, lowest floor first: a room imports from lower floors only."""
+_CHANGES = {
+    "add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "insert", "pop", "popitem",
+    "popleft", "remove", "setdefault", "update",
+}  # fmt: skip
+_LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"}
+PROCESS_WIDE = {
+    "samplers.gaussian_process._alone": "the number of threads of BLAS belongs to the process",
+    "training.objective._TRAINS": "so do the global random numbers, which a trial draws from",
+}
+"""Locks that stand at the level of a file, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,23 @@ class Structure:
             for name, node in self._nodes(ast.FunctionDef)
         }
 
+    def changing_names(self) -> list[str]:
+        """Names at the level of a file that its code changes, locks among them, and calls made when it is imported."""
+        found = []
+        for name, tree in self.trees.items():
+            own = {
+                target.id: node.value
+                for node in tree.body
+                if isinstance(node, ast.Assign | ast.AnnAssign)
+                for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+                if isinstance(target, ast.Name)
+            }
+            changed = {word for node in ast.walk(tree) for word in _changed_by(node)}
+            changed |= {word for word, value in own.items() if _is_lock(value)}
+            found += [f"{name}.{word}" for word in own if word in changed]
+            found += [f"{name}: {ast.unparse(node)}" for node in tree.body if _is_call(node)]
+        return sorted(found)
+
     def _nodes(self, kind: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
         return ((name, node) for name, tree in self.trees.items() for node in ast.walk(tree) if isinstance(node, kind))
 
@@ -133,6 +160,25 @@ class Structure:
         return reached
 
 
+def _changed_by(node: ast.AST) -> Iterator[str]:
+    """Names that a piece of code changes in place, or declares ``global``."""
+    if isinstance(node, ast.Global):
+        yield from node.names
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CHANGES:
+        if isinstance(node.func.value, ast.Name):
+            yield node.func.value.id
+    elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and isinstance(node.value, ast.Name):
+        yield node.value.id
+
+
+def _is_lock(value: ast.AST | None) -> bool:
+    return isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] in _LOCKS
+
+
+def _is_call(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+
+
 def figures(structure: Structure) -> list[tuple[str, int, int | None, str]]:
     """Return name, figure, the most that it may be, and where it is found."""
 
@@ -142,11 +188,13 @@ def figures(structure: Structure) -> list[tuple[str, int, int | None, str]]:
 
     chain, module = structure.longest_chain(), largest(structure.lines)
     biggest, widest = largest(structure.classes()), largest(structure.signatures())
+    changing = sorted({*structure.changing_names()} - {*PROCESS_WIDE})
     return [
         ("modules in the root", len(structure.in_root()), 8, ", ".join(structure.in_root())),
         ("longest chain of imports", len(chain), 12, " > ".join(chain)),
         ("modules in circles", len(structure.circles()), 0, ", ".join(structure.circles())),
         ("imports that go up", len(structure.upward()), 0, ", ".join(map(str, structure.upward()))),
+        ("names of files that change", len(changing), 0, ", ".join(changing)),
         ("lines of the package", sum(structure.lines.values()), None, "the aim is 12,000"),
         ("lines of the largest module", module[0], 400, module[1]),
         ("lines of the largest class", biggest[0], 250, biggest[1]),

@@ -22,8 +22,9 @@ def digits() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     """1797 images of 8 x 8 pixels in 10 classes: 1000 to train on, 397 to validate, 400 to test."""
     images, labels = load_digits(return_X_y=True)
     data = TensorDataset(torch.tensor(images / 16.0, dtype=torch.float32), torch.tensor(labels))
-    train, val, test = random_split(data, [1000, 397, 400], generator=torch.Generator().manual_seed(0))
-    return tuple(TensorDataset(*part.dataset[part.indices]) for part in (train, val, test))
+    parts = random_split(data, [1000, 397, 400], generator=torch.Generator().manual_seed(0))
+    train, val, test = (TensorDataset(*part.dataset[part.indices]) for part in parts)
+    return train, val, test
 
 
 class DigitsData(L.LightningDataModule):

@@ -35,18 +35,16 @@ from lightning_hpo.records import Outcome, Task, Work
 
 SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 _READY = "ready"
-_STARTING = "LIGHTNING_HPO_WORKER_STARTING"  # in the environment of a worker until it has imported the main script
 _GUARD = (
     "`workers` > 1 starts processes that import the main script again, so what the script does must be under "
     '`if __name__ == "__main__":`, and model, data and function must be importable by name'
 )
-_START = threading.Lock()  # held while the environment, which all threads share, is changed
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 def validate_not_starting() -> None:
-    """Raise WorkerStartError in a worker process that is still importing the main script."""
-    if _STARTING in os.environ:
+    """Raise WorkerStartError in a process of multiprocessing that is still importing the main script."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise WorkerStartError(f"{_GUARD}.")
 
 
@@ -131,13 +129,8 @@ class WorkerProcess:
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, PAUSING)
         try:
-            with _START:
-                os.environ[_STARTING] = "1"
-                try:
-                    process.start()
-                    self._process = process
-                finally:
-                    del os.environ[_STARTING]
+            process.start()
+            self._process = process
         except Exception as error:
             if type(error).__name__ not in ("AttributeError", "TypeError", "PicklingError"):
                 raise
@@ -246,7 +239,6 @@ def _end(code: int) -> str:
 
 def _serve(connection: Connection, progress: Any, work: Work, pause: Any, resources: WorkerResources) -> None:
     """Run in a worker: take a task, do it, answer; until the parent is gone or sends no more tasks."""
-    del os.environ[_STARTING]
     os.setpgid(0, 0)
     hide_known_warnings()
     if resources.gpus is not None:

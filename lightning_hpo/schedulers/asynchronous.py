@@ -99,7 +99,8 @@ class AsyncHyperband:
     half of the budget hedges against short runs that mislead, and half trusts them.
 
     All trials with a value at the same number of steps are compared, whichever bracket and iteration they came from:
-    more trials to be compared with, and later brackets spend only where they beat what earlier ones have promoted.
+    more trials to be compared with, and later brackets spend only where they are better than what earlier ones have
+    promoted.
 
     Args:
         max_steps: R, >= ``min_steps``.

@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 _LIBRARIES = {
     *sys.stdlib_module_names, "torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics",
@@ -45,7 +45,6 @@ _LARGEST = 100_000  # numbers of an array that are compared; of a larger one the
 _NOT_COMPARED = {"annotation", "returns", "type_comment", "type_params", "ctx", "kind"}  # fields of a syntax tree
 _BYTECODE = f"python{sys.version_info.major}.{sys.version_info.minor}:"  # how the text and hash of bytecode begin
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-_first_seen: dict[int, tuple[Callable[[], Any], Any]] = {}  # id of what can change -> itself, and what was said of it
 
 
 def code_parts(subjects: Sequence[Any]) -> dict[str, str]:
@@ -234,25 +233,31 @@ def _value(value: Any) -> str | None:
         return repr(value)
     if isinstance(value, tuple | frozenset | type | FunctionType | Enum):  # these stay as they are
         return _described(value)
-    text: str | None = first_seen(value, _described, meanwhile="...")  # the latter of an object that holds itself
+    text: str | None = FirstSeen.of(value, _described, meanwhile="...")  # the latter of an object that holds itself
     return text
 
 
-def first_seen(value: Any, describe: Callable[[Any], Any], meanwhile: Any) -> Any:
-    """Return what was said of an object when this process asked first: objects change while they work.
+class FirstSeen:
+    """What was said of objects when this process asked first: they change while they work."""
 
-    Args:
-        value: the object.
-        describe: says something of it.
-        meanwhile: what is said of it while it is being described.
-    """
-    seen, text = _first_seen.get(id(value), (None, None))
-    if seen is None or seen() is not value:
-        refer = _reference(value)
-        _first_seen[id(value)] = refer, meanwhile
-        text = describe(value)
-        _first_seen[id(value)] = refer, text
-    return text
+    _known: ClassVar[dict[int, tuple[Callable[[], Any], Any]]] = {}  # id of an object -> itself, and what was said
+
+    @classmethod
+    def of(cls, value: Any, describe: Callable[[Any], Any], meanwhile: Any) -> Any:
+        """Return what was said of an object, or ask now.
+
+        Args:
+            value: the object.
+            describe: says something of it.
+            meanwhile: what is said of it while it is being described.
+        """
+        seen, text = cls._known.get(id(value), (None, None))
+        if seen is None or seen() is not value:
+            refer = _reference(value)
+            cls._known[id(value)] = refer, meanwhile
+            text = describe(value)
+            cls._known[id(value)] = refer, text
+        return text
 
 
 def _reference(value: Any) -> Callable[[], Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_hpo.schedulers.base import Scheduler
 from lightning_hpo.schedulers.confirmed import Confirmed
 from lightning_hpo.space import Space, parse_space
-from lightning_hpo.study.code_identity import code_parts, comparable, first_seen
+from lightning_hpo.study.code_identity import FirstSeen, code_parts, comparable
 
 # Settings of a scheduler that may change when a study is continued: more of the same.
 _MAY_GROW = ("n_trials", "iterations")
@@ -85,7 +85,7 @@ def settings(chooser: Any) -> dict[str, Any]:
     """
     while hasattr(chooser, "sampler"):  # a sampler that wraps another
         chooser = chooser.sampler
-    return dict(first_seen(chooser, _settings, {}))
+    return dict(FirstSeen.of(chooser, _settings, {}))
 
 
 def _settings(chooser: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from lightning_hpo.atomic import open_own
 
@@ -11,7 +12,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # its absence is looked for
 
-_held: set[int] = set()  # file handles of all locks of this process
+
+def _nothing() -> None:
+    pass
 
 
 def hold(handle: int, path: Path, *, together: bool = False, wait: bool = True) -> Callable[[], None]:
@@ -25,7 +28,7 @@ def hold(handle: int, path: Path, *, together: bool = False, wait: bool = True) 
     """
     if fcntl is not None:
         fcntl.flock(handle, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        return lambda: None
+        return _nothing
     if together:
         raise ValueError(
             "shared=True needs locks that several processes can hold (flock), which this system lacks: leave it out, "
@@ -51,10 +54,12 @@ class Lock:
         path: of the lock's own file; its folder must exist.
     """
 
+    _opened: ClassVar[set["Lock"]] = set()  # those with an open file, which a forked child closes
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: int | None = None
-        self._unlock: Callable[[], None] = lambda: None
+        self._unlock: Callable[[], None] = _nothing
 
     def take(self, *, together: bool = False, wait: bool = False) -> bool:
         """Take the lock and say whether that worked.
@@ -66,25 +71,26 @@ class Lock:
         Raises:
             OSError: if the file cannot be opened, or is a symbolic link.
         """
-        handle = open_own(self.path, os.O_RDWR | os.O_CREAT)
-        _held.add(handle)
+        self._handle = open_own(self.path, os.O_RDWR | os.O_CREAT)
+        self._opened.add(self)
         try:
-            self._unlock = hold(handle, self.path, together=together, wait=wait)
+            self._unlock = hold(self._handle, self.path, together=together, wait=wait)
         except BlockingIOError:
-            self._close(handle)
+            self.free()
             return False
         except BaseException:
-            self._close(handle)
+            self.free()
             raise
-        self._handle = handle
         return True
 
     def free(self) -> None:
         """Give the lock back, if it is held."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
+        if self._handle is not None:
             self._unlock()
-            self._close(handle)
+            self._unlock = _nothing
+            self._opened.discard(self)
+            os.close(self._handle)
+            self._handle = None
 
     def write(self, text: str) -> None:
         """Leave a note in the file of a lock that is held."""
@@ -93,16 +99,11 @@ class Lock:
         os.lseek(self._handle, 0, os.SEEK_SET)
         os.write(self._handle, text.encode())
 
-    @staticmethod
-    def _close(handle: int) -> None:
-        _held.discard(handle)
-        os.close(handle)
-
-
-def _close_in_child() -> None:
-    while _held:
-        os.close(_held.pop())
+    @classmethod
+    def _free_all(cls) -> None:
+        for lock in list(cls._opened):
+            lock.free()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+    os.register_at_fork(after_in_child=Lock._free_all)  # noqa: SLF001  # of this file

@@ -2,7 +2,7 @@
 
 Covered are plain values (numbers, texts, None, tensors, arrays), containers of them, random number generators, and the
 attributes of helper objects in turn: a dataclass, a running mean, a module that is kept in a list so that no optimizer
-sees it. Not covered is state that an object keeps outside its attributes (a queue, an open file, slots).
+sees it. Not covered is state that an object keeps outside its attributes (a queue, an open file, `__slots__`).
 """
 
 import random

@@ -30,6 +30,7 @@ class CopiedData(Coded):
         self.words = words
         self.__name__ = type(data).__name__
         self.code = data.code if isinstance(data, GivenLoaders) else [_settings(data)]
+        ForkingPickler.register(torch.Generator, _sent)  # of a loader that is sent to a worker process
 
     def __call__(self) -> Any:
         """Return a copy.
@@ -106,9 +107,6 @@ def _sent(generator: torch.Generator) -> tuple[Any, ...]:
 
 def _received(device: str, state: bytes) -> torch.Generator:
     return torch.Generator(device).set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-
-
-ForkingPickler.register(torch.Generator, _sent)
 
 
 def _parts(given: Any) -> list[Any]:

@@ -103,7 +103,7 @@ def browser(folder, *, dark=False, size=(1200, 900)):
     # Chromium reads from descriptor 3 and writes to descriptor 4; a shell puts ours there.
     command = f'exec "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'
     process = subprocess.Popen(
-        ["bash", "-c", command, "bash", CHROMIUM, *flags, "about:blank"],
+        ["bash", "-c", command, "bash", str(CHROMIUM), *flags, "about:blank"],
         pass_fds=(to_browser[0], from_browser[1]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -63,8 +63,8 @@ def test_gradients_equal_finite_differences(seed):
     mean, sd, mean_gradient, sd_gradient = process.posterior_gradient(point)
     np.testing.assert_allclose([mean, sd], np.ravel(process.posterior(point[None])), rtol=1e-9)
     ends = [(process.posterior((point + h * e)[None]), process.posterior((point - h * e)[None])) for e in np.eye(4)]
-    numeric = np.array([[(up[i][0] - down[i][0]) / (2 * h) for up, down in ends] for i in (0, 1)])
-    np.testing.assert_allclose([mean_gradient, sd_gradient], numeric, rtol=1e-4, atol=1e-6)
+    slopes = np.array([[(up[i][0] - down[i][0]) / (2 * h) for up, down in ends] for i in (0, 1)])
+    np.testing.assert_allclose([mean_gradient, sd_gradient], slopes, rtol=1e-4, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)

@@ -250,8 +250,8 @@ def test_equals_transformers():
     ours = WarmupCosineLR(sgd(BASE), TOTAL, warmup=WARMUP, min_lr=3e-5)
     assert largest_difference(ours, lambda_curve(floor)) <= 1e-12
     wsd = peer.get_wsd_schedule(sgd(BASE), WARMUP, 2000, num_training_steps=TOTAL, decay_type="1-sqrt")
-    ours = WarmupStableDecayLR(sgd(BASE), TOTAL, warmup=WARMUP, decay=2000)
-    assert largest_difference(ours, lambda_curve(wsd)) <= 1e-12
+    stable = WarmupStableDecayLR(sgd(BASE), TOTAL, warmup=WARMUP, decay=2000)
+    assert largest_difference(stable, lambda_curve(wsd)) <= 1e-12
     linear = peer.get_linear_schedule_with_warmup(sgd(BASE), WARMUP, TOTAL)
     assert largest_difference(LinearDecayLR(sgd(BASE), TOTAL, warmup=WARMUP), lambda_curve(linear)) <= 1e-12
     root = peer.get_inverse_sqrt_schedule(sgd(BASE), WARMUP)
@@ -282,8 +282,8 @@ def test_equals_timm(timm_scheduler):
     ours = WarmupCosineLR(sgd(BASE), TOTAL, warmup=WARMUP, min_lr=3e-5)
     assert largest_difference(ours, timm_curve(cosine)) <= 1e-12
     wsd = timm_scheduler.WSDLRScheduler(sgd(BASE), t_initial=TOTAL - WARMUP, decay_t=2000, warmup_t=WARMUP)
-    ours = WarmupStableDecayLR(sgd(BASE), TOTAL, warmup=WARMUP, decay=2000)
-    assert largest_difference(ours, timm_curve(wsd)) <= 1e-12
+    stable = WarmupStableDecayLR(sgd(BASE), TOTAL, warmup=WARMUP, decay=2000)
+    assert largest_difference(stable, timm_curve(wsd)) <= 1e-12
 
 
 @settings(deadline=None, max_examples=200)

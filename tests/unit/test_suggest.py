@@ -17,7 +17,7 @@ SPACE = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(1e-4, 1.0, log
 class Witness(BaseSampler):
     """Keeps what it is shown."""
 
-    seen = None
+    seen: list | None = None
 
     def infer_relative_search_space(self, study, trial):
         type(self).seen = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]

@@ -127,10 +127,10 @@ def test_a_value_inside_is_replaced_in_a_copy(holder):
 def test_a_pydantic_model_is_replaced_and_checked():
     pydantic = pytest.importorskip("pydantic")
 
-    class Inner(pydantic.BaseModel):
+    class Inner(pydantic.BaseModel):  # type: ignore[name-defined]  # of a package that may be missing
         lr: float = pydantic.Field(0.1, gt=0)
 
-    class Outer(pydantic.BaseModel):
+    class Outer(pydantic.BaseModel):  # type: ignore[name-defined]
         opt: Inner = Inner()
 
     holder = Outer()
@@ -218,9 +218,9 @@ def test_parameters_go_through_a_stored_study_unchanged(tmp_path_factory, space)
     for trial in trials:
         study.tell(trial, 0.0)
     stored = optuna.load_study(storage=JournalStorage(JournalFileBackend(str(file))), study_name="s").trials
-    for trial, given_params in zip(stored, params, strict=True):
-        assert trial.params == given_params
-        assert space.fits(trial.params)
+    for kept, given_params in zip(stored, params, strict=True):
+        assert kept.params == given_params
+        assert space.fits(kept.params)
         delivered = space.deliver(trial.params)
         assert space.starting_point(delivered) == trial.params
         assert space.known_part(delivered) == trial.params
