@@ -83,8 +83,8 @@ class Failing(MemoryFileSystem):
     """A store in memory that can be out of order."""
 
     protocol = "failing"
-    store = {}  # noqa: RUF012  # as the class above has it
-    pseudo_dirs = [""]  # noqa: RUF012
+    store = {}  # as the class above has it
+    pseudo_dirs = [""]
     broken = False
 
     @classmethod
