@@ -237,12 +237,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         validate_root(self.root)
         if is_url(self.root) and (self.shared or self.storage is not None):
-            reason = (
-                "several processes need the locks of a file system" if self.shared else "it copies the run's own study"
-            )
-            raise ValueError(
-                f"`root` is a URL and `{'shared' if self.shared else 'storage'}` is given, but {reason}: give a folder."
-            )
+            other, reason = ("shared", "needs locks") if self.shared else ("storage", "has the study elsewhere")
+            raise ValueError(f"`root` is a URL, which has files only, and `{other}` {reason}: give a folder.")
         if self.overwrite and (self.shared or self.storage is not None):
             other = "shared" if self.shared else "storage"
             raise ValueError(
