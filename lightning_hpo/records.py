@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -284,10 +285,14 @@ def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
 
     Where configurations were confirmed, it is the best trial among the confirmations of the best one.
     """
-    sign = 1 if mode == "min" else -1
     if (confirmed := confirmations(rows, mode)) and confirmed[0].n:
         rows = [row for row in rows if row.confirms == confirmed[0].trial]
-    return min([row for row in rows if row.score is not None], key=lambda row: _rank(row, sign), default=None)
+    left = [row for row in rows if row.score is not None]  # in stages: one key for all takes 10 ms for 10,000 trials
+    left = [row for row in left if row.feasible] or left
+    if not (complete := [row for row in left if row.state == "complete"]):
+        most = max((row.step for row in left), default=0)
+        left = [row for row in left if row.step == most]
+    return (min if mode == "min" else max)(complete or left, key=attrgetter("score"), default=None)
 
 
 def searched(rows: Sequence[Row]) -> Sequence[Row]:
