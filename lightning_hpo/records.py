@@ -387,16 +387,14 @@ def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:
     its way to another rung keeps the score that it had.
     """
     sign = 1 if mode == "min" else -1
-    return sorted((row for row in rows if row.score is not None), key=lambda row: _rank(row, sign))
+    scored = [(row.score, row) for row in rows if row.score is not None]
+    scored.sort(key=lambda pair: (not pair[1].feasible, -reach(pair[1]), sign * pair[0], pair[1].number))
+    return [row for _, row in scored]
 
 
 def reach(row: Row) -> float:
     """Last step of a trial, or infinity if it is finished."""
     return math.inf if row.state == "complete" else row.step
-
-
-def _rank(row: Row, sign: int) -> tuple[bool, float, float, int]:
-    return not row.feasible, -reach(row), sign * (row.score or 0.0), row.number  # every row here has a score
 
 
 def spent(rows: Sequence[Row]) -> int:
