@@ -55,7 +55,7 @@ class TestWhatIsWritten:
         assert found == []
 
     def test_files_of_torch_are_read_in_one_place_only(self):
-        """Where the signature is compared first; see ``tests/training/test_checkpoints.py``."""
+        """Where the signature is compared first; see ``tests/training/test_planted_checkpoints.py``."""
         reads = [
             path.relative_to(SOURCE).as_posix()
             for path in SOURCE.rglob("*.py")

@@ -3,16 +3,13 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.lr_schedules import WarmupCosineLR
 from lightning_hpo.study.lineage import lineage
-from lightning_hpo.training.state_transfer import capture, transplant
 from lightning_hpo.tuners.population import PopulationTuner
 
 STEPS, INTERVAL, BATCHES = 24, 6, 6
@@ -336,8 +333,7 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_in_effect_at_each_step_is_what_the_lineage_says(kind, tmp_path):
+def check_what_is_in_effect(kind, tmp_path):
     kind.seen = {}
     result = population(kind, tmp_path)
     segments = lineage(result)
@@ -346,6 +342,11 @@ def test_what_is_in_effect_at_each_step_is_what_the_lineage_says(kind, tmp_path)
     for (member, step), effective in kind.seen.items():
         (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
         assert effective == pytest.approx(kind.right(step, **segment.params), rel=1e-5), (member, step)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_in_effect_at_each_step_is_what_the_lineage_says(kind, tmp_path):
+    check_what_is_in_effect(kind, tmp_path)
 
 
 class Plateau(Base):
@@ -371,307 +372,3 @@ def test_reductions_of_a_plateau_schedule_stay_in_effect_over_changes(tmp_path):
         (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
         reductions.setdefault(step, set()).add(round(rate / segment.params["lr"], 6))
     assert [reductions[step] for step in (0, 7, 13, 19)] == [{1.0}, {0.5}, {0.25}, {0.125}]
-
-
-def names_nothing(lr_used):
-    class Ignores(Base):
-        SPACE = {"lr": "loguniform(1e-3, 1e-1)", "momentum": "uniform(0, 0.9)"}
-
-        def __init__(self, lr=0.01, momentum=0.9):
-            super().__init__()
-            self.save_hyperparameters()
-            self.momentum = momentum
-            self.build()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=self.hparams.lr if lr_used else 0.01, momentum=0.9)
-
-        def effects(self):
-            raise AssertionError("must not train")
-
-    return Ignores
-
-
-@pytest.mark.parametrize(("lr_used", "name"), [(True, "'momentum' changes nothing"), (False, "'lr' changes nothing")])
-def test_a_name_that_moves_nothing_is_refused_before_training(lr_used, name, tmp_path):
-    with pytest.raises(MisconfigurationException, match=name):
-        population(names_nothing(lr_used), tmp_path)
-
-
-class Initial(Base):
-    SPACE = {"std": "uniform(0.1, 1)"}
-
-    def __init__(self, std=0.1):
-        super().__init__()
-        self.build()
-        nn.init.normal_(self.net[0].weight, std=std)
-
-    def effects(self):
-        raise AssertionError("must not train")
-
-
-def test_what_only_sets_initial_weights_is_refused(tmp_path):
-    with pytest.raises(MisconfigurationException, match="only the initial weights"):
-        population(Initial, tmp_path)
-
-
-class Hooked(Base):
-    SPACE = {"noise": "uniform(0, 1)"}
-
-    def __init__(self, noise=0.1):
-        super().__init__()
-        self.build()
-
-    def on_hyperparameters(self, hparams):
-        self.noise = hparams["noise"]
-
-    def effects(self):
-        return [self.noise]
-
-    @staticmethod
-    def right(step, noise):
-        return [noise]
-
-
-class Deaf(Hooked):
-    def on_hyperparameters(self, hparams):
-        self.calls = getattr(self, "calls", 0) + 1
-
-
-def test_a_hook_that_ignores_a_name_is_noticed(tmp_path):
-    test_what_is_in_effect_at_each_step_is_what_the_lineage_says(Hooked, tmp_path / "a")
-    with pytest.raises(MisconfigurationException, match="on_hyperparameters.* changes nothing with it"):
-        population(Deaf, tmp_path / "b")
-
-
-# --- Copies -----------------------------------------------------------------------------------------------------------
-
-
-class SelfTuned(torch.optim.SGD):
-    """Keeps an estimated step size and a sum in its groups, as Prodigy and schedule-free optimizers do."""
-
-    def __init__(self, params, lr, d0=1e-3):
-        super().__init__(params, lr=lr)
-        self.defaults.update(d=d0, weight_sum=0.0)
-        for group in self.param_groups:
-            group.update(d=d0, weight_sum=0.0)
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            group["d"] *= 1.1
-            group["weight_sum"] += group["lr"]
-        return super().step(closure)
-
-
-class Keeps(Base):
-    def __init__(self, lr=0.01):
-        super().__init__()
-        self.lr = lr
-        self.build()
-        self.register_buffer("average", torch.zeros(4), persistent=False)
-        self.queue = torch.zeros(4)
-
-    def configure_optimizers(self):
-        return SelfTuned(self.parameters(), lr=self.lr)
-
-    def loss(self, batch):
-        if self.training:
-            self.average = 0.9 * self.average + batch[0].mean(0) + self.lr
-            self.queue = self.queue + 1 + self.lr
-        return super().loss(batch)
-
-    def on_save_checkpoint(self, checkpoint):
-        checkpoint["queue"] = self.queue
-
-    def on_load_checkpoint(self, checkpoint):
-        self.queue = checkpoint["queue"]
-
-
-def one(model, steps, lr):
-    torch.manual_seed(0)
-    module = model(lr)
-    options = {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    model.training_step = lambda self, batch, batch_idx: self.loss(batch)
-    trainer = pl.Trainer(max_steps=steps, max_epochs=-1, **options, **QUIET)
-    trainer.fit(module)
-    return trainer, module
-
-
-def test_a_copy_takes_along_what_is_in_no_state_dict():
-    (donor, source), (member, target) = one(Keeps, 5, 0.02), one(Keeps, 3, 0.01)
-    transplant(capture(donor, source), member, target)
-    assert torch.equal(target.average, source.average)
-    assert torch.equal(target.queue, source.queue)
-    own, other = (trainer.optimizers[0].param_groups[0] for trainer in (member, donor))
-    assert (own["d"], own["weight_sum"]) == (other["d"], other["weight_sum"])
-    assert own["lr"] == 0.01  # applied by the hyperparameters
-    assert target.average.data_ptr() != source.average.data_ptr()
-    assert target.queue.data_ptr() != source.queue.data_ptr()
-    assert member.global_step == 3  # clocks are its own
-
-
-class KeepsItsLoss(Base):
-    """Keeps its loss, which has a weight, in the checkpoint, and with its hyperparameters; reads both back."""
-
-    def __init__(self, lr=0.01):
-        super().__init__()
-        self.save_hyperparameters()
-        self.lr = lr
-        self.build()
-        self.criterion = nn.PReLU(init=lr)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=self.lr)
-
-    def loss(self, batch):
-        return super().loss(batch) + self.criterion(torch.tensor([-1.0])).sum()
-
-    def on_save_checkpoint(self, checkpoint):
-        checkpoint["criterion"] = self.criterion
-        checkpoint["hyper_parameters"]["criterion"] = self.criterion
-        checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] += 0
-        checkpoint["seen"] = len(checkpoint["optimizer_states"]), len(checkpoint["lr_schedulers"])
-
-    def on_load_checkpoint(self, checkpoint):
-        assert checkpoint["hyper_parameters"]["criterion"] is checkpoint["criterion"]
-        assert checkpoint["hyper_parameters"]["lr"] in (0.01, 0.02)
-        assert checkpoint["seen"] == (1, 0)
-        self.criterion = checkpoint["criterion"]
-
-
-def test_hooks_of_a_checkpoint_see_what_lightning_shows_them_and_the_optimizer_still_trains_every_parameter():
-    (donor, source), (member, target) = one(KeepsItsLoss, 5, 0.02), one(KeepsItsLoss, 3, 0.01)
-    state = capture(donor, source)
-    assert set(state["added"]) == {"criterion", "hyper_parameters", "seen"}
-    transplant(state, member, target)
-    assert torch.equal(target.criterion.weight, source.criterion.weight)
-    assert target.criterion.weight.data_ptr() != source.criterion.weight.data_ptr()
-    trained = {id(parameter) for parameter in member.optimizers[0].param_groups[0]["params"]}
-    assert trained == {id(parameter) for parameter in target.parameters()}
-
-
-class Workers(Base):
-    """The dataset's noise is searched; workers that live on must not keep the old one."""
-
-    SPACE = {"data.noise": "uniform(0, 1)"}
-
-    def __init__(self):
-        super().__init__()
-        self.build()
-
-    def effects(self):
-        return None
-
-    def training_step(self, batch, batch_idx):
-        self.note([float(batch[2][0])])
-        return self.loss(batch)
-
-    train_dataloader = pl.LightningModule.train_dataloader
-    val_dataloader = pl.LightningModule.val_dataloader
-
-
-class Noisy(torch.utils.data.Dataset):
-    def __init__(self, noise):
-        self.noise = noise
-
-    def __len__(self):
-        return 8 * BATCHES
-
-    def __getitem__(self, index):
-        return torch.full((4,), index / 50), torch.tensor(0.1), torch.tensor(self.noise)
-
-
-class NoisyData(pl.LightningDataModule):
-    def __init__(self, noise=0.5):
-        super().__init__()
-        self.noise = noise
-
-    def setup(self, stage):
-        self.train = Noisy(self.noise)
-
-    def on_hyperparameters(self, hparams):
-        self.train.noise = hparams["noise"]
-
-    def train_dataloader(self):
-        return DataLoader(self.train, batch_size=8, num_workers=1, persistent_workers=True)
-
-    def val_dataloader(self):
-        return DataLoader(Noisy(0.0), batch_size=48)
-
-
-class ReadByLoader(pl.LightningDataModule):
-    """Without a hook: ``train_dataloader`` reads the attribute."""
-
-    def __init__(self, noise=0.5):
-        super().__init__()
-        self.noise = noise
-
-    def train_dataloader(self):
-        return DataLoader(Noisy(self.noise), batch_size=8, num_workers=1, persistent_workers=True)
-
-    val_dataloader = NoisyData.val_dataloader
-
-
-class ReadInSetup(ReadByLoader):
-    def setup(self, stage):
-        self.train = Noisy(self.noise)
-
-    def train_dataloader(self):
-        return DataLoader(self.train, batch_size=8)
-
-
-def test_data_that_would_not_follow_is_refused(tmp_path):
-    with pytest.raises(MisconfigurationException, match=r"'data.noise' changes nothing.*data module, or define on_hyp"):
-        test_workers_that_live_on_get_the_new_value_with_the_next_epoch(ReadInSetup, tmp_path)
-
-
-@pytest.mark.parametrize("data", [NoisyData, ReadByLoader])
-def test_workers_that_live_on_get_the_new_value_with_the_next_epoch(data, tmp_path):
-    Workers.seen = {}
-    tuner = PopulationTuner(
-        Workers.SPACE, monitor="val_loss", root=tmp_path, name="run", verbose=False, trainer=QUIET, explore="all",
-        population_size=2, interval=INTERVAL, max_steps=2 * INTERVAL, seed=3,
-    )  # fmt: skip
-    segments = lineage(tuner.fit(Workers, datamodule=data))
-    assert len(segments) > 2
-    for (member, step), effective in Workers.seen.items():
-        (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
-        assert effective == pytest.approx([segment.params["data.noise"]]), (member, step)
-
-
-# --- The callback, where the module may not be buildable again --------------------------------------------------------
-
-
-def member_of_one_folder(module, space, tmp_path):
-    pbt = PopulationBasedTraining(tmp_path / "pbt", space, member=0, population_size=2, interval=INTERVAL)
-    options = {"enable_progress_bar": False, "enable_model_summary": False, "val_check_interval": INTERVAL}
-    trainer = pl.Trainer(
-        max_steps=4, max_epochs=-1, callbacks=[pbt], default_root_dir=tmp_path / "0", **options, **QUIET
-    )
-    trainer.fit(module)
-    (segment,) = lineage(tmp_path / "pbt")
-    return segment.params
-
-
-class NoDecayFirst(FixedGroupFirst):
-    def configure_optimizers(self):
-        return torch.optim.AdamW(
-            [{"params": [self.net[0].bias], "weight_decay": 0.0}, {"params": [self.net[0].weight]}],
-            weight_decay=self.wd,
-        )
-
-
-def test_without_saved_hparams_only_what_is_certain_is_bound(tmp_path):
-    NoDecayFirst.seen = {}
-    params = member_of_one_folder(NoDecayFirst(), {"weight_decay": "loguniform(1e-4, 1e-2)"}, tmp_path / "a")
-    assert set(map(tuple, NoDecayFirst.seen.values())) == {(0.0, params["weight_decay"])}
-    with pytest.raises(MisconfigurationException, match=r"'lr'.*self.save_hyperparameters\(\) in its __init__"):
-        member_of_one_folder(Cyclic(), {"lr": "loguniform(1e-4, 1e-2)"}, tmp_path / "b")
-    with pytest.raises(MisconfigurationException, match=r"'dropout'.*self.save_hyperparameters\(\) in its __init__"):
-        member_of_one_folder(Attention(), {"dropout": "uniform(0, 0.5)"}, tmp_path / "c")
-
-
-def test_with_saved_hparams_a_module_is_built_again(tmp_path):
-    Adversarial.seen = {}
-    params = member_of_one_folder(Adversarial(), Adversarial.SPACE, tmp_path)
-    assert list(Adversarial.seen.values()) == [pytest.approx(Adversarial.right(0, **params))] * 4
