@@ -67,6 +67,9 @@ class Options(TypedDict, total=False):
             failures keep away. ``"halve"`` continues it from its last checkpoint with half the batch size and twice the
             ``accumulate_grad_batches``, and again, down to 1 (see ``docs/limits.md``). The data module (or a model with
             loaders of its own) must read ``self.batch_size`` or ``self.hparams.batch_size``.
+        folds: cross-validation: each trial is trained on so many folds of the data, one after the other, and its value is
+            the mean of their scores. A trial that is hopeless after two folds is stopped. The data are
+            ``KFold(dataset)``, or say themselves what a fold is (see ``docs/folds.md``).
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
@@ -116,6 +119,7 @@ class Options(TypedDict, total=False):
     max_retries: int
     stop_on_nan: bool
     on_oom: Literal["fail", "halve"]
+    folds: int | None
     isolate: bool
     allow_changed: bool
     overwrite: bool
@@ -141,6 +145,7 @@ class Goal:
         seed: of everything random.
         constraints: logged metrics that must be <= 0 in a feasible trial.
         confirm: how many configurations are confirmed, or that and with how many seeds; the pair, once it is made.
+        folds: of the data that each trial is trained on; None for a single fit.
         trial_seed: of every trial, in place of those that ``seed`` gives.
         score: how the validations of a trial make its score; see :class:`Options`.
 
@@ -154,6 +159,7 @@ class Goal:
     seed: int = 0
     constraints: Sequence[str] = ()
     confirm: int | Sequence[int] | None = None
+    folds: int | None = None
     trial_seed: int | None = None
     score: str = "last"
 
@@ -168,6 +174,8 @@ class Goal:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
         if self.confirm is not None and len(modes) > 1:
             raise ValueError("`confirm` needs a search with one `monitor`: of several there is no best configuration.")
+        if self.folds is not None and len(modes) > 1:
+            raise ValueError("`folds` needs a search with one `monitor`, of which the mean over folds is taken.")
         object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
         object.__setattr__(self, "score", str(ScoreRule.read(self.score)))
         if self.score != "last" and len(modes) > 1:

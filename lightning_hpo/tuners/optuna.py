@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, MedianPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import StudyDirection
 
@@ -39,7 +39,7 @@ class OptunaTuner(Tuner):
             the Pareto front.
         mode: as for :class:`Tuner`, or one for each metric.
         sampler: default ``TPESampler()``, or that of ``study``.
-        pruner: default ``MedianPruner()``, or that of ``study``.
+        pruner: default ``MedianPruner()``, or that of ``study``; with ``folds`` there is none.
         study: to continue, with its storage and its enqueued trials; its directions must be those of ``mode``.
         **options: as for :class:`Tuner`; ``keep_checkpoints`` is True by default. ``workers`` report to the study
             themselves, so it must not be in memory. What the sampler knows when it is asked depends on who ended first.
@@ -67,14 +67,21 @@ class OptunaTuner(Tuner):
             if study is not None and options.get("storage") is not None:
                 raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
             if study is not None:
-                sampler, pruner = sampler or study.sampler, pruner or study.pruner
+                sampler = sampler or study.sampler
+                pruner = pruner if options.get("folds") is not None else pruner or study.pruner
                 if options.get("name") is None:
                     options["name"] = study.study_name
                 if options.get("start") is not None:
                     raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
                 if options.get("from_run") is not None:
                     raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
-            pruner = MedianPruner() if pruner is None else pruner
+            folds = options.get("folds") is not None
+            if folds and pruner is not None:
+                raise ValueError("`folds` and `pruner` do not go together: hopeless trials are stopped between folds.")
+            propose = partial(OptunaProposer, pruner=NopPruner(), random_share=lambda _: 0.0)  # scored by jobs
+            if not folds:
+                pruner = MedianPruner() if pruner is None else pruner
+                propose = partial(OptunaProposer, pruner=pruner)
             budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
             more: dict[str, Any] = {"monitor": monitor, "mode": mode, "keep_checkpoints": keep_checkpoints}
             super().__init__(
@@ -83,7 +90,7 @@ class OptunaTuner(Tuner):
                 unit=budget.unit.name,
                 parts=Parts(
                     parts_of_unit=budget.unit.parts,
-                    propose=partial(OptunaProposer, pruner=pruner),
+                    propose=propose,
                     study=study,
                     pruner=pruner,
                 ),
