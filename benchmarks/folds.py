@@ -11,8 +11,8 @@ import statistics
 
 import numpy as np
 
-from lightning_hpo.schedulers.folds import FoldByFold
 from lightning_hpo.records import best_row
+from lightning_hpo.schedulers.folds import FoldByFold
 from lightning_hpo.testing.schedulers import simulate
 
 FOLDS, TRIALS, STUDIES = 5, 40, 50

@@ -130,10 +130,8 @@ class BestFiles:
         fold = len(row.folds) - 1
         if not self._fold_arguments(fold):  # the data module is told by methods
             return f"{score}, {over_folds(row)}", {}
-        return (
-            f"{self._monitor} = {row.folds[-1]} on fold {fold} of trial {row.number}, which has {row.score} {over_folds(row)}",
-            note,
-        )
+        whole = f"of trial {row.number}, which has {row.score} {over_folds(row)}"
+        return f"{self._monitor} = {row.folds[-1]} on fold {fold} {whole}", note
 
     def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""

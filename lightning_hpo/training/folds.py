@@ -1,14 +1,18 @@
 """Folds of the data: how a data module, or a model with loaders of its own, is told which part validates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from optuna.distributions import IntDistribution
 from torch.utils.data import DataLoader, Subset
 
+from lightning_hpo.space import parse_space
 from lightning_hpo.text import require_int
 from lightning_hpo.training.builder import TrialComponents
+from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.name_checks import NameCheck, UnusedFold
 
 _METHODS = ("setup_folds", "setup_fold_index")
 
@@ -123,12 +127,27 @@ def has_methods(data: Any) -> bool:
     return all(callable(getattr(data, name, None)) for name in _METHODS)
 
 
-def validate_folds(components: TrialComponents, arguments: dict[str, int], folds: int) -> None:
-    """Raise ValueError for data that cannot be told their fold."""
-    if folds and not any(name.endswith(".fold") for name in arguments) and not has_methods(components.data):
+def validate_folds(objective: Any, components: TrialComponents, params: Mapping[str, Any]) -> list[NameCheck]:
+    """Return what a check before training adds: the first fold, and whether the argument ``fold`` has an effect.
+
+    Args:
+        objective: of the search.
+        components: of the check.
+        params: that they were built with.
+
+    Raises:
+        ValueError: for data that cannot be told their fold, or a space that names it too.
+    """
+    arguments = fold_arguments(objective.builder, 0, objective.folds)
+    for name in arguments:
+        if name in objective.space:
+            raise ValueError(f"`space` has the name {name!r}, which `folds` sets: leave one of them out.")
+    if not any(name.endswith(".fold") for name in arguments) and not has_methods(components.data):
         owner = type(components.loader_owner).__name__
-        methods = "" if components.data is None else f"; or the methods {_METHODS[0]}(folds) and {_METHODS[1]}(fold)"
+        methods = "" if components.data is None else f", or the methods {_METHODS[0]}(folds) and {_METHODS[1]}(fold)"
         raise ValueError(
-            f"`folds` is {folds}, but {owner} cannot be told which part of the data validates: give it the arguments "
-            f"`fold` and `folds`{methods}; or cut a plain dataset with datamodule=lightning_hpo.KFold(dataset)."
+            f"`folds` is {objective.folds}, but {owner} cannot be told which part of the data validates: give it the "
+            f"arguments `fold` and `folds`{methods}; or cut a plain dataset: datamodule=lightning_hpo.KFold(dataset)."
         )
+    space = {name: IntDistribution(0, objective.folds - 1) for name in arguments if name.endswith(".fold")}
+    return [UnusedFold(objective.builder, parse_space(space), params)] if not has_methods(components.data) else []

@@ -34,6 +34,11 @@ class NameCheck(pl.Callback):
 class UnusedNames(NameCheck):
     """Finds each name whose values change nothing that training reads."""
 
+    words = (
+        "{name!r} is in the space, but nothing that training reads changes with it: every value gives the same "
+        "training. Use it in the module or its optimizer, or take it out of the space."
+    )
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build with other values and compare.
 
@@ -53,10 +58,16 @@ class UnusedNames(NameCheck):
                     f"{name}={asked!r} was asked for, but hparams hold {hparams[key]!r}, and other values"
                     " change nothing."
                 )
-            self.unused.append(
-                f"{name!r} is in the space, but nothing that training reads changes with it: every value gives the same"
-                " training. Use it in the module or its optimizer, or take it out of the space."
-            )
+            self.unused.append(self.words.format(name=name))
+
+
+class UnusedFold(UnusedNames):
+    """Says whether the argument ``fold`` of the data changes nothing."""
+
+    words = (
+        "nothing that training reads changes with the argument {name!r}, so each fold would train on the same data: "
+        "let the loaders, or `setup`, read it."
+    )
 
 
 class ChangeableNames(NameCheck):

@@ -323,7 +323,7 @@ def _fit_one_batch(
         params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
         names = objective.check_names(objective.builder, objective.space, params)
         whole = objective.builder.build(params)
-        validate_folds(whole, params, objective.folds)
+        checks = [names, *(validate_folds(objective, whole, params) if objective.folds else ())]
         if objective.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
             whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
         loader = micro_batches.validate_components(whole) if objective.halves else None
@@ -332,11 +332,11 @@ def _fit_one_batch(
         fold_setup = [] if fold is None else [FoldSetup(fold, objective.folds)]
         with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
             logged, steps = fit_one_batch(
-                components, folder, objective.max_steps, objective.key, [*fold_setup, names], unit=objective.unit
+                components, folder, objective.max_steps, objective.key, [*fold_setup, *checks], unit=objective.unit
             )
         if loader is not None:
             micro_batches.validate_loader(whole, loader)
-        return logged, names.unused, steps
+        return logged, [text for check in checks for text in check.unused], steps
 
 
 def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:

@@ -67,9 +67,10 @@ class Options(TypedDict, total=False):
             failures keep away. ``"halve"`` continues it from its last checkpoint with half the batch size and twice the
             ``accumulate_grad_batches``, and again, down to 1 (see ``docs/limits.md``). The data module (or a model with
             loaders of its own) must read ``self.batch_size`` or ``self.hparams.batch_size``.
-        folds: cross-validation: each trial is trained on so many folds of the data, one after the other, and its value is
-            the mean of their scores. A trial that is hopeless after two folds is stopped. The data are
-            ``KFold(dataset)``, or say themselves what a fold is (see ``docs/folds.md``).
+        folds: cross-validation: each trial is trained on so many folds of the data, one after the other, and its value
+            is the mean of their scores. A trial that is hopeless after two folds is stopped. The data are
+            ``KFold(dataset)``, or say themselves what a fold is (see ``docs/folds.md``). A function finds its fold as
+            ``job.fold``.
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it

@@ -62,26 +62,17 @@ class OptunaTuner(Tuner):
         **options: Any,
     ) -> None:
         with explained(None):
-            if pruner is not None and not isinstance(pruner, BasePruner):
-                raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
+            pruner = _pruner(pruner, study, options.get("folds"))
             if study is not None and options.get("storage") is not None:
                 raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
             if study is not None:
                 sampler = sampler or study.sampler
-                pruner = pruner if options.get("folds") is not None else pruner or study.pruner
                 if options.get("name") is None:
                     options["name"] = study.study_name
                 if options.get("start") is not None:
                     raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
                 if options.get("from_run") is not None:
                     raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
-            folds = options.get("folds") is not None
-            if folds and pruner is not None:
-                raise ValueError("`folds` and `pruner` do not go together: hopeless trials are stopped between folds.")
-            propose = partial(OptunaProposer, pruner=NopPruner(), random_share=lambda _: 0.0)  # scored by jobs
-            if not folds:
-                pruner = MedianPruner() if pruner is None else pruner
-                propose = partial(OptunaProposer, pruner=pruner)
             budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
             more: dict[str, Any] = {"monitor": monitor, "mode": mode, "keep_checkpoints": keep_checkpoints}
             super().__init__(
@@ -90,7 +81,7 @@ class OptunaTuner(Tuner):
                 unit=budget.unit.name,
                 parts=Parts(
                     parts_of_unit=budget.unit.parts,
-                    propose=propose,
+                    propose=_scored_by_jobs if pruner is None else partial(OptunaProposer, pruner=pruner),
                     study=study,
                     pruner=pruner,
                 ),
@@ -105,6 +96,20 @@ class OptunaTuner(Tuner):
                     raise StudyMismatchError(
                         f"`study` has the directions {directions}, but `mode` is {list(self._goal.modes)}."
                     )
+
+
+_scored_by_jobs = partial(OptunaProposer, pruner=NopPruner(), random_share=lambda steps: 0.0)  # noqa: ARG005  # a name
+
+
+def _pruner(pruner: BasePruner | None, study: optuna.Study | None, folds: int | None) -> BasePruner | None:
+    """Return what prunes trials while they train; None with folds, which stop them in between."""
+    if pruner is not None and not isinstance(pruner, BasePruner):
+        raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
+    if folds is None:
+        return pruner or (MedianPruner() if study is None else study.pruner)
+    if pruner is not None:
+        raise ValueError("`folds` and `pruner` do not go together: hopeless trials are stopped between folds.")
+    return None
 
 
 def create_optuna_study(
