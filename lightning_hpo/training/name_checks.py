@@ -45,7 +45,7 @@ class UnusedNames(NameCheck):
         Raises:
             ParameterMismatchError: if a name changes nothing, and the module says itself that it holds another value.
         """
-        building = BUILDING - {"setup", "prepare_data", "on_hyperparameters"}
+        building = BUILDING - {"setup", "prepare_data", "configure_callbacks", "on_hyperparameters"}
         rebuild = Rebuild(build_of(self._builder), self._params, building=building)
         values = self._space.deliver(self._params)
         for name in unread_names(self._space, rebuild, trainer):

@@ -30,8 +30,9 @@ class Options(TypedDict, total=False):
         monitor: metric that the module logs in validation. Needed by ``fit``.
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
-        constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
-            infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
+        constraints: logged metrics that must be <= 0, such as ``["too_big"]``; a text is a list of one. A feasible
+            trial is better than any infeasible one, in rungs and populations too (see ``docs/limits.md``). A function
+            has none.
         score: how the validations of a trial make the score that rungs, pruners, populations and the result go by:
             ``"last"``, the one at exactly the step where the trial stands; ``"best"``, the best one so far, whose
             weights ``best.ckpt`` then has; ``"mean(k)"``, the mean of the last ``k``, e.g. ``"mean(3)"``.
@@ -100,7 +101,7 @@ class Options(TypedDict, total=False):
 
     monitor: str | None
     mode: Mode | None
-    constraints: Sequence[str]
+    constraints: Sequence[str] | str
     score: str
     sampler: BaseSampler | None
     seed: int
@@ -158,7 +159,7 @@ class Goal:
     mode: Mode | Sequence[Mode] | None = None
     sampler: BaseSampler | None = None
     seed: int = 0
-    constraints: Sequence[str] = ()
+    constraints: Sequence[str] | str = ()
     confirm: int | Sequence[int] | None = None
     folds: int | None = None
     trial_seed: int | None = None
@@ -340,8 +341,8 @@ def more_settings(trials: TrialOptions, unit: Unit) -> dict[str, Any]:
 
 
 def _names(argument: str, given: Any) -> tuple[str, ...]:
-    """Return names of metrics; raise TypeError for anything else."""
-    if isinstance(given, str) or not (isinstance(given, Sequence) and all(isinstance(name, str) for name in given)):
-        hint = f": write {argument}={[given]!r}" if isinstance(given, str) else ", such as ['too_big']"
-        raise TypeError(f"`{argument}` must be a list of names of logged metrics, got {given!r}{hint}.")
-    return tuple(dict.fromkeys(given))
+    """Return names of metrics; raise TypeError for anything else. A text is a list of one."""
+    names = [given] if isinstance(given, str) else given
+    if not (isinstance(names, Sequence) and all(isinstance(name, str) and name for name in names)):
+        raise TypeError(f"`{argument}` must be a list of names of logged metrics, such as ['too_big'], got {given!r}.")
+    return tuple(dict.fromkeys(names))
