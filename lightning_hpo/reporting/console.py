@@ -149,10 +149,12 @@ class Console:
         shown = ranked(rows, self._mode)
         names = list(dict.fromkeys(name for row in shown[:count] for name in row.params))
         notes = [_note(row) for row in shown[:count]]
-        header = ["trial", self._unit.name, self.monitor, *names, *(["ended"] if any(notes) else [])]
+        spread = ["± over folds"] if any(row.folds for row in shown[:count]) else []
+        header = ["trial", self._unit.name, self.monitor, *spread, *names, *(["ended"] if any(notes) else [])]
         lines = [header]
         for row, note in zip(shown, notes, strict=False):
             values = [short(masked(name, row.params.get(name, ABSENT))) for name in names]
+            values = [f"{row.spread:.2g}" if row.spread is not None else ABSENT for _ in spread] + values
             line = [str(row.number), str(self._unit.number(row.step)), f"{row.score:.5g}", *values, note]
             lines.append(line[: len(header)])
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -221,7 +223,7 @@ def confirmed_lines(confirmed: Sequence[Confirmation], monitor: str) -> list[str
 def _note(row: Row) -> str:
     """Note of a trial in the table: why it ended, whether it is infeasible."""
     later = "failed later" if row.state == "failed" else ""
-    notes = (row.ended or "", over_folds(row), "" if row.feasible else "infeasible", later)
+    notes = (row.ended or "", "" if row.feasible else "infeasible", later)
     return "; ".join(text for text in notes if text)
 
 
