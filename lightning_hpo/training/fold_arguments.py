@@ -11,8 +11,7 @@ def fold_arguments(builder: Builder | None, fold: int | None, folds: int) -> dic
         fold: None for a job without one.
         folds: how many.
     """
-    if fold is None or builder is None:
+    head = next((head for head in ("data", "model") if builder is not None and builder.takes(f"{head}.fold")), None)
+    if fold is None or builder is None or head is None:
         return {}
-    head = next((head for head in ("data", "model") if builder.takes(f"{head}.fold")), "data")
-    given = {f"{head}.fold": fold, f"{head}.folds": folds}
-    return {name: value for name, value in given.items() if builder.takes(name)}
+    return {f"{head}.fold": fold, **({f"{head}.folds": folds} if builder.takes(f"{head}.folds") else {})}

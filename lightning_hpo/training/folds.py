@@ -1,20 +1,16 @@
 """Folds of the data: how a data module, or a model with loaders of its own, is told which part validates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from optuna.distributions import IntDistribution
 from torch.utils.data import DataLoader, Subset
 
-from lightning_hpo.space import parse_space
 from lightning_hpo.text import require_int
-from lightning_hpo.training.builder import TrialComponents
-from lightning_hpo.training.fold_arguments import fold_arguments
-from lightning_hpo.training.name_checks import NameCheck, UnusedFold
 
-_METHODS = ("setup_folds", "setup_fold_index")
+METHODS = ("setup_folds", "setup_fold_index")
+"""Of a data module that is told its fold by them."""
 
 
 class KFold(pl.LightningDataModule):
@@ -124,30 +120,4 @@ class FoldSetup(pl.Callback):
 
 def has_methods(data: Any) -> bool:
     """Whether a data module is told its fold by methods."""
-    return all(callable(getattr(data, name, None)) for name in _METHODS)
-
-
-def validate_folds(objective: Any, components: TrialComponents, params: Mapping[str, Any]) -> list[NameCheck]:
-    """Return what a check before training adds: the first fold, and whether the argument ``fold`` has an effect.
-
-    Args:
-        objective: of the search.
-        components: of the check.
-        params: that they were built with.
-
-    Raises:
-        ValueError: for data that cannot be told their fold, or a space that names it too.
-    """
-    arguments = fold_arguments(objective.builder, 0, objective.folds)
-    for name in arguments:
-        if name in objective.space:
-            raise ValueError(f"`space` has the name {name!r}, which `folds` sets: leave one of them out.")
-    if not any(name.endswith(".fold") for name in arguments) and not has_methods(components.data):
-        owner = type(components.loader_owner).__name__
-        methods = "" if components.data is None else f", or the methods {_METHODS[0]}(folds) and {_METHODS[1]}(fold)"
-        raise ValueError(
-            f"`folds` is {objective.folds}, but {owner} cannot be told which part of the data validates: give it the "
-            f"arguments `fold` and `folds`{methods}; or cut a plain dataset: datamodule=lightning_hpo.KFold(dataset)."
-        )
-    space = {name: IntDistribution(0, objective.folds - 1) for name in arguments if name.endswith(".fold")}
-    return [UnusedFold(objective.builder, parse_space(space), params)] if not has_methods(components.data) else []
+    return all(callable(getattr(data, name, None)) for name in METHODS)

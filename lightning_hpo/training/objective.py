@@ -43,9 +43,9 @@ from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
 from lightning_hpo.training.fold_arguments import fold_arguments
-from lightning_hpo.training.folds import FoldSetup, validate_folds
+from lightning_hpo.training.folds import FoldSetup
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
-from lightning_hpo.training.name_checks import NameCheck, UnusedNames
+from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
 from lightning_hpo.training.plain_fit import written
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
@@ -195,12 +195,8 @@ class Objective:
         """
         assert task.job.trial is not None
         with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
-            begin, is_own = _begin(task, self.key)
-            saved = None if begin is None else checkpoints.load(begin, key=self.key)
-            parts = parts.at_least(micro_batches.parts_of(saved))
+            begin, saved, is_own, parts = _begin(task, self.key, parts)
             target, fold = task.job.fit_steps, task.job.fold
-            if saved is not None and saved.get(STAMP, {}).get("fold") != fold:  # of the fold before, which is recorded
-                begin, is_own, saved = None, False, None
             params = {**task.params, **fold_arguments(self.builder, fold, self.folds)}
             whole, scores = self.builder.build(params), self.scores(task)
             notes = parts.note(whole)
@@ -323,7 +319,9 @@ def _fit_one_batch(
         params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
         names = objective.check_names(objective.builder, objective.space, params)
         whole = objective.builder.build(params)
-        checks = [names, *(validate_folds(objective, whole, params) if objective.folds else ())]
+        checks = [names]
+        if objective.folds:
+            checks += fold_checks(objective.builder, objective.space, params, whole, objective.folds)
         if objective.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
             whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
         loader = micro_batches.validate_components(whole) if objective.halves else None
@@ -339,8 +337,10 @@ def _fit_one_batch(
         return logged, [text for check in checks for text in check.unused], steps
 
 
-def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
-    """Return the checkpoint that a job begins from, and whether it is the trial's own."""
+def _begin(
+    task: Task, key: Key, parts: micro_batches.MicroBatches
+) -> tuple[Path | None, dict[str, Any] | None, bool, micro_batches.MicroBatches]:
+    """Return the checkpoint that a job begins from, its content, whether it is the trial's own, and micro-batches."""
     task.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = task.folder / CHECKPOINT
     for file in (checkpoint, task.folder / BEST_CHECKPOINT):
@@ -349,7 +349,12 @@ def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
     for file in damaged:
         aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
         logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-    return own or task.source, own is not None
+    begin = own or task.source
+    saved = None if begin is None else checkpoints.load(begin, key=key)
+    parts = parts.at_least(micro_batches.parts_of(saved))
+    if saved is not None and saved.get(STAMP, {}).get("fold") != task.job.fold:  # of the fold before, which is recorded
+        return None, None, False, parts
+    return begin, saved, own is not None, parts
 
 
 @contextlib.contextmanager

@@ -40,8 +40,8 @@ GIVEN = {
     "L": L, "Callback": Callback, "Trainer": Trainer, "ModelCheckpoint": ModelCheckpoint,
     "CSVLogger": CSVLogger, "optuna": optuna,
     "MedianPruner": MedianPruner, "TPESampler": TPESampler, "torch": torch, "nn": nn,
-    "LitModel": mine.LitModel, "LitData": mine.LitData, "MyCLI": mine.MyCLI, "data": mine.LitData(), "dataset": digits()[0],
-    "model": mine.LitModel(), "objective_fn": mine.objective_fn,
+    "LitModel": mine.LitModel, "LitData": mine.LitData, "MyCLI": mine.MyCLI, "data": mine.LitData(),
+    "dataset": digits()[0], "model": mine.LitModel(), "objective_fn": mine.objective_fn,
 }  # fmt: skip
 
 
