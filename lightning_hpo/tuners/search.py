@@ -225,11 +225,8 @@ class Search:
     def _record(self, number: int, task: Task, outcome: Outcome) -> str | None:
         """Write the values at the step where the Trainer stood; say why if they are no values."""
         constraints = {name: outcome.metrics.get(name, math.nan) for name in self.goal.constraints}
-        if task.job.fold:  # the worst fold counts
-            before = self.table.notes[number]
-            constraints = {
-                name: max(value, before.get(f"constraints:{name}", value)) for name, value in constraints.items()
-            }
+        if task.job.fold:
+            constraints = _worst(constraints, self.table.notes[number])
         for name, value in constraints.items():
             if not math.isfinite(value):
                 return f"the constraint {name} is {value}"
@@ -278,6 +275,11 @@ class Search:
     def _tell(self, event: Event) -> None:
         for observer in self.observers:
             observer.on(event)
+
+
+def _worst(constraints: Mapping[str, float], notes: Mapping[str, Any]) -> dict[str, float]:
+    """Return the largest value of each constraint over the folds of a trial; earlier ones are in its notes."""
+    return {name: max(value, notes.get(f"constraints:{name}", value)) for name, value in constraints.items()}
 
 
 def _values(monitors: Sequence[str | None], outcome: Outcome) -> tuple[list[float], str | None]:
