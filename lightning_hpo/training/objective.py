@@ -196,7 +196,7 @@ class Objective:
         assert task.job.trial is not None
         with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
             begin, saved, is_own, parts = _begin(task, self.key, parts)
-            target, fold = task.job.fit_steps, task.job.fold
+            target, fold, earlier = task.job.fit_steps, task.job.fold, task.job.max_steps - task.job.fit_steps
             params = {**task.params, **fold_arguments(self.builder, fold, self.folds)}
             whole, scores = self.builder.build(params), self.scores(task)
             notes = parts.note(whole)
@@ -206,7 +206,7 @@ class Objective:
             components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
             own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
-            progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause)
+            progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause, earlier=earlier)
             job = RunToStep(
                 target,
                 task.folder / CHECKPOINT,
