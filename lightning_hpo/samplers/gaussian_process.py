@@ -128,7 +128,7 @@ class GaussianProcessSampler(BaseSampler):
             )
         self.warp, self.surrogate, self.acquisition = warp, surrogate, acquisition
         self.space = space
-        self._fitter, self._label_fitter = Fitter(warp), Fitter("none")
+        self._fitter, self._label_fitter = Fitter(warp), Fitter("none", components=False)
         self._suggested: dict[int, dict[str, Any]] = {}  # by the trial's number; read only while the trial lacks it
 
     def reseed_rng(self) -> None:
