@@ -45,7 +45,7 @@ class GaussianProcessSampler(BaseSampler):
     * Any mixture of float, log, integer, stepped and categorical parameters. Choices that are all numbers count as
       ordered. A parameter that not every trial has is modelled on the trials that have it, given the parameters that
       the trial already holds; also where a single trial lacks it that failed before it asked for it.
-    * The kernel is Matérn 5/2, and gains an additive or a quadratic component where that makes the trials more probable:
+    * The kernel is Matérn 5/2, and gains an additive or a quadratic component where trials speak for it:
       :mod:`lightning_hpo.samplers.kernel`.
     * Pruned and paused trials count with their last reported value at its step; failed, NaN and infinite ones as
       infeasible, unless no trial near them fails: see :mod:`lightning_hpo.samplers.observations` for the rules.
