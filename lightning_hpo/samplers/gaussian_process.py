@@ -315,7 +315,7 @@ def _next_configuration(
         values = np.where(observations.candidates(), observations.values, np.nan)
         unit = None
         if number % 4 == 1 and is_stalled(values, _LONG):
-            unit = whole.jump()
+            unit = whole.jump(observations.units[int(np.nanargmin(values))])
         elif number % 2 == 0 and is_stalled(values, _SHORT):
             local = local_model(model.encoding, observations, values)
             unit = None if local is None else search(local).maximise()
