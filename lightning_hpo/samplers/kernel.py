@@ -56,7 +56,7 @@ class Additive:
     """Functions of one parameter each."""
 
     def __init__(self, lengthscales: Floats, scale: float, groups: Groups) -> None:
-        self.stretch = math.sqrt(5.0 * len(lengthscales)) / lengthscales
+        self.inverse = math.sqrt(5.0 * len(lengthscales)) / lengthscales
         self.scale, self.groups = scale, groups
 
     @staticmethod
@@ -92,12 +92,12 @@ class Additive:
     def cross(self, first: Floats, second: Floats) -> Floats:
         """Return k of all pairs, shape (n, m)."""
         k = np.zeros((len(first), len(second)))
-        for group, stretch in enumerate(self.stretch):  # one by one, as all at once take too much memory
+        for group, inverse in enumerate(self.inverse):  # one by one, as all at once take too much memory
             columns = self.groups == group
             distance = _apart(first[:, None, columns], second[None, :, columns], np.zeros(columns.sum(), np.intp))[0]
-            distance *= stretch
+            distance *= inverse
             k += np.exp(-distance) * (1.0 + distance + distance * distance / 3.0)
-        return k * (self.scale / len(self.stretch))
+        return k * (self.scale / len(self.inverse))
 
     def variance(self, features: Floats) -> Floats:
         """Return k(x, x) of each row, shape (n,)."""
@@ -106,14 +106,14 @@ class Additive:
     def at(self, rows: Floats, feature: Floats) -> tuple[Floats, Floats, Floats]:
         """Return k(x, rows), shape (n,), its gradient in x, shape (D, n), and ½ ∇ k(x, x), shape (D,)."""
         distance = _apart(rows, feature, self.groups)
-        distance *= self.stretch[:, None]
+        distance *= self.inverse[:, None]
         decay = np.exp(-distance)
-        decay *= self.scale / len(self.stretch)
+        decay *= self.scale / len(self.inverse)
         slope = decay * (1.0 + distance)
         distance *= distance
         distance *= decay
         k: Floats = slope.sum(axis=0) + distance.sum(axis=0) * (1.0 / 3.0)
-        slope *= (self.stretch**2 / 3.0)[:, None]  # -2 ∂k/∂d², d the plain distance
+        slope *= (self.inverse**2 / 3.0)[:, None]  # -2 ∂k/∂d², d the plain distance
         return k, slope[self.groups] * (rows - feature).T, np.zeros_like(feature)
 
 
