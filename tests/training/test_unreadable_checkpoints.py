@@ -76,6 +76,6 @@ def test_the_check_before_training_finds_what_cannot_be_read_back(tmp_path):
 def test_objects_of_code_that_is_gone_are_named(tmp_path, monkeypatch):
     path, key = tmp_path / "last.ckpt", Key.new()
     checkpoints.save({"hyper_parameters": {"thing": Settings(1)}}, path, key)
-    monkeypatch.delattr(sys.modules[__name__], "Settings")
+    monkeypatch.delattr(sys.modules[Settings.__module__], "Settings")
     with pytest.raises(checkpoints.DamagedCheckpointError, match=r"is whole, but its objects cannot.*'Settings'"):
         checkpoints.load(path, key=key)
