@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from lightning_hpo.records import Mode, Row
+from lightning_hpo.reporting.view import Plan, view_from_outside
 from lightning_hpo.schedulers.units import Unit
 
 
@@ -72,7 +74,16 @@ class Run:
     @property
     def counts(self) -> str:
         """How many trials are in which state."""
-        states = ("paused" if row.state == "running" and not self.at_work else row.state for row in self.rows)
         return f"{len(self.rows)} trials: " + ", ".join(
-            f"{count} {state}" for state, count in sorted(Counter(states).items())
+            f"{count} {state}" for state, count in sorted(Counter(map(self.state, self.rows)).items())
         )
+
+    def state(self, row: Row) -> str:
+        """Return the state of a trial in words; one that no process trains is paused."""
+        return "paused" if row.state == "running" and row.number not in self.running else row.state
+
+    @cached_property
+    def running(self) -> frozenset[int]:
+        """Trials that another process trains."""
+        where: Any = {"path": self.path, "at_work": self.at_work}
+        return frozenset(view_from_outside(self.rows, Plan(), self.monitor, self.mode, **where).running)

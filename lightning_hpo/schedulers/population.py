@@ -373,8 +373,11 @@ class PopulationBased:
         return Job(target, parent=judged[fork.donor].number, params=fork.params, replaces=row.number)
 
     def plan(self) -> tuple[Bracket, ...]:
-        """Return the one bracket of one rung."""
-        return (Bracket((Rung(self.population_size, self.max_steps),)),)
+        """Return the one bracket of one rung, with a job in each interval, and the copies between two of them."""
+        size, rounds = self.population_size, self.max_steps // self.interval
+        losers, _ = truncate(dict.fromkeys(range(size), 0.0), quantile=self.rules.quantile)
+        changing = size if self.rules.explore == "all" else len(losers)
+        return (Bracket((Rung(size, self.max_steps),), jobs_each=rounds, copies=changing * (rounds - 1)),)
 
     def settings(self) -> dict[str, Any]:
         """Return what must not change while a study goes on, as plain values."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from lightning_hpo.errors import StudyInUseError, StudyMismatchError
 from lightning_hpo.quiet import warnings_only
@@ -97,7 +98,9 @@ def _opened(
     if FINGERPRINT not in noted and directions != asked:
         raise StudyMismatchError(f"the study {folder.name!r} has the directions {directions}, but `mode` is {asked}.")
     if FINGERPRINT in noted:
-        _compare(folder, study, fingerprint, allow_changed=allow_changed)
+        compare(
+            f"the study in {folder.path}", "Choose another `name`", study, fingerprint, allow_changed=allow_changed
+        )  # fmt: skip
     elif begun:
         raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
     else:
@@ -143,8 +146,21 @@ def _study(
     return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
 
 
-def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *, allow_changed: bool) -> None:
-    """Refuse a study that was made with other settings, or write down that it goes on with these."""
+def compare(
+    where: str, remedy: str, study: optuna.Study, asked: Mapping[str, Any], *, allow_changed: bool
+) -> None:  # fmt: skip
+    """Refuse a study that was made with other settings, or write down that it goes on with these.
+
+    Args:
+        where: the study, in words.
+        remedy: what to write instead, in words.
+        study: with the settings that it was begun with.
+        asked: settings of the search.
+        allow_changed: go on although code, space or sampler differ.
+
+    Raises:
+        StudyMismatchError: naming each difference.
+    """
     different = differences(study.user_attrs[FINGERPRINT], asked)
     if not different:
         return
@@ -153,26 +169,44 @@ def _compare(folder: RunFolder, study: optuna.Study, asked: Mapping[str, Any], *
     # A function is often the same computation with a counter or a print around it; its change is written down.
     tolerated = _MAY_CHANGE if allow_changed else {"code"} if asked["trains"] is None else set()
     if not changed <= tolerated:
-        remedy = (
+        more = (
             ", or continue all the same with `allow_changed=True`; the study keeps a note of it"
             if changed <= _MAY_CHANGE
             else ""
         )
         raise StudyMismatchError(
-            f"the study in {folder.path} was made with other settings: {listed}. "
-            f"Choose another `name`, or go back to the old settings to continue it{remedy}."
+            f"{where} was made with other settings: {listed}. "
+            f"{remedy}, or go back to the old settings to continue it{more}."
         )
     trials = study.get_trials(deepcopy=False)
-    for name, new in parse_space(asked["space"]).items():
-        for old in (trial.distributions[name] for trial in trials if name in trial.distributions):
-            try:
-                if not (isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution)):
-                    check_distribution_compatibility(old, new)
-            except ValueError as error:
-                raise StudyMismatchError(
-                    f"the study in {folder.path} cannot take another kind of distribution for {name!r}: {error}"
-                ) from None
-    warnings.warn(f"from trial {len(trials)} on, the study in {folder.path} has changed: {listed}", stacklevel=2)
+    validate_distributions(where, trials, asked["space"])
+    warnings.warn(f"from trial {len(trials)} on, {where} has changed: {listed}", stacklevel=2)
     notes = [*study.user_attrs.get(CHANGES, []), {"from_trial": len(trials), "changes": listed}]
     study.set_user_attr(CHANGES, notes)
     study.set_user_attr(FINGERPRINT, dict(asked))
+
+
+def validate_distributions(
+    where: str, trials: Iterable[FrozenTrial], space: Mapping[str, Any], *, may_grow: bool = True
+) -> None:  # fmt: skip
+    """Refuse a space with another kind of distribution than the trials have, with which Optuna could not go on.
+
+    Args:
+        where: the study, in words.
+        trials: of the study.
+        space: name -> distribution of the search.
+        may_grow: whether a choice may have other values than before.
+
+    Raises:
+        StudyMismatchError: naming the parameter.
+    """
+    known = parse_space(space)
+    for name, old in (named for trial in trials for named in trial.distributions.items()):
+        new = known.get(name, old)
+        try:
+            if not (may_grow and isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution)):
+                check_distribution_compatibility(old, new)
+        except ValueError as error:
+            raise StudyMismatchError(
+                f"{where} cannot take another kind of distribution for {name!r}: {error}"
+            ) from None  # fmt: skip
