@@ -363,7 +363,7 @@ def test_objective_is_callable_with_a_function_of_a_trial(tmp_path):
     space = lambda trial: {"lr": trial.suggest_float("lr", 0.1, 0.2)}  # noqa: E731
     objective = Objective(Net, space, data=Data, monitor="val_acc", max_steps=3, trainer=CPU)
     study = optuna.create_study()
-    with pytest.warns(UserWarning, match=r"minimizes 'val_acc', against .* direction='maximize'") as warned:
+    with pytest.warns(UserWarning, match=r"minimizes 'val_acc', against .*direction='maximize'") as warned:
         study.optimize(objective, n_trials=2)
     assert len([warning for warning in warned if "against" in str(warning.message)]) == 1
     assert [sorted(trial.params) for trial in study.trials] == [["lr"]] * 2
