@@ -69,6 +69,8 @@ def show_trial(run: Run, number: int) -> None:
     for step, value in sorted(row.values.items()):
         seen = f", {run.metric} {row.validations[step]:.6g}" if step in row.validations else ""
         console.line(f"  {at} {step:<10} {run.monitor} {value:.6g}{seen}")
+    for fold, score in enumerate(row.folds):
+        console.line(f"  fold {fold:<10} {run.monitor} {score:.6g}")
     job = read_progress(_folder(run, number))
     if job is not None and number in view.running:
         console.line(f"  now at {_place(job, run.unit.count_label)}")
@@ -150,6 +152,7 @@ def _trial(run: Run, view: View, row: Row) -> dict[str, Any]:
         "score": row.score,
         "values": {str(step): value for step, value in sorted(row.values.items())},
         **({"validations": {str(step): value for step, value in row.validations.items()}} if row.validations else {}),
+        **({"folds": list(row.folds)} if row.folds else {}),
         "parent": row.parent,
         "start": row.start,
         "ended": row.ended,
