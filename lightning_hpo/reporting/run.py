@@ -2,9 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from lightning_hpo.records import Mode, Row
-from lightning_hpo.reporting.view import Plan, view_from_outside
 from lightning_hpo.schedulers.units import Unit
 
 
@@ -33,6 +31,7 @@ class Run:
         trials: as Optuna has them, in the order of ``rows``.
         directions: of all objectives.
         settings: what the search was called with, as its fingerprint has it.
+        running: trials that another process trains.
     """
 
     path: Path
@@ -46,6 +45,7 @@ class Run:
     trials: Sequence[FrozenTrial] = field(default=(), repr=False)
     directions: Sequence[StudyDirection] = (StudyDirection.MINIMIZE,)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    running: Collection[int] = ()
 
     @property
     def metric(self) -> str:
@@ -81,9 +81,3 @@ class Run:
     def state(self, row: Row) -> str:
         """Return the state of a trial in words; one that no process trains is paused."""
         return "paused" if row.state == "running" and row.number not in self.running else row.state
-
-    @cached_property
-    def running(self) -> frozenset[int]:
-        """Trials that another process trains."""
-        where: Any = {"path": self.path, "at_work": self.at_work}
-        return frozenset(view_from_outside(self.rows, Plan(), self.monitor, self.mode, **where).running)
