@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, MedianPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import StudyDirection
 
@@ -40,7 +40,7 @@ class OptunaTuner(Tuner):
             the Pareto front.
         mode: as for :class:`Tuner`, or one for each metric.
         sampler: default ``TPESampler()``, or that of ``study``.
-        pruner: default ``MedianPruner()``, or that of ``study``.
+        pruner: default ``MedianPruner()``, or that of ``study``; with ``folds`` there is none.
         study: to continue, with its storage and its enqueued trials; its directions must be those of ``mode``.
         **options: as for :class:`Tuner`; ``keep_checkpoints`` is True by default. ``workers`` report to the study
             themselves, so it must not be in memory. What the sampler knows when it is asked depends on who ended first.
@@ -63,12 +63,11 @@ class OptunaTuner(Tuner):
         **options: Any,
     ) -> None:
         with explained(None):
-            if pruner is not None and not isinstance(pruner, BasePruner):
-                raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
+            pruner = _pruner(pruner, study, options.get("folds"))
             if study is not None and options.get("storage") is not None:
                 raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
             if study is not None:
-                sampler, pruner = sampler or study.sampler, pruner or study.pruner
+                sampler = sampler or study.sampler
                 if options.get("name") is None:
                     options["name"] = study.study_name
                 if is_url(options.get("root", "")):
@@ -77,7 +76,6 @@ class OptunaTuner(Tuner):
                     raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
                 if options.get("from_run") is not None:
                     raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
-            pruner = MedianPruner() if pruner is None else pruner
             budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
             more: dict[str, Any] = {"monitor": monitor, "mode": mode, "keep_checkpoints": keep_checkpoints}
             super().__init__(
@@ -86,7 +84,7 @@ class OptunaTuner(Tuner):
                 unit=budget.unit.name,
                 parts=Parts(
                     parts_of_unit=budget.unit.parts,
-                    propose=partial(OptunaProposer, pruner=pruner),
+                    propose=_scored_by_jobs if pruner is None else partial(OptunaProposer, pruner=pruner),
                     study=study,
                     pruner=pruner,
                 ),
@@ -101,6 +99,20 @@ class OptunaTuner(Tuner):
                     raise StudyMismatchError(
                         f"`study` has the directions {directions}, but `mode` is {list(self._goal.modes)}."
                     )
+
+
+_scored_by_jobs = partial(OptunaProposer, pruner=NopPruner(), random_share=lambda steps: 0.0)  # noqa: ARG005  # a name
+
+
+def _pruner(pruner: BasePruner | None, study: optuna.Study | None, folds: int | None) -> BasePruner | None:
+    """Return what prunes trials while they train; None with folds, which stop them in between."""
+    if pruner is not None and not isinstance(pruner, BasePruner):
+        raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
+    if folds is None:
+        return pruner or (MedianPruner() if study is None else study.pruner)
+    if pruner is not None:
+        raise ValueError("`folds` and `pruner` do not go together: hopeless trials are stopped between folds.")
+    return None
 
 
 def create_optuna_study(
