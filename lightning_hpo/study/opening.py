@@ -99,7 +99,10 @@ def _opened(
     if FINGERPRINT in noted:
         _compare(folder, study, fingerprint, allow_changed=allow_changed)
     elif begun:
-        raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
+        raise StudyMismatchError(
+            f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`, or "
+            "continue it by `OptunaTuner(study=optuna.load_study(...))`."
+        )
     else:
         study.set_user_attr(FINGERPRINT, dict(fingerprint))
     study_id(study)  # made while nobody else opens the study

@@ -1,10 +1,11 @@
 """Optuna's samplers, pruners, storages and studies over a LightningModule or a function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import StudyDirection
@@ -64,6 +65,10 @@ class OptunaTuner(Tuner):
         with explained(None):
             if pruner is not None and not isinstance(pruner, BasePruner):
                 raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
+            if study is not None and not isinstance(study, optuna.Study):
+                raise TypeError(
+                    f"`study` must be a study, got {study!r}: write optuna.load_study(study_name=..., storage=...)."
+                )
             if study is not None and options.get("storage") is not None:
                 raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
             if study is not None:
@@ -98,6 +103,20 @@ class OptunaTuner(Tuner):
                     raise StudyMismatchError(
                         f"`study` has the directions {directions}, but `mode` is {list(self._goal.modes)}."
                     )
+                _validate_distributions(study, {} if self._define else self.space)
+
+
+def _validate_distributions(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
+    """Raise StudyMismatchError for a parameter of the study that Optuna does not let the space have."""
+    known = {name: old for trial in study.get_trials(deepcopy=False) for name, old in trial.distributions.items()}
+    for name in space.keys() & known.keys():
+        try:
+            check_distribution_compatibility(known[name], space[name])
+        except ValueError as error:
+            raise StudyMismatchError(
+                f"`space` has {name!r} as {space[name]}, but `study` has {known[name]}: write it as in the study. Only"
+                " the ends of a range may differ; Optuna wants equal choices in the same order, and the same `log`."
+            ) from error
 
 
 def create_optuna_study(

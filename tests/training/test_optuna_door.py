@@ -106,6 +106,11 @@ class TestTuner:
         )
         with pytest.raises(StudyMismatchError, match="directions"):
             tuner(tmp_path, study=study)
+        for other in ("uniform(0, 1)", [0.25, 0.5]):  # the study has it with a logarithm
+            with pytest.raises(StudyMismatchError, match="`space` has 'lr' as .*: write it as in the study"):
+                OptunaTuner({"lr": other}, study=study, monitor="val_acc", mode="max", max_steps=2, n_trials=3)
+        with pytest.raises(TypeError, match=r"got 'net': write optuna\.load_study"):
+            tuner(tmp_path, study="net")
 
     def test_define_by_run(self, tmp_path):
         def space(trial):
