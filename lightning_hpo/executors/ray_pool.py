@@ -3,11 +3,11 @@
 import secrets
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +19,6 @@ from lightning_hpo.executors.ray_worker import CONTROL, RayWorker
 from lightning_hpo.records import PAUSED, Outcome, Task, Work
 from lightning_hpo.text import say
 
-_POLL = 0.2  # seconds until actors are told of a pause
 _OPTIONS = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}  # of an actor; others are `resources`
 _END = 10.0  # seconds for the thread of an actor that was killed
 
@@ -64,6 +63,7 @@ class RayWorkers:
         self._actors: dict[RayActor, threading.Thread] = {}
         self._idle: list[RayActor] = []
         self._closed = self._pausing = False
+        self._news: SimpleQueue[None] = SimpleQueue()  # of a pause or the end; a signal handler may put it
         self._token: tuple[Path, str] | None = None
 
     def __enter__(self) -> Self:
@@ -98,6 +98,7 @@ class RayWorkers:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._news.put(None)
         for actor in self._actors:
             actor.close()
         for thread in (self._teller, *self._actors.values()):
@@ -109,6 +110,7 @@ class RayWorkers:
     def pause(self) -> None:
         """Ask all jobs to save and return; a signal handler calls it, so it takes no lock."""
         self._pausing = True
+        self._news.put(None)
 
     def submit(self, task: Task) -> "Future[Outcome]":
         """Queue the job for the next actor that is free, and start one more if there may be more."""
@@ -190,10 +192,9 @@ class RayWorkers:
 
     def _tell_of_pause(self) -> None:
         """Tell the actors once a pause is wanted."""
-        while not self._pausing:
-            if self._closed:
-                return
-            time.sleep(_POLL)
+        self._news.get()
+        if not self._pausing:  # the end
+            return
         self._give_back_queue()
         for actor in list(self._actors):
             actor.pause()

@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,17 @@ class BestFiles:
         self._max_steps = max_steps
         self._keep_checkpoints = keep_checkpoints
         self._written: tuple[int, float, int, int] | None = None  # best trial, how far it got, its step and the files'
+        self._rows: Sequence[Row] = ()  # at the last event
         self._ended: set[int] = set()  # trials whose checkpoints were looked at since they ended
 
     def on(self, event: Event) -> None:
         """Bring the files up to date with the rows."""
         if not isinstance(event, StudyRead | JobEnded | SearchEnded):
             return
+        unchanged = len(event.rows) == len(self._rows) and all(map(is_, event.rows, self._rows))
+        if unchanged and isinstance(event, StudyRead):
+            return
+        self._rows = [*event.rows]
         best = best_row(event.rows, self._mode)
         before = self._written
         is_answer = best is not None and not (self._complete_only and best.state != "complete")

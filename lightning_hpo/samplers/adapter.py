@@ -34,6 +34,7 @@ from lightning_hpo.space import Space, parse_space
 
 _NAME = "view"
 _LEAST_POINTS = 10  # with fewer, Optuna's model-based samplers draw at random
+_BLOCK = 100  # rows that are compared with what is shown at a time
 _RANDOM_KEY = 1  # keeps the draws of the random fraction apart from other streams
 
 
@@ -79,6 +80,7 @@ class SamplerAdapter:
         self._counts: Counter[int] = Counter()  # rung -> trials with a value there
         self._prior = list(prior)
         self._rows: list[Row] = []  # as they are shown in the view
+        self._at_work: set[int] = set()  # which of them are being trained
         self._rung: int | None = None  # whose values are shown in the view; None for all
         direction = StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
         with warnings_only("optuna"):
@@ -117,7 +119,7 @@ class SamplerAdapter:
         self._storage.trials.append(trial)
         study = optuna.load_study(study_name=_NAME, storage=self._storage, sampler=sampler)
         params = self._suggest(study, sampler, trial, given)
-        if any(row.params == params for row in rows if row.state == "running" and not row.idle):
+        if any(rows[index].params == params for index in self._at_work):
             params = self._suggest(
                 study, self._random, trial, given
             )  # samplers that cannot see who is at work repeat it
@@ -155,15 +157,23 @@ class SamplerAdapter:
         """What the sampler wrote about the whole study, to be given to the next process."""
         return self._storage.get_study_system_attrs(self._study_id)
 
-    def _show(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> None:
+    def _show(self, rows: list[Row], notes: Sequence[Mapping[str, Any]]) -> None:
         """Bring the view up to date; of many trials few have changed since the last question."""
         shown = min(len(self._rows), len(rows))
-        changed = [index for index, old, new in zip(range(shown), self._rows, rows, strict=False) if old is not new]
+        blocks = [slice(start, start + _BLOCK) for start in range(0, shown, _BLOCK)]
+        changed = [
+            index
+            for block in blocks
+            if self._rows[block] != rows[block]  # fast where all are the same objects
+            for index in range(block.start, min(block.stop, shown))
+            if self._rows[index] is not rows[index]
+        ]
+        fresh = [*changed, *range(shown, len(rows))]
         before = [*(self._rows[index] for index in changed), *self._rows[shown:]]
         self._counts.subtract(rung for row in before for rung in self._judged_at(row))
-        self._counts.update(
-            rung for row in [*(rows[index] for index in changed), *rows[shown:]] for rung in self._judged_at(row)
-        )
+        self._counts.update(rung for index in fresh for rung in self._judged_at(rows[index]))
+        self._at_work.difference_update(fresh, range(shown, len(self._rows)))
+        self._at_work.update(index for index in fresh if rows[index].state == "running" and not rows[index].idle)
         for index in changed:
             self._rows[index] = rows[index]
         self._rows[shown:] = rows[shown:]

@@ -268,7 +268,7 @@ def _described(value: Any) -> str | None:
     for kinds, describe in _DESCRIPTIONS:
         if isinstance(value, kinds):
             return describe(value)
-    if hasattr(value, "tolist") and hasattr(value, "shape"):  # of numpy or torch
+    if hasattr(value, "tolist") and isinstance(getattr(value, "shape", None), tuple):  # of numpy or torch
         numbers = "..."
         if math.prod(value.shape) <= _LARGEST:
             with contextlib.suppress(RuntimeError, TypeError):  # of a sparse tensor, or one without content

@@ -81,6 +81,7 @@ def _can_fork() -> bool:
 
 def _answer(function: Callable[[], Any], connection: Connection) -> None:
     act_here()
+    gc.freeze()  # objects of the parent, so that the collection below is short and copies no memory
     torch.set_num_threads(1)  # pools of threads do not survive a fork
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with threadpool_limits(1), contextlib.redirect_stdout(io.StringIO()):

@@ -7,7 +7,7 @@ Where a checkpoint is taken decides what a restart has to make up for. There are
 ``validation due``
     after a batch behind which a validation is due, before it. Lightning would skip the validation.
 ``validated``
-    after that validation, inside an epoch.
+    after that validation, inside an epoch. Lightning would skip ``on_validation_model_train`` of the module.
 ``epoch``
     between two epochs, when all hooks of the one before have run. Lightning would skip the start of the next one.
 
@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_hpo.training.live_state import LiveState, add_epoch_sums
 from lightning_hpo.training.loaders import rewind
@@ -42,6 +43,7 @@ class Resumable:
         self._restored: dict[str, Any] | None = None
         self._sums: Mapping[str, Any] = {}
         self._live: LiveState | None = None
+        self._module: pl.LightningModule
         self._modes: dict[str, bool] | None = None
         self._restarted = False
 
@@ -59,7 +61,11 @@ class Resumable:
         due = bool(loop._should_reload_train_dl)  # noqa: SLF001  # no public name
         if point == "epoch":
             rewind(trainer.train_dataloader, reloads=due)
-        live = self._live.state(self._modes if point == "validated" else None)
+        modes = None
+        if point == "validated":
+            loop.epoch_loop.val_loop._results.reset()  # noqa: SLF001  # Lightning does so a moment later
+            modes = None if _returns_to_training(trainer.lightning_module) else self._modes
+        live = self._live.state(modes)
         parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
         # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
         uncounted = point == "validated" and not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
@@ -94,7 +100,7 @@ class Resumable:
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Put everything back and set Lightning to where the checkpoint was taken."""
-        self._live = LiveState(trainer, module)
+        self._live, self._module = LiveState(trainer, module), module
         self._restarted = self._restored is not None
         if self._restored is None:
             return
@@ -116,6 +122,8 @@ class Resumable:
             assert self._live is not None
             self._live.restore(self._restored["live"], with_stop=False)  # a stop that was asked for since counts
             set_rng_state(self._restored["random"])
+            if self._restored["point"] == "validated" and _returns_to_training(self._module):
+                self._module.on_validation_model_train()
             if self._restored["point"] != "validation due":  # that comes first
                 self._restored = None
 
@@ -158,6 +166,11 @@ class Resumable:
         if self._restarted:
             trainer.fit_loop.on_iteration_done()
             self._restarted = False
+
+
+def _returns_to_training(module: pl.LightningModule) -> bool:
+    """Whether the module has a hook of its own that follows a validation when all others have run."""
+    return is_overridden("on_validation_model_train", module)
 
 
 class Job(Protocol):

@@ -335,7 +335,7 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
     )
     plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers=workers, unit=tuner.unit.count_label)
     watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)
-    return [files, *watching, *tuner._parts.observers(run)]  # noqa: SLF001  # as above
+    return [files, *watching, *run.copies, *tuner._parts.observers(run)]  # noqa: SLF001  # as above
 
 
 def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observer], prior: Sequence[Row]) -> Search:

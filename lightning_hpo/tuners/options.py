@@ -15,6 +15,7 @@ from lightning_hpo.schedulers.confirmed import read_confirm
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import Unit
+from lightning_hpo.study.remote import is_url, validate_root
 from lightning_hpo.text import require_int
 from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.limits import Limits, seconds
@@ -40,7 +41,8 @@ class Options(TypedDict, total=False):
         name: of the run folder and the study. Default: made from the tuner's and the model's name.
         storage: an Optuna storage or its URL. Default: the journal ``study.journal`` in the run folder. What keeps a
             second process away is a lock in ``root/name``, so processes that use one storage need the same ``root``.
-        root: folder of all runs.
+        root: folder of all runs; or a URL of fsspec, ``"s3://bucket/runs"``, where the run is copied to while it is at
+            work in ``runs/<name>`` here, and where the same call finds it on another machine (``docs/cluster.md``).
         trainer: more arguments for every ``Trainer``. Callbacks in it are copied for each job; loggers of a known class
             have a run for each trial, others are copied (``docs/watching.md``). A trial that it ends below its budget
             (EarlyStopping, ``max_epochs``, ``max_time``) is finished with its score there.
@@ -221,7 +223,7 @@ class RunOptions:
     """Where a search keeps everything, and who may work on it; see :class:`Options`.
 
     Raises:
-        ValueError: for ``overwrite`` where a run folder cannot be moved away.
+        ValueError: for ``overwrite`` where a run folder cannot be moved away, and for a URL that cannot be the root.
     """
 
     name: str | None = None
@@ -233,6 +235,10 @@ class RunOptions:
     verbose: bool | Literal["lines"] = True
 
     def __post_init__(self) -> None:
+        validate_root(self.root)
+        if is_url(self.root) and (self.shared or self.storage is not None):
+            other, reason = ("shared", "needs locks") if self.shared else ("storage", "has the study elsewhere")
+            raise ValueError(f"`root` is a URL, which has files only, and `{other}` {reason}: give a folder.")
         if self.overwrite and (self.shared or self.storage is not None):
             other = "shared" if self.shared else "storage"
             raise ValueError(

@@ -15,6 +15,7 @@ from lightning_hpo.records import Mode
 from lightning_hpo.schedulers import FullBudget
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import Space, parse_space, suggest
+from lightning_hpo.study.remote import is_url
 from lightning_hpo.text import say
 from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.parts import Parts
@@ -75,6 +76,8 @@ class OptunaTuner(Tuner):
                 sampler, pruner = sampler or study.sampler, pruner or study.pruner
                 if options.get("name") is None:
                     options["name"] = study.study_name
+                if is_url(options.get("root", "")):
+                    raise ValueError("`root` is a URL, which takes a run with its study, and `study` is your own.")
                 if options.get("start") is not None:
                     raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
                 if options.get("from_run") is not None:

@@ -18,6 +18,8 @@ from lightning_hpo.interrupts import Interrupts, pausing_signals
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.records import Row, Work, best_row, confirmations
 from lightning_hpo.reporting.console import Console
+from lightning_hpo.reporting.copies import Copies
+from lightning_hpo.reporting.events import Observer
 from lightning_hpo.reporting.loggers import EndTrial
 from lightning_hpo.reporting.report import write_report
 from lightning_hpo.reporting.result import Result
@@ -25,6 +27,7 @@ from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.study.leases import Leases, study_lock
 from lightning_hpo.study.opening import open_study
+from lightning_hpo.study.remote import Remote, is_url, local_root
 from lightning_hpo.study.rows import read_rows
 from lightning_hpo.study.run_folder import RunFolder
 from lightning_hpo.study.table import TrialTable
@@ -95,6 +98,7 @@ class Run:
         lock: held while something is decided and recorded; the table is then up to date.
         shared: whether other processes work on the study too.
         study_in_folder: whether the study is in the run folder; then a report is written.
+        copies: keeps the copy in a store up to date, if ``root`` is a URL.
     """
 
     folder: RunFolder
@@ -108,6 +112,7 @@ class Run:
     lock: Callable[[], AbstractContextManager[None]]
     shared: bool
     study_in_folder: bool
+    copies: Sequence[Observer] = ()
 
     def raise_if_paused(self) -> None:
         """Raise StudyPaused if a signal asked for a pause; the last line says how to continue."""
@@ -178,13 +183,14 @@ def open_run(
         stack.enter_context(explained(folder.path))
         stack.enter_context(folder.readable_errors())
         stack.enter_context(folder.locked(shared=options.shared))
+        console = Console(goal.label, goal.modes[0], verbose=options.verbose, unit=unit)
+        copies = [stack.enter_context(_copied(str(options.root), folder, console))] if is_url(options.root) else []
         with study_lock(folder.path):
             folder.remove_leftovers(alone=not options.shared)
             study, storage = _study(options, folder, goal, fingerprint, given)
         if ranks.size > 1:
             target = stack.enter_context(_led(folder, target, ranks, storage))
         interrupts = stack.enter_context(pausing_signals())
-        console = Console(goal.label, goal.modes[0], verbose=options.verbose, unit=unit)
         leases = stack.enter_context(Leases(folder.path / "trials")) if options.shared else None
         run = None if given is None else str(folder.path)  # a study that was given may have trials at work elsewhere
         with study_lock(folder.path):
@@ -204,7 +210,7 @@ def open_run(
 
         in_folder = given is None and options.storage is None
         yield Run(
-            folder, study, storage, table, target, goal, console, interrupts, lock, options.shared, in_folder
+            folder, study, storage, table, target, goal, console, interrupts, lock, options.shared, in_folder, copies
         )  # fmt: skip
 
 
@@ -238,11 +244,14 @@ def open_folder(options: RunOptions, default_name: str, target: Target, rank: in
     """
     validate_not_starting()
     name = default_name if options.name is None else options.name
-    folder = RunFolder(options.root, name)
-    if options.overwrite and rank == 0 and folder.has_study:
+    folder = RunFolder(local_root(options.root), name)
+    if options.overwrite and rank == 0:
         with explained(folder.path), folder.readable_errors():
-            folder.set_aside()
-        folder = RunFolder(options.root, name)
+            if folder.has_study:
+                folder.set_aside()
+            folder = RunFolder(local_root(options.root), name)
+            if is_url(options.root):
+                Remote(str(options.root), folder.path).set_aside()
     if target.use_key is not None:
         with explained(folder.path), folder.readable_errors():
             target.use_key(folder.key())
@@ -296,6 +305,14 @@ def _callbacks_of(rows: Sequence[Row], study: str, folder: RunFolder, target: Ta
 def _restored(objective: Any, trial: Trial) -> list[Any]:
     restored: list[Any] = objective.attached.restored(trial, objective.key)  # the key is there once the run is open
     return restored
+
+
+def _copied(root: str, folder: RunFolder, console: Console) -> Copies:
+    """Bring back what the store has more of a run than this machine, and return what keeps the copy up to date."""
+    remote = Remote(root, folder.path)
+    if number := remote.restore():
+        console.line(f"{number} files came back from {remote.url} to {folder.path}")
+    return Copies(remote, folder, console)
 
 
 def _study(

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import gc
 import logging
 import os
 import runpy
@@ -59,37 +60,10 @@ class Script:
         warm()
         self.pid = os.fork()
         if self.pid == 0:
-            number = 99
-            try:
-                os.setpgid(0, 0)
-                os.environ.update(env)
-                os.chdir(cwd or ".")
-                if isinstance(code, Path):
-                    sys.path.insert(0, str(code.parent))
-                    sys.argv = [str(code), *map(str, arguments)]
-                else:
-                    sys.argv = ["script", str(root), *map(str, arguments)]
-                number = self._child(code, root, disk, read_only)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(number)
-
-    def _child(self, code, root, disk, read_only):
-        for number, file in enumerate(self._files, start=1):
-            os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-        sys.__stderr__ = sys.stderr
-        logging.getLogger().handlers.clear()  # the ones of pytest
-        if disk is not None:
-            mount(root, disk, read_only=read_only)
-        try:
-            return interpret(code)
-        finally:
-            if disk is not None:
-                shutil.copytree(root, f"{root}.kept")
+            os.setpgid(0, 0)
+            for number, file in enumerate(self._files, start=1):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+            become(code, root, arguments, cwd=cwd, env=env, mounted=disk and (disk, read_only))
 
     def wait_for(self, text, timeout=120):
         """Wait until it has printed a text after what was waited for before, and return the line."""
@@ -147,6 +121,36 @@ def warm():
 def run(tmp_path, code, *arguments, **options):
     """Run such a script to its end: exit code, output, errors."""
     return Script(tmp_path, code, *arguments, **options).end()
+
+
+def become(code, root, arguments=(), *, cwd=None, env=(), mounted=None):
+    """Turn a forked process, whose descriptors 0 to 2 are set, into one that runs a script; it never returns."""
+    number = 99
+    try:
+        gc.freeze()
+        os.environ.update(env)
+        os.chdir(cwd or ".")
+        if isinstance(code, Path):
+            sys.path.insert(0, str(code.parent))
+            sys.argv = [str(code), *map(str, arguments)]
+        else:
+            sys.argv = ["script", str(root), *map(str, arguments)]
+        sys.stdout, sys.stderr = (os.fdopen(handle, "w", buffering=1, closefd=False) for handle in (1, 2))
+        sys.__stderr__, sys.stdin = sys.stderr, os.fdopen(0, closefd=False)
+        logging.getLogger().handlers.clear()  # the ones of pytest
+        if mounted:
+            mount(root, mounted[0], read_only=mounted[1])
+        try:
+            number = interpret(code)
+        finally:
+            if mounted:
+                shutil.copytree(root, f"{root}.kept")
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(number)
 
 
 def interpret(code):

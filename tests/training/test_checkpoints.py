@@ -16,7 +16,6 @@ import pathlib
 import re
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import types
@@ -46,6 +45,7 @@ from lightning_hpo.records import Task
 from lightning_hpo.schedulers import Job
 from lightning_hpo.study.member_files import read_record
 from lightning_hpo.training.state_transfer import capture
+from tests.faults.scripts import run as run_script
 from tests.support.small import Data, Net
 
 
@@ -500,9 +500,9 @@ class PausedExtra(Extra):
 def test_another_process_knows_what_the_run_has_written(tmp_path):
     script = (
         "from pathlib import Path\nfrom tests.training import test_checkpoints as t\n"
-        f"t.hyperband(Path({str(tmp_path)!r})).fit(t.PausedExtra, datamodule=t.Data)"
+        "t.hyperband(Path(ROOT)).fit(t.PausedExtra, datamodule=t.Data)"
     )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 128 + signal.SIGTERM
+    assert run_script(tmp_path, script, root=tmp_path)[0] == 128 + signal.SIGTERM
     PAUSES.append(3)
     result = hyperband(tmp_path).fit(PausedExtra, datamodule=Data)
     has_no_failure(result)

@@ -124,6 +124,40 @@ class Metrics(Net):
         self.factor = 0.5 + float(self.accuracy.compute())
 
 
+class MetricOfValidation(Net):
+    """A torchmetric over a validation scales the loss; Lightning resets it after the last hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torchmetrics.MeanMetric()
+        self.factor = 1.0
+
+    def on_validation_epoch_end(self):
+        self.factor = float(self.mean.compute())
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * self.factor
+
+    def validation_step(self, batch, batch_idx):
+        self.mean.update(self.loss(batch))
+        self.log("val_loss", self.mean)
+
+
+class EvaluatesOnly(Net):
+    """Goes back to training in a hook of its own, after the last hook of a callback; a layer stays as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.validations = 0
+
+    def on_validation_model_train(self):
+        self.net[0].train()
+        self.validations += 1
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + 0.1 * self.validations)
+
+
 class Plateau(Net):
     interval, monitor = "epoch", "val_loss"
 
@@ -261,6 +295,8 @@ CASES = {
     "unfreezes in a start hook": (Unfreezes, Data, {}),
     "counts in attributes": (Counts, Data, {}),
     "a torchmetric over an epoch": (Metrics, Data, {}),
+    "a torchmetric over a validation": (MetricOfValidation, Data, {"val_check_interval": 2}),
+    "back to training in a hook of its own": (EvaluatesOnly, Data, {"val_check_interval": 2}),
     "plateau by a validation": (Plateau, Data, {}),
     "plateau by an epoch's training loss": (PlateauOfTraining, Data, {}),
     "plateau at every step": (PlateauPerStep, Data, {}),

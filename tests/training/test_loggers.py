@@ -2,11 +2,10 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning_hpo import HyperbandTuner, PopulationTuner, RandomTuner, StudyPaused
 from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.training.trial_info import Trial
+from tests.faults.scripts import Script
 from tests.support.small import Data, Net
 
 LR = {"model.lr": "loguniform(1e-3, 1)"}
@@ -29,14 +29,15 @@ OBJECTS = """[
 ]"""
 SCRIPT = """
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from tests.faults.scripts import Script
 from tests.support.small import Data
 from tests.training.test_loggers import Killer, Secret, mine
 from lightning_hpo import HyperbandTuner
 if __name__ == "__main__":
     HyperbandTuner(
         {{"model.lr": "loguniform(1e-3, 1)", "model.api_key": "choice('hunter22', 'hunter23')"}}, monitor="val_loss",
-        max_steps=75, min_steps=25, workers=2, checkpoint_every=10, logger={logger}, callbacks=Killer.of, verbose=False,
-        root={root!r}, name="r", trainer={{"accelerator": "cpu", "log_every_n_steps": 5, {trainer}}},
+        max_steps=75, min_steps=25, workers={workers}, checkpoint_every=10, logger={logger}, callbacks=Killer.of,
+        verbose=False, root={root!r}, name="r", trainer={{"accelerator": "cpu", "log_every_n_steps": 5, {trainer}}},
     ).fit(Secret, datamodule=Data)
 """
 
@@ -48,7 +49,7 @@ class Secret(Net):
 
 
 class Killer(pl.Callback):
-    """Kills worker and search in the middle of a trial, once."""
+    """Kills search and worker, if there are any, in the middle of a trial, once."""
 
     def __init__(self, trial):
         self.trial = trial
@@ -63,7 +64,8 @@ class Killer(pl.Callback):
         killed = self.trial.folder.parent / "killed"
         if self.trial.number == 1 and trainer.global_step == 17 and not killed.exists():
             killed.touch()
-            os.kill(os.getppid(), signal.SIGKILL)
+            if multiprocessing.parent_process() is not None:  # of a worker
+                os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -74,14 +76,13 @@ def mine(trial):
                      flush_logs_every_n_steps=1)  # fmt: skip
 
 
-def searched(tmp_path, logger=None, trainer="", **environment):
+def searched(tmp_path, logger=None, trainer="", workers=1, **environment):
     """Run the script until nothing kills it any more; return the run folder and the trials."""
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(tmp_path), logger=logger, trainer=trainer))
-    environment = {**os.environ, "WANDB_SILENT": "true", **environment}
+    script.write_text(SCRIPT.format(root=str(tmp_path), logger=logger, trainer=trainer, workers=workers))
     for code in (-signal.SIGKILL, 0):
-        done = subprocess.run([sys.executable, str(script)], env=environment, timeout=900, check=False)
-        assert done.returncode == code
+        ended = Script(tmp_path, script, env={"WANDB_SILENT": "true", **environment}).end(timeout=900)
+        assert ended[0] == code, ended
     return tmp_path / "r", trials_of(tmp_path / "r", 5)
 
 
@@ -202,7 +203,7 @@ def test_logger_objects_of_the_trainer(tmp_path):
         pytest.importorskip(package)
     from mlflow import MlflowClient
 
-    rows = searched(tmp_path, trainer=f"'logger': {OBJECTS.format(root=str(tmp_path))}")[1]
+    rows = searched(tmp_path, trainer=f"'logger': {OBJECTS.format(root=str(tmp_path))}", workers=2)[1]
     place = f"sqlite:///{tmp_path}/mlflow.db"
     check(rows, read_csv(tmp_path / "logs" / "csv"))
     check(rows, read_tensorboard(tmp_path / "logs" / "tensorboard"))

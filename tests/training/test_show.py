@@ -13,6 +13,7 @@ import pytest
 from lightning_hpo import RandomTuner
 from lightning_hpo.__main__ import main
 from lightning_hpo.study.progress import read_progress
+from tests.faults.scripts import Script
 from tests.unit.test_live import in_terminal
 
 KEYS = {"unit", "schema", "run", "monitor", "mode", "at_work", "steps", "seconds_left", "trials", "best", "rows"}
@@ -86,7 +87,7 @@ def test_watching_a_run_that_is_over_shows_it(run, capsys):
 
 
 def test_a_search_at_work_is_shown_as_it_is(tmp_path, capsys):
-    search = subprocess.Popen([sys.executable, "-c", TRAINING.format(root=str(tmp_path))])
+    search = Script(tmp_path, TRAINING.format(root=str(tmp_path)))
     path, folder = str(tmp_path / "r"), tmp_path / "r" / "trials" / "0000"
     watcher, counts = None, re.compile(r"1 trials, [\d,]+ optimizer steps")
     try:
@@ -120,7 +121,7 @@ def test_a_search_at_work_is_shown_as_it_is(tmp_path, capsys):
             lines.append(watcher.stdout.readline())
             assert lines[-1]
         os.kill(search.pid, signal.SIGINT)
-        assert search.wait(300) == 130
+        assert search.end(300)[0] == 130
         lines += watcher.communicate(timeout=300)[0].splitlines()
     finally:
         for process in (search, watcher):

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, RayExecutor, Tuner
 from lightning_hpo.executors.processes import WorkerProcesses, gpu_shares
+from tests.faults.scripts import Script
 from tests.faults.test_kill import in_a_child
 from tests.support.functions import accident, loss, pruning, torch_is_loaded, where
 from tests.support.small import Data, Net
@@ -196,46 +196,45 @@ def alive(pid):
     return state != "Z"
 
 
-def test_kill_9_of_the_parent_leaves_no_orphan_and_loses_nothing(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(tmp_path)]
+@pytest.fixture
+def start(tmp_path):
+    """Starts a script in a process of its own."""
+
+    def started(code=SCRIPT):
+        (tmp_path / "script.py").write_text(code)
+        return Script(tmp_path, tmp_path / "script.py", tmp_path)
+
+    return started
+
+
+def test_kill_9_of_the_parent_leaves_no_orphan_and_loses_nothing(start):
     chance = random.Random(0)
     for _ in range(2):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert "at work" in process.stdout.readline()
-            time.sleep(chance.uniform(0.1, 0.7))
-            children = descendants(process.pid)
-            process.kill()
-            process.wait()
-            deadline = time.monotonic() + 10
-            while any(map(alive, children)) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert children
-            assert not any(map(alive, children))
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "trials 12 12"
+        process = start()
+        process.wait_for("at work")
+        time.sleep(chance.uniform(0.1, 0.7))
+        children = descendants(process.pid)
+        process.kill()
+        deadline = time.monotonic() + 10
+        while any(map(alive, children)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert children
+        assert not any(map(alive, children))
+    assert start().end()[1].splitlines()[-1] == "trials 12 12"
 
 
-def test_a_signal_to_the_whole_group_is_a_pause(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(tmp_path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
-    ) as process:
-        assert "at work" in process.stdout.readline()
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+def test_a_signal_to_the_whole_group_is_a_pause(start):
+    process = start()
+    process.wait_for("at work")
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, err = process.end()
+    assert code == 130
     assert "paused by SIGINT" in err.splitlines()[-1]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "trials 12 12"
+    assert start().end()[1].splitlines()[-1] == "trials 12 12"
 
 
-def test_a_signal_to_the_whole_group_while_workers_start_is_a_pause(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(f"""
+def test_a_signal_to_the_whole_group_while_workers_start_is_a_pause(tmp_path, start):
+    code = f"""
 import pathlib, sys, time
 here = pathlib.Path({str(tmp_path)!r})
 if __name__ != "__main__":  # in a worker
@@ -248,20 +247,17 @@ def score(job, params):
 if __name__ == "__main__":
     tuner = RandomTuner({{"x": "uniform(0, 1)"}}, max_steps=1, n_trials=4, workers=2, root=here, name="r")
     print("trials", len(tuner.optimize(score).trials()))
-""")
-    command = [sys.executable, str(script)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
-    ) as process:
-        while not (tmp_path / "starting").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        (tmp_path / "signalled").touch()
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+"""
+    process = start(code)
+    while not (tmp_path / "starting").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    (tmp_path / "signalled").touch()
+    left, _, err = process.end()
+    assert left == 130, err
     assert "paused by SIGINT" in err.splitlines()[-1]
-    assert "trials 4" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "trials 4" in start(code).end()[1]
 
 
 def test_gpus_are_dealt():

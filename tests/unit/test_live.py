@@ -22,6 +22,7 @@ from lightning_hpo.reporting.notebook import shown_in_notebook
 from lightning_hpo.reporting.pace import Pace
 from lightning_hpo.reporting.view import Plan, View, read_plan
 from lightning_hpo.study.progress import Progress, ProgressFile, read_progress
+from tests.faults.scripts import become, warm
 from tests.support.small import Data, Net
 
 pytestmark = pytest.mark.timeout(1800)  # most of it waits for events of other processes
@@ -61,11 +62,12 @@ class Standing:
 
 def in_terminal(code, *, until=None, environment=(), limit=540):
     """Run a script in a terminal of its own, with Ctrl-C once ``until`` is printed; return exit code and output."""
+    warm()
     pid, handle = pty.fork()
     if pid == 0:
         os.environ.pop("CI", None)
-        os.environ.update({"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40", **dict(environment)})
-        os.execv(sys.executable, [sys.executable, "-c", code])
+        terminal = {"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+        become(code, "", env={**terminal, **dict(environment)})
     written, deadline, interrupted = b"", time.monotonic() + limit, False
     while time.monotonic() < deadline:
         if select.select([handle], [], [], 0.2)[0]:
@@ -84,12 +86,6 @@ def in_terminal(code, *, until=None, environment=(), limit=540):
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.close(handle)
     return code, written.decode(errors="replace")
-
-
-def as_script(path, code):
-    """Write a script that worker processes can import again, and return code that runs it as the main script."""
-    path.write_text(code)
-    return f"import runpy, sys; sys.argv = [{str(path)!r}]; runpy.run_path({str(path)!r}, run_name='__main__')"
 
 
 def drawn(view, width=140, height=40):
@@ -333,7 +329,8 @@ def test_the_live_view_of_a_function(tmp_path):
 
 
 def test_two_workers_in_a_terminal_are_watched_paused_and_continued(tmp_path):
-    script = as_script(tmp_path / "script.py", TRAINING.format(root=str(tmp_path), steps=2700))
+    script = tmp_path / "script.py"
+    script.write_text(TRAINING.format(root=str(tmp_path), steps=2700))
     code, text = in_terminal(script, until=r"running +[1-9]\d*/\d+[^\n]*\n[^\n]*running +[1-9]\d*/")
     plain = ESCAPE.sub("", text)
     assert code == 130, plain
@@ -343,7 +340,6 @@ def test_two_workers_in_a_terminal_are_watched_paused_and_continued(tmp_path):
     done = {path: read_progress(path.parent).step for path in tmp_path.glob("r/trials/*/progress.json")}
     assert any(done.values())
 
-    script = as_script(tmp_path / "script.py", TRAINING.format(root=str(tmp_path), steps=2700))
     code, text = in_terminal(script, until=r"running +[1-9]\d*/(900|2700)\b")
     plain = ESCAPE.sub("", text)
     assert code == 130, plain

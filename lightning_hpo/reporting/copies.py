@@ -1,0 +1,101 @@
+"""Copies a run to a store while it is at work, from a thread of its own; an observer."""
+
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lightning_hpo.errors import StorageError, StudyPaused
+from lightning_hpo.reporting.console import Console
+from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, StudyRead
+from lightning_hpo.study.remote import Remote
+from lightning_hpo.study.run_folder import RunFolder
+from lightning_hpo.text import say
+
+_SHARE = 4  # the store rests so many times as long as a copy took, so copying takes at most a fifth of the time
+_LEAST, _MOST = 1.0, 120.0  # seconds of rest
+_TRIES = 3  # at the end
+_NAMED = 3  # files in the last line
+
+
+class Copies:
+    """Keeps the copy of a run up to date while the block runs, and completes it at the end.
+
+    A store that fails does not end the search: it is tried again after the next job, three times at the end, and the
+    last line says what is not copied.
+
+    Args:
+        remote: the store.
+        folder: of the run.
+        console: prints that all is copied.
+    """
+
+    def __init__(self, remote: Remote, folder: RunFolder, console: Console) -> None:
+        self._remote, self._folder, self._console = remote, folder, console
+        self._at_work: set[Path] = set()
+        self._state: tuple[int, frozenset[Path]] = (0, frozenset())  # the journal's length, and what was at work then
+        self._wake, self._over = threading.Event(), threading.Event()
+        self._problem: str | None = None
+
+    def on(self, event: Event) -> None:
+        """Note which trials are at work, and how far the journal goes when no other is."""
+        if isinstance(event, JobStarted):
+            self._at_work.add(event.task.folder)
+        elif isinstance(event, JobEnded):
+            self._at_work.discard(self._folder.trial(event.row.home))
+        elif isinstance(event, StudyRead):
+            self._state = self._remote.journal_length(), frozenset(self._at_work)
+            self._wake.set()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._wake.set()
+        if not (error is None or isinstance(error, Exception | StudyPaused)):
+            return  # a second Ctrl-C: end at once
+        self._thread.join()
+        for trial in range(_TRIES):
+            if self._copied(self._remote.journal_length(), frozenset(), last=True):
+                if error is None or isinstance(error, StudyPaused):
+                    self._console.line(f"copied to {self._remote.url}")
+                return
+            time.sleep(trial * _LEAST)
+        names = self._remote.missing()
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        say(
+            f"not copied to {self._remote.url}: {', '.join(names[:_NAMED])}{more} ({self._problem}); everything is in "
+            f"{self._folder.path}, and the same command tries again",
+            sys.stderr,
+        )
+
+    def _serve(self) -> None:
+        """Copy after each change of the study, and rest in between."""
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._over.is_set():
+                return
+            begun = time.monotonic()
+            self._copied(*self._state)
+            self._over.wait(min(max(_LEAST, _SHARE * (time.monotonic() - begun)), _MOST))
+
+    def _copied(self, length: int, at_work: frozenset[Path], *, last: bool = False) -> bool:
+        """Copy what is new and return whether that went well; a problem is a warning once."""
+        try:
+            self._remote.copy(length, at_work, last=last)
+        except (StorageError, OSError) as error:
+            if str(error) != self._problem:
+                self._problem = str(error)
+                logging.getLogger(__name__).warning("%s; the search goes on, and it is tried again", error)
+            return False
+        self._problem = None
+        return True

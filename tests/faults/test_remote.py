@@ -1,0 +1,187 @@
+"""A run that is copied to a store, and goes on from there."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import optuna
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, Tuner
+from lightning_hpo.errors import StorageError, StudyMismatchError
+from lightning_hpo.study.journal import read_journal
+from tests.support.small import Data, Net
+
+ROOT = Path(__file__).resolve().parents[2]
+STORE = "store"  # beside the runs
+
+
+class Killed(Net):
+    """Kills its process in the first trial that goes on, once the store has what was done before."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        beside = Path(self.hparams.step_log).parent
+        if self.global_step != 5 or (beside / "killed").exists():
+            return
+        number = int(Path(self.trainer.default_root_dir).name)
+        file = beside / STORE / "s" / "study.journal"
+        while not file.exists() or 3 not in _values(file, number):
+            time.sleep(0.05)
+        (beside / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _values(file, number):
+    trials = optuna.load_study(study_name="s", storage=read_journal(file)).trials
+    return trials[number].intermediate_values if number < len(trials) else {}
+
+
+def search(root, log, module=Killed):
+    space = {"lr": "loguniform(1e-3, 1)", "step_log": f"choice('{log}')"}
+    options = {"root": root, "name": "s", "trainer": {"accelerator": "cpu"}, "verbose": False, "checkpoint_every": 1}
+    return Tuner(space, Hyperband(9, 2), monitor="val_loss", **options).fit(module, datamodule=Data)
+
+
+def files_of(folder):
+    kept = {"lock", "turn", "seal.key", "copies.json", "progress.json", "worker.lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in kept
+    }
+
+
+def test_a_killed_run_goes_on_from_its_copy_on_another_machine(tmp_path, monkeypatch):
+    root, log = f"file://{tmp_path / STORE}", tmp_path / "steps"
+    code = f"from tests.faults.test_remote import search; search({root!r}, {str(log)!r})"
+    command = [sys.executable, "-c", code]
+    child = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert child.returncode == -signal.SIGKILL
+    copied = optuna.load_study(study_name="s", storage=read_journal(tmp_path / STORE / "s" / "study.journal")).trials
+    shutil.rmtree(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    there = search(root, log)
+    steps = log.read_text().splitlines()
+    assert len(steps) - len(set(steps)) <= 2  # of the job that was killed
+    for trial in copied:
+        assert trial.intermediate_values.items() <= dict(there.trials()[trial.number].values).items()
+    here = search(tmp_path / "here", log)
+    assert [(row.params, row.values, row.state) for row in there.trials()] == [
+        (row.params, row.values, row.state) for row in here.trials()
+    ]
+    assert there.best_checkpoint.exists()
+    assert files_of(tmp_path / STORE / "s") == files_of(tmp_path / "runs" / "s")
+
+
+class Failing(MemoryFileSystem):
+    """A store in memory that can be out of order."""
+
+    protocol = "failing"
+    store = {}  # as the class above has it
+    pseudo_dirs = [""]
+    broken = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("failing://", "memory://"))
+
+    def _open(self, path, mode="rb", **options):
+        if Failing.broken and "w" in mode:
+            raise OSError("out of order")
+        return super()._open(path, mode, **options)
+
+
+fsspec.register_implementation("failing", Failing, clobber=True)
+
+
+def optimize(function, **options):
+    tuner = RandomTuner({"x": "uniform(0, 1)"}, max_steps=1, n_trials=4, name="a", **{"verbose": False, **options})
+    return tuner.optimize(function)
+
+
+def test_a_store_that_fails_does_not_end_the_search(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def breaks(job, params):
+        Failing.broken = True
+        return params["x"]
+
+    def never(job, params):
+        raise AssertionError
+
+    result = optimize(breaks, root="failing://r")
+    assert [row.state for row in result.trials()] == ["complete"] * 4
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("not copied to failing://r/a: study.journal, best.yaml")
+    assert "out of order" in last
+    assert "the same command tries again" in last
+    with pytest.raises(StorageError, match="failing://r/a, the copy of the run, cannot be used"):
+        optimize(never, root="failing://r")
+    Failing.broken = False
+    with pytest.warns(UserWarning, match="has changed"):
+        optimize(never, root="failing://r", verbose="lines")
+    assert capsys.readouterr().out.splitlines()[-1] == "copied to failing://r/a"
+    shutil.rmtree("runs")
+    with pytest.warns(UserWarning, match="has changed"):
+        again = optimize(breaks, root="failing://r")
+    assert [row.score for row in again.trials()] == [row.score for row in result.trials()]
+
+
+def test_two_machines_that_have_gone_on_in_different_ways(tmp_path, monkeypatch):
+    def half(job, params):
+        if job.trial == 2:
+            raise KeyboardInterrupt
+        return params["x"]
+
+    def value(job, params):
+        return params["x"]
+
+    options = {"root": "memory://two", "allow_changed": True}
+    monkeypatch.setenv("LIGHTNING_HPO_RUNS", str(tmp_path / "one"))
+    with pytest.raises(KeyboardInterrupt):
+        optimize(half, **options)
+    with pytest.warns(UserWarning, match="has changed"):
+        optimize(value, **options)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    with pytest.warns(UserWarning, match="has changed"):
+        optimize(lambda job, params: params["x"], **options)
+    monkeypatch.setenv("LIGHTNING_HPO_RUNS", str(tmp_path / "two"))
+    journal = (tmp_path / "two" / "a" / "study.journal").read_bytes()
+    with pytest.warns(UserWarning, match="has changed"):  # what is older here comes back first
+        optimize(value, **options)
+    assert (tmp_path / "two" / "a" / "study.journal").read_bytes().startswith(journal)
+    with pytest.warns(UserWarning, match="has changed"):
+        optimize(half, root=tmp_path / "one", allow_changed=True)
+    monkeypatch.setenv("LIGHTNING_HPO_RUNS", str(tmp_path / "one"))
+    with pytest.raises(StudyMismatchError, match="gone on in different ways"):
+        optimize(half, **options)
+    result = optimize(value, root="memory://two", overwrite=True)
+    assert len(result.trials()) == 4
+    assert [name for name in fsspec.filesystem("memory").ls("/two", detail=False) if "/a.old-" in name]
+
+
+def test_what_no_store_can_take_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def never(job, params):
+        raise AssertionError
+
+    for options, message in (
+        ({"root": "nowhere://r"}, "fsspec does not know"),
+        ({"root": Path("s3://bucket")}, "a Path is no URL"),
+        ({"root": "memory://r", "shared": True}, "`shared` needs locks"),
+        ({"root": "memory://r", "storage": "sqlite:///a.db"}, "`storage` has the study elsewhere"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimize(never, **options)
+    with pytest.raises(ValueError, match="`study` is your own"):
+        OptunaTuner({"x": "uniform(0, 1)"}, max_steps=1, n_trials=1, study=optuna.create_study(), root="memory://r")
+    with pytest.raises(StorageError, match="http://127.0.0.1:9/r/a, the copy of the run"):
+        optimize(never, root="http://127.0.0.1:9/r")
+    assert not Path("runs", "a", "study.journal").exists()
