@@ -66,22 +66,11 @@ class OptunaTuner(Tuner):
         with explained(None):
             if pruner is not None and not isinstance(pruner, BasePruner):
                 raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
-            if study is not None and not isinstance(study, optuna.Study):
-                raise TypeError(
-                    f"`study` must be a study, got {study!r}: write optuna.load_study(study_name=..., storage=...)."
-                )
-            if study is not None and options.get("storage") is not None:
-                raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
             if study is not None:
+                _validate_study(study, options)
                 sampler, pruner = sampler or study.sampler, pruner or study.pruner
                 if options.get("name") is None:
                     options["name"] = study.study_name
-                if is_url(options.get("root", "")):
-                    raise ValueError("`root` is a URL, which takes a run with its study, and `study` is your own.")
-                if options.get("start") is not None:
-                    raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
-                if options.get("from_run") is not None:
-                    raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
             pruner = MedianPruner() if pruner is None else pruner
             budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
             more: dict[str, Any] = {"monitor": monitor, "mode": mode, "keep_checkpoints": keep_checkpoints}
@@ -107,6 +96,22 @@ class OptunaTuner(Tuner):
                         f"`study` has the directions {directions}, but `mode` is {list(self._goal.modes)}."
                     )
                 _validate_distributions(study, {} if self._define else self.space)
+
+
+def _validate_study(study: object, options: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError unless it is a study, and no option does what the study does itself."""
+    if not isinstance(study, optuna.Study):
+        raise TypeError(
+            f"`study` must be a study, got {study!r}: write optuna.load_study(study_name=..., storage=...)."
+        )
+    if options.get("storage") is not None:
+        raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
+    if is_url(options.get("root", "")):
+        raise ValueError("`root` is a URL, which takes a run with its study, and `study` is your own.")
+    if options.get("start") is not None:
+        raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
+    if options.get("from_run") is not None:
+        raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
 
 
 def _validate_distributions(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
