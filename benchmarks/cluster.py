@@ -3,8 +3,10 @@
     python benchmarks/cluster.py --workers 1 8 64 --seconds 2 [--tune]
 
 A job sleeps, so any number of workers fits a machine. The share of busy time is counted from the moment when every
-worker has begun a job to the moment when the first has none left. ``--tune`` does the same with Ray Tune (random search,
-actors used again), which needs ``ray[tune]``.
+worker has begun a job to the moment when the first has none left. The CPU time is that of the process that decides, all
+its threads, from the first job that has ended to the last; beside it stands what such a process costs that is connected
+to Ray and does nothing for as long. The memory is of one worker, what it shares with others counted in part (PSS).
+``--tune`` does the same with Ray Tune (random search, actors used again), which needs ``ray[tune]``.
 """
 
 import argparse
@@ -22,18 +24,29 @@ from lightning_hpo.reporting.events import Event, JobEnded
 from lightning_hpo.tuners.parts import Parts
 
 X = {"x": "uniform(0, 1)"}
+_IDLE = 10.0  # seconds
 
 
 class Clock:
-    """Notes the CPU time of this process at the end of each job."""
+    """Notes the time and the CPU time of this process at the end of each job."""
 
     def __init__(self) -> None:
-        self.cpu: list[float] = []
+        self.ends: list[tuple[float, float]] = []
 
     def on(self, event: Event) -> None:
         """Note it."""
         if isinstance(event, JobEnded):
-            self.cpu.append(time.process_time())
+            self.note()
+
+    def note(self) -> None:
+        """Note it."""
+        self.ends.append((time.monotonic(), time.process_time()))
+
+    def each(self, skipped: int) -> tuple[float, float]:
+        """Return seconds and CPU seconds for each job, without the first ones."""
+        (begin, before), (end, after) = self.ends[skipped], self.ends[-1]
+        jobs = len(self.ends) - skipped - 1
+        return (end - begin) / jobs, (after - before) / jobs
 
 
 def sleeping(seconds: float, log: Path) -> Callable[[Mapping[str, float]], float]:
@@ -43,24 +56,31 @@ def sleeping(seconds: float, log: Path) -> Callable[[Mapping[str, float]], float
         start = time.time()
         time.sleep(seconds)
         with log.open("a") as file:
-            file.write(f"{ray.get_runtime_context().get_actor_id()} {start} {time.time()}\n")
+            file.write(f"{ray.get_runtime_context().get_actor_id()} {start} {time.time()} {_memory()}\n")
         return params["x"]
 
     return sleep
 
 
-def busy(log: Path) -> tuple[int, float]:
-    """Return how many workers there were, and the share of their time in which they had a job."""
+def _memory() -> float:
+    """Memory of this process in MiB."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return next(int(line.split()[1]) / 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+
+
+def busy(log: Path) -> tuple[int, float, float]:
+    """Return how many workers there were, the share of their time in which they had a job, and the memory of one."""
     lines = [line.split() for line in log.read_text().splitlines()]
-    workers = {worker: [(float(a), float(b)) for who, a, b in lines if who == worker] for worker, _, _ in lines}
+    workers = {worker: [(float(a), float(b)) for who, a, b, _ in lines if who == worker] for worker, *_ in lines}
+    memory = max(float(line[3]) for line in lines)
     begin = max(min(start for start, _ in jobs) for jobs in workers.values())
     end = min(max(stop for _, stop in jobs) for jobs in workers.values())
     spans = [max(min(stop, end) - max(start, begin), 0) for jobs in workers.values() for start, stop in jobs]
-    return len(workers), sum(spans) / (len(workers) * (end - begin))
+    return len(workers), sum(spans) / (len(workers) * (end - begin)), memory
 
 
-def ours(workers: int, jobs: int, sleep: Callable[[Mapping[str, float]], float], root: str) -> float:
-    """Run the jobs and return the driver's CPU seconds for each, start and end left out."""
+def ours(workers: int, jobs: int, sleep: Callable[[Mapping[str, float]], float], root: str) -> tuple[float, float]:
+    """Run the jobs; return seconds and the driver's CPU seconds for each, start and end left out."""
     clock = Clock()
 
     def work(job: Job, params: Mapping[str, float]) -> float:  # noqa: ARG001  # called so
@@ -69,25 +89,30 @@ def ours(workers: int, jobs: int, sleep: Callable[[Mapping[str, float]], float],
     executor = RayExecutor(workers, resources={"CPU": 0.001})
     parts = Parts(observers=lambda run: [clock])  # noqa: ARG005  # called so
     Tuner(X, FullBudget(1, jobs), parts=parts, root=root, executor=executor, verbose=False).optimize(work)
-    return (clock.cpu[-1] - clock.cpu[workers]) / (jobs - workers - 1)
+    return clock.each(workers)
 
 
-def ray_tune(workers: int, jobs: int, sleep: Callable[[Mapping[str, float]], float], root: str) -> float:
-    """Run the jobs with Ray Tune and return the CPU seconds of this process for each, with start and end."""
+def ray_tune(workers: int, jobs: int, sleep: Callable[[Mapping[str, float]], float], root: str) -> tuple[float, float]:
+    """The same with Ray Tune."""
     from ray import tune  # an extra
+
+    clock = Clock()
+
+    class Ends(tune.Callback):  # type: ignore[misc]  # Ray has no types here
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # Ray calls it so
+            clock.note()
 
     def trainable(config: dict[str, float]) -> dict[str, float]:
         return {"score": sleep(config)}
 
     settings: Any = {"num_samples": jobs, "max_concurrent_trials": workers, "metric": "score", "mode": "min"}
-    before = time.process_time()
     tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0.001}),
         param_space={"x": tune.uniform(0, 1)},
         tune_config=tune.TuneConfig(**settings, reuse_actors=True),
-        run_config=tune.RunConfig(storage_path=root, verbose=0),
+        run_config=tune.RunConfig(storage_path=root, verbose=0, callbacks=[Ends()]),
     ).fit()
-    return (time.process_time() - before) / jobs
+    return clock.each(workers)
 
 
 def main() -> None:
@@ -99,14 +124,18 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="Ray Tune too")
     given = parser.parse_args()
     ray.init(address="local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    begun = time.process_time()
+    time.sleep(_IDLE)
+    idle = (time.process_time() - begun) / _IDLE
     for name, run in (("lightning_hpo", ours), *([("Ray Tune", ray_tune)] if given.tune else [])):
         for workers in given.workers:
             with TemporaryDirectory() as root:
                 log = Path(root) / "log"
-                cpu = run(workers, workers * given.jobs, sleeping(given.seconds, log), root)
-                count, share = busy(log)
+                seconds, cpu = run(workers, workers * given.jobs, sleeping(given.seconds, log), root)
+                count, share, memory = busy(log)
             print(
-                f"{name:<14} {workers:>4} workers ({count} were used)  busy {share:6.1%}  CPU {1000 * cpu:6.1f} ms/job",
+                f"{name:<14} {workers:>4} workers ({count} were used)  busy {share:6.1%}  CPU {1000 * cpu:6.1f} ms/job, "
+                f"of which idle Ray {1000 * idle * seconds:.1f}  {memory:.0f} MiB a worker",
                 flush=True,
             )
 

@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = {
     "digits": "Images: a convolutional network",
     "regression": "Tabular regression",
+    "kfold": "Cross-validation",
     "characters": "A sequence: the next character",
     "gan": "A GAN with two optimizers",
     "finetuning": "Fine-tuning with BaseFinetuning",

@@ -24,7 +24,7 @@ def main() -> None:
         SPACE,
         monitor="val_loss",
         max_steps=arguments.max_steps,
-        n_trials=12,
+        n_trials=27,
         root=arguments.root,
         name="ray",
         executor=RayExecutor(workers=2),

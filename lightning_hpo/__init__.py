@@ -141,6 +141,7 @@ if TYPE_CHECKING:
         when as when,
     )
     from lightning_hpo.study.lineage import replay as replay
+    from lightning_hpo.training.folds import KFold as KFold
     from lightning_hpo.training.objective import Objective as Objective
     from lightning_hpo.tuners.base import Tuner as Tuner
     from lightning_hpo.tuners.optuna import OptunaTuner as OptunaTuner
@@ -173,6 +174,7 @@ _NAMES = {
     "space": "choice parse_space when",
     "schedulers": "ASHA AsyncHyperband FullBudget Hyperband MedianStopping Scheduler SuccessiveHalving",
     "study.lineage": "replay",
+    "training.folds": "KFold",
     "training.objective": "Objective",
     "tuners.base": "Tuner",
     "tuners.optuna": "OptunaTuner create_optuna_study",

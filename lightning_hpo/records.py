@@ -8,8 +8,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from lightning_hpo.errors import JobError
-
 Mode: TypeAlias = Literal["min", "max"]
 State: TypeAlias = Literal["running", "complete", "pruned", "failed"]
 
@@ -23,6 +21,8 @@ BEST_CHECKPOINT = "best.ckpt"
 
 BUDGET = "budget"
 """The job reached its ``max_steps``."""
+FOLDS = "folds"
+"""User attribute of a trial: its score on each fold so far."""
 PAUSED = "paused"
 """A signal asked for a pause; the checkpoint holds everything."""
 
@@ -42,6 +42,7 @@ class Job:
         confirms: for a new trial, the trial whose parameters train once more, with another seed.
         seed: of everything random in the trial, as ``lightning.seed_everything`` takes it; the study has it, so
             schedulers leave it out. None in a trial that an earlier version has begun.
+        fold: of the data, counted from 0, that the job trains on from scratch; None in a search without folds.
     """
 
     max_steps: int
@@ -51,6 +52,12 @@ class Job:
     replaces: int | None = None
     confirms: int | None = None
     seed: int | None = None
+    fold: int | None = None
+
+    @property
+    def fit_steps(self) -> int:
+        """How far its fit goes: to ``max_steps``, of which each fold has an equal part."""
+        return self.max_steps if self.fold is None else self.max_steps // (self.fold + 1)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class Outcome:
 
     def is_whole(self, budget: int) -> bool:
         """Whether the trial has had its full budget, and is complete."""
-        if self.global_step is None or self.full_steps is None:
+        if self.global_step is None or self.full_steps is None or FOLDS in self.notes:  # the last fit is of one fold
             return self.step >= budget
         return self.global_step >= self.full_steps
 
@@ -142,32 +149,6 @@ Work: TypeAlias = Callable[[Task, Callable[[], bool]], Outcome]
 def never() -> bool:
     """Say that no pause is wanted."""
     return False
-
-
-class FunctionWork:
-    """A user's function as the work of a job; it cannot be paused in the middle.
-
-    Args:
-        function: of a job and its trial's parameters.
-        deliver: makes what the function receives of the parameters that a study stores.
-        amount: what the function is told as ``job.max_steps``, from what the scheduler counts.
-    """
-
-    def __init__(
-        self,
-        function: Callable[[Job, Mapping[str, Any]], float],
-        deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
-        amount: Callable[[int], Any] = int,
-    ) -> None:
-        self._function, self._deliver, self._amount = function, deliver, amount
-
-    def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
-        """Call the function."""
-        job = replace(task.job, max_steps=self._amount(task.job.max_steps))
-        score = self._function(job, self._deliver(task.params))
-        if score is None:  # in an Outcome that means paused
-            raise JobError("the function returned None; it must return a number")
-        return Outcome(score, task.job.max_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +176,7 @@ class Row:
         full_steps: optimizer steps of its full budget, where that is in epochs or samples.
         seed: of everything random in it; None if an earlier version has begun it.
         confirms: number of the trial whose parameters it trains once more; None for a trial of the search.
+        folds: score on each fold so far; its value is their mean.
         scored_from: validations that its last score is made of; empty where it is the last one.
         validations: step -> monitored metric there, where the score may be another number.
         step: of its last value, or where its training began.
@@ -219,6 +201,7 @@ class Row:
     full_steps: int | None = None
     seed: int | None = None
     confirms: int | None = None
+    folds: tuple[float, ...] = ()
     scored_from: Kept = ()
     validations: Mapping[int, float] = field(default_factory=dict)
     step: int = field(init=False, repr=False, compare=False)
@@ -235,6 +218,11 @@ class Row:
     def global_step(self) -> int:
         """Optimizer step of its last value."""
         return self.global_steps.get(self.step, self.step)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of its scores over folds (n - 1 in the denominator); None of fewer than two."""
+        return statistics.stdev(self.folds) if len(self.folds) > 1 else None
 
     @property
     def checkpoint_step(self) -> int:

@@ -62,11 +62,12 @@ def say_price(tuner: Priced, builder: Builder) -> None:
     per_count = 1.0 if objective.checked_steps is None else objective.checked_steps / objective.max_steps
     in_steps = copy.copy(objective)
     in_steps.unit, in_steps.max_steps = STEPS, objective.checked_steps or objective.max_steps
+    fold = 0 if objective.folds else None
     with tempfile.TemporaryDirectory() as folder:
 
         def timed(name: str, steps: int) -> tuple[float, Outcome]:
             start = time.perf_counter()
-            task = Task(Job(min(steps, in_steps.max_steps), trial=0), params, Path(folder) / name)
+            task = Task(Job(min(steps, in_steps.max_steps), trial=0, fold=fold), params, Path(folder) / name)
             outcome = in_steps.run(task)
             return time.perf_counter() - start, outcome
 

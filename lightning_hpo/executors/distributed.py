@@ -123,7 +123,7 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
     Raises:
         SystemExit: with code 0 if rank 0 leaves without an answer (a pause, say; its own exit code tells).
     """
-    store, watch = _connect(folder / _ADDRESS, ranks.address)
+    store, watch = _connect(folder / _ADDRESS, ranks)
     watch.start()
     number = 0
     with _signals_left_to_rank_0():
@@ -152,18 +152,23 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
         raise SystemExit(0)
 
 
-def _connect(address: Path, host: str) -> tuple[TCPStore, threading.Thread]:
+def _connect(address: Path, ranks: Ranks) -> tuple[TCPStore, threading.Thread]:
     """Find the store of rank 0, and make a thread that ends this process if that of rank 0 ends."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             given = json.loads(address.read_text())
-            stores = [TCPStore(host, given["port"], is_master=False, timeout=timedelta(seconds=5)) for _ in range(2)]
+            stores = [
+                TCPStore(ranks.address, given["port"], is_master=False, timeout=timedelta(seconds=5)) for _ in range(2)
+            ]
             if stores[0].get("token").decode() == given["token"]:
                 break
-        except (OSError, ValueError, DistError):  # not there yet, or left behind by a process that was killed
+        except (OSError, ValueError, DistError) as error:  # not there yet, or left behind by a process that was killed
             if time.monotonic() > deadline:
-                raise
+                raise RankLostError(
+                    f"rank {ranks.rank} waited {_PATIENCE:g} s for rank 0, whose port is to be in {address} and whose "
+                    f"machine is {ranks.address}: all nodes must see one run folder ({type(error).__name__}: {error})"
+                ) from error
         time.sleep(0.1)
     for store in stores:
         store.set_timeout(_FOREVER)

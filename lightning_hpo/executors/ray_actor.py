@@ -80,7 +80,7 @@ class RayActor:
         idle = IdleTime(self._progress)
         try:
             answer = self._handle.carry_out.remote(task, self._files_for(task))
-            while not self._ray.wait([answer], timeout=patience)[0]:
+            while patience is not None and not self._ray.wait([answer], timeout=patience)[0]:
                 if self._limit is not None and idle.seconds() > self._limit:
                     raise JobError(f"no progress for {self._limit:g} s")
                 self._fetch(task)

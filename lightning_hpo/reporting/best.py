@@ -15,6 +15,7 @@ from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference, outline
 from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, best_row, reach
+from lightning_hpo.reporting.console import over_folds
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRead
 from lightning_hpo.reporting.fit_config import fit_config, replay_config
 from lightning_hpo.schedulers.units import STEPS, Unit
@@ -39,6 +40,7 @@ class BestFiles:
         complete_only: only a trial with the full budget is an answer, as in a population.
         unit: of the budget.
         monitor: metric that is the score of a module; None in a search over a function.
+        fold_arguments: of a fold, what a config must hold so that a fit trains on it.
         texts: of a population, name -> distribution as text.
     """
 
@@ -55,7 +57,9 @@ class BestFiles:
         unit: Unit = STEPS,
         monitor: str | None = None,
         texts: Mapping[str, str] | None = None,
+        fold_arguments: Callable[[int], Mapping[str, int]] = lambda fold: {},  # noqa: ARG005  # a name for the reader
     ) -> None:
+        self._fold_arguments = fold_arguments
         self._texts = dict(texts or {})
         self._monitor = monitor
         self._folder = folder
@@ -123,14 +127,25 @@ class BestFiles:
         note = dict(found.get("callbacks", {}).get("RunToStep", {}).get("fit") or {})
         if note and row.scored_from:  # its other validations count too
             note["followed"] = True
+        if row.folds:
+            score, note = self._of_fold(row, score, note)
         return fit_config(config, row.seed, note, score)
+
+    def _of_fold(self, row: Row, score: str, note: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Text of the score, and the note of a fit that a config with the last fold gives back; else an empty one."""
+        fold = len(row.folds) - 1
+        if not self._fold_arguments(fold):  # the data module is told by methods
+            return f"{score}, {over_folds(row)}", {}
+        whole = f"of trial {row.number}, which has {row.score} {over_folds(row)}"
+        return f"{self._monitor} = {row.folds[-1]} on fold {fold} {whole}", note
 
     def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""
+        params = {**row.params, **(self._fold_arguments(len(row.folds) - 1) if row.folds else {})}
         if row.full_steps is None:  # of a function, which is given the number
             number: Any = self._unit.number(self._max_steps)
-            return self._config(row.params, number)
-        config = self._config(row.params, row.full_steps)
+            return self._config(params, number)
+        config = self._config(params, row.full_steps)
         epochs = self._unit.number(self._max_steps)
         trainer = config.get("trainer", {})
         if self._unit.name == "epochs" and isinstance(epochs, int) and trainer.pop("max_steps", None) is not None:

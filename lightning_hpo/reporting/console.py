@@ -124,7 +124,7 @@ class Console:
             self.line(f"  the same {len(of_search) // once} times")
         for bracket in brackets:
             if bracket.label:
-                rung = bracket.rungs[0]
+                rung = bracket.rungs[-1]
                 self.line(f"  then       {rung.trials} @ {self._unit.number(rung.max_steps)}: {bracket.label}")
 
     def job(self, row: Row, rows: Sequence[Row], reason: str = "") -> None:
@@ -138,6 +138,7 @@ class Console:
             outcome += f": {textwrap.shorten(reason.splitlines()[0], _REASON)}"
         elif not row.feasible:
             outcome += " (infeasible)"
+        outcome += f" {over_folds(row)}" if row.folds and not gave_none else ""
         best = best_row(rows, self._mode)
         so_far = "" if best is None else f"  best {best.score:.5g} (trial {best.number})"
         at = f"@ {self._unit.number(row.step)}" if row.values else ""
@@ -148,10 +149,12 @@ class Console:
         shown = ranked(rows, self._mode)
         names = list(dict.fromkeys(name for row in shown[:count] for name in row.params))
         notes = [_note(row) for row in shown[:count]]
-        header = ["trial", self._unit.name, self.monitor, *names, *(["ended"] if any(notes) else [])]
+        spread = ["± over folds"] if any(row.folds for row in shown[:count]) else []
+        header = ["trial", self._unit.name, self.monitor, *spread, *names, *(["ended"] if any(notes) else [])]
         lines = [header]
         for row, note in zip(shown, notes, strict=False):
             values = [short(masked(name, row.params.get(name, ABSENT))) for name in names]
+            values = [f"{row.spread:.2g}" if row.spread is not None else ABSENT for _ in spread] + values
             line = [str(row.number), str(self._unit.number(row.step)), f"{row.score:.5g}", *values, note]
             lines.append(line[: len(header)])
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -220,7 +223,14 @@ def confirmed_lines(confirmed: Sequence[Confirmation], monitor: str) -> list[str
 def _note(row: Row) -> str:
     """Note of a trial in the table: why it ended, whether it is infeasible."""
     later = "failed later" if row.state == "failed" else ""
-    return "; ".join(text for text in (row.ended or "", "" if row.feasible else "infeasible", later) if text)
+    notes = (row.ended or "", "" if row.feasible else "infeasible", later)
+    return "; ".join(text for text in notes if text)
+
+
+def over_folds(row: Row) -> str:
+    """Say how the scores of a trial spread over folds; nothing without folds."""
+    spread = "" if row.spread is None else f"± {row.spread:.2g} "
+    return f"{spread}over {len(row.folds)} fold{'s'[: len(row.folds) - 1]}" if row.folds else ""
 
 
 def _once(brackets: Sequence[Bracket]) -> int:

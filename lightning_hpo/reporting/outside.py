@@ -63,6 +63,8 @@ def show_trial(run: Run, number: int) -> None:
     for step, value in sorted(row.values.items()):
         seen = f", {run.metric} {row.validations[step]:.6g}" if step in row.validations else ""
         console.line(f"  step {step:<10} {run.monitor} {value:.6g}{seen}")
+    for fold, score in enumerate(row.folds):
+        console.line(f"  fold {fold:<10} {run.monitor} {score:.6g}")
     job = read_progress(_folder(run, number))
     if job is not None and number in view.running:
         rate = "" if job.rate is None else f", {job.rate:.3g} steps/s"
@@ -145,6 +147,7 @@ def _trial(run: Run, view: View, row: Row) -> dict[str, Any]:
         "score": row.score,
         "values": {str(step): value for step, value in sorted(row.values.items())},
         **({"validations": {str(step): value for step, value in row.validations.items()}} if row.validations else {}),
+        **({"folds": list(row.folds)} if row.folds else {}),
         "parent": row.parent,
         "start": row.start,
         "ended": row.ended,

@@ -18,7 +18,7 @@ from lightning_hpo.atomic import atomic_write
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Row, best_row, confirmations, ranked, spent
 from lightning_hpo.reporting import figures, model_figure, population_figures
-from lightning_hpo.reporting.console import ABSENT
+from lightning_hpo.reporting.console import ABSENT, over_folds
 from lightning_hpo.reporting.drawing import Figure, safe
 from lightning_hpo.reporting.parameter_figures import ParameterFigures
 from lightning_hpo.reporting.run import Run
@@ -177,13 +177,15 @@ def table(run: Run, rows: Sequence[Row]) -> str:
     names = list(run.distributions)
     best = best_row(run.rows, run.mode)
     limits = run.settings.get("constraints", ())
-    columns = ("trial", "state", "ended", "parent", run.unit.name, "seconds", run.monitor, *limits, *names)
+    spread = ("± over folds",) if any(row.folds for row in run.rows) else ()
+    columns = ("trial", "state", "ended", "parent", run.unit.name, "seconds", run.monitor, *spread, *limits, *names)
     head = "".join(f'<th scope="col"><button>{safe(name)}</button></th>' for name in columns)
     body = []
     for row in rows:
         state = row.state if row.confirms is None else f"{row.state}, confirms {row.confirms}"
         cells = [row.number, state, row.ended, row.parent, run.unit.number(row.step), _seconds(run, row)]
         cells += [row.values[row.step] if row.values else None]
+        cells += [row.spread for _ in spread]
         cells += [run.trials[row.number].constraints.get(name) for name in limits]
         cells += [masked(name, row.params.get(name, ABSENT)) for name in names]
         mark = ' class="best"' if row is best else ""
@@ -200,7 +202,7 @@ def summary_lines(run: Run) -> list[str]:
             f"{safe(name)} = {escape(_cell(masked(name, value)))}" for name, value in best.params.items()
         )
         score = f"trial {best.number}, {safe(run.monitor)} = {best.score:.6g}"
-        score += "" if best.feasible else " (infeasible, as all trials)"
+        score += f" {over_folds(best)}".rstrip() + ("" if best.feasible else " (infeasible, as all trials)")
         lines.append(
             f"<strong>Best: {score}</strong> after {run.unit.number(best.step)} {run.unit.name}, with {params}"
         )

@@ -202,6 +202,7 @@ def _record(run: Run, row: Row) -> Mapping[str, Any]:
         "value": row.values[row.step] if row.values else None,
         "ended": row.ended,
         "feasible": row.feasible,
+        **({"spread": row.spread} if row.folds else {}),
         **{f"constraints_{name}": value for name, value in trial.constraints.items()},
         "parent": row.parent,
         "confirms": row.confirms,

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_hpo.records import Job, Mode, Row, ranked, searched
 from lightning_hpo.schedulers.base import Bracket, Coverage, Rung, Scheduler
+from lightning_hpo.schedulers.folds import fit_steps, next_fold
 from lightning_hpo.text import require_int
 
 _SEEDS = 5  # of a configuration
@@ -43,6 +44,16 @@ class Confirmed:
         return self.scheduler.max_steps
 
     @property
+    def folds(self) -> int:
+        """Folds that each trial is trained on; 0 in a search without."""
+        return getattr(self.scheduler, "folds", 0)
+
+    @property
+    def fold_steps(self) -> int:
+        """Full budget of a single fit."""
+        return fit_steps(self.scheduler)
+
+    @property
     def plan_covers(self) -> Coverage:
         """What :meth:`plan` counts."""
         covers: Coverage = getattr(self.scheduler, "plan_covers", "all")
@@ -58,8 +69,9 @@ class Confirmed:
         make = getattr(self.scheduler, "plan", None)
         brackets: Sequence[Bracket] = () if make is None else make()
         label = f"the best {self.configurations} again, with {self.seeds} seeds each"
-        rung = Rung(self.configurations * self.seeds, self.max_steps)
-        return (*brackets, Bracket((rung,), label)) if brackets else ()
+        steps = range(self.fold_steps, self.max_steps + 1, self.fold_steps)
+        rungs = tuple(Rung(self.configurations * self.seeds, step) for step in steps)
+        return (*brackets, Bracket(rungs, label)) if brackets else ()
 
     def next(self, rows: Sequence[Row]) -> Job | None:
         """Finish what is being confirmed, then search, then confirm."""
@@ -87,13 +99,19 @@ class Confirmed:
             return None
         for row in rows:
             if row.confirms is not None and row.idle:
-                return Job(self.max_steps, trial=row.number)
+                return self._job(row)
         begun = [row.confirms for row in rows if row.confirms is not None]
         for count in range(self.seeds):
             for number in self._chosen(own, begun):
                 if begun.count(number) <= count:
-                    return Job(self.max_steps, confirms=number)
+                    return self._job(confirms=number)
         return None
+
+    def _job(self, row: Row | None = None, confirms: int | None = None) -> Job:
+        number, values = (None, {}) if row is None else (row.number, row.values)
+        if self.folds:
+            return next_fold(self.fold_steps, values, number, confirms)
+        return Job(self.max_steps, trial=number, confirms=confirms)
 
     def _chosen(self, rows: Sequence[Row], begun: Sequence[int]) -> list[int]:
         """Numbers of the best trials with different parameters; of equal ones, the one whose confirmation has begun."""

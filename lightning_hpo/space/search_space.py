@@ -184,7 +184,9 @@ class SearchSpace(Mapping[str, BaseDistribution]):
         for typed, value in point.items():
             name = typed if typed in self else places.get(split_name(typed))
             if name is None:
-                raise ValueError(f"a starting point names {typed!r}, which is not in the space.{nearest(typed, self)}")
+                hint = nearest(typed, self) or nearest(typed, [".".join(place) for place in places])
+                hint = hint or f" The space has {', '.join(self)}."
+                raise ValueError(f"a starting point names {typed!r}, which is not in the space.{hint}")
             if name in given:
                 raise ValueError(f"a starting point names {name!r} twice.")
             given[name] = self.stored(name, value)

@@ -103,6 +103,7 @@ class ProgressFile:
         begin: optimizer step at which the job begins.
         target: step that it trains to.
         should_pause: asked by :meth:`pause_wanted`.
+        earlier: steps of the trial in earlier fits, of other folds.
         clock: in seconds.
     """
 
@@ -114,16 +115,17 @@ class ProgressFile:
         target: int,
         should_pause: Callable[[], bool],
         *,
+        earlier: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
-        self._begin = begin
-        self._head = {"trial": trial, "begin": begin, "target": target, "pid": os.getpid()}
+        self._begin, self._earlier = begin, earlier
+        self._head = {"trial": trial, "begin": earlier + begin, "target": earlier + target, "pid": os.getpid()}
         self._should_pause = should_pause
         self._clock = clock
         self._followed: tuple[Training, Judged] | None = None
         before = read_progress(folder) if begin else None
-        self._before = [] if before is None else [point for point in before.curve if point[0] <= begin]
+        self._before = [] if before is None else [point for point in before.curve if point[0] <= earlier + begin]
         self._first: tuple[float, int] | None = None
         self._due = clock() + INTERVAL
 
@@ -167,11 +169,16 @@ class ProgressFile:
         place = trainer.place()
         step, values = place["step"], {} if "global_step" in place else job.values  # these are at optimizer steps
         started, first = (now, step) if self._first is None else self._first
-        points = [(at, value) for at, value in sorted(values.items()) if math.isfinite(value)]
+        points = [(self._earlier + at, value) for at, value in sorted(values.items()) if math.isfinite(value)]
         seen = {at for at, _ in points}
         curve = thinned([*(point for point in self._before if point[0] not in seen), *points])
         content = Progress(
-            step=step, steps=step - first, seconds=round(now - started, 4), curve=curve, at=time.time(), **self._head
+            step=self._earlier + step,
+            steps=step - first,
+            seconds=round(now - started, 4),
+            curve=curve,
+            at=time.time(),
+            **self._head,
         )
         fresh = self._folder / f".{FILE}.tmp"
         with suppress(OSError):  # a full disk: the search does without

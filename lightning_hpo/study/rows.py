@@ -10,7 +10,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_hpo.records import Row, State
+from lightning_hpo.records import FOLDS, Row, State
 from lightning_hpo.study.leases import Leases
 
 # User attribute of a study: the settings that it was begun with.
@@ -181,6 +181,7 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         feasible=all(value <= 0 for value in trial.constraints.values()),
         seed=trial.user_attrs.get(SEED),
         confirms=trial.user_attrs.get(CONFIRMS),
+        folds=tuple(trial.user_attrs.get(FOLDS, ())),
         violations={int(step): amount for step, amount in trial.system_attrs.get(VIOLATIONS, {}).items()},
         stopped=tuple(trial.system_attrs.get(STOPPED, ())),
         **global_steps_of(trial),

@@ -13,7 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
 
-from lightning_hpo.records import Outcome, Row
+from lightning_hpo.records import FOLDS, Outcome, Row
 from lightning_hpo.study.rows import (
     BY_JOB,
     CONFIRMS,
@@ -232,6 +232,7 @@ def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple
 def _noted(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
     """Row with the place of an outcome and the validations of its score, and user attributes: both, and its notes."""
     notes = dict(outcome.notes)
+    row = replace(row, folds=tuple(notes.get(FOLDS, row.folds)))
     if outcome.global_step is not None:
         at = {**row.global_steps, outcome.step: outcome.global_step}
         row = replace(row, global_steps=at, full_steps=outcome.full_steps)

@@ -66,6 +66,11 @@ class Builder(Coded, ABC):
         """The ``logger`` among the given arguments of the Trainer; None if there is none."""
         return None
 
+    def takes(self, name: str) -> bool:
+        """Whether model, data or Trainer have an argument of this name, such as ``data.fold``."""
+        del name
+        return False
+
     @abstractmethod
     def check_space(self, names: Mapping[str, Any]) -> None:
         """Raise ValueError if the space (name -> distribution) has an argument or a value that cannot be set."""

@@ -51,6 +51,12 @@ class CallableBuilder(Builder):
         """Copies, as a strategy can serve a single Trainer only."""
         return {name: copy.deepcopy(self._trainer[name]) for name in DISTRIBUTED_ARGUMENTS if name in self._trainer}
 
+    def takes(self, name: str) -> bool:
+        """Look into the signatures."""
+        head, argument = split_name(name)
+        factory = {"model": self._model, "data": self._data}.get(head, pl.Trainer)
+        return factory is not None and not isinstance(factory, CopiedData) and argument in _named(factory)
+
     def check_space(self, names: Mapping[str, Any]) -> None:
         """Compare the names with the signatures of model, data and Trainer."""
         targets: dict[str, Callable[..., Any]] = {"model": self._model, "trainer": pl.Trainer}

@@ -1,6 +1,6 @@
 """The check before training: one batch of a real fit, so that mistakes show before any budget is spent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,18 @@ def fit_one_batch(
         )
     _validate_plateaus(trainer)
     return {name: float(value) for name, value in job.metrics.items()}, trainer.steps_of(max_steps)
+
+
+def validate_logged(metrics: Mapping[str, Any], constraints: Iterable[str], monitors: Iterable[str]) -> None:
+    """Raise ValueError if a metric that is needed is not among those logged."""
+    for argument, names in (("constraints", constraints), ("monitor", monitors)):
+        for name in names:
+            if name not in metrics:
+                raise ValueError(
+                    f"`{argument}` {name!r} is not logged in validation; "
+                    f"logged there: {', '.join(sorted(metrics)) or 'nothing'}.{nearest(name, metrics)} "
+                    f"Add self.log({name!r}, ...) to validation_step."
+                )
 
 
 def _validate_plateaus(trainer: pl.Trainer) -> None:

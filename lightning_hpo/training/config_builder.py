@@ -104,6 +104,10 @@ class ConfigBuilder(Builder):
         """Trainer arguments of the config that a search does not use, because the tuner has its own."""
         return {name: value for name, value in self._given(self._base.trainer).items() if name in _BUDGET}
 
+    def takes(self, name: str) -> bool:
+        """Look for the path."""
+        return name in _paths(self._base)
+
     def check_space(self, names: Mapping[str, BaseDistribution]) -> None:
         """Parse each bound and choice, and compare the values of the config with those of the space."""
         owners: dict[str, str] = {}

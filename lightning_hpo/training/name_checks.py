@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+from optuna.distributions import IntDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
-from lightning_hpo.space import SearchSpace, split_name
-from lightning_hpo.training.builder import Builder
+from lightning_hpo.space import SearchSpace, parse_space, split_name
+from lightning_hpo.training.builder import Builder, TrialComponents
+from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.folds import METHODS, has_methods
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.leaves import same
 from lightning_hpo.training.rebuild import Build, Rebuild, unread_names
@@ -34,13 +37,18 @@ class NameCheck(pl.Callback):
 class UnusedNames(NameCheck):
     """Finds each name whose values change nothing that training reads."""
 
+    words = (
+        "{name!r} is in the space, but nothing that training reads changes with it: every value gives the same "
+        "training. Use it in the module or its optimizer, or take it out of the space."
+    )
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Build with other values and compare.
 
         Raises:
             ParameterMismatchError: if a name changes nothing, and the module says itself that it holds another value.
         """
-        building = BUILDING - {"setup", "prepare_data", "on_hyperparameters"}
+        building = BUILDING - {"setup", "prepare_data", "configure_callbacks", "on_hyperparameters"}
         rebuild = Rebuild(build_of(self._builder), self._params, building=building)
         values = self._space.deliver(self._params)
         for name in unread_names(self._space, rebuild, trainer):
@@ -53,10 +61,48 @@ class UnusedNames(NameCheck):
                     f"{name}={asked!r} was asked for, but hparams hold {hparams[key]!r}, and other values"
                     " change nothing."
                 )
-            self.unused.append(
-                f"{name!r} is in the space, but nothing that training reads changes with it: every value gives the same"
-                " training. Use it in the module or its optimizer, or take it out of the space."
-            )
+            self.unused.append(self.words.format(name=name))
+
+
+class UnusedFold(UnusedNames):
+    """Says whether the argument ``fold`` of the data changes nothing."""
+
+    words = (
+        "nothing that training reads changes with the argument {name!r}, so each fold would train on the same data: "
+        "let the loaders, or `setup`, read it."
+    )
+
+
+def fold_checks(
+    builder: Builder, space: Mapping[str, Any], params: Mapping[str, Any], components: TrialComponents, folds: int
+) -> list[NameCheck]:
+    """Check that data can be told their fold, and return a check of whether the argument ``fold`` has an effect.
+
+    Args:
+        builder: of a trial's components.
+        space: name -> distribution.
+        params: that the components were built with, the fold included.
+        components: that the check fits.
+        folds: how many.
+
+    Raises:
+        ValueError: for data that cannot be told, or a space that names the fold too.
+    """
+    arguments = fold_arguments(builder, 0, folds)
+    for name in arguments:
+        if name in space:
+            raise ValueError(f"`space` has the name {name!r}, which `folds` sets: leave one of them out.")
+    if has_methods(components.data):
+        return []
+    if not arguments:
+        owner = type(components.loader_owner).__name__
+        methods = "" if components.data is None else f", or the methods {METHODS[0]}(folds) and {METHODS[1]}(fold)"
+        raise ValueError(
+            f"`folds` is {folds}, but {owner} cannot be told which part of the data validates: give it the arguments "
+            f"`fold` and `folds`{methods}; or cut a plain dataset: datamodule=lightning_hpo.KFold(dataset)."
+        )
+    name = next(iter(arguments))
+    return [UnusedFold(builder, parse_space({name: IntDistribution(0, folds - 1)}), params)]
 
 
 class ChangeableNames(NameCheck):

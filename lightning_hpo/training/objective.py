@@ -23,6 +23,7 @@ from optuna.study import StudyDirection
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
+from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Mode, Outcome, Row, Task, Work, never
@@ -34,15 +35,17 @@ from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.rows import ENDED, SEED, trial_seed
 from lightning_hpo.study.trial_folders import identity_of, settle, study_id
-from lightning_hpo.text import listed, nearest
+from lightning_hpo.text import listed
 from lightning_hpo.training import micro_batches
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.attachments import Attachments, keep_states
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.callable_builder import CallableBuilder
-from lightning_hpo.training.check import fit_one_batch
+from lightning_hpo.training.check import fit_one_batch, validate_logged
+from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.folds import FoldSetup
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
-from lightning_hpo.training.name_checks import NameCheck, UnusedNames
+from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
 from lightning_hpo.training.plain_fit import written
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.ranks import ranks_of
@@ -104,8 +107,8 @@ class Objective:
         self._suggest_from = space if callable(space) else self.space
         self.also: tuple[str, ...] = ()
         """More metrics that must be logged in validation."""
-        self.halves = False
-        """Whether a trial that is out of memory goes on with smaller batches."""
+        self.halves, self.folds = False, 0
+        """Whether a trial that is out of memory goes on with smaller batches; folds that it is trained on."""
         self.constraints: Sequence[str] = ()
         """Metrics that must be logged in validation and are at most 0 in a feasible trial."""
         self.key = Key.new()
@@ -192,26 +195,26 @@ class Objective:
         """
         assert task.job.trial is not None
         with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
-            begin, is_own = _begin(task, self.key)
-            saved = None if begin is None else checkpoints.load(begin, key=self.key)
-            parts = parts.at_least(micro_batches.parts_of(saved))
-            whole, scores = self.builder.build(task.params), self.scores(task)
+            begin, saved, is_own, parts = _begin(task, self.key, parts)
+            target, fold, earlier = task.job.fit_steps, task.job.fold, task.job.max_steps - task.job.fit_steps
+            params = {**task.params, **fold_arguments(self.builder, fold, self.folds)}
+            whole, scores = self.builder.build(params), self.scores(task)
             notes = parts.note(whole)
-            outcome = finished_outcome(saved, task.job.max_steps, scores) if is_own and saved else None
+            outcome = finished_outcome(saved, target, scores) if is_own and saved else None
             if outcome is not None:  # a kill fell between the end of the job and its record
                 return replace(outcome, notes=notes)
             components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
             own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
-            progress = ProgressFile(task.folder, task.job.trial, start, task.job.max_steps, should_pause)
+            progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause, earlier=earlier)
             job = RunToStep(
-                task.job.max_steps,
+                target,
                 task.folder / CHECKPOINT,
                 every=self._every,
                 scores=scores,
                 should_pause=progress.pause_wanted,
                 stop_on_nan=self._stop_on_nan,
-                identity={**task.identity, "seed": task.job.seed},
+                identity={**task.identity, "seed": task.job.seed, **({} if fold is None else {"fold": fold})},
                 forked=begin is not None and not is_own,
                 attached=[text for text in map(written, own) if text is not None],
             )
@@ -220,7 +223,7 @@ class Objective:
                 task.folder,
                 job,
                 SealedCheckpointIO(begin, saved, self.key),
-                callbacks=callbacks,
+                callbacks=[*([] if fold is None else [FoldSetup(fold, self.folds)]), *callbacks],
                 saved=saved,
                 max_steps=self.max_steps,
                 unit=self.unit,
@@ -249,7 +252,8 @@ class Objective:
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Build an untrained module with the ``model.`` parameters."""
-        return self.builder.build_model(params)
+        fold = 0 if self.folds else None
+        return self.builder.build_model({**params, **fold_arguments(self.builder, fold, self.folds)})
 
     def check(self, params: Mapping[str, Any] | None = None) -> None:
         """Fit a batch and validate a batch, as a trial does: mistakes show before the first step.
@@ -276,7 +280,7 @@ class Objective:
             self.checked_steps = None if self.unit.is_steps else steps
             for message in unused:
                 warnings.warn(message, stacklevel=2)
-            _validate_logged(self, logged)
+            validate_logged(logged, self.constraints, (self.monitor, *self.also))
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
         """Let the logger of a trial say how the trial has ended.
@@ -300,7 +304,7 @@ class Objective:
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
             return Outcome(None, trainer.place()["step"], values=job.scores.values, ended=PAUSED)
-        _validate_logged(self, job.scores.metrics)
+        validate_logged(job.scores.metrics, self.constraints, (self.monitor, *self.also))
         place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
         return Outcome(**job.scores.outcome(place["step"]), values=job.scores.values, ended=job.ended, **place)
 
@@ -311,24 +315,32 @@ def _fit_one_batch(
     """Return what the check logs, names of the space that change nothing, and the optimizer steps of a full budget."""
     with quiet_and_seeded(objective.seed, 0), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        fold = 0 if objective.folds else None
+        params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
         names = objective.check_names(objective.builder, objective.space, params)
         whole = objective.builder.build(params)
+        checks = [names]
+        if objective.folds:
+            checks += fold_checks(objective.builder, objective.space, params, whole, objective.folds)
         if objective.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
             whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
         loader = micro_batches.validate_components(whole) if objective.halves else None
         components = micro_batches.split(whole, parts)
         objective.attached.attach(components, trial_info(folder, params, {}), logging=False)
+        fold_setup = [] if fold is None else [FoldSetup(fold, objective.folds)]
         with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
             logged, steps = fit_one_batch(
-                components, folder, objective.max_steps, objective.key, [names], unit=objective.unit
+                components, folder, objective.max_steps, objective.key, [*fold_setup, *checks], unit=objective.unit
             )
         if loader is not None:
             micro_batches.validate_loader(whole, loader)
-        return logged, names.unused, steps
+        return logged, [text for check in checks for text in check.unused], steps
 
 
-def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
-    """Return the checkpoint that a job begins from, and whether it is the trial's own."""
+def _begin(
+    task: Task, key: Key, parts: micro_batches.MicroBatches
+) -> tuple[Path | None, dict[str, Any] | None, bool, micro_batches.MicroBatches]:
+    """Return the checkpoint that a job begins from, its content, whether it is the trial's own, and micro-batches."""
     task.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = task.folder / CHECKPOINT
     for file in (checkpoint, task.folder / BEST_CHECKPOINT):
@@ -337,7 +349,12 @@ def _begin(task: Task, key: Key) -> tuple[Path | None, bool]:
     for file in damaged:
         aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
         logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
-    return own or task.source, own is not None
+    begin = own or task.source
+    saved = None if begin is None else checkpoints.load(begin, key=key)
+    parts = parts.at_least(micro_batches.parts_of(saved))
+    if saved is not None and saved.get(STAMP, {}).get("fold") != task.job.fold:  # of the fold before, which is recorded
+        return None, None, False, parts
+    return begin, saved, own is not None, parts
 
 
 @contextlib.contextmanager
@@ -380,21 +397,3 @@ def _naming(params: Mapping[str, Any]) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"with the parameters {listed(params)}")
         raise
-
-
-def _validate_logged(objective: Objective, metrics: Mapping[str, Any]) -> None:
-    """Raise ValueError if a metric that is needed is not among those logged."""
-    for name in objective.constraints:
-        _score(name, metrics, "constraints")
-    for name in (objective.monitor, *objective.also):
-        _score(name, metrics)
-
-
-def _score(monitor: str, metrics: Mapping[str, Any], argument: str = "monitor") -> float:
-    if monitor not in metrics:
-        raise ValueError(
-            f"`{argument}` {monitor!r} is not logged in validation; "
-            f"logged there: {', '.join(sorted(metrics)) or 'nothing'}.{nearest(monitor, metrics)} "
-            f"Add self.log({monitor!r}, ...) to validation_step."
-        )
-    return float(metrics[monitor])

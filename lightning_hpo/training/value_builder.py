@@ -36,6 +36,10 @@ class ValueBuilder(Builder):
         """As the other builder has it."""
         return self._builder.logger
 
+    def takes(self, name: str) -> bool:
+        """As the other builder does."""
+        return self._builder.takes(name)
+
     def check_space(self, names: Mapping[str, Any]) -> None:
         """Let the other builder check."""
         self._builder.check_space(names)

@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from optuna.pruners import BasePruner
 from optuna.samplers import RandomSampler
-from optuna.storages import InMemoryStorage
 
 from lightning_hpo.errors import explained
 from lightning_hpo.executors.base import Executor
-from lightning_hpo.records import FunctionWork, Job, Mode, Row, Work
+from lightning_hpo.records import Job, Mode, Row
 from lightning_hpo.reporting.best import BestFiles
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer, SearchEnded
@@ -20,14 +18,17 @@ from lightning_hpo.reporting.result import Result
 from lightning_hpo.reporting.watching import make_plan, observers_of, shown
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
 from lightning_hpo.schedulers.confirmed import confirmed
+from lightning_hpo.schedulers.folds import fit_steps, folded
 from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder, Coded
+from lightning_hpo.training.fold_arguments import fold_arguments
 from lightning_hpo.training.ranks import Ranks, ranks_of
 from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.earlier import prior_rows
+from lightning_hpo.tuners.functions import FunctionWork
 from lightning_hpo.tuners.limits import Limits
 from lightning_hpo.tuners.options import (
     Goal,
@@ -39,7 +40,7 @@ from lightning_hpo.tuners.options import (
     more_settings,
     validate_names,
 )
-from lightning_hpo.tuners.parts import Parts, data_of, validate_workers
+from lightning_hpo.tuners.parts import Parts, data_of, validate_workers, work_of
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.retrain import retrain
@@ -123,6 +124,7 @@ class Tuner:
                 raise ValueError(f"`mode` is {self.mode!r} for the tuner and {mode!r} for its scheduler.")
             self._beginning = group(Beginning, options)
             validate_beginning(self._beginning, self._define or self.space, scheduler)
+            scheduler = folded(scheduler, self._goal.folds, self.mode)
             self.scheduler, self._parts = confirmed(scheduler, self._goal.confirm, self.mode, total), parts
         self._builder: Builder | None = None
 
@@ -236,7 +238,7 @@ class Tuner:
             self._define or self.space,
             data=datamodule,
             monitor=self.monitor,
-            max_steps=self.scheduler.max_steps,
+            max_steps=fit_steps(self.scheduler),
             trainer={"devices": self._workers.devices_per_trial, **trainer},
             seed=self.seed,
             checkpoint_every=self._trials.checkpoint_every,
@@ -245,7 +247,7 @@ class Tuner:
         )
         objective.attached = attached
         objective.unit, objective.mode, objective.halves = self.unit, self.mode, self._trials.on_oom == "halve"
-        objective.check_on_one = not self._workers.in_process
+        objective.check_on_one, objective.folds = not self._workers.in_process, getattr(self.scheduler, "folds", 0)
         objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
         objective.check_names = self._parts.check_names or objective.check_names
         return objective
@@ -298,7 +300,7 @@ class Tuner:
             self.say_plan(run.console, title, run.table.rows)
             if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
                 run.target.check()
-            work = _work(run, pruner, group, in_process=self._workers.in_process)
+            work = work_of(run, pruner, group, in_process=self._workers.in_process)
             with (
                 shown(observers, run.console, self._run.verbose),
                 self._parts.executor(work, self._workers, run.interrupts) as executor,
@@ -326,12 +328,13 @@ def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:
         own,
         tuner.space.config if builder is None else builder.config,
         mode=tuner.mode,
-        max_steps=tuner.scheduler.max_steps,
+        max_steps=fit_steps(tuner.scheduler),
         keep_checkpoints=tuner._trials.keep_checkpoints,  # noqa: SLF001  # as above
         complete_only=getattr(tuner.scheduler, "replaces_broken", False),
         unit=tuner.unit,
         monitor=None if builder is None else tuner.monitor,
         texts=tuner.space.texts(),
+        fold_arguments=partial(fold_arguments, builder, folds=getattr(tuner.scheduler, "folds", 0)),
     )
     plan = make_plan(title, tuner.plan(), tuner.plan_covers, limits, workers=workers, unit=tuner.unit.count_label)
     watching = observers_of(run.folder, own, plan, run.console, tuner.mode, end_trial=run.target.end_trial)
@@ -358,26 +361,6 @@ def _loop(tuner: Tuner, run: Run, executor: Executor, observers: Sequence[Observ
         lock=run.lock,
         poll=POLL if run.shared else None,
     )
-
-
-def _work(run: Run, pruner: BasePruner | None, group: int, *, in_process: bool) -> Work:
-    """Return the work of a job: with a pruner, its trial reports validations; a worker may start a group of ranks."""
-    work = others = run.target.work
-    if pruner is not None:
-        if not in_process and isinstance(run.storage, InMemoryStorage):
-            raise ValueError(
-                "trials are to train in worker processes, but the study is in the memory of this process: give it a "
-                "storage that others can report to, a file's or a database's."
-            )
-        from lightning_hpo.tuners.reports import along, reporting  # noqa: PLC0415  # loads Lightning
-
-        monitor = str(run.goal.monitors[0])
-        work, others = reporting(work, run.study, run.storage, monitor), along(work, monitor)
-    if group == 1:
-        return work
-    from lightning_hpo.executors.rank_group import RankGroup  # noqa: PLC0415  # loads torch
-
-    return RankGroup(work, others, group)
 
 
 def _fingerprint(tuner: Tuner, target: Target) -> dict[str, Any]:

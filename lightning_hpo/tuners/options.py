@@ -31,8 +31,9 @@ class Options(TypedDict, total=False):
         monitor: metric that the module logs in validation. Needed by ``fit``.
         mode: whether a lower (``"min"``) or a higher (``"max"``) value is better. Default: ``"min"``; it must be given
             for a metric of which, by its name, more is better, such as ``val_acc``.
-        constraints: logged metrics that must be <= 0, such as ``["too_big"]``. A feasible trial is better than any
-            infeasible one, in rungs and populations too (see ``docs/limits.md``). A function has none.
+        constraints: logged metrics that must be <= 0, such as ``["too_big"]``; a text is a list of one. A feasible
+            trial is better than any infeasible one, in rungs and populations too (see ``docs/limits.md``). A function
+            has none.
         score: how the validations of a trial make the score that rungs, pruners, populations and the result go by:
             ``"last"``, the one at exactly the step where the trial stands; ``"best"``, the best one so far, whose
             weights ``best.ckpt`` then has; ``"mean(k)"``, the mean of the last ``k``, e.g. ``"mean(3)"``.
@@ -69,6 +70,10 @@ class Options(TypedDict, total=False):
             failures keep away. ``"halve"`` continues it from its last checkpoint with half the batch size and twice the
             ``accumulate_grad_batches``, and again, down to 1 (see ``docs/limits.md``). The data module (or a model with
             loaders of its own) must read ``self.batch_size`` or ``self.hparams.batch_size``.
+        folds: cross-validation: each trial is trained on so many folds of the data, one after the other, and its value
+            is the mean of their scores. A trial that is hopeless after two folds is stopped. The data are
+            ``KFold(dataset)``, or say themselves what a fold is (see ``docs/folds.md``). A function finds its fold as
+            ``job.fold``.
         isolate: run jobs in a worker process also when ``workers`` is 1, so that a crash or a hang of a trial ends that
             trial only. Model, data or function must then be importable by name.
         allow_changed: continue a study although the code of the model or data, the space, or the sampler is not what it
@@ -98,7 +103,7 @@ class Options(TypedDict, total=False):
 
     monitor: str | None
     mode: Mode | None
-    constraints: Sequence[str]
+    constraints: Sequence[str] | str
     score: str
     sampler: BaseSampler | None
     seed: int
@@ -118,6 +123,7 @@ class Options(TypedDict, total=False):
     max_retries: int
     stop_on_nan: bool
     on_oom: Literal["fail", "halve"]
+    folds: int | None
     isolate: bool
     allow_changed: bool
     overwrite: bool
@@ -143,6 +149,7 @@ class Goal:
         seed: of everything random.
         constraints: logged metrics that must be <= 0 in a feasible trial.
         confirm: how many configurations are confirmed, or that and with how many seeds; the pair, once it is made.
+        folds: of the data that each trial is trained on; None for a single fit.
         trial_seed: of every trial, in place of those that ``seed`` gives.
         score: how the validations of a trial make its score; see :class:`Options`.
 
@@ -154,8 +161,9 @@ class Goal:
     mode: Mode | Sequence[Mode] | None = None
     sampler: BaseSampler | None = None
     seed: int = 0
-    constraints: Sequence[str] = ()
+    constraints: Sequence[str] | str = ()
     confirm: int | Sequence[int] | None = None
+    folds: int | None = None
     trial_seed: int | None = None
     score: str = "last"
 
@@ -170,6 +178,8 @@ class Goal:
             raise ValueError(f"`mode` must be one of 'min', 'max', or one for each `monitor`, got {self.mode!r}.")
         if self.confirm is not None and len(modes) > 1:
             raise ValueError("`confirm` needs a search with one `monitor`: of several there is no best configuration.")
+        if self.folds is not None and len(modes) > 1:
+            raise ValueError("`folds` needs a search with one `monitor`, of which the mean over folds is taken.")
         object.__setattr__(self, "mode", [*map(direction, self.monitors, modes)])
         object.__setattr__(self, "score", str(ScoreRule.read(self.score)))
         if self.score != "last" and len(modes) > 1:
@@ -337,8 +347,8 @@ def more_settings(trials: TrialOptions, unit: Unit) -> dict[str, Any]:
 
 
 def _names(argument: str, given: Any) -> tuple[str, ...]:
-    """Return names of metrics; raise TypeError for anything else."""
-    if isinstance(given, str) or not (isinstance(given, Sequence) and all(isinstance(name, str) for name in given)):
-        hint = f": write {argument}={[given]!r}" if isinstance(given, str) else ", such as ['too_big']"
-        raise TypeError(f"`{argument}` must be a list of names of logged metrics, got {given!r}{hint}.")
-    return tuple(dict.fromkeys(given))
+    """Return names of metrics; raise TypeError for anything else. A text is a list of one."""
+    names = [given] if isinstance(given, str) else given
+    if not (isinstance(names, Sequence) and all(isinstance(name, str) and name for name in names)):
+        raise TypeError(f"`{argument}` must be a list of names of logged metrics, such as ['too_big'], got {given!r}.")
+    return tuple(dict.fromkeys(names))

@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility
-from optuna.pruners import BasePruner, MedianPruner
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import StudyDirection
 
@@ -41,7 +41,7 @@ class OptunaTuner(Tuner):
             the Pareto front.
         mode: as for :class:`Tuner`, or one for each metric.
         sampler: default ``TPESampler()``, or that of ``study``.
-        pruner: default ``MedianPruner()``, or that of ``study``.
+        pruner: default ``MedianPruner()``, or that of ``study``; with ``folds`` there is none.
         study: to continue, with its storage and its enqueued trials; its directions must be those of ``mode``.
         **options: as for :class:`Tuner`; ``keep_checkpoints`` is True by default. ``workers`` report to the study
             themselves, so it must not be in memory. What the sampler knows when it is asked depends on who ended first.
@@ -64,14 +64,13 @@ class OptunaTuner(Tuner):
         **options: Any,
     ) -> None:
         with explained(None):
-            if pruner is not None and not isinstance(pruner, BasePruner):
-                raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
             if study is not None:
                 _validate_study(study, options)
-                sampler, pruner = sampler or study.sampler, pruner or study.pruner
+            pruner = _pruner(pruner, study, options.get("folds"))
+            if study is not None:
+                sampler = sampler or study.sampler
                 if options.get("name") is None:
                     options["name"] = study.study_name
-            pruner = MedianPruner() if pruner is None else pruner
             budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
             more: dict[str, Any] = {"monitor": monitor, "mode": mode, "keep_checkpoints": keep_checkpoints}
             super().__init__(
@@ -80,7 +79,7 @@ class OptunaTuner(Tuner):
                 unit=budget.unit.name,
                 parts=Parts(
                     parts_of_unit=budget.unit.parts,
-                    propose=partial(OptunaProposer, pruner=pruner),
+                    propose=_scored_by_jobs if pruner is None else partial(OptunaProposer, pruner=pruner),
                     study=study,
                     pruner=pruner,
                 ),
@@ -125,6 +124,20 @@ def _validate_distributions(study: optuna.Study, space: Mapping[str, BaseDistrib
                 f"`space` has {name!r} as {space[name]}, but `study` has {known[name]}: write it as in the study. Only"
                 " the ends of a range may differ; Optuna wants equal choices in the same order, and the same `log`."
             ) from error
+
+
+_scored_by_jobs = partial(OptunaProposer, pruner=NopPruner(), random_share=lambda steps: 0.0)  # noqa: ARG005  # a name
+
+
+def _pruner(pruner: BasePruner | None, study: optuna.Study | None, folds: int | None) -> BasePruner | None:
+    """Return what prunes trials while they train; None with folds, which stop them in between."""
+    if pruner is not None and not isinstance(pruner, BasePruner):
+        raise TypeError(f"`pruner` must be an Optuna pruner, got {pruner!r}.")
+    if folds is None:
+        return pruner or (MedianPruner() if study is None else study.pruner)
+    if pruner is not None:
+        raise ValueError("`folds` and `pruner` do not go together: hopeless trials are stopped between folds.")
+    return None
 
 
 def create_optuna_study(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import optuna
 from optuna.pruners import BasePruner
+from optuna.storages import InMemoryStorage
 
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
@@ -97,3 +98,23 @@ class Parts:
     single_process: str = ""
     no_function: str = ""
     parts_of_unit: int = 1
+
+
+def work_of(run: Run, pruner: BasePruner | None, group: int, *, in_process: bool) -> Work:
+    """Return the work of a job: with a pruner, its trial reports validations; a worker may start a group of ranks."""
+    work = others = run.target.work
+    if pruner is not None:
+        if not in_process and isinstance(run.storage, InMemoryStorage):
+            raise ValueError(
+                "trials are to train in worker processes, but the study is in the memory of this process: give it a "
+                "storage that others can report to, a file's or a database's."
+            )
+        from lightning_hpo.tuners.reports import along, reporting  # noqa: PLC0415  # loads Lightning
+
+        monitor = str(run.goal.monitors[0])
+        work, others = reporting(work, run.study, run.storage, monitor), along(work, monitor)
+    if group == 1:
+        return work
+    from lightning_hpo.executors.rank_group import RankGroup  # noqa: PLC0415  # loads torch
+
+    return RankGroup(work, others, group)

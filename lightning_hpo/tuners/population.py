@@ -33,6 +33,12 @@ _TAKEN = (
     "monitor", "mode", "score", "constraints", "seed", "name", "storage", "root", "trainer", "verbose",
     "allow_changed", "workers", "logger", "callbacks", "start",
 )  # fmt: skip
+_INSTEAD = {
+    "confirm": ": its answer is a schedule, and weights that were copied between members. `fit -c best.yaml "
+    "--seed_everything 1` replays the schedule with another seed.",
+    "folds": ": members copy weights, and so what other folds have learned. BayesianTuner, OptunaTuner and RandomTuner "
+    "have folds.",
+}
 _TAKEN_BY_WORKERS = ("max_retries", "trial_timeout")
 _INTERVAL = 200  # optimizer steps
 _RHYTHM = ("val_check_interval", "check_val_every_n_epoch")
@@ -115,7 +121,8 @@ class PopulationTuner(Tuner):
             taken = (*_TAKEN, "executor", *(() if here else _TAKEN_BY_WORKERS))
             for argument, value in options.items():  # a command line gives options at their default too
                 if argument not in taken and value != DEFAULTS.get(argument, value):
-                    raise ValueError(f"`{argument}` means nothing for a population; it takes {', '.join(taken)}.")
+                    instead = _INSTEAD.get(argument, f"; it takes {', '.join(taken)}.")
+                    raise ValueError(f"`{argument}` means nothing for a population{instead}")
             for argument, value in (options.get("trainer") or {}).items():
                 if argument in _RHYTHM:
                     raise ValueError(

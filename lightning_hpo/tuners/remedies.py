@@ -40,6 +40,7 @@ _SYNONYMS = {
     "resample": "resample_probability",
     "total_steps": "total_budget budget max_total_steps",
     "start": "points_to_evaluate initial_points x0 initial_configs start_points initial_params enqueue",
+    "folds": "cv n_splits num_folds n_folds k_folds kfold kfolds fold cross_validation",
     "from_run": "warm_start warm_start_from previous_run earlier_run prior_run prior source_study transfer_from",
 }
 _OURS = {word: ours for ours, words in _SYNONYMS.items() for word in words.split()}

@@ -12,6 +12,7 @@ from optuna.trial import FixedTrial
 from lightning_hpo.errors import explained
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.schedulers import FullBudget
+from lightning_hpo.schedulers.folds import fit_steps, folded
 from lightning_hpo.schedulers.units import UNITS, UnitName, read_budget
 from lightning_hpo.space import choice, parse_space, suggest
 from lightning_hpo.study.rows import trial_seed
@@ -47,10 +48,11 @@ def retrain(
             raise ValueError(f"`seed` must be an int from 0 to {_SEED_LIMIT - 1}, got {seed!r}.")
         most: dict[UnitName, Any] = {unit: changes.get(f"max_{unit}") for unit in UNITS}
         again = copy.copy(tuner)
-        again.scheduler = FullBudget(tuner.scheduler.max_steps, 1)
+        again.scheduler = FullBudget(fit_steps(tuner.scheduler), 1)
         if any(value is not None for value in most.values()):
             budget = read_budget(most)
             again.unit, again.scheduler = budget.unit, FullBudget(budget.full, 1)
+        again.scheduler = folded(again.scheduler, goal.folds, tuner.mode)
         params = dict(result.best_params)
         if (define := tuner._define) is not None:  # noqa: SLF001  # as above
             found: Any = FixedTrial(dict(result.rows[result.best_trial].params))

@@ -17,6 +17,7 @@ from lightning_hpo.executors.base import Executor
 from lightning_hpo.records import CHECKPOINT, Job, Outcome, Row, Task, spent
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, Observer, StudyRead
 from lightning_hpo.schedulers.base import Scheduler
+from lightning_hpo.schedulers.folds import over_folds
 from lightning_hpo.study.rows import FOREIGN
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.study.trial_folders import identity_of
@@ -151,14 +152,15 @@ class Search:
         home = self.table.rows[row.home]
         self.settle(self.folder(home.number), identity_of(self.study_id, home.number, home.params))
         self.table.assign(number, job.max_steps)  # a lease stands in the folder
+        more: dict[str, Any] = {"confirms": row.confirms, "seed": self.table.seed(number), "fold": job.fold}
         return Task(
-            Job(job.max_steps, number, row.parent, row.params, confirms=row.confirms, seed=self.table.seed(number)),
+            Job(job.max_steps, number, row.parent, row.params, **more),
             params,
             self.folder(home.number),
             source=None if row.parent is None else self._source(row, row.parent),
             identity=identity_of(self.study_id, number, row.params),
             member=home.number,
-            scored_from=row.scored_from,
+            scored_from=row.scored_from if job.fold is None else (),
         )
 
     def _source(self, row: Row, parent: int) -> Path:
@@ -200,7 +202,7 @@ class Search:
             self.table.assign(number, None)
             return
         else:
-            outcome = future.result()
+            outcome = over_folds(future.result(), task.job, self.table.rows[number].folds)
             reason, remark = self._record(number, task, outcome), outcome.remark
             if outcome.stopped:
                 step = outcome.step if outcome.global_step is None else outcome.global_step
@@ -223,6 +225,8 @@ class Search:
     def _record(self, number: int, task: Task, outcome: Outcome) -> str | None:
         """Write the values at the step where the Trainer stood; say why if they are no values."""
         constraints = {name: outcome.metrics.get(name, math.nan) for name in self.goal.constraints}
+        if task.job.fold:
+            constraints = _worst(constraints, self.table.notes[number])
         for name, value in constraints.items():
             if not math.isfinite(value):
                 return f"the constraint {name} is {value}"
@@ -271,6 +275,11 @@ class Search:
     def _tell(self, event: Event) -> None:
         for observer in self.observers:
             observer.on(event)
+
+
+def _worst(constraints: Mapping[str, float], notes: Mapping[str, Any]) -> dict[str, float]:
+    """Return the largest value of each constraint over the folds of a trial; earlier ones are in its notes."""
+    return {name: max(value, notes.get(f"constraints:{name}", value)) for name, value in constraints.items()}
 
 
 def _values(monitors: Sequence[str | None], outcome: Outcome) -> tuple[list[float], str | None]:

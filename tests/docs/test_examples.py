@@ -54,6 +54,11 @@ def test_two_workers_killed_with_their_group_and_continued(tmp_path):
     ("example", "arguments", "line"),
     [
         ("regression.py", ["--max-epochs", "1", "--n-trials", "2"], r"best val_mse \d\.\d+; a linear regression"),
+        (
+            "kfold.py",
+            ["--max-epochs", "1", "--n-trials", "1"],
+            r"best val_loss \d\.\d+ ± \d\.\d+ over 5 folds: .*\n5 fits of 5",
+        ),
         ("characters.py", ["--max-steps", "9", "--n-trials", "9"], r"best: \d\.\d+ bits for each character"),
         ("gan.py", ["--max-steps", "18"], r"best val_mmd \d\.\d+; four drawn digits"),
         ("finetuning.py", ["--max-epochs", "3"], r"best val_acc 0\.\d+ with .*unfreeze_at"),

@@ -20,6 +20,7 @@ from torch import nn
 
 import lightning_hpo
 from tests.docs import mine
+from tests.support.small import digits
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,6 +30,7 @@ SMALLER = [
     (r"n_trials=\d+", "n_trials=6"),
     (r"max_epochs=\d+", "max_epochs=2"),
     (r"interval=\d+", "interval=2"),
+    (r"folds=\d", "folds=2"),
     (r"population_size=\d+", "population_size=4"),
     (r"total_steps=[\d_]+", "total_steps=24"),
     (r"max_steps=12, min_steps=\d+", "max_steps=12, min_steps=3"),
@@ -39,7 +41,7 @@ GIVEN = {
     "CSVLogger": CSVLogger, "optuna": optuna,
     "MedianPruner": MedianPruner, "TPESampler": TPESampler, "torch": torch, "nn": nn,
     "LitModel": mine.LitModel, "LitData": mine.LitData, "MyCLI": mine.MyCLI, "data": mine.LitData(),
-    "model": mine.LitModel(), "objective_fn": mine.objective_fn,
+    "dataset": digits()[0], "model": mine.LitModel(), "objective_fn": mine.objective_fn,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.tuner import Tuner as LightningTuner
 from torch import nn
 from torch.optim import lr_scheduler
@@ -52,6 +53,15 @@ class Used(Plain):
         return super().training_step(batch, batch_idx) * self.hparams["act"].__len__()
 
 
+class Stops(Net):
+    def __init__(self, patience=3):
+        super().__init__()
+        self.patience = patience
+
+    def configure_callbacks(self):
+        return [EarlyStopping("val_loss", patience=self.patience)]
+
+
 class Reads(Data):
     def __init__(self, batch_size=16, noise=0.0):
         super().__init__(batch_size)
@@ -66,6 +76,7 @@ class Reads(Data):
     [
         (Used, {"act": "choice(relu, gelux)", "hidden": "int(4, 8)", "init_std": "uniform(0.1, 1)"}, Data),
         (Net, {"lr": "loguniform(1e-3, 1)", "dropout": "uniform(0, 0.5)", "data.batch_size": "choice(16, 32)"}, Data),
+        (Stops, {"patience": "int(3, 5)"}, Data),
         (Net, {"data.noise": "uniform(0, 1)", "trainer.gradient_clip_val": "uniform(0.1, 1)"}, Reads),
     ],
 )
