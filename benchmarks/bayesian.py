@@ -11,6 +11,7 @@ are already in the file are not run again.
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -29,7 +30,8 @@ from lightning_hpo.samplers import GaussianProcessSampler, predicted_best
 
 RESULTS = Path(__file__).parent / "results" / "bayesian.jsonl"
 CHECKPOINTS = (20, 50, 100)
-FEW = ("textbook", "before", "older")  # not ranked: a single seed, and versions of ours (d06db11, 2026-11-26)
+# Not ranked: a single seed, and versions of ours (d06db11, 2026-11-26, 91ea269).
+FEW = ("textbook", "before", "older", "plain_kernel")
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -284,6 +286,43 @@ def table():
             print(f"| {r['space']} | {r['n']} | {r['method']} | {1e3 * r['first']:.1f} | {1e3 * r['later']:.1f} |")
 
 
+def against(older):
+    """Print the ratio of ours to an older version of it: geometric means over problems of means over seeds."""
+    values = {}
+    for r in (r for r in records() if r["kind"] == "regret" and r["method"] in ("ours", older)):
+        for name in ("regret", "by_model"):
+            values.setdefault((r["problem"], name, r["n"]), {}).setdefault(r["method"], {})[r["seed"]] = r[name]
+    rng = np.random.default_rng(0)
+    groups = {
+        "functions": lambda p: not p.endswith("_noisy") and not p.startswith("hpolib"),
+        "tables": lambda p: p.startswith("hpolib"),
+        "noisy, lowest value": lambda p: p.endswith("_noisy"),
+        "noisy, model's mean": lambda p: p.endswith("_noisy"),
+    }
+    print(f"| problems | half | {' | '.join(map(str, CHECKPOINTS))} |\n|---|---|{'---|' * len(CHECKPOINTS)}")
+    for (title, chosen), half in itertools.product(groups.items(), ("development", "other", "both")):
+        cells = []
+        for n in CHECKPOINTS:
+            pairs = []
+            for p in filter(chosen, PROBLEMS):
+                found = values.get((p, "by_model" if "mean" in title else "regret", n), {})
+                if len(found) == 2 and half in ("both", "development" if is_development(p) else "other"):
+                    seeds = sorted(found["ours"].keys() & found[older].keys())
+                    pairs.append(np.array([[found[m][s] for s in seeds] for m in ("ours", older)]))
+            ratios = [_ratio(pairs)] if pairs else []
+            for _ in range(400 if pairs else 0):
+                drawn = [pairs[i] for i in rng.integers(len(pairs), size=len(pairs))]
+                ratios.append(_ratio([x[:, rng.integers(x.shape[1], size=x.shape[1])] for x in drawn]))
+            low, high = np.quantile(ratios, [0.05, 0.95]) if ratios else (math.nan, math.nan)
+            cells.append(f"{ratios[0]:.2f} ({low:.2f}-{high:.2f}), {len(pairs)}" if ratios else "-")
+        print(f"| {title} | {half} | {' | '.join(cells)} |")
+
+
+def _ratio(pairs):
+    means = np.maximum([pair.mean(axis=1) for pair in pairs], 1e-6)
+    return float(np.exp(np.log(means[:, 0] / means[:, 1]).mean()))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
@@ -294,8 +333,11 @@ def main():
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 200, 500, 1000, 5000])
     parser.add_argument("--asks", type=int, default=20)
     parser.add_argument("--table", action="store_true", help="print the summary of the results file")
+    parser.add_argument("--against", metavar="METHOD", help="compare ours with an older version of it")
     arguments = parser.parse_args()
-    if arguments.table:
+    if arguments.against:
+        against(arguments.against)
+    elif arguments.table:
         table()
     elif arguments.cost:
         cost(arguments.cost, arguments.sizes, arguments.asks)

@@ -136,6 +136,7 @@ def plain(text: str, root: Path) -> str:
     """Return a text without what is of this machine."""
     text = re.sub(r"\x1b\[[\d;]*m", "", text).replace(str(root), "runs").replace(f"{EXAMPLES.parent}/", "")
     lines = re.sub(r"/[\w./-]*/site-packages/", "", text).splitlines(keepends=True)
+    lines = [line for line in lines if "Tip: For seamless" not in line]  # Lightning's advertisements
     return "".join(lines if len(lines) <= _MOST_LINES else [*lines[:25], "...\n", *lines[-20:]])
 
 

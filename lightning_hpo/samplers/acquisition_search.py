@@ -76,9 +76,8 @@ class Search:
             finalists = rows
         return self._best(finalists)
 
-    def jump(self) -> Floats:
+    def jump(self, best: Floats) -> Floats:
         """Return the best row with one column changed, where that is worth most, shape (d,)."""
-        best = self.model.units[int(np.argmin(self.model.means))]
         jumps = []
         for i in self.free:
             column = self.encoding.columns[i]

@@ -45,6 +45,8 @@ class GaussianProcessSampler(BaseSampler):
     * Any mixture of float, log, integer, stepped and categorical parameters. Choices that are all numbers count as
       ordered. A parameter that not every trial has is modelled on the trials that have it, given the parameters that
       the trial already holds; also where a single trial lacks it that failed before it asked for it.
+    * The kernel is Matérn 5/2, and gains an additive or a quadratic component where trials speak for it:
+      :mod:`lightning_hpo.samplers.kernel`.
     * Pruned and paused trials count with their last reported value at its step; failed, NaN and infinite ones as
       infeasible, unless no trial near them fails: see :mod:`lightning_hpo.samplers.observations` for the rules.
     * Expected improvement takes the best mean for granted. Where there is noise (above 1 % of the targets' variance) it
@@ -128,7 +130,7 @@ class GaussianProcessSampler(BaseSampler):
             )
         self.warp, self.surrogate, self.acquisition = warp, surrogate, acquisition
         self.space = space
-        self._fitter, self._label_fitter = Fitter(warp), Fitter("none")
+        self._fitter, self._label_fitter = Fitter(warp), Fitter("none", components=False)
         self._suggested: dict[int, dict[str, Any]] = {}  # by the trial's number; read only while the trial lacks it
 
     def reseed_rng(self) -> None:
@@ -313,7 +315,7 @@ def _next_configuration(
         values = np.where(observations.candidates(), observations.values, np.nan)
         unit = None
         if number % 4 == 1 and is_stalled(values, _LONG):
-            unit = whole.jump()
+            unit = whole.jump(observations.units[int(np.nanargmin(values))])
         elif number % 2 == 0 and is_stalled(values, _SHORT):
             local = local_model(model.encoding, observations, values)
             unit = None if local is None else search(local).maximise()

@@ -10,8 +10,9 @@ s, σ²          signal variance, noise variance
 τ²             prior variance of the constant mean, which is integrated out (fixed at 1)
 r²(x, x')      Σ_c w_c (x_c - x'_c)²
 k(x, x')       s (1 + √5 r + 5/3 r²) exp(-√5 r) + τ²        (Rasmussen & Williams eq. 4.17, 2.40)
+t              scale of a component that is added to k: :mod:`lightning_hpo.samplers.kernel`
 K, L, α        k(X, X) + σ² I, its Cholesky factor, K⁻¹ y                                    (n, n), (n, n), (n,)
-θ              (log ℓ, log s, log σ²)                                                        (g + 2,)
+θ              (log ℓ, log s, log σ²), and log t as a last with a component                  (g + 2,)
 =============  ===========================================================================  ==============
 
 A category is one column per value, 0 or √½, in one group: two different values are then at squared distance 1.
@@ -31,13 +32,13 @@ from scipy.optimize import minimize
 from scipy.special import lambertw
 
 from lightning_hpo.samplers.arrays import Floats, Groups
+from lightning_hpo.samplers.kernel import COMPONENTS, Adds, matern, squared_distances
 
 MEAN_VARIANCE = 1.0  # τ²
-_SQRT5 = math.sqrt(5.0)
 _LOG_2PI = math.log(2.0 * math.pi)
 _KINSHIP = 0.5  # κ, see log_prior
 _SHORTEST = math.sqrt(0.02)  # ℓ₀, see log_prior
-# LogNormal(location, spread) of s and σ², as densities of s and σ² (not of their logarithms).
+# LogNormal(location, spread) of s and t, and of σ², as densities of these (not of their logarithms).
 _SCALE_PRIOR = (1.0, 1.0)
 _NOISE_PRIOR = (-4.0, 1.5)
 _LENGTHSCALE_BOUNDS = (5e-3, 1e3)
@@ -53,6 +54,8 @@ class Hyperparameters:
         lengthscales: ℓ, above 0, shape (g,), in units of the features.
         scale: signal variance s, above 0.
         noise: noise variance σ², above 0.
+        component: that is added to the Matérn kernel: "additive", "quadratic" or None.
+        component_scale: its t, above 0.
 
     Raises:
         ValueError: if one of them is not a positive finite number.
@@ -65,23 +68,28 @@ class Hyperparameters:
     lengthscales: Floats
     scale: float
     noise: float
+    component: str | None = None
+    component_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lengthscales", "scale", "noise"):
+        for name in ("lengthscales", "scale", "noise", "component_scale"):
             value = getattr(self, name)
             if not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
                 raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
 
     def to_log(self) -> Floats:
-        """Return θ, shape (g + 2,)."""
-        theta: Floats = np.log(np.append(self.lengthscales, (self.scale, self.noise)))
+        """Return θ."""
+        last = () if self.component is None else (self.component_scale,)
+        theta: Floats = np.log(np.append(self.lengthscales, (self.scale, self.noise, *last)))
         return theta
 
     @classmethod
-    def from_log(cls, theta: Floats) -> "Hyperparameters":
-        """Return the hyperparameters of θ, shape (g + 2,)."""
+    def from_log(cls, theta: Floats, component: str | None = None) -> "Hyperparameters":
+        """Return the hyperparameters of θ."""
         natural = np.exp(theta)
-        return cls(natural[:-2], float(natural[-2]), float(natural[-1]))
+        if component is None:
+            return cls(natural[:-2], float(natural[-2]), float(natural[-1]))
+        return cls(natural[:-3], float(natural[-3]), float(natural[-2]), component, float(natural[-1]))
 
 
 def prior_mode(groups: int) -> Hyperparameters:
@@ -104,27 +112,32 @@ def prior_mode(groups: int) -> Hyperparameters:
     )
 
 
-def log_marginal_likelihood(theta: Floats, features: Floats, targets: Floats, groups: Groups) -> tuple[float, Floats]:
+def log_marginal_likelihood(
+    theta: Floats, features: Floats, targets: Floats, groups: Groups, adds: Adds | None = None
+) -> tuple[float, Floats]:
     """Return log p(y | X, θ) and its gradient (Rasmussen & Williams eq. 2.30 and 5.9).
 
     Args:
-        theta: θ, shape (g + 2,).
+        theta: θ.
         features: X, shape (n, D).
         targets: y, shape (n,).
         groups: the group of each column, 0 to g - 1, shape (D,).
+        adds: of the component (:meth:`Component.of_rows`), if there is one.
 
     Returns:
-        The log likelihood and its gradient in θ, shape (g + 2,).
+        The log likelihood and its gradient in θ.
 
     Raises:
         scipy.linalg.LinAlgError: if K is not positive definite in float64.
     """
     n = len(targets)
     natural = np.exp(theta)
-    scale, noise = natural[-2], natural[-1]
+    g = len(theta) - (2 if adds is None else 3)
+    scale, noise = natural[g], natural[g + 1]
     weights = natural[groups] ** -2.0
-    k, slope = _matern(_squared_distances(features, features, weights), scale)
+    k, slope = matern(squared_distances(features, features, weights), scale)
     covariance = k + MEAN_VARIANCE
+    component_gradient = None if adds is None else adds(natural[:g], natural[-1], covariance)
     covariance.flat[:: n + 1] += noise
     factor, info = lapack.dpotrf(covariance.T, lower=1, clean=1, overwrite_a=1)
     if info:
@@ -136,22 +149,26 @@ def log_marginal_likelihood(theta: Floats, features: Floats, targets: Floats, gr
     inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)  # the lower triangle only
     inverse = inverse.T  # as C order: the upper triangle, zeros below
     trace = np.trace(inverse)
-    gradient = np.empty_like(theta)
+    gradient = np.zeros_like(theta)
     # ½ tr((α αᵀ - K⁻¹) ∂K/∂θ)   (eq. 5.9)
-    gradient[-2] = 0.5 * (alpha @ (k @ alpha) - 2.0 * np.vdot(inverse, k) + trace * scale)
-    gradient[-1] = 0.5 * noise * (alpha @ alpha - trace)
-    pull = (np.multiply.outer(alpha, alpha) - inverse) * slope  # (α αᵀ - K⁻¹) ∘ ∂k/∂r², upper triangle
+    gradient[g] = 0.5 * (alpha @ (k @ alpha) - 2.0 * np.vdot(inverse, k) + trace * scale)
+    gradient[g + 1] = 0.5 * noise * (alpha @ alpha - trace)
+    pull = np.multiply.outer(alpha, alpha)
+    pull -= inverse  # upper triangle
+    if component_gradient is not None:
+        gradient[[*range(g), -1]] = component_gradient(pull)
+    pull *= slope  # (α αᵀ - K⁻¹) ∘ ∂k/∂r²
     columns = np.empty((n, features.shape[1] + 1), order="F")
     columns[:, 0] = 1.0
     columns[:, 1:] = features
     product = blas.dsymm(1.0, pull.T, columns, lower=1)
     # Σ_ab P_ab (x_a - x_b)² = 2 Σ_a (P 1)_a x_a² - 2 xᵀ P x, column by column
     spread = 2.0 * (product[:, 0] @ features**2 - (features * product[:, 1:]).sum(axis=0))
-    gradient[:-2] = -np.bincount(groups, weights * spread, minlength=len(theta) - 2)
+    gradient[:g] -= np.bincount(groups, weights * spread, minlength=g)
     return float(value), gradient
 
 
-def log_prior(theta: Floats) -> tuple[float, Floats]:
+def log_prior(theta: Floats, component: str | None = None) -> tuple[float, Floats]:
     """Return the log prior density of the hyperparameters at θ, up to a constant, and its gradient in θ.
 
     The density is that of (ℓ, s, σ²) themselves: hence the term -log in each (without it the mode of ℓ is far higher).
@@ -165,16 +182,14 @@ def log_prior(theta: Floats) -> tuple[float, Floats]:
     flat there, the density above rises towards zero, and a model of unrelated rows spends trials on the closest
     neighbourhood of the best row.
     """
-    location, spread = _lengthscale_prior(len(theta) - 2)
-    locations = np.full(len(theta), location)
-    spreads = np.full(len(theta), spread)
-    locations[-2:] = _SCALE_PRIOR[0], _NOISE_PRIOR[0]
-    spreads[-2:] = _SCALE_PRIOR[1], _NOISE_PRIOR[1]
+    g = len(theta) - (2 if component is None else 3)
+    others = (_SCALE_PRIOR, _NOISE_PRIOR, _SCALE_PRIOR)[: len(theta) - g]
+    locations, spreads = np.array([_lengthscale_prior(g)] * g + [*others]).T
     z = (theta - locations) / spreads
-    apart = (theta[:-2] - theta[:-2].mean()) / _KINSHIP
-    short = (_SHORTEST * np.exp(-theta[:-2])) ** 2
+    apart = (theta[:g] - theta[:g].mean()) / _KINSHIP
+    short = (_SHORTEST * np.exp(-theta[:g])) ** 2
     gradient = -z / spreads - 1.0
-    gradient[:-2] += 2.0 * short - apart / _KINSHIP  # Σ apart = 0: the mean's own part vanishes
+    gradient[:g] += 2.0 * short - apart / _KINSHIP  # Σ apart = 0: the mean's own part vanishes
     return float(-0.5 * (z @ z + apart @ apart) - theta.sum() - short.sum()), gradient
 
 
@@ -187,7 +202,8 @@ def fit(
         features: X, shape (n, D).
         targets: y, shape (n,), about standardised.
         groups: the group of each column, shape (D,).
-        starts: one or more starting points; the best end point wins, the earlier start at a tie.
+        starts: one or more starting points, with the same component; the best end point wins, the earlier start at a
+            tie.
         iterations: L-BFGS-B iterations per start.
 
     Returns:
@@ -200,16 +216,20 @@ def fit(
         raise ValueError("`starts` must hold at least one Hyperparameters, got none.")
     _check(features, targets)
 
+    component = starts[0].component
+    adds = None if component is None else COMPONENTS[component].of_rows(features, groups)
+
     def negative(theta: Floats) -> tuple[float, Floats]:
-        prior, prior_gradient = log_prior(theta)
+        prior, prior_gradient = log_prior(theta, component)
         try:
-            value, gradient = log_marginal_likelihood(theta, features, targets, groups)
+            value, gradient = log_marginal_likelihood(theta, features, targets, groups, adds)
         except LinAlgError:
             return 1e10, np.zeros_like(theta)  # the line search steps back
         return -value - prior, -gradient - prior_gradient
 
     count = len(starts[0].lengthscales)
-    bounds = np.log(np.array([_LENGTHSCALE_BOUNDS] * count + [_SCALE_BOUNDS, _NOISE_BOUNDS]))
+    others = [_SCALE_BOUNDS, _NOISE_BOUNDS] + ([] if component is None else [_SCALE_BOUNDS])
+    bounds = np.log(np.array([_LENGTHSCALE_BOUNDS] * count + others))
     best: Any = None
     climb: Any = minimize  # the stubs cannot match a function that returns value and gradient
     for start in starts:
@@ -218,7 +238,7 @@ def fit(
         found = climb(negative, first, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         if best is None or found.fun < best.fun:
             best = found
-    return Hyperparameters.from_log(best.x), -float(best.fun)
+    return Hyperparameters.from_log(best.x, component), -float(best.fun)
 
 
 class GaussianProcess:
@@ -241,20 +261,17 @@ class GaussianProcess:
         True
     """
 
-    def __init__(
-        self,
-        features: Floats,
-        targets: Floats,
-        groups: Groups,
-        hyperparameters: Hyperparameters,
-    ) -> None:
+    def __init__(self, features: Floats, targets: Floats, groups: Groups, hyperparameters: Hyperparameters) -> None:
         _check(features, targets)
         self.hyperparameters = hyperparameters
         self.groups = groups
         self.features = features
         self.targets = targets
         self.weights = hyperparameters.lengthscales[groups] ** -2.0
-        self.factor, self.jitter = _cholesky(self._covariance(features), hyperparameters.noise)
+        make = COMPONENTS.get(hyperparameters.component or "")
+        lengthscales, scale = hyperparameters.lengthscales, hyperparameters.component_scale
+        self.component = make(lengthscales, scale, groups) if make else None
+        self.factor, self.jitter = _cholesky(self._cross(features, features), hyperparameters.noise)
         self._solve()
 
     def _solve(self) -> None:
@@ -274,9 +291,10 @@ class GaussianProcess:
             return self
         n, total = len(self.targets), len(self.targets) + len(targets)
         cross = blas.dtrsm(1.0, self.factor, self._cross(self.features, features), lower=1)
-        block = self._covariance(features) - cross.T @ cross
+        block = self._cross(features, features) - cross.T @ cross
         grown = object.__new__(GaussianProcess)
         grown.hyperparameters, grown.groups, grown.weights = self.hyperparameters, self.groups, self.weights
+        grown.component = self.component
         grown.features = np.concatenate([self.features, features])
         grown.targets = np.concatenate([self.targets, targets])
         corner, grown.jitter = _cholesky(block, self.hyperparameters.noise)
@@ -299,7 +317,7 @@ class GaussianProcess:
         cross = self._cross(self.features, features)
         mean = cross.T @ self.alpha
         solved = blas.dtrsm(1.0, self.factor, cross, lower=1, overwrite_b=1)
-        variance = self.hyperparameters.scale + MEAN_VARIANCE - np.einsum("ij,ij->j", solved, solved)
+        variance = self._variance(features) - np.einsum("ij,ij->j", solved, solved)
         return mean, np.sqrt(np.maximum(variance, _MINIMAL_VARIANCE))
 
     def posterior_gradient(self, feature: Floats) -> tuple[float, float, Floats, Floats]:
@@ -313,20 +331,26 @@ class GaussianProcess:
         """
         difference = self.features - feature
         squared = (difference * difference) @ self.weights
-        k, slope = _matern(squared, self.hyperparameters.scale)
+        k, slope = matern(squared, self.hyperparameters.scale)
         k += MEAN_VARIANCE
+        slopes, own = np.zeros((1, 1)), np.zeros(1)
+        if self.component is not None:
+            more, slopes, own = self.component.at(self.features, feature)
+            k += more
         mean = float(k @ self.alpha)
         solved = blas.dtrsv(self.factor, k, lower=1)
-        variance = self.hyperparameters.scale + MEAN_VARIANCE - float(solved @ solved)
+        variance = float(self._variance(feature[None])[0]) - float(solved @ solved)
         # ∂k/∂x_c = -2 w_c (X_c - x_c) ∂k/∂r²
         both = np.empty((2, len(k)))
         both[0] = self.alpha
         both[1] = blas.dtrsv(self.factor, solved, lower=1, trans=1)
         gradients = (both * slope) @ difference * (-2.0 * self.weights)
+        if self.component is not None:
+            gradients += both @ slopes.T
         if variance <= _MINIMAL_VARIANCE:
             return mean, math.sqrt(_MINIMAL_VARIANCE), gradients[0], np.zeros_like(feature)
         sd = math.sqrt(variance)
-        return mean, sd, gradients[0], -gradients[1] / sd
+        return mean, sd, gradients[0], (own - gradients[1]) / sd
 
     def posterior_mean_at_observations(self) -> Floats:
         """Return the posterior mean of the noise-free function at X, shape (n,): y - σ² α."""
@@ -334,12 +358,15 @@ class GaussianProcess:
 
     def _cross(self, first: Floats, second: Floats) -> Floats:
         # computed as k(second, first) and transposed: Fortran order without a copy
-        k, _ = _matern(_squared_distances(second, first, self.weights), self.hyperparameters.scale)
+        k, _ = matern(squared_distances(second, first, self.weights), self.hyperparameters.scale)
         k += MEAN_VARIANCE
+        if self.component is not None:
+            k += self.component.cross(second, first)
         return k.T
 
-    def _covariance(self, features: Floats) -> Floats:
-        return self._cross(features, features)
+    def _variance(self, features: Floats) -> Floats:
+        plain = self.hyperparameters.scale + MEAN_VARIANCE
+        return np.full(len(features), plain) if self.component is None else plain + self.component.variance(features)
 
 
 _MINIMAL_VARIANCE = 1e-16
@@ -354,30 +381,6 @@ def _check(features: Floats, targets: Floats) -> None:
 
 def _lengthscale_prior(dimension: int) -> tuple[float, float]:
     return math.sqrt(2.0) + 0.5 * math.log(dimension), math.sqrt(3.0)  # Hvarfner et al. 2024, eq. 6
-
-
-def _squared_distances(first: Floats, second: Floats, weights: Floats) -> Floats:
-    """r² of all pairs; rounding in the expanded square is harmless, as k is flat (in r²: smooth) at r = 0."""
-    root = np.sqrt(weights)
-    a = first * root
-    b = a if second is first else second * root
-    squared = a @ b.T
-    squared *= -2.0
-    squared += np.einsum("ij,ij->i", a, a)[:, None]
-    squared += np.einsum("ij,ij->i", b, b)
-    return np.maximum(squared, 0.0, out=squared)
-
-
-def _matern(squared: Floats, scale: float) -> tuple[Floats, Floats]:
-    """Return k without τ², and ∂k/∂r² = -5/6 s (1 + √5 r) exp(-√5 r)."""
-    distance = np.sqrt(5.0 * squared)
-    decay = np.exp(-distance)
-    decay *= scale
-    distance += 1.0
-    slope = decay * distance
-    k = slope + decay * squared * (5.0 / 3.0)
-    slope *= -5.0 / 6.0
-    return k, slope
 
 
 def _cholesky(covariance: Floats, noise: float) -> tuple[Floats, float]:

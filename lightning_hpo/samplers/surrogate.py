@@ -7,8 +7,9 @@ itself starts from the prior, and both are functions of the first rows alone:
 =========  ==================================================  ==================================================
            at n rows, it uses the first ... of them            it decides
 =========  ==================================================  ==================================================
-anchor     1, 2, 3, ... growing by a fifth                     output transform and hyperparameters, from the
-                                                               prior with little and with much noise
+anchor     1, 2, 3, ... growing by a fifth                     output transform, component of the kernel and
+                                                               hyperparameters, from the prior with little and
+                                                               with much noise
 refit      every n to 50, 2nd to 100, 5th to 300, then 20th    hyperparameters, from those of the anchor
 growth     n                                                   the Cholesky factor gains rows
 =========  ==================================================  ==================================================
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from lightning_hpo.samplers.arrays import Floats, Groups
 from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.gp import GaussianProcess, Hyperparameters, fit, prior_mode
+from lightning_hpo.samplers.kernel import offered
 from lightning_hpo.samplers.observations import Observations
 from lightning_hpo.samplers.targets import Targets, WarpName, fit_targets
 
@@ -35,6 +37,7 @@ MOST_ROWS = 1000  # a larger study is modelled by its best half thousand, an eve
 MOST_ANCHOR_ROWS = 400
 _CACHED_FITS = 16
 _LITTLE_NOISE = 1e-4
+MARGIN = 0.5  # by which a component must make the rows more probable
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,12 @@ class Fitter:
     Args:
         warp: "auto" chooses among none, ``half_log`` and ``better_log`` by marginal likelihood at each anchor; or one
             by name.
+        components: whether a component may be added to the kernel where that makes the rows more probable.
     """
 
-    def __init__(self, warp: WarpName | str = "auto") -> None:
+    def __init__(self, warp: WarpName | str = "auto", *, components: bool = True) -> None:
         self.warps: tuple[Any, ...] = ("none", "half_log", "better_log") if warp == "auto" else (warp,)
+        self.components = components
         self._cache: dict[bytes, _Fit] = {}
 
     def model(self, encoding: Encoding, observations: Observations) -> GaussianProcessModel:
@@ -164,13 +169,23 @@ class Fitter:
         mode = prior_mode(int(groups.max()) + 1)
         # little or much noise: the likelihood often has an optimum for each (Rasmussen & Williams, figure 5.5)
         starts = [Hyperparameters(mode.lengthscales, mode.scale, noise) for noise in (_LITTLE_NOISE, 1e-1)]
-        candidates = []
-        for warp in self.warps:
-            targets = fit_targets(values, warp)
-            found, density = fit(features[rows], targets.forward(values[rows]), groups, starts)
+        transforms = [fit_targets(values, warp) for warp in self.warps]
+
+        def fitted(targets: Targets, first: Sequence[Hyperparameters]) -> tuple[float, Targets, Hyperparameters]:
+            found, density = fit(features[rows], targets.forward(values[rows]), groups, first)
             if len(self.warps) > 1:
                 density += targets.log_jacobian(values[rows])
-            candidates.append((density, targets, found))
+            return density, targets, found
+
+        candidates = [fitted(targets, starts) for targets in transforms]
+        components = offered(len(rows), len(mode.lengthscales)) if self.components else ()
+        if components:
+            best = max(candidates, key=lambda candidate: candidate[0])
+            for _, targets, plain in {id(found): found for found in (candidates[0], best)}.values():
+                for component in components:
+                    first = Hyperparameters(mode.lengthscales, 0.5 * mode.scale, plain.noise, component)
+                    density, _, found = fitted(targets, [first])
+                    candidates.append((density - MARGIN, targets, found))
         _, targets, found = max(candidates, key=lambda candidate: candidate[0])
         process = GaussianProcess(features[rows], targets.forward(values[rows]), groups, found)
         return self._remember(key, _Fit(found, targets, rows, process))

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
+from lightning_hpo.samplers.encoding import Encoding
 from lightning_hpo.samplers.gp import (
     GaussianProcess,
     Hyperparameters,
@@ -18,6 +20,9 @@ from lightning_hpo.samplers.gp import (
     log_prior,
     prior_mode,
 )
+from lightning_hpo.samplers.kernel import COMPONENTS
+from lightning_hpo.samplers.observations import Observations
+from lightning_hpo.samplers.surrogate import Fitter
 
 GROUPS = np.array([0, 1, 1, 2])  # two columns share a length scale
 
@@ -51,14 +56,19 @@ def test_likelihood_and_posterior_equal_scikit_learn(seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000))
-def test_gradients_equal_finite_differences(seed):
+@given(st.integers(0, 10_000), st.sampled_from([None, *COMPONENTS]))
+def test_gradients_equal_finite_differences(seed, component):
     x, y, theta = problem(seed)
+    theta = theta if component is None else np.append(theta, 0.3)
+    adds = None if component is None else COMPONENTS[component].of_rows(x, GROUPS)
     h = 1e-6
-    for function in (lambda t: log_marginal_likelihood(t, x, y, GROUPS), log_prior):
+    for function in (
+        lambda t: log_marginal_likelihood(t, x, y, GROUPS, adds),
+        lambda t: log_prior(t, component),
+    ):
         numeric = [(function(theta + h * e)[0] - function(theta - h * e)[0]) / (2 * h) for e in np.eye(len(theta))]
         np.testing.assert_allclose(function(theta)[1], numeric, rtol=1e-5, atol=1e-5)
-    process = GaussianProcess(x, y, GROUPS, Hyperparameters.from_log(theta))
+    process = GaussianProcess(x, y, GROUPS, Hyperparameters.from_log(theta, component))
     point = np.random.default_rng(seed + 2).random(4)
     mean, sd, mean_gradient, sd_gradient = process.posterior_gradient(point)
     np.testing.assert_allclose([mean, sd], np.ravel(process.posterior(point[None])), rtol=1e-9)
@@ -68,10 +78,11 @@ def test_gradients_equal_finite_differences(seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 19))
-def test_a_grown_posterior_equals_one_made_at_once(seed, first):
+@given(st.integers(0, 10_000), st.integers(1, 19), st.sampled_from([None, *COMPONENTS]))
+def test_a_grown_posterior_equals_one_made_at_once(seed, first, component):
     x, y, theta = problem(seed)
-    hyperparameters = Hyperparameters.from_log(theta)
+    theta = theta if component is None else np.append(theta, 0.3)
+    hyperparameters = Hyperparameters.from_log(theta, component)
     whole = GaussianProcess(x, y, GROUPS, hyperparameters)
     grown = GaussianProcess(x[:first], y[:first], GROUPS, hyperparameters).grow(x[first:], y[first:])
     points = np.random.default_rng(seed).random((5, 4))
@@ -90,6 +101,22 @@ def test_fit_finds_the_relevant_column_and_the_noise():
     assert 0.003 < found.noise < 0.06  # the truth: 0.02
     start = prior_mode(3).to_log()
     assert density > log_marginal_likelihood(start, x, y, np.arange(3))[0] + log_prior(start)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "component"),
+    [
+        (lambda x: np.abs(x - 0.3).sum(axis=1), "additive"),
+        (lambda x: (x - 0.3).sum(axis=1) ** 2, "quadratic"),
+        (lambda x: np.sin(7 * x[:, 0] * x[:, 1] + 5 * x[:, 2]) * np.cos(9 * x[:, 1] * x[:, 3]), None),
+    ],
+)
+def test_the_model_of_a_study_has_the_component_that_fits_its_rows(function, component):
+    x = np.random.default_rng(0).random((40, 4))
+    encoding = Encoding({f"x{i}": FloatDistribution(0.0, 1.0) for i in range(4)})
+    observations = Observations(x, np.ones(40), function(x), np.empty((0, 4)))
+    found = Fitter().model(encoding, observations).process.hyperparameters
+    assert found.component == component
 
 
 def test_length_scales_stay_relatives_until_enough_rows_say_otherwise():
