@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import StudyDirection
@@ -94,7 +93,6 @@ class OptunaTuner(Tuner):
                     raise StudyMismatchError(
                         f"`study` has the directions {directions}, but `mode` is {list(self._goal.modes)}."
                     )
-                _validate_distributions(study, {} if self._define else self.space)
 
 
 def _validate_study(study: object, options: Mapping[str, Any]) -> None:
@@ -111,19 +109,6 @@ def _validate_study(study: object, options: Mapping[str, Any]) -> None:
         raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
     if options.get("from_run") is not None:
         raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
-
-
-def _validate_distributions(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> None:
-    """Raise StudyMismatchError for a parameter of the study that Optuna does not let the space have."""
-    known = {name: old for trial in study.get_trials(deepcopy=False) for name, old in trial.distributions.items()}
-    for name in space.keys() & known.keys():
-        try:
-            check_distribution_compatibility(known[name], space[name])
-        except ValueError as error:
-            raise StudyMismatchError(
-                f"`space` has {name!r} as {space[name]}, but `study` has {known[name]}: write it as in the study. Only"
-                " the ends of a range may differ; Optuna wants equal choices in the same order, and the same `log`."
-            ) from error
 
 
 _scored_by_jobs = partial(OptunaProposer, pruner=NopPruner(), random_share=lambda steps: 0.0)  # noqa: ARG005  # a name
