@@ -91,3 +91,14 @@ def pausing_signals() -> Iterator[Interrupts]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Install the handlers of :data:`PAUSING` again after the block, whatever it has put in their place."""
+    before = {number: signal.getsignal(number) for number in PAUSING}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            if handler is not None:  # None was not installed by Python
+                signal.signal(number, handler)

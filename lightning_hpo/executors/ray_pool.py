@@ -16,6 +16,7 @@ from lightning_hpo.errors import JobError
 from lightning_hpo.executors.ray import RayExecutor
 from lightning_hpo.executors.ray_actor import RayActor
 from lightning_hpo.executors.ray_worker import CONTROL, RayWorker
+from lightning_hpo.interrupts import handlers_kept
 from lightning_hpo.records import PAUSED, Outcome, Task, Work
 from lightning_hpo.text import say
 
@@ -77,7 +78,8 @@ class RayWorkers:
         self._started = not ray.is_initialized()
         if self._started:
             local = {} if address else {"include_dashboard": False}
-            ray.init(address=address or "local", logging_level="ERROR", **local)
+            with handlers_kept():  # Ray takes SIGTERM for itself
+                ray.init(address=address or "local", logging_level="ERROR", **local)
         try:
             self._validate_address()
             self._options = self._actor_options()

@@ -1,6 +1,6 @@
 """Folds of the data: how a data module, or a model with loaders of its own, is told which part validates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,6 +8,8 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from lightning_hpo.text import require_int
+from lightning_hpo.training.builder import Builder, TrialComponents
+from lightning_hpo.training.fold_arguments import fold_arguments
 
 METHODS = ("setup_folds", "setup_fold_index")
 """Of a data module that is told its fold by them."""
@@ -121,3 +123,32 @@ class FoldSetup(pl.Callback):
 def has_methods(data: Any) -> bool:
     """Whether a data module is told its fold by methods."""
     return all(callable(getattr(data, name, None)) for name in METHODS)
+
+
+def has_attribute(owner: Any) -> bool:
+    """Whether a data module, or a model with loaders of its own, holds a fold."""
+    return hasattr(owner, "fold") or "fold" in getattr(owner, "hparams", {})
+
+
+def build_fold(builder: Builder, params: Mapping[str, Any], fold: int | None, folds: int) -> TrialComponents:
+    """Build the components of a trial that trains on a fold.
+
+    Arguments of the data are filled in. Data that are copied, or made by a function without these arguments, get
+    attributes. What has methods is told later, by :class:`FoldSetup`.
+
+    Args:
+        builder: of the trial.
+        params: of the trial.
+        fold: of the job, or None.
+        folds: how many.
+    """
+    arguments = fold_arguments(builder, fold, folds)
+    components = builder.build({**params, **arguments})
+    owner = components.loader_owner
+    for name, value in {"fold": fold, "folds": folds}.items():
+        if fold is not None and not arguments and not has_methods(owner):
+            if name in getattr(owner, "hparams", {}):
+                owner.hparams[name] = value
+            if hasattr(owner, name):
+                setattr(owner, name, value)
+    return components

@@ -10,11 +10,11 @@ from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import SearchSpace, parse_space, split_name
 from lightning_hpo.training.builder import Builder, TrialComponents
 from lightning_hpo.training.fold_arguments import fold_arguments
-from lightning_hpo.training.folds import METHODS, has_methods
+from lightning_hpo.training.folds import METHODS, has_attribute, has_methods
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.leaves import same
 from lightning_hpo.training.rebuild import Build, Rebuild, unread_names
-from lightning_hpo.training.usage import BUILDING
+from lightning_hpo.training.usage import BUILDING, reads
 
 
 class NameCheck(pl.Callback):
@@ -95,7 +95,15 @@ def fold_checks(
     if has_methods(components.data):
         return []
     if not arguments:
-        owner = type(components.loader_owner).__name__
+        kind = type(components.loader_owner)
+        owner = kind.__name__
+        if has_attribute(components.loader_owner):
+            if reads(kind, "fold"):
+                return []
+            raise ValueError(
+                f"`folds` is {folds}, but {owner} is told its fold when it has been made, and only its constructor "
+                "reads `fold`: give the class as `datamodule`, or let `setup` or the loaders read it."
+            )
         methods = "" if components.data is None else f", or the methods {METHODS[0]}(folds) and {METHODS[1]}(fold)"
         raise ValueError(
             f"`folds` is {folds}, but {owner} cannot be told which part of the data validates: give it the arguments "

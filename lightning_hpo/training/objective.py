@@ -19,7 +19,6 @@ from typing import Any
 import lightning.pytorch as pl
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.study import StudyDirection
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
@@ -28,7 +27,7 @@ from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Mode, Outcome, Row, Task, Work, never
 from lightning_hpo.schedulers import Job
-from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.direction import as_study, direction
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
@@ -43,7 +42,7 @@ from lightning_hpo.training.builder import Builder
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
 from lightning_hpo.training.fold_arguments import fold_arguments
-from lightning_hpo.training.folds import FoldSetup
+from lightning_hpo.training.folds import FoldSetup, build_fold
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
 from lightning_hpo.training.plain_fit import written
@@ -151,7 +150,7 @@ class Objective:
         report = TrialReport(trial, self.monitor) if study is not None and single else None
         identity = {} if study is None else identity_of(study_id(study), trial.number, trial.params)
         if study is not None:
-            self.mode = "min" if study.directions[0] == StudyDirection.MINIMIZE else "max"
+            self.mode = as_study(study.directions[0].name, self.monitor, self.mode)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             settle(folder, identity)
@@ -197,8 +196,7 @@ class Objective:
         with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
             begin, saved, is_own, parts = _begin(task, self.key, parts)
             target, fold, earlier = task.job.fit_steps, task.job.fold, task.job.max_steps - task.job.fit_steps
-            params = {**task.params, **fold_arguments(self.builder, fold, self.folds)}
-            whole, scores = self.builder.build(params), self.scores(task)
+            whole, scores = build_fold(self.builder, task.params, fold, self.folds), self.scores(task)
             notes = parts.note(whole)
             outcome = finished_outcome(saved, target, scores) if is_own and saved else None
             if outcome is not None:  # a kill fell between the end of the job and its record
@@ -318,7 +316,7 @@ def _fit_one_batch(
         fold = 0 if objective.folds else None
         params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
         names = objective.check_names(objective.builder, objective.space, params)
-        whole = objective.builder.build(params)
+        whole = build_fold(objective.builder, params, fold, objective.folds)
         checks = [names]
         if objective.folds:
             checks += fold_checks(objective.builder, objective.space, params, whole, objective.folds)

@@ -43,6 +43,11 @@ def is_used(
     return bool(names & {name for curve in curves for name in _names(getattr(curve, "__code__", None))})
 
 
+def reads(kind: type, name: str) -> bool:
+    """Whether code of a class reads a name when an object of it is there already."""
+    return name in set(_names_in_classes([kind], BUILDING - {"setup", "prepare_data"}))
+
+
 def _names_in_classes(classes: Iterable[type], building: frozenset[str]) -> Iterator[str]:
     seen: set[Any] = set()
     for kind in classes:

@@ -116,8 +116,9 @@ class SamplerProposer:
         self._adapter.recall(table.study_notes)
         number = len(table.rows) if job.trial is None else job.trial
         given = job.params or enqueued or self._opened.start(number)
-        before = searched(table.rows[:number])
-        of_search = [note for row, note in zip(table.rows[:number], table.notes, strict=False) if row.confirms is None]
+        rows, of_search = table.rows[:number], table.notes[:number]
+        if (before := searched(rows)) is not rows:
+            of_search = [note for row, note in zip(rows, of_search, strict=True) if row.confirms is None]
         params, notes = self._adapter.ask(before, of_search, job.max_steps, given)
         table.note(self._adapter.study_notes)
         if job.trial is None:

@@ -138,12 +138,14 @@ def expected(folder):
     ]
 
 
-def test_the_same_command_goes_on_where_a_killed_driver_stopped(cluster, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_same_command_goes_on_where_a_driver_was_killed_or_paused(cluster, tmp_path, how):
     first = start(tmp_path, tmp_path / "runs", cluster.address)
     while not (tmp_path / "steps").exists() or (tmp_path / "steps").read_text().count("\n") < 8:
         time.sleep(0.05)
-    first.kill()
+    first.send_signal(how)
     first.communicate()
+    assert first.returncode == (143 if how == signal.SIGTERM else -how)
     rows, _, same = values_of(start(tmp_path, tmp_path / "runs", cluster.address))
     assert rows == expected(tmp_path)
     assert same

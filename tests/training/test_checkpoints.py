@@ -499,7 +499,7 @@ class PausedExtra(Extra):
 
 def test_another_process_knows_what_the_run_has_written(tmp_path):
     script = (
-        "from pathlib import Path\nfrom tests.training import test_checkpoints as t\n"
+        "from pathlib import Path\nfrom tests.training import test_checkpoints as t\nt.PAUSES.clear()\n"
         "t.hyperband(Path(ROOT)).fit(t.PausedExtra, datamodule=t.Data)"
     )
     assert run_script(tmp_path, script, root=tmp_path)[0] == 128 + signal.SIGTERM

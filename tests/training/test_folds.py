@@ -160,6 +160,37 @@ def test_worker_processes_train_the_same_folds(tmp_path):
     assert len({score for row in first.rows for score in row.folds}) == 4
 
 
+class Held(pl.LightningDataModule):
+    """Holds its fold, which ``setup`` reads."""
+
+    def __init__(self, fold=0):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def setup(self, stage):
+        self.data = WHOLE(folds=3, fold=self.hparams.fold)
+
+    def train_dataloader(self):
+        return self.data.train_dataloader()
+
+    def val_dataloader(self):
+        return self.data.val_dataloader()
+
+
+def make_held():
+    return Held()
+
+
+def test_a_data_module_that_is_an_object_or_comes_from_a_function_is_told_too(tmp_path):
+    seen = [
+        RandomTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path, name)).fit(Plain, datamodule=data).rows[0].folds
+        for name, data in (("class", Cut), ("object", Cut()), ("held", Held()), ("function", make_held))
+    ]
+    assert seen[0] == seen[1]
+    assert seen[2] == seen[3]
+    assert len(set(seen[2])) == 3
+
+
 class Limited(Plain):
     """Infeasible on one of the folds only."""
 
@@ -247,6 +278,8 @@ def test_what_is_refused_before_training(tmp_path):
         random_search().fit(Plain, datamodule=Deaf)
     with pytest.warns(UserWarning, match="nothing that training reads changes with the argument 'data.fold'"):
         random_search().fit(Plain, datamodule=Ignores)
+    with pytest.raises(ValueError, match="only its constructor reads `fold`: give the class as `datamodule`"):
+        random_search(name="object").fit(Plain, datamodule=Ignores())
     for make in (HyperbandTuner, functools.partial(BayesianTuner, n_trials=2, median_stopping=True)):
         with pytest.raises(ValueError, match="compares trials before their full budget"):
             make(SPACE, max_steps=400, **options(tmp_path))
