@@ -119,7 +119,7 @@ def test_a_length_in_place_of_an_unknown_one(tmp_path):
 def test_a_study_is_not_continued_in_another_unit(tmp_path):
     options = {"n_trials": 1, "monitor": "val_loss", "root": tmp_path, "name": "f", "trainer": CPU}
     RandomTuner(LR, max_steps=2, **options).fit(Net, datamodule=Data)
-    with pytest.raises(StudyMismatchError, match="unit"):
+    with pytest.raises(StudyMismatchError, match="was the budget in steps.*now the budget in epochs"):
         RandomTuner(LR, max_epochs=2, **options).fit(Net, datamodule=Data)
 
 
