@@ -114,6 +114,8 @@ class BestFiles:
         """Config of a trial with its full budget, and lines for people."""
         config = self._budgeted(row)
         found = None if self._monitor is None else outline(self._folder.trial(row.home) / CHECKPOINT)
+        if self._monitor is not None and row.full_steps is None and not self._unit.is_steps:
+            return config, (f"trial {row.number} was trained by another program",)
         if found is None or found.get("global_step") != row.global_step:
             return config, ()
         steps = [step for step, _ in row.scored_from] or [row.global_step]
@@ -142,12 +144,13 @@ class BestFiles:
     def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""
         params = {**row.params, **(self._fold_arguments(len(row.folds) - 1) if row.folds else {})}
-        if row.full_steps is None:  # of a function, which is given the number
-            number: Any = self._unit.number(self._max_steps)
-            return self._config(params, number)
-        config = self._config(params, row.full_steps)
-        epochs = self._unit.number(self._max_steps)
+        epochs: Any = self._unit.number(self._max_steps)
+        if row.full_steps is None and (self._monitor is None or self._unit.is_steps):
+            return self._config(params, epochs)  # of a function, which is given the number
+        config = self._config(params, row.full_steps or 0)
         trainer = config.get("trainer", {})
+        if row.full_steps is None:  # of another program: how many steps its budget was is not known
+            trainer["max_steps"] = -1
         if self._unit.name == "epochs" and isinstance(epochs, int) and trainer.pop("max_steps", None) is not None:
             trainer["max_epochs"] = epochs
         return config

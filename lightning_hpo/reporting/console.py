@@ -95,12 +95,14 @@ class Console:
             self.line(f"  {name:<24} {_range(name, space[name], text)}")
         self._brackets(brackets)
         if brackets:
-            trials, jobs, steps = (
-                sum(getattr(bracket, name) for bracket in brackets) for name in ("trials", "jobs", "steps")
+            trials, jobs, steps, copies = (
+                sum(getattr(bracket, name) for bracket in brackets) for name in ("trials", "jobs", "steps", "copies")
             )
             least = "" if covers == "all" else "at least "
             scope = "each round" if covers == "round" else "in all"
             self.line(f"  {scope}: {trials} trials, {least}{jobs} jobs, {self.amount(steps)}")
+            if copies:
+                self.line(f"  members that copy go on as new trials: up to about {copies} more, in the same jobs")
             if covers == "round":
                 self.line("  rounds follow each other until the search is stopped")
         for stop in stops:

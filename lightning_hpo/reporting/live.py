@@ -177,7 +177,7 @@ def _table(view: View, lines: int) -> Table:
     shown = [*running[: max(lines - 2, 1)], *best[:BEST]][:lines]
     names = list(dict.fromkeys(name for row in shown for name in row.params))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("trial", "state", "step", view.monitor):
+    for name in ("trial", "state", _axis(view), view.monitor):
         table.add_column(_text(name), justify="right", no_wrap=True)
     table.add_column("")
     table.add_column("time", justify="right", no_wrap=True)
@@ -197,6 +197,11 @@ def _table(view: View, lines: int) -> Table:
         ]
         table.add_row(*map(_text, cells), style="" if seconds is not None else "dim")
     return table
+
+
+def _axis(view: View) -> str:
+    """What a trial's step counts."""
+    return view.plan.unit.removeprefix("optimizer ").removesuffix("s")
 
 
 def _state(row: Row) -> str:
@@ -238,4 +243,4 @@ def _generations(view: View) -> list[str]:
     for row in view.rows:
         if row.parent is not None:
             copies.setdefault(row.start, []).append(f"{row.number} from {row.parent}")
-    return [f"copied at step {step}: {', '.join(copies[step])}" for step in sorted(copies, reverse=True)]
+    return [f"copied at {_axis(view)} {step}: {', '.join(copies[step])}" for step in sorted(copies, reverse=True)]

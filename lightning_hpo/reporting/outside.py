@@ -37,12 +37,18 @@ def running_lines(view: View) -> list[str]:
             lines.append(f"trial {number} runs")
             continue
         value = "" if job.value is None else f", {view.monitor} {job.value:.5g}"
-        rate = "" if job.rate is None else f", {job.rate:.3g} steps/s"
-        lines.append(f"trial {number} runs: step {job.step} of {job.target}{value}{rate}")
+        lines.append(f"trial {number} runs: {_place(job, view.plan.unit, value)}")
     if view.running and view.plan.steps:
         left = "" if view.left is None else f", about {duration(view.left)} left"
         lines.append(f"{view.done:,} of {view.plan.steps:,} planned {view.plan.unit}{left}")
     return lines
+
+
+def _place(job: Progress, unit: str, value: str = "") -> str:
+    """Where a job stands: its step in the unit of the budget, its value, and how fast it is."""
+    unit = unit.removeprefix("optimizer ")
+    rate = "" if job.rate is None else f", {job.rate:.3g} {unit}/s"
+    return f"{unit.removesuffix('s')} {job.step} of {job.target}{value}{rate}"
 
 
 def show_trial(run: Run, number: int) -> None:
@@ -54,21 +60,20 @@ def show_trial(run: Run, number: int) -> None:
     if not 0 <= number < len(run.rows):
         raise ValueError(f"{run.path} has no trial {number}; it has {len(run.rows)} trials, counted from 0.")
     row, console = run.rows[number], Console(run.monitor, run.mode, verbose=True)
-    view = view_of(run)
+    view, at = view_of(run), run.axis.removeprefix("optimizer ")
     console.line(f"trial {number} of {run.path}: {'running' if number in view.running else _state(row)}")
     for name, value in row.params.items():
         console.line(f"  {name:<24} {masked(name, value)}")
     if row.parent is not None:
-        console.line(f"  began from trial {row.parent} at step {row.start}")
+        console.line(f"  began from trial {row.parent} at {at} {row.start}")
     for step, value in sorted(row.values.items()):
         seen = f", {run.metric} {row.validations[step]:.6g}" if step in row.validations else ""
-        console.line(f"  step {step:<10} {run.monitor} {value:.6g}{seen}")
+        console.line(f"  {at} {step:<10} {run.monitor} {value:.6g}{seen}")
     for fold, score in enumerate(row.folds):
         console.line(f"  fold {fold:<10} {run.monitor} {score:.6g}")
     job = read_progress(_folder(run, number))
     if job is not None and number in view.running:
-        rate = "" if job.rate is None else f", {job.rate:.3g} steps/s"
-        console.line(f"  now at step {job.step} of {job.target}{rate}")
+        console.line(f"  now at {_place(job, run.unit.count_label)}")
     if row.ended:
         console.line(f"  {row.ended}")
     for line in run.failures.get(number, "").splitlines():

@@ -182,7 +182,7 @@ def table(run: Run, rows: Sequence[Row]) -> str:
     head = "".join(f'<th scope="col"><button>{safe(name)}</button></th>' for name in columns)
     body = []
     for row in rows:
-        state = row.state if row.confirms is None else f"{row.state}, confirms {row.confirms}"
+        state = run.state(row) if row.confirms is None else f"{run.state(row)}, confirms {row.confirms}"
         cells = [row.number, state, row.ended, row.parent, run.unit.number(row.step), _seconds(run, row)]
         cells += [row.values[row.step] if row.values else None]
         cells += [row.spread for _ in spread]

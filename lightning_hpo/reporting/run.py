@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Run:
         trials: as Optuna has them, in the order of ``rows``.
         directions: of all objectives.
         settings: what the search was called with, as its fingerprint has it.
+        running: trials that another process trains.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Run:
     trials: Sequence[FrozenTrial] = field(default=(), repr=False)
     directions: Sequence[StudyDirection] = (StudyDirection.MINIMIZE,)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    running: Collection[int] = ()
 
     @property
     def metric(self) -> str:
@@ -72,7 +74,10 @@ class Run:
     @property
     def counts(self) -> str:
         """How many trials are in which state."""
-        states = ("paused" if row.state == "running" and not self.at_work else row.state for row in self.rows)
         return f"{len(self.rows)} trials: " + ", ".join(
-            f"{count} {state}" for state, count in sorted(Counter(states).items())
+            f"{count} {state}" for state, count in sorted(Counter(map(self.state, self.rows)).items())
         )
+
+    def state(self, row: Row) -> str:
+        """Return the state of a trial in words; one that no process trains is paused."""
+        return "paused" if row.state == "running" and row.number not in self.running else row.state

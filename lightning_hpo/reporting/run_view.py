@@ -18,7 +18,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.errors import StorageError
+from lightning_hpo.records import Mode
 from lightning_hpo.reporting.run import Run
+from lightning_hpo.reporting.view import Plan, view_from_outside
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.rows import FAILURE, FINGERPRINT, row_of
@@ -72,18 +74,22 @@ def _run(
     settings = attributes.get(FINGERPRINT, {})
     monitor = settings.get("monitor") or "score"
     max_steps = settings.get("scheduler", {}).get("max_steps", 1)
+    mode: Mode = "min" if directions[0] is StudyDirection.MINIMIZE else "max"
+    rows, owner = [row_of(trial, max_steps) for trial in trials], _owner(path)
+    at_work = owner not in (None, os.getpid())
     return Run(
         path,
-        [row_of(trial, max_steps) for trial in trials],
-        "min" if directions[0] is StudyDirection.MINIMIZE else "max",
+        rows,
+        mode,
         ScoreRule.read(settings.get("score", "last")).label(monitor if isinstance(monitor, str) else str(monitor[0])),
         {trial.number: str(trial.user_attrs.get(FAILURE, "")) for trial in trials if trial.state is TrialState.FAIL},
         _joined(named for trial in trials for named in trial.distributions.items()),
-        _owner(path),
+        owner,
         attributes.get(STUDY_ID, ""),
         trials,
         directions,
         settings,
+        tuple(view_from_outside(rows, Plan(), "", mode, path=path, at_work=at_work).running),
     )
 
 

@@ -59,10 +59,14 @@ class Bracket:
     Args:
         rungs: of the bracket.
         label: what it is for people, if it is something else.
+        jobs_each: times that a trial is started or continued on the way to a rung.
+        copies: trials that are started in addition at most, each in place of another one, as in a population.
     """
 
     rungs: tuple[Rung, ...]
     label: str = ""
+    jobs_each: int = 1
+    copies: int = 0
 
     @property
     def trials(self) -> int:
@@ -72,7 +76,7 @@ class Bracket:
     @property
     def jobs(self) -> int:
         """Times that a trial is started or continued, if none fails."""
-        return sum(rung.trials for rung in self.rungs)
+        return sum(rung.trials for rung in self.rungs) * self.jobs_each
 
     @property
     def steps(self) -> int:

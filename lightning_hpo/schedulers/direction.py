@@ -1,6 +1,7 @@
 """Whether a lower or a higher value of a metric is better, as far as its name says so."""
 
 import re
+import warnings
 from collections.abc import Iterable
 
 from lightning_hpo.records import Mode
@@ -45,16 +46,44 @@ def direction(monitor: str | None, mode: Mode | None) -> Mode:
         raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
     if mode is None and monitor is not None and _more_is_better(monitor):
         raise ValueError(
-            f"`mode` must be given for `monitor` {monitor!r}: 'max', as more of it is better by its name, or 'min'."
+            f"`mode` must be given for `monitor` {monitor!r}: 'max', because its name suggests that higher is better, "
+            "or 'min'."
         )
     return mode or "min"
+
+
+def as_study(direction: str, monitor: str, known: Mode | None = None) -> Mode:
+    """Return the mode of a study, with a warning if the metric's name says the other one.
+
+    Args:
+        direction: of the study, as Optuna names it.
+        monitor: name of the metric.
+        known: mode of an earlier trial, after which there is no second warning.
+    """
+    mode, other = ("min", "maximize") if direction == "MINIMIZE" else ("max", "minimize")
+    words = _words(monitor)
+    lower = _says_lower(words) and not words & _NEGATED and not _says_higher(words)
+    if mode != known and (_more_is_better(monitor) if mode == "min" else lower):
+        warnings.warn(
+            f"the study {direction.lower()}s {monitor!r}, against what its name says: if that is not meant, make it "
+            f"with optuna.create_study(direction={other!r})",
+            stacklevel=3,
+        )
+    return "min" if mode == "min" else "max"
+
+
+def _says_higher(words: Iterable[str]) -> bool:
+    return any(_has(word, _HIGHER_IS_BETTER) for word in words)
+
+
+def _says_lower(words: Iterable[str]) -> bool:
+    return any(_has(word, _LOWER_IS_BETTER) or word.endswith(("loss", "error")) for word in words)
 
 
 def _more_is_better(name: str) -> bool:
     """Whether a metric's name has a word that says so: ``val_acc``, ``MulticlassAUROC``, ``valAcc``, ``mAP``, ..."""
     words = _words(name)
-    higher = any(_has(word, _HIGHER_IS_BETTER) for word in words)
-    lower = any(_has(word, _LOWER_IS_BETTER) or word.endswith(("loss", "error")) for word in words)
+    higher, lower = _says_higher(words), _says_lower(words)
     if words & _NEGATED and "predictive" not in words:  # neg_mean_squared_error, negative_log_likelihood
         return lower
     return higher and not lower

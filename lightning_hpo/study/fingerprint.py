@@ -12,6 +12,9 @@ from lightning_hpo.schedulers.confirmed import Confirmed
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.code_identity import code_parts, comparable, first_seen
 
+# Arguments that a fingerprint leaves out at their default -> that default, in words.
+_LEFT_OUT = {"score": "'last'", "on_oom": "'fail'", "constraints": "no constraint", "start": "no starting point",
+             "from_run": "no earlier run"}  # fmt: skip
 # Settings of a scheduler that may change when a study is continued: more of the same.
 _MAY_GROW = ("n_trials", "iterations")
 
@@ -70,6 +73,13 @@ def _differences(name: str, stored: Any, asked: Any) -> list[str]:
             for part in sorted({**old, **new})
             if old.get(part) != new.get(part) and comparable(old.get(part), new.get(part))
         ]
+    units = [unit["name"] if unit else "steps" for unit in (stored, asked)] if name == "unit" else ["", ""]
+    if units[0] != units[1]:
+        return [f"{word} the budget in {unit} (`max_{unit}`)" for word, unit in zip(("was", "now"), units, strict=True)]
+    if (stored is None) != (asked is None) and name != "trains":
+        given = f'"{name}": {json.dumps(asked if stored is None else stored)}'
+        default = f"`{name}` left out ({_LEFT_OUT[name]})" if name in _LEFT_OUT else f"`{name}` left out"
+        return [f"was {default if stored is None else given}", f"now {given if stored is None else default}"]
     before, after = (json.dumps({name: setting}, indent=1, sort_keys=True).splitlines() for setting in (stored, asked))
     return [
         f"{'was' if line[0] == '-' else 'now'} {line[1:].strip().rstrip(',')}"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -45,6 +46,7 @@ class RunFolder:
             )
         self.name = name
         self.path = root / name
+        self._is_new = not self.path.exists()
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
             probe = self.path / f".writable.{os.getpid()}"
@@ -115,6 +117,11 @@ class RunFolder:
         """
         with self.locked():
             return self.path.rename(free_name(self.path, "old"))
+
+    def discard(self) -> None:
+        """Remove the folder if this call has made it, before anything was begun in it; for the holder of the lock."""
+        if self._is_new and not any((self.path / "trials").iterdir()):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @contextmanager
     def locked(self, *, shared: bool = False) -> Iterator[None]:

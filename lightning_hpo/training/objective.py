@@ -19,7 +19,6 @@ from typing import Any
 import lightning.pytorch as pl
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.study import StudyDirection
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
@@ -28,7 +27,7 @@ from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
 from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Mode, Outcome, Row, Task, Work, never
 from lightning_hpo.schedulers import Job
-from lightning_hpo.schedulers.direction import direction
+from lightning_hpo.schedulers.direction import as_study, direction
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
@@ -151,7 +150,7 @@ class Objective:
         report = TrialReport(trial, self.monitor) if study is not None and single else None
         identity = {} if study is None else identity_of(study_id(study), trial.number, trial.params)
         if study is not None:
-            self.mode = "min" if study.directions[0] == StudyDirection.MINIMIZE else "max"
+            self.mode = as_study(study.directions[0].name, self.monitor, self.mode)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self._root or temporary) / f"{trial.number:04d}"
             settle(folder, identity)

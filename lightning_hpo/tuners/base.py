@@ -298,8 +298,8 @@ class Tuner:
                 observers = _observers(self, run, title)
                 prior = prior_rows(run.study, self._beginning.from_run, self.space, self._goal, **budget)
             self.say_plan(run.console, title, run.table.rows)
-            if run.target.check is not None and self.scheduler.next(run.table.rows) is not None:
-                run.target.check()
+            if self.scheduler.next(run.table.rows) is not None:
+                run.check(alone=ranks.size == 1)
             work = work_of(run, pruner, group, in_process=self._workers.in_process)
             with (
                 shown(observers, run.console, self._run.verbose),

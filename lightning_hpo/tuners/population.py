@@ -15,7 +15,8 @@ from lightning_hpo.records import Work
 from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.explore import Explore
-from lightning_hpo.schedulers.population import Donor, PopulationBased, Rules
+from lightning_hpo.schedulers.population import PopulationBased, Rules
+from lightning_hpo.schedulers.truncation import Donor
 from lightning_hpo.schedulers.units import Budget, UnitName, read_budget
 from lightning_hpo.space import Space, parse_space, split_name
 from lightning_hpo.study.rows import SEGMENT

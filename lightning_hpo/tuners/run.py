@@ -23,10 +23,10 @@ from lightning_hpo.reporting.events import Observer
 from lightning_hpo.reporting.loggers import EndTrial
 from lightning_hpo.reporting.report import write_report
 from lightning_hpo.reporting.result import Result
-from lightning_hpo.reporting.run_view import read_run
+from lightning_hpo.reporting.run_view import read_run, view_run
 from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.study.leases import Leases, study_lock
-from lightning_hpo.study.opening import open_study
+from lightning_hpo.study.opening import adopt, open_study
 from lightning_hpo.study.remote import Remote, is_url, local_root
 from lightning_hpo.study.rows import read_rows
 from lightning_hpo.study.run_folder import RunFolder
@@ -97,7 +97,7 @@ class Run:
         interrupts: whether a pause is wanted.
         lock: held while something is decided and recorded; the table is then up to date.
         shared: whether other processes work on the study too.
-        study_in_folder: whether the study is in the run folder; then a report is written.
+        study_in_folder: whether the study is in the run folder.
         copies: keeps the copy in a store up to date, if ``root`` is a URL.
     """
 
@@ -114,6 +114,23 @@ class Run:
     study_in_folder: bool
     copies: Sequence[Observer] = ()
 
+    def check(self, *, alone: bool) -> None:
+        """Find mistakes before the first trial; a folder that this call has made for nothing is removed again.
+
+        Args:
+            alone: whether no other rank looks into the folder.
+        """
+        if self.target.check is None:
+            return
+        begun = bool(self.table.rows)
+        with explained(self.folder.path if begun else None):
+            try:
+                self.target.check()
+            except Exception:
+                if alone and not begun and self.study_in_folder and not (self.shared or self.copies):
+                    self.folder.discard()
+                raise
+
     def raise_if_paused(self) -> None:
         """Raise StudyPaused if a signal asked for a pause; the last line says how to continue."""
         received = self.interrupts.received
@@ -123,10 +140,8 @@ class Run:
             raise StudyPaused(128 + received)
 
     def report(self) -> None:
-        """Write the report of a study that is in the run folder; without the room for it, a warning says so."""
-        if not self.study_in_folder:
-            return
-        run = read_run(self.folder.path)
+        """Write the report; without the room for it, a warning says so."""
+        run = read_run(self.folder.path) if self.study_in_folder else view_run(self.study, self.folder.path)
         try:
             self.console.line(f"report: {write_report(run)}")
         except OSError as error:  # the search is complete, whatever its page
@@ -319,6 +334,7 @@ def _study(
     options: RunOptions, folder: RunFolder, goal: Goal, fingerprint: Mapping[str, Any], given: optuna.Study | None
 ) -> tuple[optuna.Study, BaseStorage]:
     if given is not None:
+        adopt(given, fingerprint, allow_changed=options.allow_changed)
         study_id(given)  # made while nobody else opens the study
         return given, given._storage  # a study does not show its storage  # noqa: SLF001  # a study does not show its storage
     return open_study(

@@ -1,7 +1,7 @@
 """The long run: ``python -m tests.faults --kills 200`` prints what so many kills have done, as a table.
 
-With ``--only random`` (or hyperband, optuna, shared, workers, saves, flips) it runs one part; ``--seed`` moves the
-kills.
+With ``--only random`` (or hyperband, optuna, population, shared, workers, saves, flips) it runs one part; ``--seed``
+moves the kills.
 """
 
 import argparse
@@ -17,13 +17,14 @@ import torch
 
 from lightning_hpo import checkpoints
 from tests.faults.campaign import campaign
-from tests.faults.searches import HYPERBAND, OPTUNA, RANDOM
+from tests.faults.searches import HYPERBAND, OPTUNA, POPULATION, RANDOM
 from tests.faults.test_storage import killed_saves
 
 CAMPAIGNS = {
     "random": ("`RandomTuner`, 1 worker", RANDOM, {}),
     "hyperband": ("`HyperbandTuner`, 1 worker", HYPERBAND, {}),
     "optuna": ("`OptunaTuner` (TPE, MedianPruner), 1 worker, with other people's idioms", OPTUNA, {}),
+    "population": ("`PopulationTuner`, 4 members, 1 worker, with a metric object", POPULATION, {}),
     "shared": (
         "`HyperbandTuner`, 4 processes, `shared=True`",
         HYPERBAND,

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -37,24 +37,28 @@ class Search:
     Args:
         make: the tuner's class.
         arguments: of the tuner.
-        planned: trials of a finished study.
+        planned: trials of a finished study; None where only the uninterrupted search says so.
         every: steps between checkpoints.
         spacing: steps between kills, at most.
         model: class of the module; it writes a line per step.
         data: builds the data module.
+        space: of the search.
     """
 
     make: type
     arguments: dict
-    planned: int
+    planned: int | None
     every: int
     spacing: int
     model: type = Logged
     data: Callable = Data
+    space: Mapping = dataclasses.field(default_factory=lambda: SPACE)
 
     def __call__(self, root, name, **more):
         options = {"monitor": "val_loss", "root": root, "name": name, "trainer": CPU, "verbose": False, **more}
-        tuner = self.make(SPACE, checkpoint_every=self.every, **self.arguments, **options)
+        if "interval" not in self.arguments:  # members of a population are saved after each
+            options["checkpoint_every"] = self.every
+        tuner = self.make(self.space, **self.arguments, **options)
         return tuner.fit(self.model, datamodule=self.data)
 
 
@@ -183,6 +187,8 @@ def campaign(search, root, *, kills, seed=0, compare=True, **more):
     digits()
     os.environ.pop("STEP_LOG", None)
     whole = search(root, "whole") if compare else None
+    if search.planned is None:
+        search = dataclasses.replace(search, planned=len(whole.rows))
     chance, damage = random.Random(seed), Damage()
     while damage.kills < kills:
         name = f"killed{damage.studies}"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import torchmetrics
 from lightning.pytorch.callbacks import EarlyStopping
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
@@ -11,7 +12,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from lightning_hpo import HyperbandTuner, OptunaTuner, RandomTuner
+from lightning_hpo import HyperbandTuner, OptunaTuner, PopulationTuner, RandomTuner
 from tests.faults.campaign import SPACE, Logged, Search
 from tests.support.small import Data, digits
 
@@ -39,6 +40,22 @@ class Idioms(Logged):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
 
 
+class Steady(Logged):
+    """Without an LR schedule, so that a population may change its rate; validation logs a metric as an object."""
+
+    def __init__(self, lr, dropout):
+        super().__init__(lr, hidden=16)
+        self.net[2].p = dropout
+        self.mean = torchmetrics.MeanMetric()
+
+    def validation_step(self, batch, batch_idx):
+        self.mean.update(nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        self.log("val_loss", self.mean)
+
+    def configure_optimizers(self):
+        return SGD(self.parameters(), lr=self.hparams.lr, momentum=0.9)
+
+
 class Persistent(Data):
     """10 batches in an epoch, read by a worker that outlives it."""
 
@@ -61,4 +78,13 @@ OPTUNA = Search(
     spacing=60,
     model=Idioms,
     data=Persistent,
+)
+POPULATION = Search(
+    PopulationTuner,
+    {"max_steps": 120, "interval": 15, "population_size": 4},
+    planned=None,
+    every=15,
+    spacing=60,
+    model=Steady,
+    space={"lr": "loguniform(1e-3, 1)", "dropout": "uniform(0, 0.6)"},
 )

@@ -70,6 +70,11 @@ def test_a_wrong_call_and_another_study_are_2(tmp_path, runs):
     check(run(tmp_path, runs.replace("root=ROOT", "root='/'")), 2, "`root` must be a folder of its own for runs")
     fit = "RandomTuner({'lrr': 'uniform(0, 1)'}, max_steps=1, n_trials=1, root=ROOT, monitor='val_loss').fit(Net)"
     check(run(tmp_path, fit), 2, "Net has no argument 'lrr'")
+    fit = (
+        "RandomTuner({'lr': 'uniform(0, 1)'}, max_steps=1, n_trials=1, root=ROOT, name='n', monitor='no', trainer=CPU)"
+    )
+    check(run(tmp_path, fit + ".fit(Net, datamodule=Data)"), 2, "`monitor` 'no' is not logged", "nothing was started")
+    assert not (tmp_path / "runs" / "n").exists()  # the check has failed, and nothing was begun
     check(run(tmp_path, TUNER.format("{}", 8)), 2, "`space` is empty", "nothing was started")
 
 

@@ -106,6 +106,53 @@ class TestTuner:
         )
         with pytest.raises(StudyMismatchError, match="directions"):
             tuner(tmp_path, study=study)
+        with pytest.raises(TypeError, match=r"got 'net': write optuna\.load_study"):
+            tuner(tmp_path, study="net")
+
+    def test_a_study_of_the_users_is_compared_and_has_a_report(self, tmp_path):
+        study, calls = optuna.create_study(), []
+
+        def search(space=XY, **options):
+            more = {"study": study, "max_steps": 2, "n_trials": 2, **options}
+            return tuner(tmp_path, space, **more).optimize(lambda job, params: calls.append(job) or params["x"])
+
+        search()
+        assert "<svg" in (tmp_path / "s" / "report.html").read_text()
+        wide = {**XY, "x": "uniform(0, 2)"}
+        for options, text in (
+            ({"max_steps": 3}, 'now "max_steps": 3'),
+            ({"space": wide}, r'now "x": "uniform\(0.0, 2.0\)".*allow_changed'),
+            ({"sampler": optuna.samplers.RandomSampler()}, 'now "type": "RandomSampler"'),
+            ({"max_steps": None, "max_epochs": 2}, r"now the budget in epochs \(`max_epochs`\)"),
+        ):
+            with pytest.raises(StudyMismatchError, match=text):
+                search(n_trials=3, **options)
+        assert len(calls) == 2
+        with pytest.warns(UserWarning, match="the study '.*' has changed"):
+            assert len(search(wide, n_trials=3, allow_changed=True).rows) == 3
+
+    def test_trials_of_another_program_are_not_taken_for_those_of_the_search(self, tmp_path):
+        def other(trial):
+            lr = trial.suggest_float("lr", 1e-3, 1, log=True)
+            for epoch in range(10):
+                trial.report(lr, epoch)
+            return lr * 1e-4
+
+        study = optuna.create_study()
+        study.optimize(other, n_trials=3)
+        lr = {"lr": SPACE["lr"]}
+        options = {"study": study, "max_steps": None, "max_epochs": 1, "n_trials": 4}
+        with pytest.raises(StudyMismatchError, match="at the steps 0 to 9.*1 epoch.*MedianPruner would.*NopPruner"):
+            tuner(tmp_path, lr, **options).fit(Net, datamodule=Data)
+        with pytest.raises(StudyMismatchError, match="another kind of distribution for 'lr'"):
+            tuner(tmp_path, {"lr": "int(1, 3)"}, **options).fit(Net, datamodule=Data)
+        assert len(study.trials) == 3
+        result = tuner(tmp_path, lr, pruner=NopPruner(), **options).fit(Net, datamodule=Data)
+        assert (len(result.rows), result.best_checkpoint) == (4, None)
+        best = (tmp_path / "s" / "best.yaml").read_text()
+        assert f"trial {result.best_trial} was trained by another program" in best
+        assert "max_epochs: 1" in best
+        assert "max_steps" not in best
 
     def test_define_by_run(self, tmp_path):
         def space(trial):
@@ -316,9 +363,11 @@ class TestTrialReport:
 
 def test_objective_is_callable_with_a_function_of_a_trial(tmp_path):
     space = lambda trial: {"lr": trial.suggest_float("lr", 0.1, 0.2)}  # noqa: E731
-    objective = Objective(Net, space, data=Data, monitor="val_loss", max_steps=3, trainer=CPU)
+    objective = Objective(Net, space, data=Data, monitor="val_acc", max_steps=3, trainer=CPU)
     study = optuna.create_study()
-    study.optimize(objective, n_trials=2)
+    with pytest.warns(UserWarning, match=r"minimizes 'val_acc', against .*direction='maximize'") as warned:
+        study.optimize(objective, n_trials=2)
+    assert len([warning for warning in warned if "against" in str(warning.message)]) == 1
     assert [sorted(trial.params) for trial in study.trials] == [["lr"]] * 2
 
 

@@ -1,5 +1,6 @@
 """What a search shows while it runs: progress, the live view, plain lines elsewhere."""
 
+import dataclasses
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from lightning_hpo import HyperbandTuner, PopulationTuner
 from lightning_hpo.records import Row
 from lightning_hpo.reporting.live import LiveView, block, sparkline
 from lightning_hpo.reporting.notebook import shown_in_notebook
+from lightning_hpo.reporting.outside import running_lines
 from lightning_hpo.reporting.pace import Pace
 from lightning_hpo.reporting.view import Plan, View, read_plan
 from lightning_hpo.study.progress import Progress, ProgressFile, read_progress
@@ -254,6 +256,10 @@ def test_the_view_shows_trials_and_hides_secrets():
     assert "copied at step 9: 2 from 0" in text
     assert "a[red]b" in text
     assert "\x1b" not in text
+    assert running_lines(view)[0] == "trial 1 runs: step 4 of 9, val_loss 1, 2 steps/s"
+    in_epochs = dataclasses.replace(view, plan=dataclasses.replace(plan, unit="epochs"))
+    assert running_lines(in_epochs)[0] == "trial 1 runs: epoch 4 of 9, val_loss 1, 2 epochs/s"
+    assert "copied at epoch 9: 2 from 0" in drawn(in_epochs)
 
 
 @pytest.mark.parametrize(("width", "height"), [(20, 5), (60, 12), (300, 80)])

@@ -97,6 +97,15 @@ def test_killed_after_every_job_and_continued_is_the_same_population(rules, work
         assert len(run.jobs) + len(again.jobs) == len(whole.jobs) + died
 
 
+@pytest.mark.parametrize("rules", RULES)
+def test_the_plan_counts_the_jobs_and_the_copies(rules):
+    (plan,) = population(rules).plan()
+    run = simulate(population(rules), lambda number, step: number / step)
+    assert (plan.trials, plan.jobs, plan.steps) == (SIZE, len(run.jobs), SIZE * STEPS)
+    most = plan.trials + plan.copies
+    assert len(run.rows) == most or (rules == "everyone explores" and len(run.rows) < most)
+
+
 def test_a_member_goes_on_or_starts_a_trial_from_its_donor_as_the_rules_decide():
     scheduler, rules = population(), RULES["default"]
     run = Simulation()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import asdict
 
 import numpy as np
 import optuna
@@ -17,8 +18,9 @@ import pytest
 
 from lightning_hpo import BayesianTuner, HyperbandTuner, OptunaTuner, RandomTuner
 from lightning_hpo.__main__ import main
-from lightning_hpo.reporting.report import to_html
+from lightning_hpo.reporting.report import table, to_html
 from lightning_hpo.reporting.run_view import read_run, view_run
+from lightning_hpo.study.progress import Progress
 
 EVIL = "<script>alert(1)</script>"
 SPACE = {"x": "loguniform(1e-3, 1)", "kind": f"choice('{EVIL}', 'b&\"')"}
@@ -61,7 +63,7 @@ def test_show(run, capsys):
     assert "17 trials: " in out
     assert "1 failed" in out
     assert f"trial 3 failed: RuntimeError: {EVIL}" in out
-    assert "nobody is at work" in out
+    assert "(not running)" in out
     assert "\n... and 6 more trials with a score\n" in out
 
 
@@ -80,6 +82,22 @@ def test_warnings_of_optuna_about_its_figures_stay_out_of_the_report(tmp_path, c
         result.report(tmp_path / "report.html")
     logger.removeHandler(caplog.handler)
     assert not caplog.records
+
+
+def test_a_trial_that_nobody_trains_is_paused(tmp_path):
+    study = optuna.create_study()
+    for _ in range(2):
+        study.ask().report(1.0, 3)
+    folder = tmp_path / "trials" / "0001"
+    folder.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "600"]) as search:
+        (tmp_path / "owner.json").write_text(json.dumps({"pid": search.pid}))
+        (folder / "progress.json").write_text(json.dumps(asdict(Progress(1, 4, 3, 9, pid=search.pid))))
+        run = view_run(study, tmp_path)
+        assert run.counts == "2 trials: 1 paused, 1 running"
+        page = table(run, run.rows)
+        search.kill()
+    assert page.index("<td>paused</td>") < page.index("<td>running</td>")
 
 
 def figures_of(text):
@@ -274,7 +292,7 @@ def test_a_run_at_work_and_nothing_imported_that_it_names(tmp_path):
         )
         at_work.communicate("\n")
     assert done.returncode == 0, done.stderr
-    assert f"process {at_work.pid} is at work" in done.stdout
+    assert f"process {at_work.pid} is running" in done.stdout
     assert "1 complete, 1 running" in done.stdout
 
 
