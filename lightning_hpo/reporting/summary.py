@@ -19,7 +19,7 @@ def show(run: Run) -> None:
             process is at work that may be about to write it.
     """
     console = Console(run.monitor, run.mode, verbose=True, unit=run.unit)
-    console.line(f"{run.path}  ({f'process {run.owner} is at work' if run.owner else 'nobody is at work'})")
+    console.line(f"{run.path}  ({f'process {run.owner} is running' if run.owner else 'not running'})")
     console.line(f"{run.counts}; {run.amount(spent(run.rows))}")
     console.table(run.rows)
     for number, reason in run.failures.items():

@@ -46,7 +46,8 @@ def direction(monitor: str | None, mode: Mode | None) -> Mode:
         raise ValueError(f"`mode` must be 'min' or 'max', got {mode!r}.")
     if mode is None and monitor is not None and _more_is_better(monitor):
         raise ValueError(
-            f"`mode` must be given for `monitor` {monitor!r}: 'max', as more of it is better by its name, or 'min'."
+            f"`mode` must be given for `monitor` {monitor!r}: 'max', because its name suggests that higher is better, "
+            "or 'min'."
         )
     return mode or "min"
 

@@ -181,7 +181,7 @@ def over_folds(outcome: Outcome, job: Job, earlier: Sequence[float]) -> Outcome:
         ended=BUDGET,
         global_step=outcome.step if outcome.global_step is None else outcome.global_step,
         notes={**outcome.notes, FOLDS: scores},
-        validations=dict.fromkeys([job.max_steps], *outcome.validations.values()) if outcome.validations else {},
+        validations={job.max_steps: max(outcome.validations.items())[1]} if outcome.validations else {},
     )
 
 

@@ -103,7 +103,10 @@ def _opened(
             f"the study in {folder.path}", "Choose another `name`", study, fingerprint, allow_changed=allow_changed
         )  # fmt: skip
     elif begun:
-        raise StudyMismatchError(f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`.")
+        raise StudyMismatchError(
+            f"the study {folder.name!r} was not made by lightning_hpo: choose another `name`, or "
+            "continue it by `OptunaTuner(study=optuna.load_study(...))`."
+        )
     else:
         study.set_user_attr(FINGERPRINT, dict(fingerprint))
     study_id(study)  # made while nobody else opens the study

@@ -125,7 +125,8 @@ def _callable(role: str, factory: Any, kind: type) -> Callable[..., Any]:
     if is_a(factory, kind):
         raise TypeError(
             f"`{role}` must be a class or function that builds a new {kind.__name__} for every trial, "
-            f"got an instance of {type(factory).__name__}: pass `{type(factory).__name__}` itself."
+            f"got an instance of {type(factory).__name__}: pass `{type(factory).__name__}` itself, or a function that "
+            "returns a new one where arguments must be filled in."
         )
     if not callable(factory):
         raise TypeError(f"`{role}` must be a class or function that builds a {kind.__name__}, got {factory!r}.")

@@ -208,7 +208,9 @@ class ConfigBuilder(Builder):
             return (
                 f"`space` has {name!r} with the value {masked(name, value)!r}, which the config refuses: {_gist(error)}"
             )
-        return f"`space` has the name {name!r}, which is no path of the config.{nearest(name, paths)} ({_gist(error)})"
+        same = [path for path in paths if path.rpartition(".")[2] == name.rpartition(".")[2]]
+        hint = nearest(name, same or paths, 0 if same else 0.6)
+        return f"`space` has the name {name!r}, which is no path of the config.{hint} ({_gist(error)})"
 
 
 def _classes(cli: LightningCLI, base: Namespace) -> list[Any]:

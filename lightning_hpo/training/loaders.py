@@ -115,8 +115,10 @@ class FollowedLoader:
             place: of this loader among them.
             ahead: whether Lightning fetches one batch ahead.
         """
-        self._together, self._place = together, place
-        self.fetched_ahead = ahead
+        # The class of the loader is its own. It keeps them for the loader that Lightning may make of this one.
+        for name, value in {"_together": together, "_place": place, "fetched_ahead": ahead}.items():
+            setattr(self, name, value)
+            setattr(type(self), name, value)
         self._attributes = Attributes(self.objects, _OWN)
 
     def _take_place(self) -> None:

@@ -1,6 +1,6 @@
 """Optuna's samplers, pruners, storages and studies over a LightningModule or a function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,19 +63,13 @@ class OptunaTuner(Tuner):
         **options: Any,
     ) -> None:
         with explained(None):
+            if study is not None:
+                _validate_study(study, options)
             pruner = _pruner(pruner, study, options.get("folds"))
-            if study is not None and options.get("storage") is not None:
-                raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
             if study is not None:
                 sampler = sampler or study.sampler
                 if options.get("name") is None:
                     options["name"] = study.study_name
-                if is_url(options.get("root", "")):
-                    raise ValueError("`root` is a URL, which takes a run with its study, and `study` is your own.")
-                if options.get("start") is not None:
-                    raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
-                if options.get("from_run") is not None:
-                    raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
             budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
             more: dict[str, Any] = {"monitor": monitor, "mode": mode, "keep_checkpoints": keep_checkpoints}
             super().__init__(
@@ -99,6 +93,22 @@ class OptunaTuner(Tuner):
                     raise StudyMismatchError(
                         f"`study` has the directions {directions}, but `mode` is {list(self._goal.modes)}."
                     )
+
+
+def _validate_study(study: object, options: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError unless it is a study, and no option does what the study does itself."""
+    if not isinstance(study, optuna.Study):
+        raise TypeError(
+            f"`study` must be a study, got {study!r}: write optuna.load_study(study_name=..., storage=...)."
+        )
+    if options.get("storage") is not None:
+        raise ValueError("`study` has a storage of its own: give either `study` or `storage`.")
+    if is_url(options.get("root", "")):
+        raise ValueError("`root` is a URL, which takes a run with its study, and `study` is your own.")
+    if options.get("start") is not None:
+        raise ValueError("`study` is your own, and keeps its starting points: study.enqueue_trial({...}).")
+    if options.get("from_run") is not None:
+        raise ValueError("`study` is your own: give it earlier trials with study.add_trials(...).")
 
 
 _scored_by_jobs = partial(OptunaProposer, pruner=NopPruner(), random_share=lambda steps: 0.0)  # noqa: ARG005  # a name

@@ -161,8 +161,10 @@ def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any],
         named = [key for key in parameters if key not in positional and key not in kwargs]
         required = [key for key in named if parameters[key].default is inspect.Parameter.empty]
         first = "max_steps" if "max_steps" in named else [*required, *named, "name"][0]
+        example = "train_dataloaders=..., val_dataloaders=..." if len(args) > 2 and name == "fit" else None
         raise TypeError(
-            f"{name} takes {', '.join(positional)} by position and all else by name, e.g. {first}={_shown(extra)}."
+            f"{name} takes {', '.join(positional)} by position and all else by name, e.g. "
+            f"{example or f'{first}={_shown(extra)}'}."
         )
     given = {*positional[: len(args)], *kwargs}
     for parameter in parameters.values():

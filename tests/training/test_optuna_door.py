@@ -106,6 +106,8 @@ class TestTuner:
         )
         with pytest.raises(StudyMismatchError, match="directions"):
             tuner(tmp_path, study=study)
+        with pytest.raises(TypeError, match=r"got 'net': write optuna\.load_study"):
+            tuner(tmp_path, study="net")
 
     def test_a_study_of_the_users_is_compared_and_has_a_report(self, tmp_path):
         study, calls = optuna.create_study(), []

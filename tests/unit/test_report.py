@@ -63,7 +63,7 @@ def test_show(run, capsys):
     assert "17 trials: " in out
     assert "1 failed" in out
     assert f"trial 3 failed: RuntimeError: {EVIL}" in out
-    assert "nobody is at work" in out
+    assert "(not running)" in out
     assert "\n... and 6 more trials with a score\n" in out
 
 
@@ -292,7 +292,7 @@ def test_a_run_at_work_and_nothing_imported_that_it_names(tmp_path):
         )
         at_work.communicate("\n")
     assert done.returncode == 0, done.stderr
-    assert f"process {at_work.pid} is at work" in done.stdout
+    assert f"process {at_work.pid} is running" in done.stdout
     assert "1 complete, 1 running" in done.stdout
 
 

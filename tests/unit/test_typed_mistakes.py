@@ -158,6 +158,7 @@ MISTAKES = {
     "no_scheduler": (lambda: Tuner(LR), "`scheduler` is missing in Tuner: say which trial gets how many steps"),
     "by_position": (lambda: RandomTuner(LR, 9, 2), "takes space by position and all else by name, e.g. max_steps=9"),
     "fit_by_position": (lambda: tuned().fit(Net, Data), "fit takes model by position and all else by name, e.g. data"),
+    "loaders_by_position": (lambda: tuned().fit(Net, [], []), "e.g. train_dataloaders=..., val_dataloaders=..."),
     "no_model": (lambda: tuned().fit(), "`model` is missing: give the class of a LightningModule"),
     "fit_loaders": (lambda: tuned().fit(Net, dataloader=[]), "write train_dataloaders=..., val_dataloaders="),
     "fit_loader": (lambda: tuned().fit(Net, train_loader=[]), "val_dataloaders=..., or datamodule=Data"),
