@@ -641,7 +641,7 @@ def test_the_check_before_training_finds_what_cannot_be_read_back(tmp_path):
     with pytest.raises(UnreadableStateError, match=r"hyper_parameters\['thing'\].*save_hyperparameters\(ignore="):
         hyperband(tmp_path).fit(build, datamodule=Data)
     assert not started  # the check builds in a process of its own
-    assert list((tmp_path / "r" / "trials").iterdir()) == []
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_checkpoint_of_plain_values_is_continued_without_a_signature(tmp_path):
