@@ -60,9 +60,9 @@ class Copies:
     ) -> None:
         self._over.set()
         self._wake.set()
+        self._thread.join()  # else it could write an older study over that of the next call
         if not (error is None or isinstance(error, Exception | StudyPaused)):
-            return  # a second Ctrl-C: end at once
-        self._thread.join()
+            return  # a second Ctrl-C
         for trial in range(_TRIES):
             if self._copied(self._remote.journal_length(), frozenset(), last=True):
                 if error is None or isinstance(error, StudyPaused):

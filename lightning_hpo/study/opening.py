@@ -212,7 +212,7 @@ def validate_distributions(
                 check_distribution_compatibility(old, new)
         except ValueError as error:
             raise StudyMismatchError(
-                f"{where} cannot take another kind of distribution for {name!r}: {error}"
+                f"{where} cannot take another kind of distribution for {name!r}: it has {old}, not {new} ({error})"
             ) from None  # fmt: skip
 
 

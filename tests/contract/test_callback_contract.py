@@ -189,7 +189,7 @@ def test_a_search_with_the_callback_is_exact_or_refused(kind, tuner, tmp_path, m
             word in str(refusal.value)
             for word in ("into the space", "use EMAWeightAveraging", "prune the best", "stop_on_nan")
         )
-        assert not list((tmp_path / "run").glob("trials/*"))
+        assert not (tmp_path / "run").exists()
         return
     whole = make(tmp_path, "whole", CALLBACKS[kind]()).fit(Tuned, datamodule=Data)
     assert not [row for row in whole.rows if row.state == "failed"]
