@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_hpo.training.builder import Coded
 from lightning_hpo.training.namespaces import is_a
 
-_PLAIN = (int, float, str, bool, type(None), tuple)
+_PLAIN = (int, float, str, bool, type(None))
 
 
 class CopiedData(Coded):
@@ -120,6 +120,11 @@ def _parts(given: Any) -> list[Any]:
 def _settings(owner: Any) -> Callable[..., Any]:
     """A class with the plain values that an object of it holds."""
     held = {**vars(owner), **getattr(owner, "hparams", {})} if hasattr(owner, "__dict__") else {}
-    plain = {str(name): value for name, value in sorted(held.items()) if isinstance(value, _PLAIN) and name[:1] != "_"}
+    plain = {str(name): value for name, value in sorted(held.items()) if _is_plain(value) and str(name)[:1] != "_"}
     kind: Callable[..., Any] = type(owner)
     return partial(kind, **plain)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a setting; a tuple may hold data, such as the tensors of a ``TensorDataset``."""
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, _PLAIN)

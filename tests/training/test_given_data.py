@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_hpo import ASHATuner
+from lightning_hpo import ASHATuner, StudyMismatchError
 from tests.support.small import Data, Net, digits
 
 SPACE = {"lr": "loguniform(1e-3, 1)"}
@@ -67,6 +67,18 @@ def test_what_is_shared_says_so_and_other_settings_are_another_study(tmp_path):
     assert all(one.hparams is data.hparams for one in Shared.asked)
     with pytest.raises(ValueError, match="the code of partial.*Shared.* changed"):
         search(tmp_path, datamodule=Shared(16))
+
+
+def test_the_data_themselves_are_no_setting(tmp_path):
+    def given(noise, batch_size=16):
+        inputs, labels = digits()[0].tensors
+        train = DataLoader(TensorDataset(inputs + noise, labels), batch_size=batch_size)
+        return {**loaders(), "train_dataloaders": train}
+
+    expected = search(tmp_path, **given(0.0))
+    assert search(tmp_path, **given(0.1)) == expected
+    with pytest.raises(StudyMismatchError, match="code"):
+        search(tmp_path, **given(0.0, batch_size=8))
 
 
 def test_data_that_cannot_be_copied_is_refused(tmp_path):
