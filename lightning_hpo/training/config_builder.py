@@ -167,7 +167,7 @@ class ConfigBuilder(Builder):
         if cli.subcommand:
             cli.config = Namespace(**{cli.subcommand: config}, subcommand=cli.subcommand)  # type: ignore[no-untyped-call]  # jsonargparse leaves it untyped
         # The CLI gives modules their hparams from a dump that it makes once: without this they are those of the base.
-        cli.config_dump = self._dump(config, skip_none=False, skip_link_targets=False)
+        cli.config_dump = self._dump(config, skip_unset=False, skip_link_targets=False)
         kept = cli.trainer_class, cli.save_config_callback
         cli.trainer_class, cli.save_config_callback = dict, None  # its arguments are wanted, not a Trainer
         try:
