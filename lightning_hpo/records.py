@@ -175,6 +175,7 @@ class Row:
         global_steps: step -> optimizer step at which the Trainer stood; empty where both are the same.
         full_steps: optimizer steps of its full budget, where that is in epochs or samples.
         seed: of everything random in it; None if an earlier version has begun it.
+        decided: step that a member of a population was last decided to go on to, unchanged; None if that needs no note.
         confirms: number of the trial whose parameters it trains once more; None for a trial of the search.
         folds: score on each fold so far; its value is their mean.
         scored_from: validations that its last score is made of; empty where it is the last one.
@@ -200,6 +201,7 @@ class Row:
     global_steps: Mapping[int, int] = field(default_factory=dict)
     full_steps: int | None = None
     seed: int | None = None
+    decided: int | None = None
     confirms: int | None = None
     folds: tuple[float, ...] = ()
     scored_from: Kept = ()

@@ -232,13 +232,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class PopulationBased:
-    """Population-Based Training, synchronous: after every interval the worst members copy from the best ones.
+    """Population-Based Training: after every interval the worst members copy from the best ones.
 
     A member is a chain of trials, since the parameters of a trial never change: a member that copies ends its trial and
     starts another one, which goes on where the member stands. The first trials of the members have the numbers 0 to
-    ``population_size - 1``, which are also the numbers of the members. The decisions of a round need the scores of all
-    members that live, so neither the order in which jobs end nor the number of workers changes them. Members that copy
-    come first: their donors then still have the weights that were judged.
+    ``population_size - 1``, which are also the numbers of the members.
+
+    If it is synchronous, the decisions of a round need the scores of all members that live, so neither the order in
+    which jobs end nor the number of workers changes them. Members that copy come first: their donors then still have
+    the weights that were judged. Otherwise no member waits: at the end of its interval it is compared with the last
+    scores of the others, so the order in which jobs end decides too (Jaderberg et al. 2017, section 3).
 
     Args:
         rules: who copies, from whom, and which hyperparameters come next.
@@ -246,6 +249,7 @@ class PopulationBased:
         interval: optimizer steps of a round, at least 1. A member that stands beyond the end of a round, as with
             several manual optimizers, is judged where it stands.
         max_steps: optimizer steps of every member; a multiple of ``interval``.
+        synchronous: whether all members wait for each other at the end of an interval.
 
     Raises:
         ValueError: naming an argument outside its range.
@@ -255,6 +259,7 @@ class PopulationBased:
     population_size: int
     interval: int
     max_steps: int
+    synchronous: bool = True
 
     replaces_broken = True
     """A trial whose score is no number goes on: its member copies."""
@@ -281,22 +286,24 @@ class PopulationBased:
         if len(last) < self.population_size:
             return Job(self.interval, params=self.rules.initial(len(last)))
         living = {member: row for member, row in last.items() if row.state == "running"}
-        if not living:
+        free = {member: row for member, row in living.items() if row.idle}
+        if not free:
             return None
-        ended = min(self._round(row) for row in living.values())
-        waiting = {member: row for member, row in living.items() if row.idle and self._round(row) == ended}
+        ended = min(self._round(row) for row in (living if self.synchronous else free).values())
+        waiting = {member: row for member, row in free.items() if self._round(row) == ended}
         if not waiting:
             return None
         target = (ended + 1) * self.interval
-        judged = self._judged(rows, ended)
+        judged = self._judged(rows, ended) if self.synchronous else _judged_last(rows, last)
         member_scores = {member: self._member_score(row, ended) for member, row in judged.items()} if ended else {}
         losers, top = self.rules.truncate(member_scores)
         copying = set(losers if top else ())
         copying |= {member for member, row in waiting.items() if row.parent is not None and not row.values}
         member = min(waiting, key=lambda member: (member not in copying, member))
         row = waiting[member]
-        if member not in member_scores or judged[member].number != row.number:
-            return Job(target, trial=row.number)  # its decision has been made, and its job has died
+        decided = member not in member_scores or judged[member].number != row.number or (row.decided or 0) > row.step
+        if decided:  # and its job has died
+            return Job(target, trial=row.number)
         history = intervals(rows, target - 1) if self.rules.needs_history else []
         fork = self.rules.decide(member, ended * self.interval, member_scores, history)
         if fork is None:
@@ -326,8 +333,13 @@ class PopulationBased:
         return {row.home: row for row in rows if any(step // self.interval == ended for step in row.values)}
 
     def _member_score(self, row: Row, ended: int) -> MemberScore:
-        step = max(step for step in row.values if step // self.interval == ended)
+        step = max(step for step in row.values if step // self.interval == ended or not self.synchronous)
         return MemberScore(row.values[step], row.params, step in row.stopped, row.violation(step))
+
+
+def _judged_last(rows: Sequence[Row], last: Mapping[int, Row]) -> dict[int, Row]:
+    """Trial of each living member that has its last score; those that have ended may have no checkpoint to copy."""
+    return {row.home: row for row in rows if row.values and last[row.home].state == "running"}
 
 
 def _name(explore: Any) -> str:

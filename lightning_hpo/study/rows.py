@@ -32,6 +32,8 @@ VALIDATIONS = "validations"
 BY_JOB = "lightning_hpo:by_job"
 # System attribute of a population's trial: its member, its first step, and where its parent was when it was forked.
 SEGMENT = "segment"
+# System attribute of a population's trial: the step that it was last decided to go on to.
+DECIDED = "lightning_hpo:decided"
 # System attribute: step -> sum of all constraints above 0 there.
 VIOLATIONS = "lightning_hpo:violations"
 # System attribute: steps at which a callback asked to stop a trial that was to train on.
@@ -180,6 +182,7 @@ def row_of(trial: FrozenTrial, at: int | None = None) -> Row:
         scored=trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or BY_JOB in trial.system_attrs,
         feasible=all(value <= 0 for value in trial.constraints.values()),
         seed=trial.user_attrs.get(SEED),
+        decided=trial.system_attrs.get(DECIDED),
         confirms=trial.user_attrs.get(CONFIRMS),
         folds=tuple(trial.user_attrs.get(FOLDS, ())),
         violations={int(step): amount for step, amount in trial.system_attrs.get(VIOLATIONS, {}).items()},

@@ -17,6 +17,7 @@ from lightning_hpo.records import FOLDS, Outcome, Row
 from lightning_hpo.study.rows import (
     BY_JOB,
     CONFIRMS,
+    DECIDED,
     ENDED,
     FAILURE,
     OPTIMIZER_STEPS,
@@ -170,6 +171,11 @@ class TrialTable(TrialRows):
         self._rows[number], notes = _noted(self._rows[number], outcome)
         for key, note in notes.items():
             self._storage.set_trial_user_attr(self._ids[number], key, note)
+
+    def note_decision(self, number: int, step: int) -> None:
+        """Write down that a member of a population goes on to ``step`` as it is."""
+        self._storage.set_trial_system_attr(self._ids[number], DECIDED, step)
+        self._rows[number] = replace(self._rows[number], decided=step)
 
     def note_stop(self, number: int, step: int) -> None:
         """Write down that a callback asked to stop a trial at ``step``, although it is to train on."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal, Unpack, cast
 
 from optuna.distributions import BaseDistribution
@@ -60,9 +61,9 @@ class PopulationTuner(Tuner):
     """Population-Based Training of ``population_size`` members, in one process or in several.
 
     Everything is kept in ``root/name``; the same call continues where it stopped, and a continued run equals the
-    uninterrupted one. With one worker, members take turns inside ``Trainer.fit``, and copies stay in memory; with more,
-    each job runs in a worker process, and copies go through checkpoints. The lineage does not depend on that. Whenever
-    the hyperparameters of a member change, a new trial of the study begins, with its parent.
+    uninterrupted one if it is synchronous. With one worker, members take turns inside ``Trainer.fit``, and copies stay
+    in memory; with more, each job runs in a worker process, and copies go through checkpoints. Whenever the
+    hyperparameters of a member change, a new trial of the study begins, with its parent.
 
     Members are validated at exactly the last optimizer step of each interval, whatever the epochs, batches and gradient
     accumulation; with several manual optimizers, each of which counts, at the first step at or after it. Where a
@@ -80,6 +81,9 @@ class PopulationTuner(Tuner):
             ``interval``. In epochs or samples, the batch size cannot be in the space, as it changes while a member
             trains.
         quantile, donor, explore, resample, factor: see :class:`~lightning_hpo.schedulers.population.Rules`.
+        synchronous: whether all members wait for each other at the end of an interval, so that any number of workers
+            gives the lineage of one. Default: only with one worker; with more, a member is compared with the last
+            scores of the others and goes on, so that no worker is idle.
         **options: ``monitor``, ``mode``, ``score``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``,
             ``trainer``, ``verbose``, ``allow_changed``, ``workers`` or ``executor`` (with these ``max_retries`` and
             ``trial_timeout``), ``logger``, ``callbacks`` and ``start`` of :class:`Tuner`. A logger has one run for each
@@ -105,6 +109,7 @@ class PopulationTuner(Tuner):
         explore: Literal["losers", "all", "pb2"] | Explore = "losers",
         resample: float = 0.5,
         factor: float = 1.2,
+        synchronous: bool | None = None,
         **options: Unpack[Options],
     ) -> None:
         with explained(None):
@@ -118,7 +123,8 @@ class PopulationTuner(Tuner):
             assert budget.interval is not None
             unit = budget.unit.name
             _validate_budget(budget, parse_space(space))
-            here = group(WorkerOptions, options).in_process
+            workers = group(WorkerOptions, options)
+            here = workers.in_process
             taken = (*_TAKEN, "executor", *(() if here else _TAKEN_BY_WORKERS))
             for argument, value in options.items():  # a command line gives options at their default too
                 if argument not in taken and value != DEFAULTS.get(argument, value):
@@ -136,9 +142,10 @@ class PopulationTuner(Tuner):
                     )
             mode, seed = direction(options.get("monitor"), options.get("mode")), options.get("seed", 0)
             rules = Rules(parse_space(space), mode, quantile, donor, explore, resample, factor, seed)
-            scheduler = PopulationBased(rules, population_size, budget.interval, budget.full)
+            waits = workers.workers == 1 if synchronous is None else synchronous
+            scheduler = PopulationBased(rules, population_size, budget.interval, budget.full, waits)
             parts = Parts(
-                propose=MemberProposer,
+                propose=partial(MemberProposer, notes_decisions=not waits),
                 work=MemberFits,
                 executor=member_executor,
                 parts_of_unit=budget.unit.parts,
@@ -175,15 +182,18 @@ class MemberProposer:
 
     Args:
         opened: the study; the space must be names with distributions.
+        notes_decisions: whether the study keeps that a member goes on as it is, because it cannot be decided again.
     """
 
-    def __init__(self, opened: OpenStudy) -> None:
+    def __init__(self, opened: OpenStudy, *, notes_decisions: bool = False) -> None:
         assert not callable(opened.space)
-        self._opened, self._space = opened, opened.space
+        self._opened, self._space, self._notes_decisions = opened, opened.space, notes_decisions
 
     def propose(self, table: TrialTable, job: Job) -> tuple[int, Mapping[str, Any]]:
         """Return the trial's own parameters, or add the trial with those of the job."""
         if job.trial is not None:
+            if self._notes_decisions:
+                table.note_decision(job.trial, job.max_steps)
             return job.trial, table.rows[job.trial].params
         assert job.params is not None
         params = dict(job.params) if job.replaces is not None else {**job.params, **self._opened.start(len(table.rows))}

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 
 from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints.origin import difference
 from lightning_hpo.errors import SearchFailedError, failure_text
 from lightning_hpo.executors.base import Executor
 from lightning_hpo.records import CHECKPOINT, Job, Outcome, Row, Task, spent
@@ -167,8 +168,9 @@ class Search:
         """Checkpoint that a trial starts from: its parent's, kept while the parent trains on."""
         kept = self.folder(row.home) / f"parent.{row.number}.ckpt"
         of_parent = self.folder(self.table.rows[parent].home) / CHECKPOINT
-        if not row.values and not kept.exists() and of_parent.parent != kept.parent:
-            checkpoints.keep(of_parent, kept)
+        if not row.values and of_parent.parent != kept.parent:
+            judged = self.table.rows[parent]
+            _keep(of_parent, kept, identity_of(self.study_id, parent, judged.params), judged.global_step)
         return kept if kept.exists() else of_parent
 
     def _end_all(self, done: set[Future[Outcome]]) -> None:
@@ -280,6 +282,15 @@ class Search:
 def _worst(constraints: Mapping[str, float], notes: Mapping[str, Any]) -> dict[str, float]:
     """Return the largest value of each constraint over the folds of a trial; earlier ones are in its notes."""
     return {name: max(value, notes.get(f"constraints:{name}", value)) for name, value in constraints.items()}
+
+
+def _keep(path: Path, kept: Path, identity: Mapping[str, Any], step: int) -> None:
+    """Keep a checkpoint under a second name: the one before, if the trial has been saved again beyond ``step``."""
+    if not kept.exists():
+        checkpoints.keep(path, kept)
+    before = checkpoints.previous_of(kept)
+    if difference(kept, identity, step) is not None and difference(before, identity, step) is None:
+        before.replace(kept)
 
 
 def _values(monitors: Sequence[str | None], outcome: Outcome) -> tuple[list[float], str | None]:

@@ -76,13 +76,15 @@ def test_data_that_change_with_a_copy_are_the_same_from_checkpoints(tmp_path, op
     assert history(tune(tmp_path / "again", from_checkpoints, **options)) == history(whole)
 
 
-@pytest.mark.parametrize("interval", [6, 8])
-def test_interrupted_after_every_job_and_continued_is_the_same_population(tmp_path, interval):
-    whole = tune(tmp_path / "whole", interval=interval)
+@pytest.mark.parametrize(("interval", "synchronous"), [(6, True), (8, True), (6, False)])
+def test_interrupted_after_every_job_and_continued_is_the_same_population(tmp_path, interval, synchronous):
+    options = {"interval": interval, "synchronous": synchronous}
+    whole = tune(tmp_path / "whole", **options)
+    assert any(row.parent is not None for row in whole.rows)
     DyingExecutor.calls = 0
     while True:
         try:
-            result = tune(tmp_path / "killed", dying, interval=interval)
+            result = tune(tmp_path / "killed", dying, **options)
             break
         except KeyboardInterrupt:
             assert DyingExecutor.calls < 100
@@ -99,9 +101,12 @@ class Slow(Small):
         return super().training_step(batch, batch_idx)
 
 
-def test_worker_processes_that_are_killed_and_continued_make_the_lineage_of_one_worker(tmp_path):
+@pytest.mark.parametrize("synchronous", [True, None])
+def test_worker_processes_that_are_killed_and_continued_lose_nothing(tmp_path, synchronous):
+    """If they are synchronous, they make the lineage of one worker too."""
     options = {"model": Slow, "data": Digits, "population_size": 4, "space": {**SPACE, "dropout": "uniform(0.05, 0.5)"}}
-    whole = tune(tmp_path / "whole", **options)
+    whole = tune(tmp_path / "whole", **options) if synchronous else None
+    options["synchronous"] = synchronous
 
     def search():
         def die_when_members_have_copied():
@@ -114,7 +119,8 @@ def test_worker_processes_that_are_killed_and_continued_make_the_lineage_of_one_
 
     assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(search), 0)[1]) == -signal.SIGKILL
     result = tune(tmp_path / "killed", workers=4, **options)
-    assert history(result) == history(whole)
+    assert whole is None or history(result) == history(whole)
+    assert all(row.forked_at in result.rows[row.parent].values for row in result.rows if row.parent is not None)
     assert steps_of(result) == {member: [6, 12, 18, 24] for member in range(4)}
     assert not list((tmp_path / "killed").rglob("parent*.ckpt"))
     assert len(list((tmp_path / "killed").rglob("last.ckpt"))) == 1

@@ -136,6 +136,30 @@ def test_a_round_waits_for_every_member_that_lives():
     assert scheduler.next(run.rows) is not None
 
 
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("stand", [lambda _, asked: (asked, False), passed_over], ids=["exact", "passed over"])
+def test_an_asynchronous_population_waits_for_nobody_and_a_kill_loses_and_repeats_nothing(rules, stand):
+    scheduler = dataclasses.replace(population(rules), synchronous=False)
+    for seed in range(20):
+        run, chance, working = Simulation(replaces_broken=True), random.Random(seed), []
+        kill_at = chance.randrange(SIZE * STEPS // INTERVAL)
+        for _ in range(kill_at):
+            while (job := scheduler.next(run.rows)) is not None:
+                working.append(run.start(job))
+            assert len(working) == sum(row.state == "running" for row in run.rows)  # each living member is at work
+            run.finish(working.pop(chance.randrange(len(working))), value, STEPS, stand)
+        again = simulate(scheduler, value, rows=run.rows, workers=SIZE, seed=seed, stand=stand)
+        assert len(run.jobs) + len(again.jobs) == SIZE * STEPS // INTERVAL + len(working)
+        for row, later in zip(run.rows, again.rows, strict=False):
+            assert lineage([row])[0][::2] == lineage([later])[0][::2]
+            assert later.values.items() >= row.values.items()
+        for member in range(SIZE):
+            steps = [step for row in again.rows if row.home == member for step in row.values]
+            assert [step // INTERVAL for step in steps] == list(range(1, STEPS // INTERVAL + 1))
+        for row in again.rows:
+            assert row.parent is None or row.forked_at in again.rows[row.parent].values
+
+
 def test_a_member_that_failed_is_out_and_the_others_go_on():
     scheduler = population()
     run = Simulation(replaces_broken=True)
