@@ -44,7 +44,8 @@ COMMANDS = """!python train.py tune -c fit.yaml --space space.yaml --tuner Hyper
 ---
 !cat {root}/digits/best.yaml
 ---
-!python train.py fit -c {root}/digits/best.yaml --trainer.enable_progress_bar false --trainer.logger false
+!python train.py fit -c {root}/digits/best.yaml --trainer.enable_progress_bar false --trainer.logger false \\
+    --trainer.default_root_dir {root}/fit
 ---
 !python -m lightning_hpo show {root}/digits"""
 

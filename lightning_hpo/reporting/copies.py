@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from lightning_hpo.errors import StorageError, StudyPaused
+from lightning_hpo.records import CHECKPOINT
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, StudyRead
 from lightning_hpo.study.remote import Remote
@@ -36,18 +37,29 @@ class Copies:
     def __init__(self, remote: Remote, folder: RunFolder, console: Console) -> None:
         self._remote, self._folder, self._console = remote, folder, console
         self._at_work: set[Path] = set()
-        self._state: tuple[int, frozenset[Path]] = (0, frozenset())  # the journal's length, and what was at work then
+        self._due: set[Path] = {*(folder.path / "trials").iterdir()}  # folders of trials that are not kept yet
+        self._logging: frozenset[Path] = frozenset()  # folders of trials at work when the study was read
         self._wake, self._over = threading.Event(), threading.Event()
         self._problem: str | None = None
 
     def on(self, event: Event) -> None:
-        """Note which trials are at work, and how far the journal goes when no other is."""
+        """Keep the files of each trial as they are at the end of a job, which the journal knows by then."""
         if isinstance(event, JobStarted):
             self._at_work.add(event.task.folder)
+            if event.task.source is None or event.task.source.name == CHECKPOINT:
+                return
+            self._due.add(event.task.folder)  # with the checkpoint of its parent
         elif isinstance(event, JobEnded):
-            self._at_work.discard(self._folder.trial(event.row.home))
-        elif isinstance(event, StudyRead):
-            self._state = self._remote.journal_length(), frozenset(self._at_work)
+            folder = self._folder.trial(event.row.home)
+            self._at_work.discard(folder)
+            self._due.add(folder)
+        try:
+            self._remote.keep(self._due)
+            self._due.clear()
+        except OSError as error:
+            self._warn(error)
+        if isinstance(event, StudyRead):
+            self._logging = frozenset(self._at_work)
             self._wake.set()
 
     def __enter__(self) -> Self:
@@ -61,10 +73,11 @@ class Copies:
         self._over.set()
         self._wake.set()
         self._thread.join()  # else it could write an older study over that of the next call
+        self._remote.forget()
         if not (error is None or isinstance(error, Exception | StudyPaused)):
             return  # a second Ctrl-C
         for trial in range(_TRIES):
-            if self._copied(self._remote.journal_length(), frozenset(), last=True):
+            if self._copied(last=True):
                 if error is None or isinstance(error, StudyPaused):
                     self._console.line(f"copied to {self._remote.url}")
                 return
@@ -85,17 +98,21 @@ class Copies:
             if self._over.is_set():
                 return
             begun = time.monotonic()
-            self._copied(*self._state)
+            self._copied()
             self._over.wait(min(max(_LEAST, _SHARE * (time.monotonic() - begun)), _MOST))
 
-    def _copied(self, length: int, at_work: frozenset[Path], *, last: bool = False) -> bool:
-        """Copy what is new and return whether that went well; a problem is a warning once."""
+    def _copied(self, *, last: bool = False) -> bool:
+        """Copy what is new and return whether that went well."""
         try:
-            self._remote.copy(length, at_work, last=last)
+            self._remote.copy(self._logging, last=last)
         except (StorageError, OSError) as error:
-            if str(error) != self._problem:
-                self._problem = str(error)
-                logging.getLogger(__name__).warning("%s; the search goes on, and it is tried again", error)
+            self._warn(error)
             return False
         self._problem = None
         return True
+
+    def _warn(self, error: Exception) -> None:
+        """Warn once of a problem."""
+        if str(error) != self._problem:
+            self._problem = str(error)
+            logging.getLogger(__name__).warning("%s; the search goes on, and it is tried again", error)

@@ -230,7 +230,8 @@ def expected_improvement_share(study: Study, seed: int = 0) -> float:
     rng = np.random.default_rng([seed, len(values)])
     rows = model.encoding.place(rng.random((_EI_CANDIDATES, len(model.encoding))))
     units = np.concatenate([rows, sampler.suggest(study, model)[None]])
-    feasible = np.exp(fit_feasibility(Fitter("none"), model.encoding, observations).log_probability(units))
+    feasibility = fit_feasibility(Fitter("none", components=False), model.encoding, observations)  # as the sampler's
+    feasible = np.exp(feasibility.log_probability(units))
     return float((expected_improvement(*model.posterior(units), model.best)[0] * feasible).max() / np.ptp(targets))
 
 

@@ -25,7 +25,6 @@ from scipy.linalg import blas
 
 from lightning_hpo.samplers.arrays import Floats, Groups
 
-_SQRT5 = math.sqrt(5.0)
 Adds: TypeAlias = Callable[[Floats, float, Floats], Callable[[Floats], Floats]]
 """Adds a component's covariance of the rows, given ℓ and t, to the upper triangle of an (n, n) matrix.
 

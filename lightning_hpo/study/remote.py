@@ -4,8 +4,9 @@ A run is at work in a folder of this machine, below ``runs`` or ``$LIGHTNING_HPO
 files under the same names at ``root/name``. Locks, unfinished files and the key that signs checkpoints stay here.
 
 * A file is written under another name, read back, compared by SHA-256 and then renamed, so what a name says is whole.
-* The journal is copied as it was before the other files, so no checkpoint in the store is older than the journal says,
-  and a file is removed there only when the journal in the store knows that it is not needed.
+* Files of a trial are copied as they were when its last job ended, and the journal as it was then, so the store has
+  what a process killed at that moment leaves behind. Hard links in ``.copies`` keep such files until they are copied. A
+  file is removed there only when the journal in the store knows that it is not needed.
 * Where the journal in the store goes on from the one here, all files come back, the journal last. Where each says
   something else, the run is refused.
 """
@@ -18,8 +19,9 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -33,6 +35,7 @@ from lightning_hpo.text import hide_passwords
 LOCAL = "LIGHTNING_HPO_RUNS"
 """Environment variable: folder of the runs whose ``root`` is a URL."""
 _RECORD = "copies.json"
+_KEPT = ".copies"
 _STAYS = {KEY_FILE, _RECORD, "lock", "turn", "lease", "worker.lock", "owner.json", "ranks.json", "progress.json"}
 _FLATTENED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")  # what a Path makes of a URL
 
@@ -93,6 +96,10 @@ class Remote:
         self._length = sizes.get(JOURNAL, 0)  # of the journal in the store
         self._copied = self._recorded(sizes)  # other files there, with the signatures of ours
         self._gone: set[str] = set()  # of them, not here any more at the beginning of the last round
+        self._lock = threading.Lock()  # of the next two
+        self._kept: dict[str, Path] = {}  # files of trials as they were when `keep` was called
+        self._length_kept = 0  # of the journal then
+        self.forget()
 
     def set_aside(self) -> None:
         """Rename the copy, so that a run of its name begins anew."""
@@ -132,11 +139,38 @@ class Remote:
             self._record()
         return len(names)
 
-    def journal_length(self) -> int:
-        """Bytes of the journal on this machine."""
-        with contextlib.suppress(FileNotFoundError):
-            return (self._folder / JOURNAL).stat().st_size
-        return 0
+    def keep(self, folders: Iterable[Path]) -> None:
+        """Keep the journal and the files of trials as they are now, for :meth:`copy`.
+
+        Args:
+            folders: of trials that are not at work, or are about to be.
+
+        Raises:
+            OSError: if there is no room for them.
+        """
+        with self._lock:
+            for path in (path for folder in folders if folder.is_dir() for path in folder.iterdir()):
+                name = path.relative_to(self._folder).as_posix()
+                is_file = _is_kept(name) and path.is_file() and not path.is_symlink()
+                if is_file and self._copied.get(name) != _signature(path.stat()):
+                    self._keep(name, path)
+            with contextlib.suppress(FileNotFoundError):
+                self._length_kept = (self._folder / JOURNAL).stat().st_size
+
+    def _keep(self, name: str, path: Path) -> None:
+        kept = self._kept.setdefault(name, self._folder / _KEPT / secrets.token_hex(8))
+        kept.parent.mkdir(exist_ok=True)
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(path, kept)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, kept)
+
+    def forget(self) -> None:
+        """Forget what was kept."""
+        with self._lock:
+            self._kept = {}
+            shutil.rmtree(self._folder / _KEPT, ignore_errors=True)
 
     def missing(self) -> list[str]:
         """Names of the files that the store has not, has in an older version, or has too many."""
@@ -144,23 +178,22 @@ class Remote:
         new = [name for name, path in self._files() if self._copied.get(name) != _signature(path.stat())]
         return [*journal, *new, *self._absent()]
 
-    def copy(self, length: int, at_work: Collection[Path] = (), *, last: bool = False) -> None:
-        """Copy what is new.
+    def copy(self, at_work: Collection[Path] = (), *, last: bool = False) -> None:
+        """Copy what is new: what was kept, the journal of that time, and files that no decision depends on.
 
         Args:
-            length: of the journal when nothing else was at work than ``at_work``.
-            at_work: folders of the trials that are left out.
-            last: nothing is at work any more.
+            at_work: folders of the trials whose logs are left out.
+            last: nothing is at work any more, so everything is copied as it is.
 
         Raises:
             StorageError: if the store cannot be used, or somebody else has written there.
         """
         gone = self._absent()
         with self._explained():
-            if self._sizes().get(JOURNAL, 0) != self._length:
-                raise OSError("another process has changed the study there")
+            self._compare()
+            length = None if last else self._copy_kept()
             for name, path in self._files():
-                if not any(path.is_relative_to(folder) for folder in at_work):
+                if last or not (_is_of_trial(name) or any(path.is_relative_to(folder) for folder in at_work)):
                     self._copy(name, path)
             if len(journal := _journal_of(self._folder)[:length]) != self._length:
                 self._put(JOURNAL, io.BytesIO(journal))
@@ -170,6 +203,32 @@ class Remote:
                 del self._copied[name]
             self._gone = gone
             self._record()
+
+    def _compare(self) -> None:
+        """Raise OSError if the journal in the store is no older version of ours; else go by what is there."""
+        sizes = self._sizes()
+        if sizes.get(JOURNAL, 0) == self._length:
+            return
+        there = self._store.cat_file(self._place(JOURNAL)) if JOURNAL in sizes else b""
+        if not _journal_of(self._folder).startswith(there):
+            raise OSError("another process has changed the study there")
+        self._length = len(there)  # of a write whose answer was lost
+        self._copied = {name: known for name, known in self._copied.items() if sizes.get(name) == known[1]}
+
+    def _copy_kept(self) -> int:
+        """Copy the files that were kept, and return the length of the journal then."""
+        with self._lock:
+            kept, self._kept, length = self._kept, {}, self._length_kept
+        try:
+            for name in [*kept]:
+                self._copy(name, kept[name])
+                kept.pop(name).unlink(missing_ok=True)
+        finally:
+            with self._lock:
+                for name in kept.keys() & self._kept.keys():  # kept anew meanwhile
+                    kept.pop(name).unlink(missing_ok=True)
+                self._kept.update(kept)
+        return length
 
     def _copy(self, name: str, path: Path) -> None:
         """Copy a file, unless the store has it or it was removed this moment."""
@@ -192,14 +251,16 @@ class Remote:
         place = PurePosixPath(self._place(name))
         part = str(place.with_name(f".{place.name}.part"))
         self._store.makedirs(str(place.parent), exist_ok=True)
-        digest = hashlib.sha256()
+        ours, theirs = hashlib.sha256(), hashlib.sha256()
         with self._store.open(part, "wb") as target:
             while block := source.read(1 << 20):
-                digest.update(block)
+                ours.update(block)
                 target.write(block)
         with self._store.open(part, "rb") as written:
-            if hashlib.file_digest(written, "sha256").digest() != digest.digest():
-                raise OSError(f"{name} is not read back as it was written")
+            while block := written.read(1 << 20):
+                theirs.update(block)
+        if ours.digest() != theirs.digest():
+            raise OSError(f"{name} is not read back as it was written")
         self._store.mv(part, str(place))
 
     def _remove(self, name: str) -> None:
@@ -251,6 +312,12 @@ def _is_kept(name: str) -> bool:
     """Whether a file of a run belongs into the store, and may come from there."""
     parts = PurePosixPath(name).parts
     return bool(parts) and parts[-1] not in _STAYS and not any(part.startswith(".") for part in parts)
+
+
+def _is_of_trial(name: str) -> bool:
+    """Whether a file is in the folder of a trial itself, as its checkpoints are, and not its logs."""
+    parts = PurePosixPath(name).parts
+    return len(parts) == 3 and parts[0] == "trials"
 
 
 def _journal_of(folder: Path) -> bytes:

@@ -11,10 +11,13 @@ from pathlib import Path
 import fsspec
 import optuna
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lightning_hpo import Hyperband, OptunaTuner, RandomTuner, Tuner
+from lightning_hpo.checkpoints.origin import outline
 from lightning_hpo.errors import StorageError, StudyMismatchError
+from lightning_hpo.reporting import copies
 from lightning_hpo.study.journal import read_journal
 from tests.support.small import Data, Net
 
@@ -85,7 +88,7 @@ class Failing(MemoryFileSystem):
     protocol = "failing"
     store = {}  # as the class above has it
     pseudo_dirs = [""]
-    broken = False
+    broken = lost = False
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -94,10 +97,84 @@ class Failing(MemoryFileSystem):
     def _open(self, path, mode="rb", **options):
         if Failing.broken and "w" in mode:
             raise OSError("out of order")
+        file = super()._open(path, mode, **options)
+        return Plain(file) if mode == "rb" else file
+
+    def mv(self, path1, path2, **options):
+        super().mv(path1, path2, **options)
+        if Failing.lost and path2.endswith("study.journal"):
+            Failing.lost = False
+            raise OSError("the answer was lost")
+
+
+class Plain:
+    """A file that can be read and nothing else, as those of pyarrow."""
+
+    def __init__(self, file):
+        self.read = file.read
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+class Slow(LocalFileSystem):
+    """A store to which a checkpoint takes as long as the next jobs; notes what it has with each new journal."""
+
+    protocol = "slow"
+    trained = 0
+    found = []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("slow://", ""))
+
+    def _open(self, path, mode="rb", **options):
+        if mode == "wb" and "last.ckpt" in path:
+            until = Slow.trained + 20
+            for _ in range(15):
+                time.sleep(0 if Slow.trained >= until else 0.02)
         return super()._open(path, mode, **options)
+
+    def mv(self, path1, path2, **options):
+        super().mv(path1, path2, **options)
+        if path2.endswith("study.journal"):
+            trials = optuna.load_study(study_name="s", storage=read_journal(Path(path2))).trials
+            for trial in (trial for trial in trials if trial.intermediate_values and not trial.state.is_finished()):
+                content = outline(Path(path2).parent / "trials" / f"{trial.number:04}" / "last.ckpt") or {}
+                Slow.found.append((trial.last_step, content.get("global_step")))
+
+
+class Counting(Net):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        Slow.trained += 1
+        while Slow.trained > 60 and not Slow.found:
+            time.sleep(0.02)
 
 
 fsspec.register_implementation("failing", Failing, clobber=True)
+fsspec.register_implementation("slow", Slow, clobber=True)
+
+
+def test_a_store_that_is_slow_has_what_a_killed_process_leaves(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_HPO_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(copies, "_LEAST", 0.0)
+    monkeypatch.setattr(copies, "_SHARE", 0.0)
+    options = {"root": f"slow://{tmp_path / STORE}", "name": "s", "trainer": {"accelerator": "cpu"}, "verbose": False}
+    Tuner({"lr": "loguniform(1e-3, 1)"}, Hyperband(27, 3), monitor="val_loss", **options).fit(Counting, datamodule=Data)
+    assert Slow.found
+    assert [at for at in Slow.found if at[0] != at[1]] == []  # value in the journal, step of the checkpoint
+    assert not (tmp_path / "runs" / "s" / ".copies").exists()
+
+
+def test_an_answer_of_the_store_that_is_lost(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Failing.lost = True
+    optimize(lambda job, params: params["x"], root="failing://lost", verbose="lines")
+    assert not Failing.lost
+    assert capsys.readouterr().out.splitlines()[-1] == "copied to failing://lost/a"
 
 
 def optimize(function, **options):

@@ -27,6 +27,7 @@ from lightning_hpo.samplers import (
     predicted_best,
     recommended,
     slices,
+    surrogate,
 )
 from lightning_hpo.samplers.accidents import without_accidents
 from lightning_hpo.samplers.acquisition import log_expected_improvement, lower_confidence_bound
@@ -691,6 +692,21 @@ def test_expected_improvement_left_shrinks_as_the_study_goes_on():
     assert early > 1e-3
     assert late < early / 20
     assert expected_improvement_share(run(lambda t: t.suggest_float("x", 0, 1) * 0, 5)) == math.inf
+
+
+def test_expected_improvement_left_has_the_sampler_s_model_of_constraints(monkeypatch):
+    asked, offered = [], surrogate.offered
+    monkeypatch.setattr(surrogate, "offered", lambda *size: asked.append(size) or offered(*size))
+    place = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    for constrained in (False, True):
+        study = new_study()
+        for x, y in np.random.default_rng(0).random((12, 2)).tolist():
+            more = {"constraints": {"c": x - 0.8}} if constrained else {}
+            study.add_trial(create_trial(params={"x": x, "y": y}, distributions=place, value=x + y, **more))
+        expected_improvement_share(study)
+        asked.append(None)
+    middle = asked.index(None)
+    assert asked[: middle + 1] == asked[middle + 1 :]  # a component is offered to the model of the objective only
 
 
 def test_slices_are_drawn(tmp_path):
