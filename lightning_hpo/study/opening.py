@@ -230,13 +230,13 @@ def adopt(study: optuna.Study, asked: Mapping[str, Any], *, allow_changed: bool 
     """
     where = f"the study {study.study_name!r}"
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
-    noted = FINGERPRINT in study.user_attrs
-    if noted and trials:
+    marks = {OWNER, SEED} if FINGERPRINT in study.user_attrs else {OWNER}  # an Objective in a loop has seeds too
+    foreign = [trial for trial in trials if not marks & {*trial.system_attrs, *trial.user_attrs}]
+    if begun := FINGERPRINT in study.user_attrs and len(foreign) < len(trials):
         compare(where, "Give another `study`", study, asked, allow_changed=allow_changed)
-    foreign = [trial for trial in trials if OWNER not in trial.system_attrs and SEED not in trial.user_attrs]
     validate_distributions(where, foreign, asked["space"], may_grow=False)
     _validate_reports(where, foreign, asked)
-    if not (noted and trials):
+    if not begun:  # a call that has failed before its first trial has begun nothing
         study.set_user_attr(FINGERPRINT, dict(asked))
 
 
