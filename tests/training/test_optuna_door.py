@@ -151,6 +151,8 @@ class TestTuner:
             tuner(tmp_path, lr, **options).fit(Net, datamodule=Data)
         with pytest.raises(StudyMismatchError, match="another kind of distribution for 'lr'"):
             tuner(tmp_path, {"lr": "int(1, 3)"}, **options).fit(Net, datamodule=Data)
+        with pytest.raises(StudyMismatchError, match="would take for means over folds: give a new study"):
+            tuner(tmp_path, lr, folds=2, **options).fit(Net, datamodule=Data)
         assert len(study.trials) == 3
         with pytest.raises(RuntimeError, match="a mistake"):
             tuner(tmp_path, lr, pruner=NopPruner(), **options).fit(Broken, datamodule=Data)
