@@ -75,7 +75,7 @@ class Leader:
         """Return work that all ranks carry out together; the outcome of rank 0 counts."""
 
         def together(task: Task, should_pause: Callable[[], bool], **options: Any) -> Outcome:
-            return self._together(lambda: work(task, should_pause, **options), op="job", **_message(task))
+            return self._together(lambda: work(task, should_pause, **options), op="job", **message_of(task))
 
         return together
 
@@ -133,7 +133,7 @@ def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | N
                 break
             try:
                 if message["op"] == "job":
-                    work(_task(message), never)
+                    work(task_of(message), never)
                 elif check is not None:
                     check()
             except BaseException:  # noqa: BLE001  # rank 0 says what follows
@@ -201,13 +201,15 @@ def _signals_left_to_rank_0() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _message(task: Task) -> dict[str, Any]:
+def message_of(task: Task) -> dict[str, Any]:
+    """Return what other ranks need of a task, as JSON."""
     source = None if task.source is None else str(task.source)
-    job = {name: getattr(task.job, name) for name in ("max_steps", "trial", "parent", "confirms", "seed")}
+    job = {name: getattr(task.job, name) for name in ("max_steps", "trial", "parent", "confirms", "seed", "fold")}
     return {"job": job, "params": dict(task.params), "folder": str(task.folder), "source": source}
 
 
-def _task(message: Mapping[str, Any]) -> Task:
+def task_of(message: Mapping[str, Any]) -> Task:
+    """Return the task of a message."""
     source = message["source"]
     job = Job(**message["job"], params=message["params"])
     return Task(job, message["params"], Path(message["folder"]), None if source is None else Path(source))

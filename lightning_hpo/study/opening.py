@@ -230,18 +230,18 @@ def adopt(study: optuna.Study, asked: Mapping[str, Any], *, allow_changed: bool 
     """
     where = f"the study {study.study_name!r}"
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
-    noted = FINGERPRINT in study.user_attrs
-    if noted and trials:
+    marks = {OWNER, SEED} if FINGERPRINT in study.user_attrs else {OWNER}  # an Objective in a loop has seeds too
+    foreign = [trial for trial in trials if not marks & {*trial.system_attrs, *trial.user_attrs}]
+    if begun := FINGERPRINT in study.user_attrs and len(foreign) < len(trials):
         compare(where, "Give another `study`", study, asked, allow_changed=allow_changed)
-    foreign = [trial for trial in trials if OWNER not in trial.system_attrs and SEED not in trial.user_attrs]
     validate_distributions(where, foreign, asked["space"], may_grow=False)
     _validate_reports(where, foreign, asked)
-    if not (noted and trials):
+    if not begun:  # a call that has failed before its first trial has begun nothing
         study.set_user_attr(FINGERPRINT, dict(asked))
 
 
 def _validate_reports(where: str, foreign: Sequence[FrozenTrial], asked: Mapping[str, Any]) -> None:
-    """Refuse a pruner that would compare what was reported at a number with what this search reports there.
+    """Refuse a search that would compare what was reported at a number with what it reports there itself.
 
     Trials with the same budget that report now and then come to at least half of it, and to no more than it.
     """
@@ -250,6 +250,11 @@ def _validate_reports(where: str, foreign: Sequence[FrozenTrial], asked: Mapping
     complete = (trial for trial in foreign if trial.state is TrialState.COMPLETE)
     ends = [max(trial.intermediate_values) for trial in complete if trial.intermediate_values]
     steps = {step for trial in foreign for step in trial.intermediate_values}
+    if steps and "folds" in asked["scheduler"]:
+        raise StudyMismatchError(
+            f"{where} has trials of another program with reports, which a search with `folds` would take for means "
+            "over folds: give a new study, and add their parameters and values with study.add_trials(...)."
+        )
     full, unit = asked["scheduler"]["max_steps"], Unit.from_settings(asked.get("unit"))
     if not prunes or not steps or (min(steps) > 0 and (not ends or full / 2 <= max(ends) <= full)):
         return

@@ -66,6 +66,11 @@ class Builder(Coded, ABC):
         """The ``logger`` among the given arguments of the Trainer; None if there is none."""
         return None
 
+    @property
+    def loader_head(self) -> str:
+        """Head of the names of what brings the loaders: ``"data"``, or ``"model"``."""
+        return "model"
+
     def takes(self, name: str) -> bool:
         """Whether model, data or Trainer have an argument of this name, such as ``data.fold``."""
         del name

@@ -51,6 +51,11 @@ class CallableBuilder(Builder):
         """Copies, as a strategy can serve a single Trainer only."""
         return {name: copy.deepcopy(self._trainer[name]) for name in DISTRIBUTED_ARGUMENTS if name in self._trainer}
 
+    @property
+    def loader_head(self) -> str:
+        """The data, if there are any."""
+        return "model" if self._data is None else "data"
+
     def takes(self, name: str) -> bool:
         """Look into the signatures."""
         head, argument = split_name(name)

@@ -104,6 +104,11 @@ class ConfigBuilder(Builder):
         """Trainer arguments of the config that a search does not use, because the tuner has its own."""
         return {name: value for name, value in self._given(self._base.trainer).items() if name in _BUDGET}
 
+    @property
+    def loader_head(self) -> str:
+        """The data, if the CLI or its config names a class."""
+        return "model" if self._cli.subclass_mode_data and self._base.get("data") is None else "data"
+
     def takes(self, name: str) -> bool:
         """Look for the path."""
         return name in _paths(self._base)

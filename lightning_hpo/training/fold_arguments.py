@@ -4,14 +4,13 @@ from lightning_hpo.training.builder import Builder
 
 
 def fold_arguments(builder: Builder | None, fold: int | None, folds: int) -> dict[str, int]:
-    """Return the arguments ``fold`` and ``folds`` of the data, or else of the model, of those that it takes.
+    """Return the arguments ``fold`` and ``folds`` of what brings the loaders, of those that it takes.
 
     Args:
         builder: of the trial; None of a function.
         fold: None for a job without one.
         folds: how many.
     """
-    head = next((head for head in ("data", "model") if builder is not None and builder.takes(f"{head}.fold")), None)
-    if fold is None or builder is None or head is None:
+    if fold is None or builder is None or not builder.takes(f"{(head := builder.loader_head)}.fold"):
         return {}
     return {f"{head}.fold": fold, **({f"{head}.folds": folds} if builder.takes(f"{head}.folds") else {})}

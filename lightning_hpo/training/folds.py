@@ -146,7 +146,7 @@ def build_fold(builder: Builder, params: Mapping[str, Any], fold: int | None, fo
     components = builder.build({**params, **arguments})
     owner = components.loader_owner
     for name, value in {"fold": fold, "folds": folds}.items():
-        if fold is not None and not arguments and not has_methods(owner):
+        if fold is not None and not arguments and not has_methods(components.data):
             if name in getattr(owner, "hparams", {}):
                 owner.hparams[name] = value
             if hasattr(owner, name):

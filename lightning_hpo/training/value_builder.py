@@ -36,6 +36,11 @@ class ValueBuilder(Builder):
         """As the other builder has it."""
         return self._builder.logger
 
+    @property
+    def loader_head(self) -> str:
+        """As the other builder has it."""
+        return self._builder.loader_head
+
     def takes(self, name: str) -> bool:
         """As the other builder does."""
         return self._builder.takes(name)

@@ -160,6 +160,28 @@ def test_worker_processes_train_the_same_folds(tmp_path):
     assert len({score for row in first.rows for score in row.folds}) == 4
 
 
+class Methods(Plain):
+    """A model with loaders of its own, and methods by which only a data module is told."""
+
+    def __init__(self, lr=0.1):
+        super().__init__(lr)
+        self.fold = 0
+
+    def setup(self, stage):
+        self.data = WHOLE(folds=3, fold=self.fold)
+
+    def setup_folds(self, folds):
+        raise AssertionError
+
+    setup_fold_index = setup_folds
+    train_dataloader, val_dataloader = OwnLoaders.train_dataloader, OwnLoaders.val_dataloader
+
+
+def test_a_model_with_loaders_of_its_own_is_told_by_its_attribute(tmp_path):
+    result = RandomTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path)).fit(Methods)
+    assert len(set(result.rows[0].folds)) == 3
+
+
 class Held(pl.LightningDataModule):
     """Holds its fold, which ``setup`` reads."""
 
@@ -262,6 +284,16 @@ class Deaf(pl.LightningDataModule):
         return WHOLE().val_dataloader()
 
 
+class Named(Plain):
+    """Has an argument `fold`, but does not bring the loaders."""
+
+    def __init__(self, lr=0.1, fold=0):
+        super().__init__(lr)
+
+    def on_fit_start(self):
+        self.fold = self.hparams.fold
+
+
 class Ignores(Deaf):
     """Takes a fold and never reads it."""
 
@@ -276,6 +308,8 @@ def test_what_is_refused_before_training(tmp_path):
 
     with pytest.raises(ValueError, match="`folds` is 3, but Deaf cannot be told which part of the data validates"):
         random_search().fit(Plain, datamodule=Deaf)
+    with pytest.raises(ValueError, match="but Deaf cannot be told which part"):
+        random_search().fit(Named, datamodule=Deaf)
     with pytest.warns(UserWarning, match="nothing that training reads changes with the argument 'data.fold'"):
         random_search().fit(Plain, datamodule=Ignores)
     with pytest.raises(ValueError, match="only its constructor reads `fold`: give the class as `datamodule`"):

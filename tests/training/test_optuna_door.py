@@ -27,6 +27,11 @@ EVERY_5 = {**CPU, "val_check_interval": 5, "check_val_every_n_epoch": None, "log
 XY = {"x": "uniform(0, 1)", "y": "uniform(0, 1)"}
 
 
+class Broken(Net):
+    def validation_step(self, batch, index):
+        raise RuntimeError("a mistake")
+
+
 def tuner(tmp_path, space=SPACE, **options):
     arguments = {"monitor": "val_loss", "max_steps": 20, "n_trials": 6, "root": tmp_path, "trainer": EVERY_5}
     return OptunaTuner(space, **{**arguments, "name": "s", "verbose": False, **options})
@@ -146,13 +151,23 @@ class TestTuner:
             tuner(tmp_path, lr, **options).fit(Net, datamodule=Data)
         with pytest.raises(StudyMismatchError, match="another kind of distribution for 'lr'"):
             tuner(tmp_path, {"lr": "int(1, 3)"}, **options).fit(Net, datamodule=Data)
+        with pytest.raises(StudyMismatchError, match="would take for means over folds: give a new study"):
+            tuner(tmp_path, lr, folds=2, **options).fit(Net, datamodule=Data)
         assert len(study.trials) == 3
-        result = tuner(tmp_path, lr, pruner=NopPruner(), **options).fit(Net, datamodule=Data)
+        with pytest.raises(RuntimeError, match="a mistake"):
+            tuner(tmp_path, lr, pruner=NopPruner(), **options).fit(Broken, datamodule=Data)
+        result = tuner(tmp_path, lr, pruner=NopPruner(), **options).fit(Net, datamodule=Data)  # nothing had begun
         assert (len(result.rows), result.best_checkpoint) == (4, None)
         best = (tmp_path / "s" / "best.yaml").read_text()
         assert f"trial {result.best_trial} was trained by another program" in best
         assert "max_epochs: 1" in best
         assert "max_steps" not in best
+
+    def test_trials_of_an_objective_in_a_loop_are_compared_too(self, tmp_path):
+        study, lr = optuna.create_study(), {"lr": SPACE["lr"]}
+        study.optimize(Objective(Net, lr, data=Data, monitor="val_loss", max_epochs=2, trainer=CPU), n_trials=1)
+        with pytest.raises(StudyMismatchError, match="at the steps 1 to 2, but this search reports .* at 60"):
+            tuner(tmp_path, lr, study=study, max_steps=60).fit(Net, datamodule=Data)
 
     def test_define_by_run(self, tmp_path):
         def space(trial):

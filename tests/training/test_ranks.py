@@ -10,6 +10,8 @@ import optuna
 import pytest
 
 from lightning_hpo import PopulationTuner, RandomTuner
+from lightning_hpo.executors.distributed import message_of, task_of
+from lightning_hpo.records import Job, Task
 from tests.faults.scripts import Script
 from tests.support.small import Data, Net
 from tests.support.studies import study_of
@@ -140,6 +142,11 @@ def test_started_from_outside_paused_and_pruned(tmp_path, script):
     for line in one[:-1]:
         trial = trials[int(line["trial"])]
         assert (line["lr"], line["hidden"]) == (trial.params["lr"], trial.params["hidden"])
+
+
+def test_other_ranks_get_the_whole_job(tmp_path):
+    task = Task(Job(30, 4, 1, {"x": 0.5}, confirms=2, seed=7, fold=2), {"x": 0.5}, tmp_path / "0004")
+    assert task_of(json.loads(json.dumps(message_of(task)))) == task
 
 
 def test_what_cannot_be(tmp_path):
