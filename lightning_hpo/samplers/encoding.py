@@ -101,6 +101,8 @@ class Column:
         numbers, low, high = np.array(values, dtype=float), self.low - self.step / 2, self.high + self.step / 2
         if self.log:
             numbers, low, high = np.log(numbers), math.log(low), math.log(high)
+        if high <= low:
+            return np.full(len(values), 0.5)
         return np.clip((numbers - low) / (high - low), 0.0, 1.0)
 
     def decode(self, position: float) -> Any:

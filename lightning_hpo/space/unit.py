@@ -26,10 +26,10 @@ def to_unit(distribution: BaseDistribution, value: Any) -> float:
     if isinstance(distribution, CategoricalDistribution):
         return float(distribution.choices.index(value) + 0.5) / len(distribution.choices)
     low, high, log = _cell_ends(distribution)
-    if high <= low:
-        return 0.5
     if log:
         value, low, high = math.log(value), math.log(low), math.log(high)
+    if high <= low:  # of neighbouring floats the logarithms may be equal
+        return 0.5
     return float(min(max((value - low) / (high - low), 0.0), 1.0))
 
 

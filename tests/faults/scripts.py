@@ -128,6 +128,7 @@ def become(code, root, arguments=(), *, cwd=None, env=(), mounted=None):
     number = 99
     try:
         gc.freeze()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         os.environ.update(env)
         os.chdir(cwd or ".")
         if isinstance(code, Path):

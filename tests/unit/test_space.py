@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -95,6 +95,7 @@ class TestGrammar:
 
 class TestUnitInterval:
     @given(DISTRIBUTIONS, st.floats(0, 1))
+    @example(FloatDistribution(9.0, 9.000000000000002, log=True), 0.0)  # with equal logarithms
     def test_every_point_is_a_value_and_maps_back_to_itself(self, distribution, unit):
         value = from_unit(distribution, unit)
         assert distribution._contains(distribution.to_internal_repr(value))
