@@ -129,7 +129,7 @@ class TrialRows:
         self._study_notes = dict(self._storage.get_study_system_attrs(self._study_id))
 
     def _append(self, trial: FrozenTrial) -> None:
-        self._ids.append(trial._trial_id)  # noqa: SLF001  # the storage's handle has no public name  # the storage's handle has no public name
+        self._ids.append(trial._trial_id)  # noqa: SLF001  # the storage's handle has no public name
         self._rows.append(self._row(trial))
         self._notes.append(dict(trial.system_attrs))
 

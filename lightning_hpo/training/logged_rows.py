@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,12 +64,13 @@ class Logged:
             fresh.replace(file)
 
 
-def log_once(logger: Any, file: Path) -> Any:
+def log_once(logger: Any, file: Path, rows: Sequence[tuple[int, Mapping[str, float]]]) -> Any:
     """Let a logger drop the rows that it has had before: after a kill a trial repeats steps, with the same values.
 
     Args:
         logger: of a job.
         file: beside the trial, where each row is noted once the logger has taken it.
+        rows: all rows before the job; it logs the last ones, if a kill came before the logger had them.
     """
     is_new, note = not file.exists(), Logged.read(file)
     log, log_hyperparams = logger.log_metrics, logger.log_hyperparams
@@ -84,6 +85,8 @@ def log_once(logger: Any, file: Path) -> Any:
             log_hyperparams(without_secrets(params), *args, **more)
 
     logger.log_metrics, logger.log_hyperparams = log_metrics, log_parameters
+    for step, row in rows:
+        log_metrics(row, step)
     return logger
 
 
@@ -135,13 +138,21 @@ class _KeptRows(ExperimentWriter):
         pass
 
 
-def reopen(logger: CSVLogger, start: int | None) -> ExperimentWriter:
-    """Open the file of a CSV logger again, without the rows from ``start`` on; None keeps all."""
+def reopen(
+    logger: CSVLogger, start: int | None, before: Sequence[tuple[int, Mapping[str, float]]] = ()
+) -> ExperimentWriter:
+    """Open the file of a CSV logger again, without the rows from ``start`` on; None keeps all.
+
+    Args:
+        logger: whose file it is.
+        start: step at which the job begins.
+        before: all rows before it; the last ones are written, if a kill came before the logger had them.
+    """
     writer = _KeptRows(logger.log_dir)
     logger._experiment = writer  # noqa: SLF001  # no public name
     file = Path(writer.metrics_file_path)
     if not file.exists():
-        return writer
+        return _with_rows(writer, before)
     with file.open(newline="", encoding="utf-8") as content:
         rows = list(csv.DictReader(content))
     kept = [row for row in rows if start is None or _step(row) < start]
@@ -152,6 +163,14 @@ def reopen(logger: CSVLogger, start: int | None) -> ExperimentWriter:
         lines.writeheader()
         lines.writerows(kept)
         atomic_write(file, text.getvalue())
+    last = max(map(_step, kept), default=-1)
+    return _with_rows(writer, [(step, row) for step, row in before if step > last])
+
+
+def _with_rows(writer: ExperimentWriter, rows: Sequence[tuple[int, Mapping[str, float]]]) -> ExperimentWriter:
+    for step, row in rows:
+        writer.log_metrics(dict(row), step)
+        writer.save()
     return writer
 
 

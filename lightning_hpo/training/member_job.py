@@ -37,7 +37,7 @@ from lightning_hpo.training.rebuild import Rebuild
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
-from lightning_hpo.training.trainer import STEP_HOOKS, FirstCallback, leave_fit, without_hooks
+from lightning_hpo.training.trainer import STEP_HOOKS, FirstCallback, epoch_ends, leave_fit, without_hooks
 
 _KEPT_OF_OUTCOME = (
     "score", "step", "metrics", "stopped", "global_step", "full_steps", "scored_from", "validations",
@@ -238,9 +238,7 @@ class MemberJob(pl.Callback):
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
         self._scores.keep_best(trainer)
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        epoch_ends = progress.is_last_batch or progress.current.ready == trainer.num_training_batches
-        if self._ends and (not epoch_ends or self._step >= trainer.max_steps):
+        if self._ends and (not epoch_ends(trainer) or self._step >= trainer.max_steps):
             self._end(trainer, "validated")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:

@@ -5,9 +5,11 @@ import io
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -74,6 +76,7 @@ class MetricsFile(Logger):
         super().__init__()
         self._path = path
         self._rows: list[tuple[int, str, float]] = []
+        self._ahead: tuple[int, Mapping[str, float]] = -1, {}  # step and metrics of a row that was written ahead
         if path.exists():
             _drop_after(path, start)  # on rank 0 only, as all that writes here
 
@@ -90,7 +93,16 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Keep rows in memory until :meth:`save`."""
-        self._rows += [(step or 0, name, value) for name, value in metrics.items() if name != "epoch"]
+        step, (ahead, known) = step or 0, self._ahead
+        new = {name: value for name, value in metrics.items() if step != ahead or name not in known}
+        self._rows += [(step, name, value) for name, value in new.items() if name != "epoch"]
+
+    @rank_zero_only
+    def write_ahead(self, metrics: dict[str, float], step: int) -> None:
+        """Append a row that Lightning logs a moment later; it is not appended again then."""
+        self.log_metrics(metrics, step)
+        self.save()
+        self._ahead = step, metrics
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the study has them."""
@@ -115,6 +127,20 @@ class MetricsFile(Logger):
     def finalize(self, status: str) -> None:  # Lightning's signature
         """Append the remaining rows."""
         self.save()
+
+
+def write_row_ahead(trainer: Any) -> None:
+    """Append the row of a batch to the trial's metrics, if there is one.
+
+    A checkpoint is saved when the hooks of a batch have run, and Lightning logs the batch after them: a process that is
+    killed in between goes on behind a row that no logger has.
+    """
+    connector = trainer._logger_connector  # noqa: SLF001  # no public name
+    files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+    if files and connector.should_update_logs and (row := convert_tensors_to_scalars(connector.metrics["log"])):
+        step = row.pop("step", trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001  # as Lightning does
+        for file in files:
+            file.write_ahead(row, int(step))
 
 
 @rank_zero_only

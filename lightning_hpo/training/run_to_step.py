@@ -17,13 +17,14 @@ from lightning_hpo.records import BUDGET, Outcome
 from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.plain_fit import NOTE, plain_fit
-from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.plugins import SealedCheckpointIO, write_row_ahead
 from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
 from lightning_hpo.training.trainer import (
     STEP_HOOKS,
     FirstCallback,
+    epoch_ends,
     is_held_back,
     leave_fit,
     stop,
@@ -156,8 +157,7 @@ class RunToStep(pl.Callback):
         self._resumable.on_batch_end(trainer)
         if self._losses is not None:
             self._losses.note(trainer, outputs)
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        self._epoch_ends = progress.is_last_batch or progress.current.ready == trainer.num_training_batches
+        self._epoch_ends = epoch_ends(trainer)
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         before, self._step = self._step, trainer.global_step
@@ -172,6 +172,7 @@ class RunToStep(pl.Callback):
         if self._losses is not None:
             self._losses.check(trainer)
         self._due = validation_is_due(trainer)
+        write_row_ahead(trainer)
         if self._due:
             self._resumable.before_validation()
         if self._reached:

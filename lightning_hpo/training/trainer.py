@@ -332,6 +332,12 @@ def validation_is_due(trainer: Any) -> bool:
         trainer.should_stop = before
 
 
+def epoch_ends(trainer: Any) -> bool:
+    """Whether this batch is the last one of its epoch."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return bool(progress.is_last_batch or progress.current.ready == trainer.num_training_batches)
+
+
 def validate_now(trainer: Any) -> None:
     """Validate inside ``fit``, with its loaders, apart from its own settings."""
     loop = trainer.fit_loop.epoch_loop.val_loop

@@ -89,7 +89,7 @@ class CsvRun(ToolRun):
         logger = self._logger(trial)
         if _is_first_rank():
             own_folder(Path(logger.log_dir), trial.id)
-            reopen(logger, trial.start).log_hparams(dict(trial.params))
+            reopen(logger, trial.start, _rows(trial)).log_hparams(dict(trial.params))
         return [_logging_no_parameters(logger)]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
@@ -127,6 +127,9 @@ class TensorBoardRun(ToolRun):
         if _is_first_rank():
             own_folder(Path(logger.root_dir) / trial.name, trial.id)
             logger.log_metrics = log_metrics  # type: ignore[method-assign]  # of this one only
+            for step, row in _rows(trial):
+                if step > note.step:  # a kill came before the logger had it
+                    log_metrics(row, step)
         return [_logging_no_parameters(logger)]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
@@ -182,7 +185,7 @@ class WandbRun(ToolRun):
         run = logger.experiment
         run.config.update(dict(trial.params), allow_val_change=True)
         log = logger.log_metrics
-        for step, row in rows_before(trial.folder / METRICS, trial.start):
+        for step, row in _rows(trial):
             if new := note.take(row, step):
                 log(new, step)
 
@@ -238,7 +241,7 @@ class MlflowRun(ToolRun):
         else:
             client.update_run(run, status="RUNNING")
         logger.finalize = lambda status="": None  # type: ignore[method-assign]  # noqa: ARG005  # the trial may go on
-        return [log_once(_logging_no_parameters(logger), self.note(trial))]
+        return [log_once(_logging_no_parameters(logger), self.note(trial), _rows(trial))]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
         """Write the final score, and end the run."""
@@ -279,7 +282,9 @@ class FactoryRun(TrialLogger):
         """Make them, and let them log each row and the parameters once."""
         made = self._made(trial)
         return (
-            [log_once(logger, _note(trial, place)) for place, logger in enumerate(made)] if _is_first_rank() else made
+            [log_once(logger, _note(trial, place), _rows(trial)) for place, logger in enumerate(made)]
+            if _is_first_rank()
+            else made
         )
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
@@ -353,6 +358,11 @@ def known_logger(logger: Any, place: int = 0) -> TrialLogger | None:
 
 def _note(trial: Trial, place: int) -> Path:
     return trial.folder / f"{f'{place}.' if place else ''}logged.json"
+
+
+def _rows(trial: Trial) -> list[tuple[int, dict[str, float]]]:
+    """All rows before a job, from the metrics of its trial."""
+    return rows_before(trial.folder / METRICS, trial.start)
 
 
 def _is_first_rank() -> bool:

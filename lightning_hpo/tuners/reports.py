@@ -31,7 +31,7 @@ class StoredTrials:
         study = optuna.load_study(
             study_name=self.name, storage=self.storage, sampler=RandomSampler(), pruner=self.pruner
         )
-        return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)  # noqa: SLF001  # no public name  # no public name
+        return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)  # noqa: SLF001  # no public name
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,7 @@ def _study(
     if given is not None:
         adopt(given, fingerprint, allow_changed=options.allow_changed)
         study_id(given)  # made while nobody else opens the study
-        return given, given._storage  # a study does not show its storage  # noqa: SLF001  # a study does not show its storage
+        return given, given._storage  # noqa: SLF001  # a study does not show its storage
     return open_study(
         folder,
         options.storage,

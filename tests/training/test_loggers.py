@@ -31,7 +31,7 @@ SCRIPT = """
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tests.faults.scripts import Script
 from tests.support.small import Data
-from tests.training.test_loggers import Killer, Secret, mine
+from tests.training.test_loggers import Killer, Secret, dying, mine
 from lightning_hpo import HyperbandTuner
 if __name__ == "__main__":
     HyperbandTuner(
@@ -74,6 +74,22 @@ def mine(trial):
     assert trial.params["model.api_key"] == "***"
     return CSVLogger(trial.folder.parent.parent / "mine", name=trial.name, version=f"from-{trial.start}-{os.getpid()}",
                      flush_logs_every_n_steps=1)  # fmt: skip
+
+
+class DiesBeforeARow(CSVLogger):
+    """Kills the process, once, at a row whose batch is in the checkpoint that has just been saved."""
+
+    def log_metrics(self, metrics, step=None):
+        killed = Path(self.root_dir).parents[1] / "trials" / "killed"
+        if step == 9 and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().log_metrics(metrics, step)
+
+
+def dying(trial):
+    folder = trial.folder.parent.parent / "dying"
+    return DiesBeforeARow(folder, name=trial.name, version=f"from-{trial.start}", flush_logs_every_n_steps=1)
 
 
 def searched(tmp_path, logger=None, trainer="", workers=1, **environment):
@@ -264,11 +280,12 @@ def test_another_logger_is_copied_with_a_warning_and_gets_no_secret(tmp_path):
 
 
 @pytest.mark.timeout(1900)
-def test_a_factory_of_loggers(tmp_path):
-    run, rows = searched(tmp_path, "mine")
+@pytest.mark.parametrize("factory", ["mine", "dying"])
+def test_a_factory_of_loggers(tmp_path, factory):
+    run, rows = searched(tmp_path, factory)
     for row in rows:
         steps, scores = [], []
-        for file in (run / "mine" / f"r-{row.number:04d}").glob("*/metrics.csv"):
+        for file in (run / factory / f"r-{row.number:04d}").glob("*/metrics.csv"):
             with file.open(newline="") as content:
                 lines = list(csv.DictReader(content))
             steps += [int(line["step"]) for line in lines if line.get("train_loss")]
