@@ -97,8 +97,10 @@ def pausing_signals() -> Iterator[Interrupts]:
 def handlers_kept() -> Iterator[None]:
     """Install the handlers of :data:`PAUSING` again after the block, whatever it has put in their place."""
     before = {number: signal.getsignal(number) for number in PAUSING}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in before.items():
-            if handler is not None:  # None was not installed by Python
-                signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # None was not installed by Python
+                    signal.signal(number, handler)

@@ -54,8 +54,15 @@ class KFold(pl.LightningDataModule):
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise TypeError(f"`dataset` must have a length and samples by their number, got {dataset!r}.")
         require_int("batch_size", batch_size, 1)
+        if "shuffle" in loader:
+            raise TypeError(
+                "`shuffle` is not an argument: parts are drawn at random from `seed`, or given as `parts`, training is "
+                "shuffled, and validation is not."
+            )
         self.dataset, self.batch_size, self.seed, self.loader = dataset, batch_size, seed, loader
         self.parts = None if parts is None else [*map(int, parts)]
+        if parts is not None and self.parts != [*parts]:
+            raise TypeError("`parts` must be integers, the number of the part of each sample.")
         if self.parts is not None and len(self.parts) != len(dataset):
             raise ValueError(
                 f"`parts` must have a number for each sample, got {len(self.parts)} for {len(dataset)} samples."

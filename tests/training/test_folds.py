@@ -342,6 +342,8 @@ def test_wrong_arguments_of_kfold():
         (ValueError, "`fold` must be below `folds` 5, got 5", {"fold": 5}),
         (ValueError, "`folds` is 11, but no sample is in part 10: 10 samples", {"folds": 11}),
         (ValueError, "`parts` must have a number for each sample, got 2 for 10", {"parts": [0, 1]}),
+        (TypeError, "`parts` must be integers", {"parts": [0.5, 1] * 5, "folds": 2}),
+        (TypeError, "`shuffle` is not an argument: parts are drawn at random", {"shuffle": True}),
         (
             ValueError,
             "`parts` must be from 0 to 1, as `folds` is 2, got 0 to 4",
