@@ -31,4 +31,4 @@ release:  # sdist and wheel in dist/, checked, and tested in an environment of t
 lowest:  # the lowest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install -q -c constraints-lowest.txt -e ".[test]"
-	.venv-lowest/bin/python -m pytest -q tests/unit tests/contract
+	.venv-lowest/bin/python -m pytest -q -W default tests/unit tests/contract

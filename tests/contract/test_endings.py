@@ -191,6 +191,7 @@ class Marks(Net):
             file.write(f"{getattr(stage, 'value', stage)}\n")
 
 
+@pytest.mark.filterwarnings("ignore:'lr' is in the space, but nothing")
 def test_the_check_and_the_jobs_set_up_for_fit_only(tmp_path):
     Marks.file = tmp_path / "stages"
     RandomTuner(SPACE, monitor="val_loss", max_steps=4, n_trials=1, root=tmp_path, verbose=False).fit(
@@ -248,6 +249,7 @@ class WithDefaultLoss(Net):
         WithDefaultLoss.starts.append((self.learned.calls, float(self.learned.log_scale.detach())))
 
 
+@pytest.mark.filterwarnings("ignore:'lr' is in the space, but nothing", "ignore:Attribute 'loss' is an instance of")
 def test_a_default_argument_that_is_a_module_is_not_shared_among_trials(tmp_path):
     WithDefaultLoss.starts.clear()
     RandomTuner(SPACE, monitor="val_loss", max_steps=4, n_trials=3, root=tmp_path, verbose=False).fit(

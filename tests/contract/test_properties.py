@@ -4,7 +4,6 @@ import collections
 import contextlib
 import os
 import tempfile
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -26,6 +25,7 @@ from lightning_hpo.training.make_trainer import quiet_and_seeded
 
 EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "60"))
 """Random modules of each test; more of them look further."""
+pytestmark = pytest.mark.filterwarnings("ignore")  # what is drawn gives Lightning much to advise about
 PROPERTY = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
@@ -273,8 +273,7 @@ def cases(draw, shuffle=False):
 def fast():
     """Nothing here asks what a power cut leaves, or what the check does to the process."""
     apart = mock.patch("lightning_hpo.training.objective.call_apart", lambda function: function())
-    with apart, mock.patch("os.fsync"), warnings.catch_warnings(), warnings_only("lightning.pytorch", "optuna"):
-        warnings.simplefilter("ignore")
+    with apart, mock.patch("os.fsync"), warnings_only("lightning.pytorch", "optuna"):
         yield
 
 

@@ -237,7 +237,7 @@ def test_what_a_sampler_notes_about_the_study_reaches_the_other_processes(tmp_pa
 
     def while_another_works(job, params):
         if job.trial == 1:  # what another process would do: two trials, and then it leaves
-            search(lambda job, params: 0.5, total_steps=3)
+            search(while_another_works, total_steps=3)
         return 0.5
 
     rows = search(while_another_works).trials()
@@ -286,10 +286,11 @@ def test_one_storage_and_two_roots_are_found_out(tmp_path, seen):
     def while_another_works(job, params):
         if job.trial == 1 and seen:
             with pytest.raises(StudyInUseError, match="in use in .*/one/s, .* uses its storage from another `root`"):
-                search("other", lambda job, params: 0.5)
+                search("other", while_another_works)
         elif job.trial == 1:
             optuna.load_study(study_name="s", storage=storage).set_user_attr(PLACE, "/on/another/host")
-            search("other", lambda job, params: 0.5)
+            with pytest.warns(UserWarning, match="has changed: the code of"):
+                search("other", lambda job, params: 0.5)
         return 0.5
 
     if seen:

@@ -10,4 +10,4 @@ fi
 # Not the extra `test`: its trackers need another protobuf than TensorBoard has here.
 awk -F== 'NR == FNR { own[$1] } NR == FNR || !($1 in own)' tests/real/constraints.txt constraints.txt >"$venv/constraints.txt"
 "$venv/bin/pip" install -q -c "$venv/constraints.txt" -e ".[real]" hypothesis pytest pytest-timeout
-OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -q tests/real --durations=5
+OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -q -W default tests/real --durations=5

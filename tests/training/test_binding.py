@@ -115,6 +115,7 @@ class Cyclic(Base):
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
         made = cls.with_schedule(optimizer, lr)
         for _ in range(step):
+            optimizer.step()
             made["lr_scheduler"]["scheduler"].step()
         return [optimizer.param_groups[0]["lr"]]
 

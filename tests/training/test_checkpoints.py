@@ -142,6 +142,7 @@ class Made:
         return Holder(lr, KINDS[self.kind])
 
 
+@pytest.mark.filterwarnings("ignore:Attribute 'thing' is an instance of `nn.Module`")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trial_with_an_object_in_its_hyperparameters_is_promoted_and_read_back(tmp_path, kind):
     result = hyperband(tmp_path).fit(Made(kind), datamodule=Data)

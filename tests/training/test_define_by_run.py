@@ -23,13 +23,11 @@ class Killed(KeyboardInterrupt):
 
 
 def search(root, tuner, options, calls=10**6):
-    """Search, and stop before the call of that number."""
-    made = 0
+    """Search, and stop after so many calls."""
+    left = iter(range(calls))
 
     def score(job, params):
-        nonlocal made
-        made += 1
-        if made > calls:
+        if next(left, None) is None:
             raise Killed
         return params["x"] ** 2 + (params.get("y", 0.5) - 0.2) ** 2 + 1 / job.max_steps
 

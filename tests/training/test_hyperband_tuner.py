@@ -89,12 +89,7 @@ class TestPlan:
 
 @BOTH
 def test_killed_after_any_job_and_continued_it_is_the_same_study(tmp_path, tuner):
-    options = {
-        "root": tmp_path,
-        "storage": InMemoryStorage(),
-        "verbose": False,
-        "allow_changed": True,
-    }  # another function
+    options = {"root": tmp_path, "storage": InMemoryStorage(), "verbose": False}
     make = functools.partial(tuner, XY, max_steps=9, min_steps=1, **options)
     calls = []
     whole = make(name="whole").optimize(lambda job, params: calls.append(job) or loss(job, params))
@@ -110,7 +105,7 @@ def test_killed_after_any_job_and_continued_it_is_the_same_study(tmp_path, tuner
 
         with pytest.raises(KeyboardInterrupt):
             make(name=f"killed{kill_at}").optimize(killed)
-        assert recorded(make(name=f"killed{kill_at}").optimize(loss)) == recorded(whole)
+        assert recorded(make(name=f"killed{kill_at}").optimize(killed)) == recorded(whole)
 
 
 def test_the_model_is_asked_above_the_lowest_rung(tmp_path):

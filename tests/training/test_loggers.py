@@ -270,6 +270,7 @@ class Elsewhere(Logger):
         self.params.append(params)
 
 
+@pytest.mark.filterwarnings("ignore:'model.api_key' is in the space, but nothing")
 def test_another_logger_is_copied_with_a_warning_and_gets_no_secret(tmp_path):
     Elsewhere.params.clear()
     space = {**LR, "model.api_key": "choice('hunter22', 'hunter23')"}

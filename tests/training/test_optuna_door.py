@@ -66,11 +66,11 @@ class TestTuner:
 
     @pytest.mark.parametrize("make", [optuna.samplers.TPESampler, optuna.samplers.NSGAIISampler])
     def test_a_continued_study_equals_the_uninterrupted_one(self, tmp_path, make):
-        def search(name, kill_at=None, n_trials=14):
-            calls = iter(range(100))
+        def search(name, kill_at=100, n_trials=14):
+            calls = iter([False] * kill_at + [True])
 
             def f(job, params):
-                if next(calls) == kill_at:
+                if next(calls, False):
                     raise KeyboardInterrupt
                 return (params["x"] - 0.3) ** 2 + params["y"]
 

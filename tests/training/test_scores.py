@@ -320,6 +320,7 @@ class TestTuners:
             assert all(step > row.start for step, _ in row.scored_from)
         assert validated(result, "val_loss") == result.best_score
 
+    @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
     def test_the_callback_of_a_population_goes_by_it_also_when_resumed(self, tmp_path):
         def train(max_steps, ckpt_path=None):
             pbt = PopulationBasedTraining(

@@ -79,6 +79,7 @@ class TestOptimize:
         ],
         ids=lambda make: make.__name__,
     )
+    @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
     def test_any_optuna_sampler(self, tmp_path, make):
         """Interrupted after every few jobs, each in a new tuner, it equals the uninterrupted search."""
         space = {"x": "uniform(0, 1, step=0.01)", "n": "int(1, 9)"}

@@ -1,5 +1,7 @@
 """Conditional parameters: which trial has them, what samplers, studies, tables and the module see."""
 
+from functools import partial
+
 import optuna
 import pytest
 from optuna.samplers import CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
@@ -112,19 +114,19 @@ class TestGrammar:
 
 
 SAMPLERS = [
-    RandomSampler(),
-    TPESampler(n_startup_trials=3),
-    TPESampler(n_startup_trials=3, multivariate=True, group=True),
-    GPSampler(n_startup_trials=3),
-    QMCSampler(),
-    GaussianProcessSampler(0, n_startup_trials=3),
-    KernelDensitySampler(),
+    RandomSampler,
+    partial(TPESampler, n_startup_trials=3),
+    partial(TPESampler, n_startup_trials=3, multivariate=True, group=True),
+    partial(GPSampler, n_startup_trials=3),
+    QMCSampler,
+    partial(GaussianProcessSampler, 0, n_startup_trials=3),
+    KernelDensitySampler,
 ]
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_every_sampler_sees_trials_without_the_parameters_that_they_lack(tmp_path, sampler):
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("make", SAMPLERS, ids=lambda make: getattr(make, "func", make).__name__)
+def test_every_sampler_sees_trials_without_the_parameters_that_they_lack(tmp_path, make):
     calls = []
 
     def function(job, params):
@@ -132,7 +134,7 @@ def test_every_sampler_sees_trials_without_the_parameters_that_they_lack(tmp_pat
         return params["depth"] + params.get("momentum", 1.0)
 
     result = RandomTuner(
-        SPACE, max_steps=1, n_trials=25, sampler=sampler, mode="min", root=tmp_path, verbose=False
+        SPACE, max_steps=1, n_trials=25, sampler=make(), mode="min", root=tmp_path, verbose=False
     ).optimize(function)
     assert all(map(has_its_parameters, calls))
     assert {"sgd", "adam"} == {params["optimizer"] for params in calls}

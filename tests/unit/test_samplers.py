@@ -473,6 +473,7 @@ class Forest(RandomForestRegressor):
 @pytest.mark.parametrize(
     "surrogate", [GaussianProcessRegressor(Matern(nu=2.5), alpha=1e-6, normalize_y=True), Forest(n_estimators=20)]
 )
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_scikit_learn_surrogates(surrogate):
     runs = []
     for _ in range(2):
