@@ -18,7 +18,7 @@ from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
 from lightning_hpo.training.objective import Objective
 
-# What Lightning says of `overfit_batches` with a loader that shuffles, and of ReduceLROnPlateau in an epoch without score.
+# What Lightning says of `overfit_batches` with a loader that shuffles, and of ReduceLROnPlateau without its score.
 pytestmark = pytest.mark.filterwarnings("ignore:You requested to overfit", "ignore:ReduceLROnPlateau conditioned on")
 R = 22
 BATCHES = 5
