@@ -9,8 +9,6 @@ import optuna
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from optuna.pruners import BasePruner
 
@@ -27,7 +25,6 @@ from lightning_hpo import (
 )
 from lightning_hpo.errors import SearchFailedError, StudyMismatchError
 from lightning_hpo.lineage import lineage
-from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.training.make_trainer import quiet_and_seeded
 from tests.cli.test_cli import QUIET as QUIET_FLAGS
 from tests.cli.test_cli import Batches, Plain
@@ -365,57 +362,3 @@ class TestTuners:
         made = ["--optimizer", "SGD", "--optimizer.lr", "1"]
         result = HPOCLI(Plain, Batches, args=["tune", "-c", str(tmp_path / "tune.yaml"), *flags, *made]).result
         assert len(result.trials()[0].scored_from) == 1  # the flag is stronger than the file
-
-
-MISTAKES = {
-    "median": ({"score": "median"}, "got 'median'"),
-    "mean_0": ({"score": "mean(0)"}, "of at least 1, e.g. 'mean\\(3\\)', got 'mean\\(0\\)'"),
-    "number": ({"score": 3}, "`score` must be 'last', 'best', or 'mean\\(k\\)'"),
-    "capital": ({"score": "Best"}, "Did you mean 'best'"),
-}
-
-
-class TestMistakes:
-    @pytest.mark.parametrize(("options", "words"), MISTAKES.values(), ids=MISTAKES)
-    def test_are_refused_with_what_is_accepted(self, options, words):
-        with pytest.raises((TypeError, ValueError), match=words):
-            RandomTuner(LR, max_steps=9, n_trials=2, monitor="val_loss", **options)
-        with pytest.raises((TypeError, ValueError), match=words):
-            Objective(Net, LR, data=Data, max_steps=9, monitor="val_loss", **options)
-
-    def test_what_has_no_single_validation_is_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="`score` must be 'last' where `monitor` names several"):
-            OptunaTuner(LR, max_steps=9, n_trials=2, monitor=("a", "b"), score="best")
-        with pytest.raises(ValueError, match="`constraints` are judged at the last validation"):
-            OptunaTuner(LR, max_steps=9, n_trials=2, monitor="val_loss", constraints=["size"], score="best")
-        with pytest.raises(ValueError, match=r"a function returns one number .* leave it out"):
-            RandomTuner(LR, max_steps=9, n_trials=2, score="best", root=tmp_path).optimize(lambda job, params: 1.0)
-        with pytest.raises(ValueError, match="`mode` must be given for `monitor` 'val_acc'"):
-            Objective(Net, LR, data=Data, max_steps=9, monitor="val_acc", score="best")(
-                optuna.trial.FixedTrial({"lr": 1})
-            )
-
-
-class TestRule:
-    @given(
-        st.sampled_from(["last", "best", "mean(1)", "mean(3)"]),
-        st.sampled_from(["min", "max"]),
-        st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan, math.inf, -math.inf]), min_size=1, max_size=8),
-        st.integers(0, 8),
-    )
-    def test_is_that_of_a_list_and_repeating_a_part_changes_nothing(self, text, mode, values, again):
-        rule, kept = ScoreRule.read(text), ()
-        for step, value in enumerate(values):
-            kept = rule.add(kept, step, value, mode)
-        repeated = kept
-        for step, value in list(enumerate(values))[-again:] if again else []:
-            repeated = rule.add(repeated, step, value, mode)
-        finite = [value for value in values if math.isfinite(value)]
-        choose = min if mode == "min" else max
-        last = values[-rule.count :]
-        expected = {"last": values[-1], "best": choose(finite, default=values[0]), "mean": sum(last) / len(last)}[
-            rule.name
-        ]
-        assert rule.score(kept) == pytest.approx(expected, nan_ok=True)
-        assert str(repeated) == str(kept)
-        assert ScoreRule.read(str(rule)) == rule
