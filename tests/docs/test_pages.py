@@ -69,7 +69,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
         "study": optuna.create_study(),
     }
     for number, (title, text) in enumerate(BLOCK.findall(page.read_text())):
-        code = functools.reduce(lambda code, pair: re.sub(*pair, code), SMALLER, text)
+        code = functools.reduce(lambda code, pair: re.sub(pair[0], pair[1], code), SMALLER, text)
         if "tensorboard" in code:
             pytest.importorskip("tensorboard")
         file = tmp_path / str(number) / "page.py"

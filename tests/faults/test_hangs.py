@@ -36,7 +36,7 @@ class Hanging(Net):
                 file.write(str(child.pid))
             time.sleep(1000)
 
-    def on_validation_batch_start(self, batch, batch_idx):
+    def on_validation_batch_start(self, batch, batch_idx, dataloader_idx=0):
         if number_of(self) == 2 and not self.trainer.sanity_checking:
             time.sleep(1000)
 

@@ -104,7 +104,7 @@ def test_what_a_class_an_argument_a_closure_or_a_partial_holds_is_part_of_the_co
         closure,
         Build,
         lambda held: Build(held).method,
-        lambda held: functools.partial(Net, held=held),
+        lambda held: functools.partial(Net, held=held),  # type: ignore[call-arg]  # never called
         lambda held: functools.partial(Net, 0.1, held),
         lambda held: changed(default, held),
         lambda held: changed(keyword, held),
@@ -132,7 +132,7 @@ def test_fields_of_a_dataclass_count():
         if depths:
 
             @dataclasses.dataclass
-            class Settings:
+            class Settings:  # type: ignore[no-redef]  # in place of the one above
                 width: int = 3
                 depths: list = dataclasses.field(default_factory=lambda: [1, 3])
 

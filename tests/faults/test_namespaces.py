@@ -20,7 +20,7 @@ LR = {"lr": "loguniform(1e-2, 1)"}
 def made(package):  # noqa: C901  # many small classes
     """The same classes over the bases of one package."""
 
-    class Inner(package.LightningModule):
+    class Inner(package.LightningModule):  # type: ignore[name-defined]  # of either package
         """A module within the module."""
 
         def __init__(self, hidden):
@@ -31,7 +31,7 @@ def made(package):  # noqa: C901  # many small classes
             assert self.trainer.global_step >= 0
             return self.net(x)
 
-    class Net(package.LightningModule):
+    class Net(package.LightningModule):  # type: ignore[name-defined]  # of either package
         def __init__(self, lr=0.1, hidden=16):
             super().__init__()
             self.save_hyperparameters()
@@ -55,7 +55,7 @@ def made(package):  # noqa: C901  # many small classes
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=self.hparams.lr, total_steps=total)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    class Data(package.LightningDataModule):
+    class Data(package.LightningDataModule):  # type: ignore[name-defined]  # of either package
         def __init__(self, batch_size=16):
             super().__init__()
             self.save_hyperparameters()
@@ -70,7 +70,7 @@ def made(package):  # noqa: C901  # many small classes
         def val_dataloader(self):
             return DataLoader(self.ready[1], batch_size=200)
 
-    class Counting(package.Callback):
+    class Counting(package.Callback):  # type: ignore[name-defined]  # of either package
         def __init__(self):
             super().__init__()
             self.steps = 0

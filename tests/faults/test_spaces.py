@@ -6,6 +6,7 @@ import inspect
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
-TUPLES = Choice([(12,), (12, 12)])
+TUPLES = Choice([(12,), (12, 12)])  # type: ignore[list-item]  # Optuna takes them, with a warning
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ TUPLES = Choice([(12,), (12, 12)])
         ("choice([12], [12, 12])", list),
         ("choice((12,), (12, 12))", tuple),
         (TUPLES, tuple),
-        (Choice([[12], [12, 12]]), list),
+        (Choice([[12], [12, 12]]), list),  # type: ignore[list-item]  # as above
         ([[12], [12, 12]], list),
     ],
 )
@@ -191,6 +192,7 @@ def test_a_choice_that_is_given_twice_is_refused(choices):
 
 
 def test_numbers_of_numpy_among_choices_are_plain_numbers():
-    (distribution,) = parse_space({"k": Choice([np.int64(3), np.float32(0.5), torch.tensor(7)])}).values()
+    numbers: Any = [np.int64(3), np.float32(0.5), torch.tensor(7)]
+    (distribution,) = parse_space({"k": Choice(numbers)}).values()
     assert distribution.choices == (3, 0.5, 7)
     assert [type(one) for one in distribution.choices] == [int, float, int]

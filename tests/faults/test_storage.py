@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_is_used(tmp_path
     whole = fit(tmp_path, name="whole")
 
     def net(lr):
-        module = Net(lr)
+        module: Any = Net(lr)
         step = module.training_step
 
         def training_step(batch, batch_idx):

@@ -27,7 +27,8 @@ QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "e
 class Kill(pl.Callback):
     """Ends the process by SIGKILL at one of its hooks."""
 
-    process, left = None, 0
+    process: int | None = None
+    left = 0
 
     def count(self):
         if os.getpid() == Kill.process:  # not in the check before training, which has a process of its own

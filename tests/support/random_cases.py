@@ -2,6 +2,7 @@
 
 import collections
 from dataclasses import dataclass, field
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -94,7 +95,7 @@ class Data:
     shuffle: bool = False
 
     def __call__(self):
-        made = pl.LightningDataModule()
+        made: Any = pl.LightningDataModule()
         rows = (Rows if self.sized else Stream)(2 * self.batches)
         made.train_dataloader = lambda: DataLoader(rows, batch_size=2, shuffle=self.sized and self.shuffle)
         made.val_dataloader = lambda: DataLoader(Rows(self.validation), batch_size=1)

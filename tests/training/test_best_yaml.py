@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, random_split
 
 from lightning_hpo import ASHATuner, CosineLR, PopulationTuner, RandomTuner, replay
 from tests.support.small import digits
@@ -32,7 +32,7 @@ class Images(pl.LightningDataModule):
         self.save_hyperparameters()
 
     def setup(self, stage):
-        self.train = TensorDataset(*(tensor[:112] for tensor in digits()[0].tensors))
+        self.train: Dataset = TensorDataset(*(tensor[:112] for tensor in digits()[0].tensors))
         if self.hparams.split:
             self.train, _ = random_split(TensorDataset(*digits()[0].tensors), [112, 288])
 
@@ -87,8 +87,8 @@ class Module(pl.LightningModule):
                 made = schedules.OneCycleLR(optimizer, self.hparams.lr, total_steps=steps)
                 return {"optimizer": optimizer, "lr_scheduler": {"scheduler": made, "interval": "step"}}
             case "plateau":
-                made = schedules.ReduceLROnPlateau(optimizer, patience=0, threshold=1.0)
-                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": made, "monitor": "val_loss"}}
+                plateau = schedules.ReduceLROnPlateau(optimizer, patience=0, threshold=1.0)
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
             case "ours":
                 return [optimizer], [CosineLR(optimizer)]
         return optimizer

@@ -75,7 +75,7 @@ class Unfreezes(Net):
     def on_train_epoch_start(self):
         if self.current_epoch == 2:
             self.net[0].requires_grad_(True)
-            self.net[2].p = 0.4
+            self.net[2].p = 0.4  # type: ignore[assignment]  # torch declares all attributes as tensors or modules
 
 
 class Counts(Net):

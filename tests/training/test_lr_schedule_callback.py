@@ -93,12 +93,12 @@ def fit(model, *callbacks, batches=10, data=None, ckpt_path=None, **trainer):
     used = UsedLR()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     quiet["enable_checkpointing"] = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    trainer = L.Trainer(**quiet, callbacks=[*callbacks, used], **trainer)
+    made = L.Trainer(**quiet, callbacks=[*callbacks, used], **trainer)
     if data is None:
-        trainer.fit(model, datamodule=Batches(batches), ckpt_path=ckpt_path)
+        made.fit(model, datamodule=Batches(batches), ckpt_path=ckpt_path)
     else:
-        trainer.fit(model, data, ckpt_path=ckpt_path)
-    return trainer, used.lrs
+        made.fit(model, data, ckpt_path=ckpt_path)
+    return made, used.lrs
 
 
 def schedule_of(trainer):

@@ -156,7 +156,7 @@ class Objects(Net):
         self.running = Running()
         self.weights, self.mean = np.ones(2), np.float64(1)
         self.recent, self.seen = deque(maxlen=3), Counter()
-        self.generators = [np.random.default_rng(5), random.Random(5), torch.Generator().manual_seed(5)]
+        self.generators: list = [np.random.default_rng(5), random.Random(5), torch.Generator().manual_seed(5)]
         self.teacher = [nn.Sequential(nn.Linear(6, 2), nn.BatchNorm1d(2))]
 
     def training_step(self, batch, batch_idx):
@@ -182,6 +182,8 @@ class Objects(Net):
 
 
 class LazyBuffer(Net):
+    scale: torch.Tensor
+
     def training_step(self, batch, batch_idx):
         if not hasattr(self, "scale"):
             self.register_buffer("scale", torch.ones(1), persistent=False)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_hpo import Objective, OptunaTuner, RandomTuner
+from lightning_hpo.records import Kept
 from lightning_hpo.schedulers.scores import ScoreRule
 from tests.support.small import Data, Net
 
@@ -51,7 +52,8 @@ class TestRule:
         st.integers(0, 8),
     )
     def test_is_that_of_a_list_and_repeating_a_part_changes_nothing(self, text, mode, values, again):
-        rule, kept = ScoreRule.read(text), ()
+        rule = ScoreRule.read(text)
+        kept: Kept = ()
         for step, value in enumerate(values):
             kept = rule.add(kept, step, value, mode)
         repeated = kept
