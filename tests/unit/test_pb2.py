@@ -133,5 +133,5 @@ def test_its_optimism_is_set_by_flags():
     parser.add_subclass_arguments(PopulationTuner, "tuner")
     flags = ["--tuner=lightning_hpo.PopulationTuner", '--tuner.space={"lr": "loguniform(1e-3, 1)"}']
     flags += ["--tuner.max_steps=400", "--tuner.explore=lightning_hpo.schedulers.pb2.PB2", "--tuner.explore.optimism=2"]
-    tuner = parser.instantiate_classes(parser.parse_args(flags)).tuner
+    tuner = parser.instantiate(parser.parse_args(flags)).tuner
     assert tuner.rules.explore == PB2(2.0)
