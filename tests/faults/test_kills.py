@@ -10,6 +10,7 @@ from tests.faults.searches import HYPERBAND, OPTUNA, RANDOM
 NO_DAMAGE = {"lost": 0, "duplicated": 0, "stuck": 0, "torn": 0, "left_over": 0, "unequal": 0}
 
 
+@pytest.mark.filterwarnings("ignore:Attribute 'loss' is an instance of `nn.Module`")
 @pytest.mark.parametrize(
     ("search", "kills"), [(RANDOM, 20), (HYPERBAND, 12), (OPTUNA, 12)], ids=["random", "hyperband", "optuna"]
 )
