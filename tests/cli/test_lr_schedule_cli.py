@@ -1,7 +1,6 @@
 """LR schedules and the LRSchedule callback by flags of the stock LightningCLI."""
 
 import sys
-import warnings
 
 import lightning.pytorch as L
 import pytest
@@ -32,12 +31,10 @@ QUIET_FLAGS = [
 
 def cli(*flags, monkeypatch, run=True):
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, *QUIET_FLAGS])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        used = UsedLR()
-        result = LightningCLI(
-            PlainModel, Batches, run=run, save_config_callback=None, trainer_defaults={"callbacks": [used]}
-        )
+    used = UsedLR()
+    result = LightningCLI(
+        PlainModel, Batches, run=run, save_config_callback=None, trainer_defaults={"callbacks": [used]}
+    )
     return result, used.lrs
 
 
