@@ -215,9 +215,11 @@ class Search:
 
     def _ended(self, number: int, before: int, reason: str | None, remark: str = "") -> None:
         """Record a failure, tell that a job has ended, and give up if too many trials fail."""
-        self._failed_in_a_row = 0 if reason is None else self._failed_in_a_row + 1
         if reason is not None:
+            self._failed_in_a_row += 1
             self.table.fail(number, reason)
+        elif self.table.rows[number].state != "running" or not self.table.rows[number].folds:
+            self._failed_in_a_row = 0  # a fold of a trial says nothing of its later folds
         retired = getattr(self.scheduler, "retired", None)
         self._retire([] if retired is None else retired(self.table.rows))
         row = self.table.rows[number]
