@@ -59,11 +59,13 @@ python -m lightning_hpo show {root}/digits"""
 def main() -> None:
     """Run the notebooks named as arguments, or all of them; write them, or compare their outputs."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", choices=[*SCRIPTS, "cli"], metavar="name")
+    parser.add_argument("names", nargs="*", metavar="name")
     parser.add_argument("--check", action="store_true", help="compare with the files in place of writing them")
     arguments = parser.parse_args()
-    wrong = []
-    for name in arguments.names or [*SCRIPTS, "cli"]:
+    known, wrong = [*SCRIPTS, "cli"], []
+    if unknown := set(arguments.names).difference(known):
+        parser.error(f"there are no notebooks {sorted(unknown)}; there are {', '.join(known)}")
+    for name in arguments.names or known:
         begun = time.monotonic()
         if not arguments.check:
             nbformat.write(run(name), EXAMPLES / "notebooks" / f"{name}.ipynb")
