@@ -15,17 +15,16 @@ In each case the restart sets Lightning's progress so that it goes on exactly th
 :class:`~lightning_hpo.training.live_state.LiveState` holds is put back.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_hpo.training.live_state import LiveState, add_epoch_sums
+from lightning_hpo.training.live_state import LiveState
 from lightning_hpo.training.loaders import rewind
 from lightning_hpo.training.random_state import rng_state, set_rng_state
-from lightning_hpo.training.trainer import FirstCallback
+from lightning_hpo.training.trainer import FirstCallback, validation_is_due
 
 Point = Literal["batch", "validation due", "validated", "epoch"]
 
@@ -41,7 +40,6 @@ class Resumable:
         self._after_step: torch.Tensor | None = None
         self._before_validation: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
-        self._sums: Mapping[str, Any] = {}
         self._live: LiveState | None = None
         self._module: pl.LightningModule
         self._modes: dict[str, bool] | None = None
@@ -67,13 +65,11 @@ class Resumable:
             modes = None if _returns_to_training(trainer.lightning_module) else self._modes
         live = self._live.state(modes)
         parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
-        # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
-        uncounted = point == "validated" and not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
         # Of loaders that are made anew now and then; where that is due, the restart does it.
         now_and_then = getattr(trainer, "reload_dataloaders_every_n_epochs", 0) and not due
         reloaded = loop._last_train_dl_reload_epoch if now_and_then else trainer.current_epoch  # noqa: SLF001  # as above
         random = rng_state()
-        kept = {"point": point, "random": random, "live": live, "parts": parts, "uncounted": int(uncounted)}
+        kept = {"point": point, "random": random, "live": live, "parts": parts}
         return {**kept, "reloaded": reloaded}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
@@ -84,7 +80,6 @@ class Resumable:
             loops: the progress of the fit loop in the checkpoint; changed in place.
         """
         self._restored = state
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += state.get("uncounted", 0)
         if state["point"] == "epoch":
             for progress in loops["epoch_progress"].values():  # as if the next one had not been asked for
                 progress["ready"] = progress["started"] = progress["processed"] = progress["completed"]
@@ -113,8 +108,10 @@ class Resumable:
             loop.epoch_loop.restarting = False
         elif self._restored["point"] == "batch":
             loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
-        if self._restored["point"] != "epoch":
-            self._sums = self._restored["live"]["epoch"]
+        elif self._restored["point"] == "validated" and not validation_is_due(trainer):
+            # The job alone has asked for the validation, so Lightning goes on with a batch, not with what follows one.
+            loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+            loop.epoch_loop._batches_that_stepped += not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # as above
 
     def begin(self) -> None:
         """Put back what hooks after :meth:`on_train_start` may have reset; what comes next is a batch or an epoch."""
@@ -134,9 +131,6 @@ class Resumable:
             trainer: inside ``fit``.
             may_validate: whether a validation may follow this batch.
         """
-        if self._sums:
-            add_epoch_sums(trainer, self._sums)
-            self._sums = {}
         if may_validate:
             self._after_step = torch.get_rng_state()
 

@@ -312,6 +312,8 @@ def plain(case, max_steps, folder):
         **{"num_sanity_val_steps": 0, **case.arguments(), "max_steps": max_steps, "default_root_dir": folder},
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+    if trainer.fast_dev_run:  # takes the place of max_steps, also where that is less
+        trainer.fit_loop.epoch_loop.max_steps = min(trainer.max_steps, max_steps)
     module = Net(optimizers=case.optimizers)
     try:
         with quiet_and_seeded(0, 0):
