@@ -106,8 +106,7 @@ class Search:
             if last[row.home] != row.number:
                 self.table.prune(row.number)
             elif row.values and row.scored and (row.ended or row.step >= self.scheduler.max_steps):
-                reason = self._complete(row.number, [row.values[row.step]])
-                if reason is not None:
+                if (reason := self._complete(row.number, [row.values[row.step]])) is not None:
                     self.table.fail(row.number, reason)
 
     def _check_members(self) -> None:
