@@ -106,7 +106,8 @@ class Search:
             if last[row.home] != row.number:
                 self.table.prune(row.number)
             elif row.values and row.scored and (row.ended or row.step >= self.scheduler.max_steps):
-                if (reason := self._complete(row.number, [row.values[row.step]])) is not None:
+                reason = self._complete(row.number, [row.values[row.step]])
+                if reason is not None:
                     self.table.fail(row.number, reason)
 
     def _check_members(self) -> None:
@@ -215,13 +216,12 @@ class Search:
     def _ended(self, number: int, before: int, reason: str | None, remark: str = "") -> None:
         """Record a failure, tell that a job has ended, and give up if too many trials fail."""
         if reason is not None:
-            self._failed_in_a_row += 1
             self.table.fail(number, reason)
-        elif self.table.rows[number].state != "running" or not self.table.rows[number].folds:
-            self._failed_in_a_row = 0  # a fold of a trial says nothing of its later folds
         retired = getattr(self.scheduler, "retired", None)
         self._retire([] if retired is None else retired(self.table.rows))
         row = self.table.rows[number]
+        if row.state != "running" or not row.folds:  # a fold of a trial says nothing of its later folds
+            self._failed_in_a_row = 0 if reason is None else self._failed_in_a_row + 1
         self._tell(JobEnded(row, row.step - before, self.table.rows, reason or "", remark))
         self.limits.check_failures(self._failed_in_a_row, self.table.rows, (reason or "").partition("\n")[0])
 
