@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import lightning_hpo.cli  # noqa: F401  # what a script imports is here already
@@ -139,6 +140,7 @@ def become(code, root, arguments=(), *, cwd=None, env=(), mounted=None):
         sys.stdout, sys.stderr = (os.fdopen(handle, "w", buffering=1, closefd=False) for handle in (1, 2))
         sys.__stderr__, sys.stdin = sys.stderr, os.fdopen(0, closefd=False)
         logging.getLogger().handlers.clear()  # the ones of pytest
+        warnings.simplefilter("ignore")  # in place of its filters
         if mounted:
             mount(root, mounted[0], read_only=mounted[1])
         try:
