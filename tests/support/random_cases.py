@@ -243,7 +243,7 @@ def cases(draw, shuffle=False):
         {name: draw(ARGUMENTS[name]) for name in names},
         draw(st.lists(CALLBACKS, max_size=2, unique_by=lambda one: one[0])),
     )
-    # Lightning itself refuses a share of an epoch where validations do not belong to epochs; test_properties has a test.
+    # Lightning itself refuses a share of an epoch where validations belong to no epoch; test_properties tests that.
     if made.trainer.get("check_val_every_n_epoch", 1) is None:
         assume(not isinstance(made.trainer.get("val_check_interval"), float))
     # A stream that ends before its limit, and before a step is made, trains for ever in Lightning; so has this.
