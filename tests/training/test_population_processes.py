@@ -223,6 +223,7 @@ def starts(root, size):
     return [1 + sum("continued from a checkpoint" in event for event in one.events) if one else 0 for one in records]
 
 
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch")
 def test_a_whole_population_of_processes_is_killed_and_continued(tmp_path):
     size, kills, generator, was_done = 3, 4, random.Random(0), set()
     for kill in range(kills):

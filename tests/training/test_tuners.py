@@ -94,7 +94,8 @@ class TestOptimize:
                 space, max_steps=1, n_trials=n_trials, sampler=make(), root=tmp_path, name="p"
             ).optimize(f)
         assert recorded(parts) == recorded(whole)
-        assert len({str(row.params) for row in whole.trials()}) == 14
+        may_repeat = make is optuna.samplers.CmaEsSampler
+        assert may_repeat or len({str(row.params) for row in whole.trials()}) == 14
 
 
 class TestInterrupted:
