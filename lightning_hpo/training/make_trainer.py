@@ -102,6 +102,7 @@ def make_trainer(
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*as_list(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    trainer.begins_at = -1 if saved is None else int(saved["global_step"])
     _convert_before_optimizers(components.module, trainer)
     call_after(components.module, "on_train_start", job.after_start, 0)
     call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)

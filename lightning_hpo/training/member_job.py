@@ -237,7 +237,8 @@ class MemberJob(pl.Callback):
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
-        self._scores.keep_best(trainer)
+        self._scores.keep_best(trainer, lambda: self._saved.update(resume=self._resumable.state_of_module(trainer)))
+        self._saved = {}
         if self._ends and (not epoch_ends(trainer) or self._step >= trainer.max_steps):
             self._end(trainer, "validated")
 

@@ -24,6 +24,8 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
+from lightning_hpo.checkpoints.files import remove
+from lightning_hpo.checkpoints.origin import outline
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
 from lightning_hpo.training.places import batch_size_in_use
@@ -196,6 +198,10 @@ class TrialTrainer(pl.Trainer):
         """Optimizer steps of the whole training: the budget, or fewer if ``max_epochs`` or ``max_time`` ends it."""
         return self.max_steps if super().max_epochs in (None, -1) else super().estimated_stepping_batches
 
+    fold: int | None = None
+    """Of the data."""
+    begins_at = -1
+    """Optimizer step of the checkpoint that it goes on from."""
     failed_in_validation = False
     parts = val_parts = 1
     """Micro-batches of each training and validation batch (see :mod:`lightning_hpo.training.micro_batches`)."""
@@ -294,11 +300,24 @@ class FirstCallback(pl.Callback):
             # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
             # ModelCheckpoint that is continued in another folder forgets which files it has kept.
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+                fold = "" if trainer.fold is None else f"fold{trainer.fold}"
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints" / fold)
+                if trainer.is_global_zero:
+                    _remove_later(Path(callback.dirpath), trainer.begins_at)
 
     def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Note where training was when Lightning lost it."""
         trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
+
+
+def _remove_later(folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps, which a killed process has left: they are about to be saved again.
+
+    Where a file stands already, a ModelCheckpoint saves beside it, under a name of another version.
+    """
+    for file in sorted(folder.glob("*.ckpt")):
+        if (outline(file) or {}).get("global_step", step) > step:
+            remove(file)
 
 
 def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:

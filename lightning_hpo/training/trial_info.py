@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning_hpo.records import Row
 from lightning_hpo.text import masked
 
 
@@ -20,6 +21,7 @@ class Trial:
         study: name of the run folder.
         id: that no other trial has, in any study.
         start: optimizer step at which this job begins; 0 for a new trial.
+        fold: that the job trains on; each fold has a ``name`` and an ``id`` of its own. None without folds.
     """
 
     number: int
@@ -29,13 +31,16 @@ class Trial:
     study: str
     id: str
     start: int = 0
+    fold: int | None = None
 
     def without_secrets(self) -> "Trial":
         """Return it without the values of secrets."""
         return replace(self, params={name: masked(name, value) for name, value in self.params.items()})
 
 
-def trial_info(folder: Path, params: Mapping[str, Any], identity: Mapping[str, Any], start: int = 0) -> Trial:
+def trial_info(
+    folder: Path, params: Mapping[str, Any], identity: Mapping[str, Any], start: int = 0, fold: int | None = None
+) -> Trial:
     """Describe a trial.
 
     Args:
@@ -43,8 +48,23 @@ def trial_info(folder: Path, params: Mapping[str, Any], identity: Mapping[str, A
         params: of the trial.
         identity: of the trial, as its checkpoints carry it.
         start: optimizer step at which its job begins.
+        fold: of the job.
     """
     study = folder.parent.parent.name
     number = int(identity.get("trial", 0))
-    name = f"{study}-{number:04d}"
-    return Trial(number, params, folder, name, study, f"{str(identity.get('study', study))[:16]}-{number}", start)
+    of_fold = "" if fold is None else f"-fold{fold}"
+    name, own = f"{study}-{number:04d}{of_fold}", f"{str(identity.get('study', study))[:16]}-{number}{of_fold}"
+    return Trial(number, params, folder, name, study, own, start, fold)
+
+
+def scores_of_folds(row: Row, folds: int) -> list[tuple[int | None, float | None]]:
+    """Return each fold that a trial has begun and its score; without folds, None and the score of the trial.
+
+    Args:
+        row: of a trial that has ended. One that has failed has no score on the fold that it was in.
+        folds: of the search.
+    """
+    if not folds:
+        return [(None, row.score)]
+    failed = [(len(row.folds), None)] if row.state == "failed" and len(row.folds) < folds else []
+    return [*enumerate(row.folds), *failed]

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    ModelCheckpoint,
 )
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -323,6 +324,19 @@ def run(folder, stops, model, data, trainer, *, crash=(), pause=(), every=3):
 def logged(folder):
     """Rows that loggers are given."""
     return sorted((folder / METRICS).read_text().splitlines())
+
+
+def test_a_killed_trial_has_the_same_files_of_a_model_checkpoint(tmp_path):
+    """No second version of one, and none that an uninterrupted trial has removed."""
+
+    def files(name, crash):
+        callback = ModelCheckpoint(monitor="val_loss", save_top_k=2, save_last=True)
+        run(tmp_path / name, [R], Net, Data, {"callbacks": [callback], "val_check_interval": 2}, crash=crash, every=4)
+        loaded = {file.name: checkpoints.load(file) for file in (tmp_path / name / "checkpoints").iterdir()}
+        return {name: content["state_dict"] for name, content in loaded.items()}
+
+    whole, cut = files("whole", ()), files("cut", (3, 7, 11, 15, 19))
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0)
 
 
 class Asked:
