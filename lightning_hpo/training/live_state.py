@@ -28,7 +28,7 @@ _HOW = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph
 # What its `state_dict` leaves out, and what decides whether it saves at the end.
 _OF_MODEL_CHECKPOINT = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
 # Of a Trainer, that hooks of a module change and Lightning reads at each step or epoch.
-_SETTINGS = ("gradient_clip_val", "gradient_clip_algorithm", "check_val_every_n_epoch", "log_every_n_steps")
+_SETTINGS = ("gradient_clip_val", "gradient_clip_algorithm", "check_val_every_n_epoch")
 
 
 class LiveState:

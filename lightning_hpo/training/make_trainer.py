@@ -25,6 +25,7 @@ from lightning_hpo.training.trainer import (
     validate_arguments,
     validate_callbacks,
 )
+from lightning_hpo.training.trial_info import first_row
 
 # Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {
@@ -91,7 +92,7 @@ def make_trainer(
         made = follow(loaders(), trainer.limit_train_batches, list(positions))
         positions.clear()  # loaders that are made anew for a later epoch start at its beginning
         if "log_every_n_steps" not in given:
-            _log_each_epoch(trainer, made)
+            _log_each_epoch(trainer, made, usual)
         return made
 
     owner.train_dataloader = followed
@@ -99,9 +100,10 @@ def make_trainer(
     validate_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))
-    given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
+    given.setdefault("logger", MetricsFile(folder / METRICS, first_row(saved)))
     plugins = [*as_list(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    usual: int = vars(trainer)["log_every_n_steps"]
     trainer.begins_at = -1 if saved is None else int(saved["global_step"])
     _convert_before_optimizers(components.module, trainer)
     call_after(components.module, "on_train_start", job.after_start, 0)
@@ -177,11 +179,11 @@ class _FollowedHook:
         return self
 
 
-def _log_each_epoch(trainer: Any, loader: Any) -> None:
+def _log_each_epoch(trainer: Any, loader: Any, usual: int) -> None:
     """Log at least once in an epoch that is shorter than Lightning's default interval; else it warns of that."""
     if isinstance(loader, DataLoader):
         with contextlib.suppress(TypeError):  # a loader without length
-            trainer.log_every_n_steps = max(min(trainer.log_every_n_steps, len(loader)), 1)
+            trainer.log_every_n_steps = max(min(usual, len(loader)), 1)
 
 
 @contextmanager

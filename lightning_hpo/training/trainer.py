@@ -320,6 +320,8 @@ def _remove_later(folder: Path, step: int) -> None:
 
     Where a file stands already, a ModelCheckpoint saves beside it, under a name of another version.
     """
+    for leftover in folder.glob(".*.ckpt.*.tmp"):
+        leftover.unlink()
     for file in sorted(folder.glob("*.ckpt")):
         if (outline(file) or {}).get("global_step", step) > step:
             remove(file)

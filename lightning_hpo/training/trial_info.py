@@ -20,7 +20,7 @@ class Trial:
         name: of the trial, such as ``digits-0007``.
         study: name of the run folder.
         id: that no other trial has, in any study.
-        start: optimizer step at which this job begins; 0 for a new trial.
+        start: step at which this job begins, as loggers count; 0 for a new trial.
         fold: that the job trains on; each fold has a ``name`` and an ``id`` of its own. None without folds.
     """
 
@@ -47,7 +47,7 @@ def trial_info(
         folder: of the trial, ``runs/<name>/trials/<number>``.
         params: of the trial.
         identity: of the trial, as its checkpoints carry it.
-        start: optimizer step at which its job begins.
+        start: step at which its job begins, as loggers count.
         fold: of the job.
     """
     study = folder.parent.parent.name
@@ -55,6 +55,22 @@ def trial_info(
     of_fold = "" if fold is None else f"-fold{fold}"
     name, own = f"{study}-{number:04d}{of_fold}", f"{str(identity.get('study', study))[:16]}-{number}{of_fold}"
     return Trial(number, params, folder, name, study, own, start, fold)
+
+
+def first_row(saved: Mapping[str, Any] | None) -> int:
+    """Return the step of the first row that loggers are given by a job: Lightning counts batches for them.
+
+    Of several optimizers each counts in ``global_step``, but a batch once here.
+
+    Args:
+        saved: content of the checkpoint that the job goes on from, or None.
+    """
+    if saved is None:
+        return 0
+    states = [state for state in saved["callbacks"].values() if isinstance(state, Mapping)]
+    points = [state["resume"]["point"] for state in states if "point" in state.get("resume", ())]
+    rows: int = saved["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+    return rows + (points != ["epoch"])  # inside an epoch, the last batch is counted a moment later
 
 
 def scores_of_folds(row: Row, folds: int) -> list[tuple[int | None, float | None]]:
