@@ -219,6 +219,7 @@ class TwoOptimizers(Net):
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
+        self.log("train_loss", loss)
 
     def configure_optimizers(self):
         return [torch.optim.SGD(self.net[0].parameters(), lr=0.1), torch.optim.Adam(self.net[3].parameters())]
@@ -372,7 +373,7 @@ CASES = {
     "plateau by what some batches log": (PlateauOfSome, Data, {"val_check_interval": 2, "log_every_n_steps": 1}),
     "state of many kinds": (Keeps, Data, {}),
     "schedule by max_epochs": (Steps, Data, {}),
-    "two optimizers": (TwoOptimizers, Data, {}),
+    "two optimizers": (TwoOptimizers, Data, {"log_every_n_steps": 1}),
     "backbone finetuning": (Backbone, Data, {"callbacks": [BackboneFinetuning(2, lambda epoch: 1.5)]}),
     "accumulation": (Net, Data, {"accumulate_grad_batches": 2}),
     "accumulation by epoch": (Net, Data, {"callbacks": [GradientAccumulationScheduler({0: 3, 2: 1})]}),
