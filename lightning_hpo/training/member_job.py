@@ -317,7 +317,7 @@ def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
         )
 
 
-def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: int | None = None) -> None:
+def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | None = None) -> None:
     """Log the hyperparameters that are numbers and no secrets, and the trial that was copied."""
     numbers = {
         f"pbt/{name}": float(value)
@@ -327,7 +327,7 @@ def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: 
     if parent is not None:
         numbers["pbt/parent"] = float(parent)
     for logger in trainer.loggers:
-        logger.log_metrics(numbers, step=trainer.global_step)
+        logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001  # as Lightning does
 
 
 def outcome_in(saved: Mapping[str, Any]) -> Outcome:
