@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
+from lightning_hpo.checkpoints.shards import let_strategy_load
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import TrialComponents, as_list
 from lightning_hpo.training.loaders import follow
@@ -21,7 +22,6 @@ from lightning_hpo.training.random_state import seeded, seeded_everything
 from lightning_hpo.training.trainer import (
     FirstCallback,
     TrialTrainer,
-    count_optimizers,
     validate_arguments,
     validate_callbacks,
 )
@@ -40,6 +40,9 @@ class JobCallback(Protocol):
     """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
 
     first: FirstCallback
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of the job before."""
 
     def after_start(self) -> None:
         """Act after all hooks at the start of training."""
@@ -105,6 +108,10 @@ def make_trainer(
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
     usual: int = vars(trainer)["log_every_n_steps"]
     trainer.begins_at = -1 if saved is None else int(saved["global_step"])
+    let_strategy_load(trainer.strategy, saved)
+    restored = None if saved is None else saved["callbacks"].get(type(job).__qualname__)
+    if restored is not None and trainer.strategy.restore_checkpoint_after_setup:  # after on_fit_start, which needs it
+        job.load_state_dict(restored)
     _convert_before_optimizers(components.module, trainer)
     call_after(components.module, "on_train_start", job.after_start, 0)
     call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
@@ -125,6 +132,13 @@ def call_after(module: Any, hook: str, then: Callable[..., None], count: int) ->
         count: of the hook's arguments that it takes.
     """
     object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
+
+
+def _count_optimizers(made: Any) -> int:
+    """Return how many optimizers ``configure_optimizers`` has returned, in any of the forms that Lightning takes."""
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
+        made = made[0]
+    return max(len(made), 1) if isinstance(made, list | tuple) else 1
 
 
 def _convert_before_optimizers(module: Any, trainer: TrialTrainer) -> None:
@@ -149,7 +163,7 @@ class _Configuring:
         trainer = self._trainer
         trainer.convert_budget()
         made = self._own()
-        count = 1 if trainer.lightning_module.automatic_optimization else count_optimizers(made)
+        count = 1 if trainer.lightning_module.automatic_optimization else _count_optimizers(made)
         if count != trainer.optimizer_count:
             trainer.optimizer_count = count
             trainer.convert_budget()
@@ -183,7 +197,8 @@ def _log_each_epoch(trainer: Any, loader: Any, usual: int) -> None:
     """Log at least once in an epoch that is shorter than Lightning's default interval; else it warns of that."""
     if isinstance(loader, DataLoader):
         with contextlib.suppress(TypeError):  # a loader without length
-            trainer.log_every_n_steps = max(min(usual, len(loader)), 1)
+            batches = -(-len(loader) // trainer.world_size)
+            trainer.log_every_n_steps = max(min(usual, batches), 1)
 
 
 @contextmanager

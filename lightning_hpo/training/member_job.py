@@ -179,7 +179,7 @@ class MemberJob(pl.Callback):
             self._bound().prepare(self._task.params)
             self._restored = None
         else:  # a fit that continues has logged them where they began
-            log_hyperparameters(trainer, self._params)
+            log_hyperparameters(trainer, self._params, None, 0)
 
     def after_start(self) -> None:
         """Put back what hooks at the start of training may have reset."""
@@ -193,7 +193,8 @@ class MemberJob(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin the job: take over what it copies, and apply its hyperparameters."""
-        if self._should_pause():
+        # Of several ranks the one that may pause decides for all.
+        if trainer.strategy.reduce_boolean_decision(self._should_pause(), all=False):
             self.paused = True
             leave_fit()
         if not self._begins:
@@ -204,7 +205,8 @@ class MemberJob(pl.Callback):
         if copied is not None or self._params != dict(self._task.params):
             self._params = dict(self._task.params)
             self._bound().apply(self._params, copied=copied is not None)
-            log_hyperparameters(trainer, self._params, self._task.job.parent)
+            row = trainer.fit_loop.epoch_loop._batches_that_stepped  # noqa: SLF001  # as Lightning does
+            log_hyperparameters(trainer, self._params, self._task.job.parent, row)
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
@@ -285,15 +287,19 @@ class MemberJob(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
         file = self._task.folder / CHECKPOINT
-        self._saved = state
+        self._saved, failed = state, None
         try:
             if not file.parent.is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the folder of the member is gone: it was deleted or moved")
             trainer.save_checkpoint(file)
         except OSError as error:
-            raise storage_error("no checkpoint could be saved", file, error) from error
+            failed = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where other ranks of the member are waiting
         finally:
             self._saved = {}
+        if trainer.strategy.reduce_boolean_decision(failed is not None, all=False):
+            failed = failed or OSError("another rank of the member failed to write it")
+            raise storage_error("no checkpoint could be saved", file, failed) from failed
 
     def _bound(self) -> Hyperparameters:
         assert self._effects is not None
@@ -317,7 +323,7 @@ def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
         )
 
 
-def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | None = None) -> None:
+def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | None, step: int) -> None:
     """Log the hyperparameters that are numbers and no secrets, and the trial that was copied."""
     numbers = {
         f"pbt/{name}": float(value)
@@ -327,7 +333,7 @@ def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | N
     if parent is not None:
         numbers["pbt/parent"] = float(parent)
     for logger in trainer.loggers:
-        logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001  # as Lightning does
+        logger.log_metrics(numbers, step=step)
 
 
 def outcome_in(saved: Mapping[str, Any]) -> Outcome:

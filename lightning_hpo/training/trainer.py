@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,8 +26,8 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
-from lightning_hpo.checkpoints.files import remove
-from lightning_hpo.checkpoints.origin import outline
+from lightning_hpo.checkpoints.origin import remove_later
+from lightning_hpo.checkpoints.shards import pack, writes_folder
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
 from lightning_hpo.training.places import batch_size_in_use
@@ -217,6 +218,23 @@ class TrialTrainer(pl.Trainer):
     data_is_there = False
     """Whether the data are set up, so that the length of an epoch can be known."""
 
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """Save as Lightning does; where the strategy writes a folder of shards, that becomes one file."""
+        io, path = self.strategy.checkpoint_io, Path(filepath)
+        if not writes_folder(self.strategy):
+            super().save_checkpoint(filepath, weights_only, storage_options)
+        elif not getattr(io, "closed", False):
+            shards = path.with_name(f".{path.name}.shards.tmp")
+            if self.is_global_zero:  # before the strategy tells the other ranks where to write
+                shutil.rmtree(shards, ignore_errors=True)
+            super().save_checkpoint(shards, weights_only, storage_options)
+            if self.is_global_zero:
+                io.save_checkpoint(pack(shards), path)
+                shutil.rmtree(shards)
+            self.strategy.barrier("Trainer.save_checkpoint")
+
     def epochs_of_budget(self) -> int | None:
         """Return the epochs of the budget, the last included if it is not whole; None if they are not known."""
         if self.train_dataloader is None:
@@ -267,13 +285,6 @@ def pace_of(trainer: Any, unit: Unit) -> Pace:
     return replace(pace, batch=size * trainer.world_size, samples=samples * trainer.world_size)
 
 
-def count_optimizers(made: Any) -> int:
-    """Return how many optimizers ``configure_optimizers`` has returned, in any of the forms that Lightning takes."""
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
-        made = made[0]
-    return max(len(made), 1) if isinstance(made, list | tuple) else 1
-
-
 STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
               "on_train_batch_end", "on_validation_batch_start")  # fmt: skip
 
@@ -308,23 +319,11 @@ class FirstCallback(pl.Callback):
                 fold = "" if trainer.fold is None else f"fold{trainer.fold}"
                 callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints" / fold)
                 if trainer.is_global_zero:
-                    _remove_later(Path(callback.dirpath), trainer.begins_at)
+                    remove_later(Path(callback.dirpath), trainer.begins_at)
 
     def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Note where training was when Lightning lost it."""
         trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
-
-
-def _remove_later(folder: Path, step: int) -> None:
-    """Remove checkpoints of later steps, which a killed process has left: they are about to be saved again.
-
-    Where a file stands already, a ModelCheckpoint saves beside it, under a name of another version.
-    """
-    for leftover in folder.glob(".*.ckpt.*.tmp"):
-        leftover.unlink()
-    for file in sorted(folder.glob("*.ckpt")):
-        if (outline(file) or {}).get("global_step", step) > step:
-            remove(file)
 
 
 def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
