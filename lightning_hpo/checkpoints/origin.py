@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo.checkpoints.files import remove
-
 STAMP = "lightning_hpo"
 """Key in a checkpoint under which the identity of its trial stands."""
 
@@ -52,18 +50,6 @@ def outline(path: Path) -> Mapping[str, Any] | None:
     except Exception:  # noqa: BLE001  # whatever a damaged file makes of a pickle
         return None
     return content if isinstance(content, Mapping) else None
-
-
-def remove_later(folder: Path, step: int) -> None:
-    """Remove checkpoints of later steps, which a killed process has left: they are about to be saved again.
-
-    Where a file stands already, a ModelCheckpoint saves beside it, under a name of another version.
-    """
-    for leftover in folder.glob(".*.ckpt.*.tmp"):
-        leftover.unlink()
-    for file in sorted(folder.glob("*.ckpt")):
-        if (outline(file) or {}).get("global_step", step) > step:
-            remove(file)
 
 
 class _Inert(pickle.Unpickler):

@@ -51,7 +51,7 @@ from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.trainer import TrialTrainer
-from lightning_hpo.training.trial_info import first_row, scores_of_folds, trial_info
+from lightning_hpo.training.trial_info import scores_of_folds, trial_info, trial_of
 from lightning_hpo.training.trial_report import TrialReport
 from lightning_hpo.training.value_builder import ValueBuilder
 
@@ -203,8 +203,7 @@ class Objective:
                 return replace(outcome, notes=notes)
             components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
-            info = trial_info(task.folder, task.params, task.identity, first_row(saved), fold)
-            own = self.attached.attach(components, info)
+            own = self.attached.attach(components, trial_of(task, saved))
             progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause, earlier=earlier)
             job = RunToStep(
                 target,

@@ -26,7 +26,7 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
-from lightning_hpo.checkpoints.origin import remove_later
+from lightning_hpo.checkpoints.files import remove_later
 from lightning_hpo.checkpoints.shards import pack, writes_folder
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit

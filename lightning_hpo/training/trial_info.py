@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo.records import Row
+from lightning_hpo.records import Row, Task
 from lightning_hpo.text import masked
 
 
@@ -55,6 +55,11 @@ def trial_info(
     of_fold = "" if fold is None else f"-fold{fold}"
     name, own = f"{study}-{number:04d}{of_fold}", f"{str(identity.get('study', study))[:16]}-{number}{of_fold}"
     return Trial(number, params, folder, name, study, own, start, fold)
+
+
+def trial_of(task: Task, saved: Mapping[str, Any] | None) -> Trial:
+    """Describe the trial of a task, which goes on from the content of a checkpoint, or begins."""
+    return trial_info(task.folder, task.params, task.identity, first_row(saved), task.job.fold)
 
 
 def first_row(saved: Mapping[str, Any] | None) -> int:
