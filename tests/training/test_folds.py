@@ -1,5 +1,6 @@
 """Cross-validation: a job is a fold, a trial's value is the mean over its folds, and hopeless trials are stopped."""
 
+import csv
 import functools
 import itertools
 import math
@@ -10,7 +11,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, Subset
 
 from lightning_hpo import (
@@ -112,6 +114,37 @@ def test_a_value_is_the_mean_over_folds_that_are_each_trained_from_scratch(tmp_p
     assert trainer.callback_metrics["val_loss"].item() == best.folds[-1]
     again = result.retrain(seed=best.seed)
     assert again.rows[0].folds == best.folds
+
+
+class Lines(Logger):
+    """Appends to a file of the run."""
+
+    name = version = ""
+
+    def __init__(self, folder, name):
+        super().__init__()
+        self.file = folder / "csv" / name / "metrics.csv"
+
+    def log_hyperparams(self, params, *args, **more):
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("step,val_loss\n")
+
+    def log_metrics(self, metrics, step=None):
+        with self.file.open("a") as file:
+            file.write(f"{step},{metrics.get('val_loss', '')}\n")
+
+
+@pytest.mark.parametrize("logger", ["csv", "function"])
+def test_each_fold_has_a_run_of_its_own(tmp_path, logger):
+    made = {"csv": "csv", "function": lambda trial: Lines(tmp_path / "s", trial.name)}[logger]
+    trainer = {"accelerator": "cpu", "log_every_n_steps": 1, "callbacks": [ModelCheckpoint(save_top_k=-1)]}
+    more = {"logger": made, "trainer": trainer}
+    row = RandomTuner(SPACE, max_steps=4, n_trials=1, **options(tmp_path, **more)).fit(Plain, datamodule=WHOLE).rows[0]
+    for fold, score in enumerate(row.folds):
+        with (tmp_path / "s" / "csv" / f"s-0000-fold{fold}" / "metrics.csv").open(newline="") as file:
+            logged = [line for line in csv.DictReader(file) if line["val_loss"]]
+        assert [(int(line["step"]), float(line["val_loss"])) for line in logged] == [(3, score)]
+        assert len([*(tmp_path / "s" / "trials" / "0000" / "checkpoints" / f"fold{fold}").iterdir()]) == 1
 
 
 @pytest.mark.parametrize("kind", ["bayesian", "optuna"])
