@@ -10,6 +10,8 @@ from lightning_hpo.callbacks import LRSchedule
 from lightning_hpo.lr_schedules import CosineLR, StepDecayLR, WarmupCosineLR
 from tests.training.test_lr_schedule_callback import Batches, Regression, UsedLR, curve, fit
 
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 
 class PlainModel(Regression):
     """Leaves configure_optimizers to LightningCLI."""

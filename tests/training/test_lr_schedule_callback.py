@@ -16,6 +16,7 @@ from lightning_hpo.callbacks import LRSchedule
 from lightning_hpo.lr_schedules import CosineLR, InverseSqrtLR, LinearDecayLR, WarmupCosineLR
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore")
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
