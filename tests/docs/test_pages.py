@@ -49,6 +49,7 @@ def with_code(page):
     return BLOCK.search(page.read_text()) is not None
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [*filter(with_code, PAGES)], ids=lambda page: page.name)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """Its blocks one after the other, as a reader pastes them; each search begins in a run folder of its own."""
