@@ -203,7 +203,7 @@ class Objective:
                 return replace(outcome, notes=notes)
             components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
-            own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
+            own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start, fold))
             progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause, earlier=earlier)
             job = RunToStep(
                 target,

@@ -19,7 +19,8 @@ class Trial:
         name: of the trial, such as ``digits-0007``.
         study: name of the run folder.
         id: that no other trial has, in any study.
-        start: optimizer step at which this job begins; 0 for a new trial.
+        start: optimizer step at which this job begins; 0 for a new trial, and for each fold.
+        fold: of the data that this job trains on, counted from 0; None without folds, and when the trial has ended.
     """
 
     number: int
@@ -29,13 +30,16 @@ class Trial:
     study: str
     id: str
     start: int = 0
+    fold: int | None = None
 
     def without_secrets(self) -> "Trial":
         """Return it without the values of secrets."""
         return replace(self, params={name: masked(name, value) for name, value in self.params.items()})
 
 
-def trial_info(folder: Path, params: Mapping[str, Any], identity: Mapping[str, Any], start: int = 0) -> Trial:
+def trial_info(
+    folder: Path, params: Mapping[str, Any], identity: Mapping[str, Any], start: int = 0, fold: int | None = None
+) -> Trial:
     """Describe a trial.
 
     Args:
@@ -43,8 +47,9 @@ def trial_info(folder: Path, params: Mapping[str, Any], identity: Mapping[str, A
         params: of the trial.
         identity: of the trial, as its checkpoints carry it.
         start: optimizer step at which its job begins.
+        fold: that its job trains on, or None.
     """
     study = folder.parent.parent.name
     number = int(identity.get("trial", 0))
     name = f"{study}-{number:04d}"
-    return Trial(number, params, folder, name, study, f"{str(identity.get('study', study))[:16]}-{number}", start)
+    return Trial(number, params, folder, name, study, f"{str(identity.get('study', study))[:16]}-{number}", start, fold)

@@ -1,5 +1,6 @@
 """Cross-validation: a job is a fold, a trial's value is the mean over its folds, and hopeless trials are stopped."""
 
+import csv
 import functools
 import itertools
 import random
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.data import DataLoader, Subset
 
 from lightning_hpo import (
@@ -147,6 +149,63 @@ class Interrupt(pl.Callback):
             type(self).left -= 1
             if not type(self).left:
                 raise KeyboardInterrupt
+
+
+class Memory(Logger):
+    """Remembers in the process what it was given."""
+
+    name = version = "memory"
+    rows = ()
+
+    def log_hyperparams(self, params, *_):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        if "train_loss" in metrics:
+            Memory.rows += (step,)
+
+
+@pytest.mark.parametrize("kind", ["objects", "factory"])
+def test_loggers_have_the_rows_of_all_folds_once(tmp_path, kind):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    Memory.rows, seen = (), []
+    objects = [CSVLogger(tmp_path, name="csv"), TensorBoardLogger(tmp_path, name="tb")]
+
+    def make(trial):
+        seen.append((trial.fold, trial.start))
+        return Memory()
+
+    more = {"logger": make} if kind == "factory" else {}
+    trainer = {**CPU, "log_every_n_steps": 1, **({} if more else {"logger": objects}), "callbacks": [Interrupt()]}
+    tuner = RandomTuner(
+        SPACE,
+        max_steps=6,
+        n_trials=1,
+        checkpoint_every=2,
+        **options(tmp_path, **{**more, "folds": 2, "trainer": trainer}),
+    )
+    for batches in (3, 7):  # in the first fold and in the second, each with a row after the checkpoint
+        Interrupt.left = batches
+        with pytest.raises(KeyboardInterrupt):
+            tuner.fit(Plain, datamodule=WHOLE)
+    tuner.fit(Plain, datamodule=WHOLE)
+    if kind == "factory":
+        assert seen == [(0, 0), (0, 2), (1, 0), (1, 2), (None, 12)]
+        assert Memory.rows == (*range(6), *range(6))
+        return
+    with (tmp_path / "csv" / "s-0000" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for metric in ("train_loss", "val_loss"):
+        own = [row for row in rows if row[metric]]
+        steps = range(6) if metric == "train_loss" else [int(own[0]["step"])]
+        assert [(int(row["fold"]), int(row["step"])) for row in own] == [
+            (fold, step) for fold in (0, 1) for step in steps
+        ]
+        scalars = EventAccumulator(str(tmp_path / "tb" / "s-0000")).Reload().Scalars(metric)
+        assert [event.step for event in scalars] == [*steps, *steps]
+        assert [event.value for event in scalars] == pytest.approx([float(row[metric]) for row in own])
 
 
 def test_worker_processes_train_the_same_folds(tmp_path):
