@@ -131,15 +131,17 @@ class BestFiles:
             note["followed"] = True
         if row.folds:
             score, note = self._of_fold(row, score, note)
-        return fit_config(config, row.seed, note, score)
+        is_earlier = row.checkpoint_step < row.global_step
+        keep = {"monitor": self._monitor, "mode": self._mode} if is_earlier else None
+        return fit_config(config, row.seed, note, score, keep)
 
     def _of_fold(self, row: Row, score: str, note: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Text of the score, and the note of a fit that a config with the last fold gives back; else an empty one."""
         fold = len(row.folds) - 1
         if not self._fold_arguments(fold):  # the data module is told by methods
             return f"{score}, {over_folds(row)}", {}
-        whole = f"of trial {row.number}, which has {row.score} {over_folds(row)}"
-        return f"{self._monitor} = {row.folds[-1]} on fold {fold} {whole}", note
+        whole = score.partition(" at step ")[2] + f", which has {row.score} {over_folds(row)}"
+        return f"{self._monitor} = {row.folds[-1]} on fold {fold} at step {whole}", note
 
     def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""

@@ -102,7 +102,7 @@ def test_a_value_is_the_mean_over_folds_that_are_each_trained_from_scratch(tmp_p
     assert list(result.dataframe()["spread"]) == [row.spread for row in result.rows]
     assert "± over folds" in (tmp_path / "s" / "report.html").read_text()
     text = (tmp_path / "s" / "best.yaml").read_text()
-    assert f"on fold 2 of trial {best.number}, which has {best.score} ± " in text
+    assert f"on fold 2 at step 8 of trial {best.number}, which has {best.score} ± " in text
     config = yaml.safe_load(text)
     assert config["trainer"]["max_steps"] == 8
     assert config["data"]["fold"] == 2
