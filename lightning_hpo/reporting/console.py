@@ -52,8 +52,6 @@ class Console:
                 self.line(event.remark)
         elif isinstance(event, SearchEnded):
             self.table(event.rows)
-            for text in confirmed_lines(confirmations(event.rows, self._mode), self.monitor):
-                self.line(text)
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -147,8 +145,8 @@ class Console:
         self.line(f"trial {row.number:>4} {at:<8} {outcome:<22}{so_far}  [{self._spent(rows)}{left}]")
 
     def table(self, rows: Sequence[Row], count: int = 10) -> None:
-        """Print the best trials, best first, and why a trial ended by itself or that it failed later."""
-        shown = ranked(rows, self._mode)
+        """Print the best trials of a search, best first, and how those that were confirmed did with other seeds."""
+        shown = ranked([row for row in rows if row.confirms is None], self._mode)
         names = list(dict.fromkeys(name for row in shown[:count] for name in row.params))
         notes = [_note(row) for row in shown[:count]]
         spread = ["± over folds"] if any(row.folds for row in shown[:count]) else []
@@ -169,6 +167,10 @@ class Console:
             self.line(
                 f"failed: {len(failed)} trials ({', '.join(map(str, failed[:10]))}{', ...' if failed[10:] else ''})"
             )
+        for text in confirmed_lines(confirmations(rows, self._mode), self.monitor):
+            self.line(text)
+        if answer := mean_over_seeds(rows, self._mode):
+            self.line(f"best: {self.monitor} {answer}")
 
     def amount(self, count: int) -> str:
         """Return an amount of training in the unit of the budget."""
@@ -220,6 +222,22 @@ def confirmed_lines(confirmed: Sequence[Confirmation], monitor: str) -> list[str
         tied = ", ".join(str(each.trial) for each in confirmed[1:] if each.tied)
         lines.append(f"a tie: trial {confirmed[0].trial} is within one standard error of {tied}")
     return lines
+
+
+def what_it_confirms(row: Row) -> str:
+    """Say, after its state, which trial a confirmation trains once more."""
+    return "" if row.confirms is None else f", confirms {row.confirms}"
+
+
+def mean_over_seeds(rows: Sequence[Row], mode: Mode) -> str:
+    """Say what the best score is the mean of, and which trial stands for it; nothing without confirmations."""
+    best = best_row(rows, mode)
+    if best is None or best.confirms is None:
+        return ""
+    each = confirmations(rows, mode)[0]
+    return (
+        f"{each.mean:.6g}, the mean of trial {each.trial} over {each.n} seeds (trial {best.number} is the best of them)"
+    )
 
 
 def _note(row: Row) -> str:

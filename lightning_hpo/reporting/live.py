@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_hpo.records import Row, ranked
-from lightning_hpo.reporting.console import duration, short
+from lightning_hpo.reporting.console import duration, mean_over_seeds, short, what_it_confirms
 from lightning_hpo.reporting.view import BEST, View
 from lightning_hpo.text import hide_passwords, masked, one_line
 
@@ -165,7 +165,8 @@ def _best(view: View) -> Text:
     best = view.best
     if best is None or best.score is None:
         return _text("no score yet")
-    words = f"best: {view.monitor} {best.score:.5g} (trial {best.number} @ {best.step})"
+    answer = mean_over_seeds(view.rows, view.mode) or f"{best.score:.5g} (trial {best.number} @ {best.step})"
+    words = f"best: {view.monitor} {answer}"
     params = "  ".join(f"{name}={short(masked(name, value))}" for name, value in best.params.items())
     where = "" if view.checkpoint is None else f"  {view.checkpoint.name}"
     return _text(f"{words}  {params}{where}", style="green")
@@ -188,7 +189,7 @@ def _table(view: View, lines: int) -> Table:
         value = view.value(row)
         cells = [
             row.number,
-            "running" if seconds is not None else _state(row),
+            ("running" if seconds is not None else _state(row)) + what_it_confirms(row),
             _steps(view, row),
             "" if value is None else f"{value:.5g}",
             sparkline(view.curve(row)),
