@@ -99,6 +99,10 @@ class Console:
             least = "" if covers == "all" else "at least "
             scope = "each round" if covers == "round" else "in all"
             self.line(f"  {scope}: {trials} trials, {least}{jobs} jobs, {self.amount(steps)}")
+            seeds = sum(bracket.trials for bracket in brackets if bracket.label)
+            own = [row for row in rows if row.confirms is None]
+            if len(own) < len(rows) and len(own) < trials - seeds:
+                self.line(f"  up to {seeds} more trials, if others than those confirmed so far become the best")
             if copies:
                 self.line(f"  members that copy go on as new trials: up to about {copies} more, in the same jobs")
             if covers == "round":
@@ -243,7 +247,8 @@ def mean_over_seeds(rows: Sequence[Row], mode: Mode) -> str:
 def _note(row: Row) -> str:
     """Note of a trial in the table: why it ended, whether it is infeasible."""
     later = "failed later" if row.state == "failed" else ""
-    notes = (row.ended or "", "" if row.feasible else "infeasible", later)
+    hopeless = f"stopped after {len(row.folds)} folds" if row.state == "pruned" and row.folds else ""
+    notes = (row.ended or hopeless, "" if row.feasible else "infeasible", later)
     return "; ".join(text for text in notes if text)
 
 

@@ -149,10 +149,9 @@ def _bar(view: View, width: int) -> RenderableType:
     time_so_far = f"; {duration(view.elapsed)}{left}" if view.elapsed else f"{left}"
     if not view.plan.steps:
         return _text(f"{view.done:,} {view.plan.unit}{time_so_far}")
-    share = min(view.done / view.plan.steps, 1.0)
-    words = _text(
-        f"{share:.0%}  {view.done:,} of {view.plan.steps:,} {view.plan.unit.removeprefix('optimizer ')}{time_so_far}"
-    )
+    steps = view.plan.without(view.rows).steps
+    share = min(view.done / steps, 1.0) if steps else 1.0
+    words = _text(f"{share:.0%}  {view.done:,} of {steps:,} {view.plan.unit.removeprefix('optimizer ')}{time_so_far}")
     room = min(width - len(words) - 2, 40)
     if room < 5:
         return words

@@ -85,7 +85,7 @@ def check_shown(result, path, said, capsys):
     assert f": complete, confirms {first.trial}\n" in capsys.readouterr().out
 
 
-def test_limits_leave_room_and_a_confirmation_may_come_later(tmp_path):
+def test_limits_leave_room_and_a_confirmation_may_come_later(tmp_path, capsys):
     options = {"root": tmp_path, "name": "r", "verbose": False, "max_steps": 9}
     limited = HyperbandTuner(X, total_steps=120, confirm=(2, 2), **options).optimize(noisy)
     own = [row for row in limited.rows if row.confirms is None]
@@ -95,6 +95,10 @@ def test_limits_leave_room_and_a_confirmation_may_come_later(tmp_path):
     assert not RandomTuner(X, n_trials=3, **options).optimize(noisy).confirmed
     later = RandomTuner(X, n_trials=3, confirm=(1, 2), **options).optimize(noisy)
     assert [row.confirms for row in later.rows] == [None] * 3 + [later.confirmed[0].trial] * 2
+    warning = "up to 2 more trials, if others than those confirmed so far become the best"
+    for is_continued in (True, False):
+        RandomTuner(X, n_trials=5, confirm=(1, 2), **{**options, "verbose": "lines"}).optimize(noisy)
+        assert (warning in capsys.readouterr().out) is is_continued
 
 
 @pytest.mark.parametrize("confirm", [0, (3,), (3, 1), "3", True, (2, 2.0), -1])
