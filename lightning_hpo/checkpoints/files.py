@@ -218,7 +218,10 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Delete unfinished files that killed processes left beside ``path``."""
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _read(file: BinaryIO, map_location: Any, *, plain: bool) -> dict[str, Any]:

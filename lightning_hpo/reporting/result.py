@@ -9,6 +9,7 @@ import optuna
 
 from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
+from lightning_hpo.checkpoints.shards import weights_of
 from lightning_hpo.records import Confirmation, Row, ranked
 from lightning_hpo.reporting.report import draw_parts, summary_lines, table, write_report
 from lightning_hpo.reporting.run import Run
@@ -189,7 +190,7 @@ class Result:
         saved = checkpoints.load(self.best_checkpoint, key=Key.of(self.best_checkpoint.parent))
         module.configure_model()
         module.on_load_checkpoint(saved)
-        module.load_state_dict(saved["state_dict"], strict=module.strict_loading)
+        module.load_state_dict(weights_of(saved), strict=module.strict_loading)
         return module.train(mode=False)
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
+from lightning_hpo.checkpoints.shards import let_strategy_load
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import TrialComponents, as_list
 from lightning_hpo.training.loaders import follow
@@ -39,6 +40,9 @@ class JobCallback(Protocol):
     """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
 
     first: FirstCallback
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the state of the job before."""
 
     def after_start(self) -> None:
         """Act after all hooks at the start of training."""
@@ -102,6 +106,10 @@ def make_trainer(
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*as_list(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    let_strategy_load(trainer.strategy, saved)
+    restored = None if saved is None else saved["callbacks"].get(type(job).__qualname__)
+    if restored is not None and trainer.strategy.restore_checkpoint_after_setup:  # after on_fit_start, which needs it
+        job.load_state_dict(restored)
     _convert_before_optimizers(components.module, trainer)
     call_after(components.module, "on_train_start", job.after_start, 0)
     call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
@@ -180,7 +188,8 @@ def _log_each_epoch(trainer: Any, loader: Any) -> None:
     """Log at least once in an epoch that is shorter than Lightning's default interval; else it warns of that."""
     if isinstance(loader, DataLoader):
         with contextlib.suppress(TypeError):  # a loader without length
-            trainer.log_every_n_steps = max(min(trainer.log_every_n_steps, len(loader)), 1)
+            batches = -(-len(loader) // trainer.world_size)
+            trainer.log_every_n_steps = max(min(trainer.log_every_n_steps, batches), 1)
 
 
 @contextmanager

@@ -193,7 +193,8 @@ class MemberJob(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin the job: take over what it copies, and apply its hyperparameters."""
-        if self._should_pause():
+        # Of several ranks the one that may pause decides for all.
+        if trainer.strategy.reduce_boolean_decision(self._should_pause(), all=False):
             self.paused = True
             leave_fit()
         if not self._begins:
@@ -284,15 +285,19 @@ class MemberJob(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
         file = self._task.folder / CHECKPOINT
-        self._saved = state
+        self._saved, failed = state, None
         try:
             if not file.parent.is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the folder of the member is gone: it was deleted or moved")
             trainer.save_checkpoint(file)
         except OSError as error:
-            raise storage_error("no checkpoint could be saved", file, error) from error
+            failed = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where other ranks of the member are waiting
         finally:
             self._saved = {}
+        if trainer.strategy.reduce_boolean_decision(failed is not None, all=False):
+            failed = failed or OSError("another rank of the member failed to write it")
+            raise storage_error("no checkpoint could be saved", file, failed) from failed
 
     def _bound(self) -> Hyperparameters:
         assert self._effects is not None

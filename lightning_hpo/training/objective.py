@@ -228,8 +228,7 @@ class Objective:
                 unit=self.unit,
             )
             trainer.parts, trainer.val_parts, trainer.scores = parts.train, parts.val, scores
-            if trainer.is_global_zero:
-                progress.follow(trainer, scores)
+            progress.follow(trainer, scores)
             try:
                 with micro_batches.splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
                     trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
+    OnExceptionCheckpoint,
     SpikeDetection,
     StochasticWeightAveraging,
 )
@@ -24,6 +26,7 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
+from lightning_hpo.checkpoints.shards import pack, writes_folder
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
 from lightning_hpo.training.places import batch_size_in_use
@@ -103,6 +106,10 @@ class TrialTrainer(pl.Trainer):
         self.optimizer_count = 1  # of a module with manual optimization, once it has made its optimizers
         super().__init__(max_steps=max_steps if unit.is_steps else sys.maxsize, **arguments)
         self._limit = self.fit_loop.epoch_loop.max_steps  # smaller in a fast_dev_run
+        for callback in self.callbacks:  # type: ignore[attr-defined]  # set by Trainer
+            if isinstance(callback, OnExceptionCheckpoint):  # Lightning begins with its file, whatever trial has failed
+                callback.dirpath = self.default_root_dir
+                Path(callback.ckpt_path).unlink(missing_ok=True)
 
     @property
     def max_steps(self) -> int:
@@ -205,6 +212,23 @@ class TrialTrainer(pl.Trainer):
     """``min_epochs`` and ``min_steps``, once :func:`stop` has put them out of force."""
     data_is_there = False
     """Whether the data are set up, so that the length of an epoch can be known."""
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """Save as Lightning does; where the strategy writes a folder of shards, that becomes one file."""
+        io, path = self.strategy.checkpoint_io, Path(filepath)
+        if not writes_folder(self.strategy):
+            super().save_checkpoint(filepath, weights_only, storage_options)
+        elif not getattr(io, "closed", False):
+            shards = path.with_name(f".{path.name}.shards.tmp")
+            if self.is_global_zero:  # before the strategy tells the other ranks where to write
+                shutil.rmtree(shards, ignore_errors=True)
+            super().save_checkpoint(shards, weights_only, storage_options)
+            if self.is_global_zero:
+                io.save_checkpoint(pack(shards), path)
+                shutil.rmtree(shards)
+            self.strategy.barrier("Trainer.save_checkpoint")
 
     def epochs_of_budget(self) -> int | None:
         """Return the epochs of the budget, the last included if it is not whole; None if they are not known."""

@@ -82,7 +82,7 @@ class Search:
                     self._complete_recorded()  # of another process that has died
                 self._tell(StudyRead(self.table.rows))  # before a checkpoint of the best trial is continued
                 tasks = self._decide(deadline, stop_wanted)
-                elsewhere = self._others_train()
+                elsewhere = not (tasks or self._running) and self._others_train()
             for task in tasks:
                 self._running[self.executor.submit(task)] = task
             done = set()
