@@ -70,7 +70,7 @@ class BestFiles:
         self._max_steps = max_steps
         self._keep_checkpoints = keep_checkpoints
         self._written: tuple[int, float, int, int] | None = None  # best trial, how far it got, its step and the files'
-        self._best = BestSoFar(mode)
+        self._mode, self._best = mode, BestSoFar(mode)
         self._running: set[int] = set()  # numbers of running trials
         self._again: set[int] = set()  # numbers of confirmations
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from operator import eq
 from typing import Any, Literal, TypeAlias
 
-from lightning_hpo.records import Confirmation, Mode, Row, confirmations, ranked, spent
+from lightning_hpo.records import Confirmation, Mode, Row, best_row, confirmations, ranked, spent
 from lightning_hpo.reporting.best_so_far import BestSoFar
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
 from lightning_hpo.schedulers.base import Bracket, Coverage
