@@ -34,18 +34,20 @@ def fit_config(
     if seed is None or not note:
         return made, [f"{score}; this config is for a fit of the full budget, and gives another score"]
     trainer = made["trainer"] = dict(made["trainer"])
-    kept = [] if keep is None else _keep(trainer, keep)
+    kept = [] if keep is None else _keep(trainer, note, keep)
     made["trainer"], lines = _trainer(trainer, note)
     return made, [f"{score}; `fit -c` gives it back on the same machine (CPU, one process)", *kept, *lines]
 
 
-def _keep(trainer: dict[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def _keep(trainer: dict[str, Any], note: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Let a fit keep the checkpoint of its best validation, which is not its last one; say so for people."""
     what = "the score is the best validation, and training goes on after it: "
-    if trainer.get("enable_checkpointing") is False:
-        return [f"{what}see the metrics at its step; `enable_checkpointing` is false, so no checkpoint of it is kept"]
-    callbacks = trainer.get("callbacks") or []
-    own = [each.get("init_args") or {} for each in callbacks if str(each.get("class_path")).endswith("ModelCheckpoint")]
+    callbacks, name = trainer.get("callbacks") or [], "ModelCheckpoint"
+    given = [each for each in (*callbacks, *note["attached"]) if str(each.get("class_path")).endswith(name)]
+    is_brought = not given and any(path.endswith(name) for path in note["callbacks"])  # by the module or a script
+    if is_brought or trainer.get("enable_checkpointing") is False:
+        return [f"{what}see the metrics of its step"]
+    own = [each.get("init_args") or {} for each in given]
     if not any(wanted.items() <= {"mode": "min", **arguments}.items() for arguments in own):
         # at each validation, also at one within an epoch, and at the last step
         made = {"class_path": _CHECKPOINT, "init_args": {**wanted, "save_on_train_epoch_end": False}}
