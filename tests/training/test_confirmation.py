@@ -65,7 +65,7 @@ def check_shown(result, path, said, capsys):
     table = capsys.readouterr().out
     for text in (said, table):
         assert f"best: score {answer}" in text
-        lines = [line.split() for line in text[text.rindex("trial   step") :].splitlines()]
+        lines = [line.split() for line in text[text.rindex("trial  epochs") :].splitlines()]
         assert sorted(int(line[0]) for line in lines[1:7]) == list(range(6))  # the trials of the search, and then
         assert lines[7] == ["confirmed", "with", "other", "seeds:"]
     assert f"Best: score = {answer}" in (result.folder / "report.html").read_text()
