@@ -313,7 +313,7 @@ def _fit_one_batch(
     """Return what the check logs, sentences to warn with, and the optimizer steps of a full budget."""
     with quiet_and_seeded(objective.seed, 0), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        fold = 0 if objective.folds else None
+        fold = objective.folds - 1 if objective.folds else None  # the one that too few parts of the data lack
         params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
         names = objective.check_names(objective.builder, objective.space, params)
         whole = build_fold(objective.builder, params, fold, objective.folds)

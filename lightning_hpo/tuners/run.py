@@ -289,7 +289,7 @@ def answer(
         SearchFailedError: if no trial succeeded.
     """
     best = best_row(rows, goal.modes[0])
-    if best is None or best.score is None:
+    if best is None or best.score is None or all(row.state == "failed" for row in rows):
         raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
     confirmed = confirmations(rows, goal.modes[0])
     return Result(

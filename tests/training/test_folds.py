@@ -3,6 +3,7 @@
 import csv
 import functools
 import itertools
+import math
 import random
 import statistics
 import time
@@ -23,6 +24,7 @@ from lightning_hpo import (
     PopulationTuner,
     RandomTuner,
     Row,
+    SearchFailedError,
 )
 from lightning_hpo.reporting.notebook import shown_in_notebook
 from lightning_hpo.reporting.outside import view_of
@@ -406,6 +408,35 @@ def test_what_is_refused_before_training(tmp_path):
             random_search(folds=folds)
     with pytest.raises(ValueError, match="`folds` needs a search with one `monitor`"):
         OptunaTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path, monitor=("val_loss", "val_acc")))
+
+
+class TooFew(Cut):
+    """Has two parts, whatever it is told."""
+
+    def setup_folds(self, folds):
+        super().setup_folds(2)
+
+    def setup_fold_index(self, fold):
+        super().setup_fold_index([0, 1][fold])
+
+
+def test_more_folds_than_the_data_have_parts_are_found_before_training(tmp_path):
+    with pytest.raises(IndexError):
+        RandomTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path)).fit(Plain, datamodule=TooFew)
+    assert not (tmp_path / "s").exists()
+
+
+def test_trials_that_all_fail_in_a_later_fold_end_the_search(tmp_path):
+    def fails_late(job, params):
+        return 1.0 if job.fold < 2 else math.nan
+
+    def search(n_trials):
+        return RandomTuner(SPACE, max_steps=2, n_trials=n_trials, **options(tmp_path)).optimize(fails_late)
+
+    with pytest.raises(SearchFailedError, match="no trial succeeded"):
+        search(3)
+    with pytest.raises(SearchFailedError, match="5 trials in a row failed"):
+        search(20)
 
 
 def test_folds_are_disjoint_and_cover_everything():
