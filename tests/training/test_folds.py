@@ -171,47 +171,52 @@ class Memory(Logger):
             Memory.rows += (step,)
 
 
-@pytest.mark.parametrize("kind", ["objects", "factory"])
-def test_loggers_have_the_rows_of_all_folds_once(tmp_path, kind):
-    pytest.importorskip("tensorboard")
+def read_csv(folder, metric):
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row[metric]]
+    assert [row["fold"] for row in rows] == sorted(row["fold"] for row in rows)
+    assert {row["fold"] for row in rows} == {"0", "1"}
+    return [int(row["step"]) for row in rows]
+
+
+def read_tensorboard(folder, metric):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    return [event.step for event in EventAccumulator(str(folder)).Reload().Scalars(metric)]
+
+
+def cut_in_each_fold(tmp_path, **more):
+    """Search with two folds, each of which is interrupted once, a row after its checkpoint."""
+    trainer = {**CPU, "log_every_n_steps": 1, "callbacks": [Interrupt()], **more.pop("trainer", {})}
+    given = options(tmp_path, folds=2, trainer=trainer, **more)
+    tuner = RandomTuner(SPACE, max_steps=6, n_trials=1, checkpoint_every=2, **given)
+    for batches in (3, 7):
+        Interrupt.left = batches
+        with pytest.raises(KeyboardInterrupt):
+            tuner.fit(Plain, datamodule=WHOLE)
+    tuner.fit(Plain, datamodule=WHOLE)
+
+
+@pytest.mark.parametrize(("kind", "read"), [(CSVLogger, read_csv), (TensorBoardLogger, read_tensorboard)])
+def test_a_logger_object_has_the_rows_of_all_folds_once(tmp_path, kind, read):
+    if kind is TensorBoardLogger:
+        pytest.importorskip("tensorboard")
+    cut_in_each_fold(tmp_path, trainer={"logger": kind(tmp_path, name="logs")})
+    assert read(tmp_path / "logs" / "s-0000", "train_loss") == [*range(6), *range(6)]
+    validations = read(tmp_path / "logs" / "s-0000", "val_loss")
+    assert validations == 2 * validations[: len(validations) // 2]
+
+
+def test_loggers_of_a_function_have_the_rows_of_all_folds_once(tmp_path):
     Memory.rows, seen = (), []
-    objects = [CSVLogger(tmp_path, name="csv"), TensorBoardLogger(tmp_path, name="tb")]
 
     def make(trial):
         seen.append((trial.fold, trial.start))
         return Memory()
 
-    more = {"logger": make} if kind == "factory" else {}
-    trainer = {**CPU, "log_every_n_steps": 1, **({} if more else {"logger": objects}), "callbacks": [Interrupt()]}
-    tuner = RandomTuner(
-        SPACE,
-        max_steps=6,
-        n_trials=1,
-        checkpoint_every=2,
-        **options(tmp_path, **{**more, "folds": 2, "trainer": trainer}),
-    )
-    for batches in (3, 7):  # in the first fold and in the second, each with a row after the checkpoint
-        Interrupt.left = batches
-        with pytest.raises(KeyboardInterrupt):
-            tuner.fit(Plain, datamodule=WHOLE)
-    tuner.fit(Plain, datamodule=WHOLE)
-    if kind == "factory":
-        assert seen == [(0, 0), (0, 2), (1, 0), (1, 2), (None, 12)]
-        assert Memory.rows == (*range(6), *range(6))
-        return
-    with (tmp_path / "csv" / "s-0000" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for metric in ("train_loss", "val_loss"):
-        own = [row for row in rows if row[metric]]
-        steps = range(6) if metric == "train_loss" else [int(own[0]["step"])]
-        assert [(int(row["fold"]), int(row["step"])) for row in own] == [
-            (fold, step) for fold in (0, 1) for step in steps
-        ]
-        scalars = EventAccumulator(str(tmp_path / "tb" / "s-0000")).Reload().Scalars(metric)
-        assert [event.step for event in scalars] == [*steps, *steps]
-        assert [event.value for event in scalars] == pytest.approx([float(row[metric]) for row in own])
+    cut_in_each_fold(tmp_path, logger=make)
+    assert seen == [(0, 0), (0, 2), (1, 0), (1, 2), (None, 12)]
+    assert Memory.rows == (*range(6), *range(6))
 
 
 def test_worker_processes_train_the_same_folds(tmp_path):
