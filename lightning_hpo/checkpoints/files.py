@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightning_hpo.checkpoints.key import NO_KEY, Key
+from lightning_hpo.checkpoints.origin import outline
 from lightning_hpo.checkpoints.sealing import Seal, Sealing, is_sealed, read_seal
 from lightning_hpo.errors import DamagedCheckpointError, UnreadableStateError
 
@@ -199,6 +200,18 @@ def remove(path: str | os.PathLike[str]) -> None:
     for file in (path, previous_of(path)):
         if is_sealed(file):
             file.unlink()
+
+
+def remove_later(folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps, which a killed process has left: they are about to be saved again.
+
+    Where a file stands already, a ModelCheckpoint saves beside it, under a name of another version.
+    """
+    for leftover in folder.glob(".*.ckpt.*.tmp"):
+        leftover.unlink()
+    for file in sorted(folder.glob("*.ckpt")):
+        if (outline(file) or {}).get("global_step", step) > step:
+            remove(file)
 
 
 def keep(path: str | os.PathLike[str], kept: str | os.PathLike[str]) -> None:

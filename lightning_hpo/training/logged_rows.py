@@ -24,29 +24,25 @@ _OWNER = ".trial"
 
 @dataclass
 class Logged:
-    """What a trial's run has: all folds before this one, and of it up to a step, with these metrics there.
+    """What a trial's run has: up to a step, and these metrics there.
 
     Args:
         step: the last one; -1 for none.
         names: metrics that were logged at it.
         parts: folders of jobs that have come to their end.
-        fold: of the data; 0 without folds.
     """
 
     step: int = -1
     names: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
-    fold: int = 0
 
     @classmethod
-    def read(cls, file: Path, fold: int | None = None) -> "Logged":
-        """Read what was noted; nothing of a fold that begins, and nothing if that cannot be read."""
-        fold = fold or 0
+    def read(cls, file: Path) -> "Logged":
+        """Read what was noted; nothing if that cannot be read."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(file.read_text(encoding="utf-8"))
-            note = cls(int(content["step"]), [*map(str, content["names"])], [*map(str, content["parts"])])
-            return note if fold == content.get("fold", 0) else cls(parts=note.parts, fold=fold)
-        return cls(fold=fold)
+            return cls(int(content["step"]), [*map(str, content["names"])], [*map(str, content["parts"])])
+        return cls()
 
     def take(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
         """Return the metrics that the run does not have yet, and take note of them."""
@@ -68,16 +64,15 @@ class Logged:
             fresh.replace(file)
 
 
-def log_once(logger: Any, file: Path, rows: Sequence[tuple[int, Mapping[str, float]]], fold: int | None = None) -> Any:
+def log_once(logger: Any, file: Path, rows: Sequence[tuple[int, Mapping[str, float]]]) -> Any:
     """Let a logger drop the rows that it has had before: after a kill a trial repeats steps, with the same values.
 
     Args:
         logger: of a job.
         file: beside the trial, where each row is noted once the logger has taken it.
         rows: all rows before the job; it logs the last ones, if a kill came before the logger had them.
-        fold: of the job, or None.
     """
-    is_new, note = not file.exists(), Logged.read(file, fold)
+    is_new, note = not file.exists(), Logged.read(file)
     log, log_hyperparams = logger.log_metrics, logger.log_hyperparams
 
     def log_metrics(metrics: Mapping[str, Any], step: int | None = None, **more: Any) -> None:
@@ -136,11 +131,6 @@ def rows_before(file: Path, start: int) -> list[tuple[int, dict[str, float]]]:
     return [(step, row) for step, row in sorted(rows.items()) if step < start]
 
 
-def of_fold(fold: int | None) -> dict[str, float]:
-    """Return the cell that says which fold a row of a CSV file is of."""
-    return {} if fold is None else {"fold": fold}
-
-
 class _KeptRows(ExperimentWriter):
     """A writer that keeps the rows of earlier jobs, which Lightning's own deletes."""
 
@@ -149,10 +139,7 @@ class _KeptRows(ExperimentWriter):
 
 
 def reopen(
-    logger: CSVLogger,
-    start: int | None,
-    before: Sequence[tuple[int, Mapping[str, float]]] = (),
-    fold: int | None = None,
+    logger: CSVLogger, start: int | None, before: Sequence[tuple[int, Mapping[str, float]]] = ()
 ) -> ExperimentWriter:
     """Open the file of a CSV logger again, without the rows from ``start`` on; None keeps all.
 
@@ -160,20 +147,15 @@ def reopen(
         logger: whose file it is.
         start: step at which the job begins.
         before: all rows before it; the last ones are written, if a kill came before the logger had them.
-        fold: of the job, or None. All rows of earlier folds are kept.
     """
     writer = _KeptRows(logger.log_dir)
     logger._experiment = writer  # noqa: SLF001  # no public name
     file = Path(writer.metrics_file_path)
     if not file.exists():
-        return _with_rows(writer, before, fold)
+        return _with_rows(writer, before)
     with file.open(newline="", encoding="utf-8") as content:
         rows = list(csv.DictReader(content))
-
-    def is_earlier(row: Mapping[str, str]) -> bool:
-        return fold is not None and row.get("fold") not in (str(fold), "", None)
-
-    kept = [row for row in rows if start is None or is_earlier(row) or _step(row) < start]
+    kept = [row for row in rows if start is None or _step(row) < start]
     writer.metrics_keys = sorted({name for row in rows for name in row if name is not None})
     if len(kept) < len(rows):
         text = io.StringIO(newline="")
@@ -181,15 +163,13 @@ def reopen(
         lines.writeheader()
         lines.writerows(kept)
         atomic_write(file, text.getvalue())
-    last = max((_step(row) for row in kept if not is_earlier(row)), default=-1)
-    return _with_rows(writer, [(step, row) for step, row in before if step > last], fold)
+    last = max(map(_step, kept), default=-1)
+    return _with_rows(writer, [(step, row) for step, row in before if step > last])
 
 
-def _with_rows(
-    writer: ExperimentWriter, rows: Sequence[tuple[int, Mapping[str, float]]], fold: int | None
-) -> ExperimentWriter:
+def _with_rows(writer: ExperimentWriter, rows: Sequence[tuple[int, Mapping[str, float]]]) -> ExperimentWriter:
     for step, row in rows:
-        writer.log_metrics({**row, **of_fold(fold)}, step)
+        writer.log_metrics(dict(row), step)
         writer.save()
     return writer
 

@@ -22,10 +22,10 @@ from lightning_hpo.training.random_state import seeded, seeded_everything
 from lightning_hpo.training.trainer import (
     FirstCallback,
     TrialTrainer,
-    count_optimizers,
     validate_arguments,
     validate_callbacks,
 )
+from lightning_hpo.training.trial_info import first_row
 
 # Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {
@@ -95,7 +95,7 @@ def make_trainer(
         made = follow(loaders(), trainer.limit_train_batches, list(positions))
         positions.clear()  # loaders that are made anew for a later epoch start at its beginning
         if "log_every_n_steps" not in given:
-            _log_each_epoch(trainer, made)
+            _log_each_epoch(trainer, made, usual)
         return made
 
     owner.train_dataloader = followed
@@ -103,9 +103,11 @@ def make_trainer(
     validate_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))
-    given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
+    given.setdefault("logger", MetricsFile(folder / METRICS, first_row(saved)))
     plugins = [*as_list(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    usual: int = vars(trainer)["log_every_n_steps"]
+    trainer.begins_at = -1 if saved is None else int(saved["global_step"])
     let_strategy_load(trainer.strategy, saved)
     restored = None if saved is None else saved["callbacks"].get(type(job).__qualname__)
     if restored is not None and trainer.strategy.restore_checkpoint_after_setup:  # after on_fit_start, which needs it
@@ -132,6 +134,13 @@ def call_after(module: Any, hook: str, then: Callable[..., None], count: int) ->
     object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
 
 
+def _count_optimizers(made: Any) -> int:
+    """Return how many optimizers ``configure_optimizers`` has returned, in any of the forms that Lightning takes."""
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
+        made = made[0]
+    return max(len(made), 1) if isinstance(made, list | tuple) else 1
+
+
 def _convert_before_optimizers(module: Any, trainer: TrialTrainer) -> None:
     """Let a budget in epochs or samples become optimizer steps before the module makes its optimizers."""
     if not trainer.unit.is_steps and is_overridden("configure_optimizers", module):
@@ -154,7 +163,7 @@ class _Configuring:
         trainer = self._trainer
         trainer.convert_budget()
         made = self._own()
-        count = 1 if trainer.lightning_module.automatic_optimization else count_optimizers(made)
+        count = 1 if trainer.lightning_module.automatic_optimization else _count_optimizers(made)
         if count != trainer.optimizer_count:
             trainer.optimizer_count = count
             trainer.convert_budget()
@@ -184,12 +193,12 @@ class _FollowedHook:
         return self
 
 
-def _log_each_epoch(trainer: Any, loader: Any) -> None:
+def _log_each_epoch(trainer: Any, loader: Any, usual: int) -> None:
     """Log at least once in an epoch that is shorter than Lightning's default interval; else it warns of that."""
     if isinstance(loader, DataLoader):
         with contextlib.suppress(TypeError):  # a loader without length
             batches = -(-len(loader) // trainer.world_size)
-            trainer.log_every_n_steps = max(min(trainer.log_every_n_steps, batches), 1)
+            trainer.log_every_n_steps = max(min(usual, batches), 1)
 
 
 @contextmanager

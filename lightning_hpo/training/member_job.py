@@ -179,7 +179,7 @@ class MemberJob(pl.Callback):
             self._bound().prepare(self._task.params)
             self._restored = None
         else:  # a fit that continues has logged them where they began
-            log_hyperparameters(trainer, self._params)
+            log_hyperparameters(trainer, self._params, None, 0)
 
     def after_start(self) -> None:
         """Put back what hooks at the start of training may have reset."""
@@ -205,7 +205,8 @@ class MemberJob(pl.Callback):
         if copied is not None or self._params != dict(self._task.params):
             self._params = dict(self._task.params)
             self._bound().apply(self._params, copied=copied is not None)
-            log_hyperparameters(trainer, self._params, self._task.job.parent)
+            row = trainer.fit_loop.epoch_loop._batches_that_stepped  # noqa: SLF001  # as Lightning does
+            log_hyperparameters(trainer, self._params, self._task.job.parent, row)
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
@@ -238,7 +239,8 @@ class MemberJob(pl.Callback):
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
-        self._scores.keep_best(trainer)
+        self._scores.keep_best(trainer, lambda: self._saved.update(resume=self._resumable.state_of_module(trainer)))
+        self._saved = {}
         if self._ends and (not epoch_ends(trainer) or self._step >= trainer.max_steps):
             self._end(trainer, "validated")
 
@@ -321,7 +323,7 @@ def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
         )
 
 
-def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: int | None = None) -> None:
+def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | None, step: int) -> None:
     """Log the hyperparameters that are numbers and no secrets, and the trial that was copied."""
     numbers = {
         f"pbt/{name}": float(value)
@@ -331,7 +333,7 @@ def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: 
     if parent is not None:
         numbers["pbt/parent"] = float(parent)
     for logger in trainer.loggers:
-        logger.log_metrics(numbers, step=trainer.global_step)
+        logger.log_metrics(numbers, step=step)
 
 
 def outcome_in(saved: Mapping[str, Any]) -> Outcome:

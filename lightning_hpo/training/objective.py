@@ -52,7 +52,7 @@ from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.trainer import TrialTrainer
-from lightning_hpo.training.trial_info import trial_info
+from lightning_hpo.training.trial_info import scores_of_folds, trial_info, trial_of
 from lightning_hpo.training.trial_report import TrialReport
 from lightning_hpo.training.value_builder import ValueBuilder
 
@@ -204,7 +204,7 @@ class Objective:
                 return replace(outcome, notes=notes)
             components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
-            own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start, fold))
+            own = self.attached.attach(components, trial_of(task, saved))
             progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause, earlier=earlier)
             job = RunToStep(
                 target,
@@ -227,7 +227,7 @@ class Objective:
                 max_steps=self.max_steps,
                 unit=self.unit,
             )
-            trainer.parts, trainer.val_parts, trainer.scores = parts.train, parts.val, scores
+            trainer.parts, trainer.val_parts, trainer.scores, trainer.fold = parts.train, parts.val, scores, fold
             progress.follow(trainer, scores)
             try:
                 with micro_batches.splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
@@ -281,7 +281,7 @@ class Objective:
             validate_logged(logged, self.constraints, (self.monitor, *self.also))
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
-        """Let the logger of a trial say how the trial has ended.
+        """Let the logger of a trial, or those of its folds, say how the trial has ended.
 
         Args:
             folder: of the trial.
@@ -290,7 +290,9 @@ class Objective:
         """
         assert row.state != "running"
         with warnings_only(*CHATTY):
-            self.attached.end(trial_info(folder, row.params, identity, row.step), row.score, row.global_step, row.state)
+            for fold, score in scores_of_folds(row, self.folds):
+                info = trial_info(folder, row.params, identity, row.step, fold)
+                self.attached.end(info, score, row.global_step, row.state)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; from a function of a trial, those of a random trial."""
@@ -324,7 +326,7 @@ def _fit_one_batch(
             whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
         loader = micro_batches.validate_components(whole) if objective.halves else None
         components = micro_batches.split(whole, parts)
-        objective.attached.attach(components, trial_info(folder, params, {}), logging=False)
+        objective.attached.attach(components, trial_info(folder, params, {}, 0, fold), logging=False)
         fold_setup = [] if fold is None else [FoldSetup(fold, objective.folds)]
         with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
             logged, steps = fit_one_batch(

@@ -72,6 +72,12 @@ class Resumable:
         kept = {"point": point, "random": random, "live": live, "parts": parts}
         return {**kept, "reloaded": reloaded}
 
+    def state_of_module(self, trainer: Any) -> dict[str, Any]:
+        """Return what a checkpoint that is not continued has to hold, right after a validation."""
+        assert self._live is not None
+        trainer.fit_loop.epoch_loop.val_loop._results.reset()  # noqa: SLF001  # Lightning does so a moment later
+        return {"live": self._live.state()}
+
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, before Lightning restores its loops from it.
 

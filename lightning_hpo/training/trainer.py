@@ -26,6 +26,7 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
+from lightning_hpo.checkpoints.files import remove_later
 from lightning_hpo.checkpoints.shards import pack, writes_folder
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
@@ -203,6 +204,10 @@ class TrialTrainer(pl.Trainer):
         """Optimizer steps of the whole training: the budget, or fewer if ``max_epochs`` or ``max_time`` ends it."""
         return self.max_steps if super().max_epochs in (None, -1) else super().estimated_stepping_batches
 
+    fold: int | None = None
+    """Of the data."""
+    begins_at = -1
+    """Optimizer step of the checkpoint that it goes on from."""
     failed_in_validation = False
     parts = val_parts = 1
     """Micro-batches of each training and validation batch (see :mod:`lightning_hpo.training.micro_batches`)."""
@@ -280,13 +285,6 @@ def pace_of(trainer: Any, unit: Unit) -> Pace:
     return replace(pace, batch=size * trainer.world_size, samples=samples * trainer.world_size)
 
 
-def count_optimizers(made: Any) -> int:
-    """Return how many optimizers ``configure_optimizers`` has returned, in any of the forms that Lightning takes."""
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
-        made = made[0]
-    return max(len(made), 1) if isinstance(made, list | tuple) else 1
-
-
 STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
               "on_train_batch_end", "on_validation_batch_start")  # fmt: skip
 
@@ -318,7 +316,10 @@ class FirstCallback(pl.Callback):
             # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
             # ModelCheckpoint that is continued in another folder forgets which files it has kept.
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+                fold = "" if trainer.fold is None else f"fold{trainer.fold}"
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints" / fold)
+                if trainer.is_global_zero:
+                    remove_later(Path(callback.dirpath), trainer.begins_at)
 
     def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Note where training was when Lightning lost it."""

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo.study.locks import Lock
-from lightning_hpo.training.logged_rows import Logged, log_once, of_fold, own_folder, reopen, rows_before
+from lightning_hpo.training.logged_rows import Logged, log_once, own_folder, reopen, rows_before
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.plugins import METRICS
 from lightning_hpo.training.trial_info import Trial
@@ -82,23 +82,14 @@ class ToolRun(TrialLogger):
 
 
 class CsvRun(ToolRun):
-    """``csv/<trial>/metrics.csv`` in the run folder, and ``hparams.yaml`` beside it with parameters and final score.
-
-    With folds, a column ``fold`` says which one a row is of.
-    """
+    """``csv/<trial>/metrics.csv`` in the run folder, and ``hparams.yaml`` beside it with parameters and final score."""
 
     def open(self, trial: Trial) -> Sequence[Logger]:
         """Keep the rows before the step at which the job begins."""
         logger = self._logger(trial)
         if _is_first_rank():
             own_folder(Path(logger.log_dir), trial.id)
-            reopen(logger, trial.start, _rows(trial), trial.fold).log_hparams(dict(trial.params))
-            log = logger.log_metrics
-
-            def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
-                log({**metrics, **of_fold(trial.fold)}, step)
-
-            logger.log_metrics = log_metrics  # type: ignore[method-assign]  # of this one only
+            reopen(logger, trial.start, _rows(trial)).log_hparams(dict(trial.params))
         return [_logging_no_parameters(logger)]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
@@ -121,19 +112,14 @@ class TensorBoardRun(ToolRun):
     def open(self, trial: Trial) -> Sequence[Logger]:
         """Let TensorBoard drop what was logged at steps that are about to be repeated."""
         file = self.note(trial)
-        note = Logged.read(file, trial.fold)
+        note = Logged.read(file)
         logger = self._logger(trial)
-        log = logger.log_metrics
-        if not note.fold:  # of others, TensorBoard would drop the same steps of earlier folds
-            if note.step >= trial.start:
-                logger._kwargs["purge_step"] = trial.start  # noqa: SLF001  # no public name
-            note.step = min(note.step, trial.start - 1)
+        if note.step >= trial.start:
+            logger._kwargs["purge_step"] = trial.start  # noqa: SLF001  # no public name
+        log, note.step = logger.log_metrics, min(note.step, trial.start - 1)
 
         def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
-            new = note.take(metrics, step or 0) if note.fold else metrics
-            if not new:
-                return
-            log(new, step)
+            log(metrics, step)
             logger.save()  # a checkpoint may follow, from which a killed trial goes on
             note.step = max(note.step, step or 0)
             note.write(file)
@@ -173,7 +159,7 @@ class TensorBoardRun(ToolRun):
     def _logger(self, trial: Trial) -> TensorBoardLogger:
         given = self.given
         logger: Any = TensorBoardLogger(_home(trial) / "tensorboard", name="") if given is None else given.make()
-        graph = logger._log_graph and trial.start == 0 and not trial.fold  # noqa: SLF001  # no public name
+        graph = logger._log_graph and trial.start == 0  # noqa: SLF001  # no public name
         vars(logger).update(_version=trial.name, _default_hp_metric=False, _log_graph=graph)
         return logger  # type: ignore[no-any-return]  # of the template's class
 
@@ -192,7 +178,7 @@ class WandbRun(ToolRun):
             return [logger]
         _logging_no_parameters(logger)
         file = self.note(trial)
-        note = Logged.read(file, trial.fold)
+        note = Logged.read(file)
         for part in (Path(logger.save_dir or ".") / "wandb").glob(f"offline-run-*-{trial.id}"):
             if part.name not in note.parts:
                 shutil.rmtree(part, ignore_errors=True)
@@ -255,7 +241,7 @@ class MlflowRun(ToolRun):
         else:
             client.update_run(run, status="RUNNING")
         logger.finalize = lambda status="": None  # type: ignore[method-assign]  # noqa: ARG005  # the trial may go on
-        return [log_once(_logging_no_parameters(logger), self.note(trial), _rows(trial), trial.fold)]
+        return [log_once(_logging_no_parameters(logger), self.note(trial), _rows(trial))]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
         """Write the final score, and end the run."""
@@ -296,7 +282,7 @@ class FactoryRun(TrialLogger):
         """Make them, and let them log each row and the parameters once."""
         made = self._made(trial)
         return (
-            [log_once(logger, _note(trial, place), _rows(trial), trial.fold) for place, logger in enumerate(made)]
+            [log_once(logger, _note(trial, place), _rows(trial)) for place, logger in enumerate(made)]
             if _is_first_rank()
             else made
         )
@@ -371,7 +357,8 @@ def known_logger(logger: Any, place: int = 0) -> TrialLogger | None:
 
 
 def _note(trial: Trial, place: int) -> Path:
-    return trial.folder / f"{f'{place}.' if place else ''}logged.json"
+    of_fold = f"fold{trial.fold}." if trial.fold else ""
+    return trial.folder / f"{of_fold}{f'{place}.' if place else ''}logged.json"
 
 
 def _rows(trial: Trial) -> list[tuple[int, dict[str, float]]]:

@@ -300,12 +300,19 @@ def answer(
         study=study,
         rows=tuple(rows),
         build=None if target.builder is None else target.builder.of_values.build_model,
+        complete=_complete,
         folder=folder.path if study_in_folder else None,
         confirmed=confirmed,
         callbacks_of=None
         if target.callbacks_of is None
         else partial(_callbacks_of, rows, study_id(study), folder, target),
     )
+
+
+def _complete(module: Any, saved: Mapping[str, Any]) -> None:
+    from lightning_hpo.training.live_state import complete  # noqa: PLC0415  # it loads Lightning
+
+    complete(module, saved)
 
 
 def _callbacks_of(rows: Sequence[Row], study: str, folder: RunFolder, target: Target, number: int) -> list[Any]:

@@ -12,8 +12,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, Subset
 
 from lightning_hpo import (
@@ -120,6 +120,37 @@ def test_a_value_is_the_mean_over_folds_that_are_each_trained_from_scratch(tmp_p
     assert again.rows[0].folds == best.folds
 
 
+class Lines(Logger):
+    """Appends to a file of the run."""
+
+    name = version = ""
+
+    def __init__(self, folder, name):
+        super().__init__()
+        self.file = folder / "csv" / name / "metrics.csv"
+
+    def log_hyperparams(self, params, *args, **more):
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("step,val_loss\n")
+
+    def log_metrics(self, metrics, step=None):
+        with self.file.open("a") as file:
+            file.write(f"{step},{metrics.get('val_loss', '')}\n")
+
+
+@pytest.mark.parametrize("logger", ["csv", "function"])
+def test_each_fold_has_a_run_of_its_own(tmp_path, logger):
+    made = {"csv": "csv", "function": lambda trial: Lines(tmp_path / "s", trial.name)}[logger]
+    trainer = {"accelerator": "cpu", "log_every_n_steps": 1, "callbacks": [ModelCheckpoint(save_top_k=-1)]}
+    more = {"logger": made, "trainer": trainer}
+    row = RandomTuner(SPACE, max_steps=4, n_trials=1, **options(tmp_path, **more)).fit(Plain, datamodule=WHOLE).rows[0]
+    for fold, score in enumerate(row.folds):
+        with (tmp_path / "s" / "csv" / f"s-0000-fold{fold}" / "metrics.csv").open(newline="") as file:
+            logged = [line for line in csv.DictReader(file) if line["val_loss"]]
+        assert [(int(line["step"]), float(line["val_loss"])) for line in logged] == [(3, score)]
+        assert len([*(tmp_path / "s" / "trials" / "0000" / "checkpoints" / f"fold{fold}").iterdir()]) == 1
+
+
 @pytest.mark.parametrize("kind", ["bayesian", "optuna"])
 def test_a_search_that_was_cut_equals_one_that_was_not(tmp_path, kind):
     kinds = {"bayesian": functools.partial(BayesianTuner, n_startup_trials=2, confirm=(1, 2)), "optuna": OptunaTuner}
@@ -155,68 +186,6 @@ class Interrupt(pl.Callback):
             type(self).left -= 1
             if not type(self).left:
                 raise KeyboardInterrupt
-
-
-class Memory(Logger):
-    """Remembers in the process what it was given."""
-
-    name = version = "memory"
-    rows = ()
-
-    def log_hyperparams(self, params, *_):
-        pass
-
-    def log_metrics(self, metrics, step=None):
-        if "train_loss" in metrics:
-            Memory.rows += (step,)
-
-
-def read_csv(folder, metric):
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row[metric]]
-    assert [row["fold"] for row in rows] == sorted(row["fold"] for row in rows)
-    assert {row["fold"] for row in rows} == {"0", "1"}
-    return [int(row["step"]) for row in rows]
-
-
-def read_tensorboard(folder, metric):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    return [event.step for event in EventAccumulator(str(folder)).Reload().Scalars(metric)]
-
-
-def cut_in_each_fold(tmp_path, **more):
-    """Search with two folds, each of which is interrupted once, a row after its checkpoint."""
-    trainer = {**CPU, "log_every_n_steps": 1, "callbacks": [Interrupt()], **more.pop("trainer", {})}
-    given = options(tmp_path, folds=2, trainer=trainer, **more)
-    tuner = RandomTuner(SPACE, max_steps=6, n_trials=1, checkpoint_every=2, **given)
-    for batches in (3, 7):
-        Interrupt.left = batches
-        with pytest.raises(KeyboardInterrupt):
-            tuner.fit(Plain, datamodule=WHOLE)
-    tuner.fit(Plain, datamodule=WHOLE)
-
-
-@pytest.mark.parametrize(("kind", "read"), [(CSVLogger, read_csv), (TensorBoardLogger, read_tensorboard)])
-def test_a_logger_object_has_the_rows_of_all_folds_once(tmp_path, kind, read):
-    if kind is TensorBoardLogger:
-        pytest.importorskip("tensorboard")
-    cut_in_each_fold(tmp_path, trainer={"logger": kind(tmp_path, name="logs")})
-    assert read(tmp_path / "logs" / "s-0000", "train_loss") == [*range(6), *range(6)]
-    validations = read(tmp_path / "logs" / "s-0000", "val_loss")
-    assert validations == 2 * validations[: len(validations) // 2]
-
-
-def test_loggers_of_a_function_have_the_rows_of_all_folds_once(tmp_path):
-    Memory.rows, seen = (), []
-
-    def make(trial):
-        seen.append((trial.fold, trial.start))
-        return Memory()
-
-    cut_in_each_fold(tmp_path, logger=make)
-    assert seen == [(0, 0), (0, 2), (1, 0), (1, 2), (None, 12)]
-    assert Memory.rows == (*range(6), *range(6))
 
 
 def test_worker_processes_train_the_same_folds(tmp_path):
