@@ -327,12 +327,11 @@ def _fit_one_batch(
         loader = micro_batches.validate_components(whole) if objective.halves else None
         components = micro_batches.split(whole, parts)
         objective.attached.attach(components, trial_info(folder, params, {}, 0, fold), logging=False)
-        fold_setup = [] if fold is None else [FoldSetup(fold, objective.folds)]
+        more = [*checks, directions, *([] if fold is None else [FoldSetup(fold, objective.folds)])]
         with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
             logged, steps = fit_one_batch(
-                components, folder, objective.max_steps, objective.key, [*fold_setup, *checks, directions],
-                unit=objective.unit,
-            )  # fmt: skip
+                components, folder, objective.max_steps, objective.key, more, unit=objective.unit
+            )
         if loader is not None:
             micro_batches.validate_loader(whole, loader)
         return logged, [*directions.warnings, *(text for check in checks for text in check.unused)], steps
