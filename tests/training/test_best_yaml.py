@@ -149,6 +149,7 @@ def answered(make, tmp_path, module, model, data):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore")  # of Lightning and its CLI, in the plain fit
 def test_a_plain_fit_gives_the_score_back(tmp_path, case):
     module, model, data, options = CASES[case]
     if "max_epochs" not in options:
@@ -189,6 +190,7 @@ class Bare(Module):
 
 
 @pytest.mark.parametrize("kind", [Module, Bare])
+@pytest.mark.filterwarnings("ignore")  # as above
 def test_a_population_replays_its_schedule(tmp_path, kind):
     name = "lr" if kind is Module else "optimizer.lr"
     options = {"population_size": 2, "interval": 4, "max_steps": 12, "explore": "all", "monitor": "val_loss"}
@@ -218,6 +220,7 @@ def test_a_population_replays_its_schedule(tmp_path, kind):
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.filterwarnings("ignore")  # as above
 def test_a_promoted_trial(tmp_path):
     make = partial(ASHATuner, max_steps=9, min_steps=3, n_trials=3)
     result, plain = answered(make, tmp_path, Module, {}, {})

@@ -69,6 +69,7 @@ class TestDelivery:
     }
 
     @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.filterwarnings("ignore")
     def test_each_value_arrives_as_it_was_given_and_shared_defaults_stay(self, tmp_path, workers):
         SEEN.clear()
         space = {name.replace("cfg.", "model.cfg.", name.startswith("cfg.")): v for name, v in self.SPACE.items()}
@@ -140,6 +141,7 @@ def test_a_pydantic_model_is_replaced_and_checked():
 
 
 @pytest.mark.parametrize("kind", [RandomTuner, BayesianTuner])
+@pytest.mark.filterwarnings("ignore")
 def test_a_choice_may_grow_and_a_range_may_change_where_that_is_allowed(tmp_path, kind):
     def search(space, n_trials, **more):
         return kind(
