@@ -14,9 +14,9 @@ target   log((y - min y) / (q - min y) + 0.1), standardised: differences among b
 =======  ==============================================================================================
 
 The suggestion is the candidate with the largest log expected improvement at R, over the lowest mean at R of a
-configuration that is tried or at work. A near copy of the best teaches little where values are rough, and is what is needed where they are
-smooth. So every second suggestion stays δ = 0.2 away from all that was tried; for the others δ falls with the noise
-that the model finds, to 0.2 sqrt(σ² / 0.05).
+configuration that is tried or at work. A near copy of the best teaches little where values are rough, and is what is
+needed where they are smooth. So every second suggestion stays δ = 0.2 away from all that was tried; for the others δ
+falls with the noise that the model finds, to 0.2 sqrt(σ² / 0.05).
 
 Sources: Klein et al. 2017 (arXiv 1605.07079), a Gaussian process over configuration and budget; Ament et al. 2023
 (arXiv 2310.20708), log expected improvement; Ginsbourger, Le Riche & Carraro 2010, section 4.1, pending trials.
