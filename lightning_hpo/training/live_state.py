@@ -20,6 +20,7 @@ from torchmetrics import Metric
 
 from lightning_hpo.training.attributes import Attributes, mark_of, put_back, with_helpers
 from lightning_hpo.training.loaders import followed_objects
+from lightning_hpo.training.trial_info import resume_in
 
 State = dict[str, Any]
 # Arguments of `self.log`, as Lightning keeps them, that are plain values.
@@ -130,13 +131,13 @@ def complete(module: pl.LightningModule, saved: Mapping[str, Any]) -> None:
         module: built with the parameters of the trial.
         saved: content of a checkpoint that a job has saved; one of others changes nothing.
     """
-    for state in saved.get("callbacks", {}).values():
-        live = state.get("resume", {}).get("live") if isinstance(state, Mapping) else None
-        if live:
-            parts, seen = [part for part in _parts_of(module) if not isinstance(part[1], Metric)], set[int]()
-            owners = [found for key, part in parts for found in with_helpers(key, part, seen)]
-            put_back(owners, live["attributes"], module.device)
-            _put_back_buffers(module, live["buffers"])
+    live = resume_in(saved).get("live")
+    if live is None:
+        return
+    parts, seen = [part for part in _parts_of(module) if not isinstance(part[1], Metric)], set[int]()
+    owners = [found for key, part in parts for found in with_helpers(key, part, seen)]
+    put_back(owners, live["attributes"], module.device)
+    _put_back_buffers(module, live["buffers"])
 
 
 def _parts_of(module: pl.LightningModule) -> list[tuple[str, Any]]:

@@ -72,10 +72,15 @@ def first_row(saved: Mapping[str, Any] | None) -> int:
     """
     if saved is None:
         return 0
-    states = [state for state in saved["callbacks"].values() if isinstance(state, Mapping)]
-    points = [state["resume"]["point"] for state in states if "point" in state.get("resume", ())]
     rows: int = saved["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
-    return rows + (points != ["epoch"])  # inside an epoch, the last batch is counted a moment later
+    return rows + (resume_in(saved).get("point") != "epoch")  # inside one, the last batch is counted a moment later
+
+
+def resume_in(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the callback of a job has put into a checkpoint for the next job; nothing of other checkpoints."""
+    states = [saved.get("callbacks", {}).get(name) for name in ("RunToStep", "MemberJob")]
+    found: Mapping[str, Any] = next((state["resume"] for state in states if state and "resume" in state), {})
+    return found
 
 
 def scores_of_folds(row: Row, folds: int) -> list[tuple[int | None, float | None]]:
