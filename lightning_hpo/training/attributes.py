@@ -77,6 +77,11 @@ class Attributes:
                 changes[key] = packed
         return changes
 
+    def iterators(self) -> list[str]:
+        """Return the names of attributes whose position no checkpoint can hold, such as an iterator over a loader."""
+        parts = ((key, name, value) for key, owner in self._owners() for name, value in _vars(owner).items())
+        return [f"{key}.{name}" for key, name, value in parts if isinstance(value, Iterator)]
+
     def _grown(self, key: str, name: str, value: Any) -> Any:
         """Return the value packed; of a container that has grown or shrunk, with its length at the beginning."""
         length = self._lengths.get(key, {}).get(name, 0)
