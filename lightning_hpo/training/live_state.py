@@ -27,6 +27,7 @@ State = dict[str, Any]
 # Arguments of `self.log`, as Lightning keeps them, that are plain values.
 _HOW = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx",
         "metric_attribute")  # fmt: skip
+_REDUCTIONS = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)  # all that `self.log` takes
 # What its `state_dict` leaves out, and what decides whether it saves at the end.
 _OF_MODEL_CHECKPOINT = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
 # Of a Trainer, that hooks of a module change and Lightning reads at each step or epoch.
@@ -184,7 +185,7 @@ def _logged(results: Any) -> list[dict[str, Any]]:
         values = {"value": item.value} if is_tensor else {}
         values |= {name: getattr(item, name, None) for name in ("cumulated_batch_size", "_forward_cache")}
         values = {name: value.detach().cpu().clone() for name, value in values.items() if value is not None}
-        logged.append({"how": {**how, **sync, "reduce_fx": meta.reduce_fx.__name__}, "values": values})
+        logged.append({"how": {**how, **sync, "reduce_fx": _REDUCTIONS.index(meta.reduce_fx)}, "values": values})
     return logged
 
 
@@ -196,7 +197,8 @@ def _log_again(trainer: Any, module: pl.LightningModule, logged: Sequence[Mappin
         how, values = part["how"], part["values"]
         name = how["metric_attribute"]
         value = values["value"].to(module.device) if "value" in values else module.get_submodule(name)
-        results.log(value=value, sync_dist_fn=trainer.strategy.reduce, **how)
+        reduction = _REDUCTIONS[how["reduce_fx"]]  # Lightning compares the function with that of the next call
+        results.log(value=value, sync_dist_fn=trainer.strategy.reduce, **{**how, "reduce_fx": reduction})
         item = results[f"{how['fx']}.{how['name']}"]
         for attribute, kept in values.items():
             setattr(item, attribute, kept.to(module.device))

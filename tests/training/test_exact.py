@@ -195,6 +195,7 @@ class PlateauOfSome(Plateau):
             self.log("first", loss, on_step=False, on_epoch=True)
         if batch_idx % 2 == 0:
             self.log("even", loss, on_step=True, on_epoch=True, reduce_fx="sum")
+            self.log("most", loss, on_step=False, on_epoch=True, reduce_fx=max)
         return loss
 
 
