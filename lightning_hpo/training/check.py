@@ -18,10 +18,10 @@ from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.make_trainer import make_trainer
 from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
-from lightning_hpo.training.trainer import FirstCallback, stop, validate_callbacks
+from lightning_hpo.training.trainer import JobCallback, stop, validate_callbacks
 
 
-class OneBatch(pl.Callback):
+class OneBatch(JobCallback):
     """Ends a fit after its first training batch, with a validation there.
 
     Args:
@@ -30,7 +30,6 @@ class OneBatch(pl.Callback):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.first = FirstCallback()
         self.metrics: dict[str, Any] = {}
         self.trained = False
         self._before: dict[str, Any] = {}
@@ -46,9 +45,6 @@ class OneBatch(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bind LR schedules as a job does."""
         bind_to_steps(trainer, trainer.max_steps)
-
-    def after_start(self) -> None:
-        """Do nothing: it is never a restart."""
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and check a checkpoint as a job will save it."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,7 +19,8 @@ from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded, seeded_everything
 from lightning_hpo.training.trainer import (
-    FirstCallback,
+    BeforeOthers,
+    JobCallback,
     TrialTrainer,
     count_optimizers,
     validate_arguments,
@@ -33,21 +34,6 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
-
-
-class JobCallback(Protocol):
-    """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
-
-    first: FirstCallback
-
-    def after_start(self) -> None:
-        """Act after all hooks at the start of training."""
-
-    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
-        """Act after all hooks of a training batch."""
-
-    def after_validation(self, trainer: pl.Trainer) -> None:
-        """Act after all hooks of a validation."""
 
 
 def make_trainer(
@@ -95,7 +81,7 @@ def make_trainer(
         return made
 
     owner.train_dataloader = followed
-    all_callbacks = [job.first, *own, *callbacks, job]
+    all_callbacks = [BeforeOthers(job), *own, *callbacks, job]
     validate_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))

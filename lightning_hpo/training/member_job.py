@@ -34,10 +34,10 @@ from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.rebuild import Rebuild
-from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
+from lightning_hpo.training.resumable import Point, Resumable
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
-from lightning_hpo.training.trainer import STEP_HOOKS, FirstCallback, epoch_ends, leave_fit, without_hooks
+from lightning_hpo.training.trainer import STEP_HOOKS, JobCallback, epoch_ends, leave_fit, without_hooks
 
 _KEPT_OF_OUTCOME = (
     "score", "step", "metrics", "stopped", "global_step", "full_steps", "scored_from", "validations",
@@ -71,7 +71,7 @@ def train_to_the_end(trainer: pl.Trainer) -> None:
 
 
 @without_hooks(*STEP_HOOKS, "on_validation_batch_end")
-class MemberJob(pl.Callback):
+class MemberJob(JobCallback):
     """Trains a member for one job after the other; applies hyperparameters, and takes over what a job copies.
 
     Args:
@@ -115,7 +115,6 @@ class MemberJob(pl.Callback):
         self._has_followers = False  # whether something may follow a metric of validation
         self._judged: Outcome | None = None  # by the job's last validation
         self._saved: dict[str, Any] = {}
-        self.first: FirstCallback = BeforeOthers(self)
         self.outcome: Outcome | None = None
         """Of the last job that has ended."""
         self.paused = False
@@ -252,9 +251,6 @@ class MemberJob(pl.Callback):
         """End a job between two epochs; what the next one changes about the data takes effect with the epoch."""
         if self._ends:
             self._end(trainer, "epoch")
-
-    def before_end(self, trainer: pl.Trainer) -> None:
-        """Do nothing: where training ends, the last job has ended."""
 
     def _end(self, trainer: Any, point: Point) -> None:
         """Save, hand the outcome over, and go on with the next job."""

@@ -16,7 +16,7 @@ In each case the restart sets Lightning's progress so that it goes on exactly th
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +25,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_hpo.training.live_state import LiveState, add_epoch_sums
 from lightning_hpo.training.loaders import rewind
 from lightning_hpo.training.random_state import rng_state, set_rng_state
-from lightning_hpo.training.trainer import FirstCallback
 
 Point = Literal["batch", "validation due", "validated", "epoch"]
 
@@ -171,28 +170,3 @@ class Resumable:
 def _returns_to_training(module: pl.LightningModule) -> bool:
     """Whether the module has a hook of its own that follows a validation when all others have run."""
     return is_overridden("on_validation_model_train", module)
-
-
-class Job(Protocol):
-    """What a job does before the hooks of the user's callbacks."""
-
-    def before_epoch(self, trainer: pl.Trainer) -> None:
-        """Act between two epochs."""
-
-    def before_end(self, trainer: pl.Trainer) -> None:
-        """Act when training has ended."""
-
-
-class BeforeOthers(FirstCallback):
-    """Calls a job's callback where it must come before those of the user."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save before anything of the epoch has begun."""
-        self._job.before_epoch(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save before others change the weights, as weight averaging does."""
-        self._job.before_end(trainer)

@@ -13,7 +13,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
-    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
@@ -26,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
+from lightning_hpo.training.lr_schedule import accumulation_of
 from lightning_hpo.training.places import batch_size_in_use
 
 C = TypeVar("C", bound=Callback)
@@ -213,7 +213,9 @@ class TrialTrainer(pl.Trainer):
         batches = self.num_training_batches
         if math.isinf(batches) or batches == 0:
             return None
-        return epochs_of(self.max_steps, int(batches), self)
+        optimizers = 1 if self.lightning_module.automatic_optimization else max(len(self.optimizers), 1)
+        pace = Pace(Unit("epochs"), int(batches), accumulation_of(self), optimizers=optimizers)
+        return math.ceil(pace.position(self.max_steps))
 
 
 def pace_of(trainer: Any, unit: Unit) -> Pace:
@@ -229,12 +231,7 @@ def pace_of(trainer: Any, unit: Unit) -> Pace:
             f"the budget is in {unit.label}, but the training data have no known length: give `max_steps` in place of "
             f"`max_{unit.name}`, or an int `limit_train_batches` in `trainer`."
         )
-    schedule = next((found for found in trainer.callbacks if isinstance(found, GradientAccumulationScheduler)), None)
-    accumulation = (
-        (trainer.accumulate_grad_batches // parts,)
-        if schedule is None
-        else tuple(map(schedule.get_accumulate_grad_batches, range(max(schedule.scheduling) + 1)))
-    )
+    accumulation = tuple(factor // parts for factor in accumulation_of(trainer))
     batches = -(-int(batches) // parts)
     pace = Pace(unit, batches, accumulation, optimizers=trainer.optimizer_count)
     if unit.name == "epochs":
@@ -301,25 +298,38 @@ class FirstCallback(pl.Callback):
         trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
 
 
-def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
-    """Return how many epochs a number of optimizer steps makes; the last epoch may not be whole.
+class JobCallback(pl.Callback):
+    """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
 
-    Args:
-        max_steps: optimizer steps; under manual optimization of all optimizers together.
-        batches: in an epoch.
-        trainer: for its gradient accumulation; Lightning always steps on the last batch of an epoch.
-    """
-    optimizers = 1 if trainer.lightning_module.automatic_optimization else max(len(trainer.optimizers), 1)
-    schedule = next((found for found in trainer.callbacks if isinstance(found, GradientAccumulationScheduler)), None)
-    steps = epochs = 0
-    while steps < max_steps:
-        factor = trainer.accumulate_grad_batches if schedule is None else schedule.get_accumulate_grad_batches(epochs)
-        per_epoch = math.ceil(batches / factor) * optimizers
-        if schedule is None or epochs >= max(schedule.scheduling):
-            return epochs + math.ceil((max_steps - steps) / per_epoch)
-        steps += per_epoch
-        epochs += 1
-    return epochs
+    def before_epoch(self, trainer: pl.Trainer) -> None:
+        """Act between two epochs, before the hooks of the user's callbacks."""
+
+    def before_end(self, trainer: pl.Trainer) -> None:
+        """Act when training has ended, before the hooks of the user's callbacks."""
+
+    def after_start(self) -> None:
+        """Act after all hooks at the start of training."""
+
+    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """Act after all hooks of a training batch."""
+
+    def after_validation(self, trainer: pl.Trainer) -> None:
+        """Act after all hooks of a validation."""
+
+
+class BeforeOthers(FirstCallback):
+    """Calls a job's callback where it must come before those of the user."""
+
+    def __init__(self, job: JobCallback) -> None:
+        self._job = job
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before anything of the epoch has begun."""
+        self._job.before_epoch(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before others change the weights, as weight averaging does."""
+        self._job.before_end(trainer)
 
 
 def validation_is_due(trainer: Any) -> bool:
