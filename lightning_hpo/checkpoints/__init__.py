@@ -161,6 +161,24 @@ def newest_intact(path: str | os.PathLike[str], key: Key = NO_KEY) -> tuple[Path
     return None, damaged
 
 
+def read_newest(path: Path, key: Key) -> tuple[Path | None, dict[str, Any] | None]:
+    """Find what can be resumed from and read it; what is damaged is moved aside, with a warning.
+
+    Args:
+        path: as for :func:`newest_intact`; what killed processes left beside it is deleted.
+        key: of the run.
+
+    Returns:
+        The intact file and its content, or None twice.
+    """
+    remove_leftovers(path)
+    newest, damaged = newest_intact(path, key)
+    for file in damaged:
+        aside = set_aside(file)  # the next save must not take it for the good file before
+        logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+    return newest, None if newest is None else load(newest, key=key)
+
+
 def set_aside(path: str | os.PathLike[str]) -> Path:
     """Move a damaged file to ``<name>.corrupt-<time>`` beside it, for people to look at, and return where it is."""
     path = Path(path)

@@ -56,14 +56,12 @@ class Attachments:
         others = [
             logger for logger in as_list(given) if is_a(logger, Logger) and not (self.loggers and known_logger(logger))
         ]
-        if not (self.loggers or others):
-            return own  # the metrics file of the trial is its logger, or there is none
-        if logging:
+        if not logging and (self.loggers or others or given is True):
+            arguments["logger"] = [DummyLogger() for _ in (*self.loggers, *others)] or DummyLogger()
+        elif self.loggers or others:  # else the metrics file of the trial is its logger, or there is none
             shown, metrics = trial.without_secrets(), MetricsFile(trial.folder / METRICS, trial.start)
             opened = [logger for run in self.loggers for logger in run.open(shown)]
             arguments["logger"] = [*opened, *map(hiding_secrets, others), metrics]
-        else:
-            arguments["logger"] = [DummyLogger() for _ in (*self.loggers, *others)]
         return own
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:

@@ -1,7 +1,8 @@
 """The components of a trial: module, data and arguments of the Trainer, built from its parameters for every job."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ class TrialComponents:
     def loader_owner(self) -> Any:
         """The data module, or the module that brings its own loaders."""
         return self.module if self.data is None else self.data
+
+
+def accepts(factory: Callable[..., Any], argument: str) -> bool:
+    """Whether a class or function takes an argument of this name, maybe as one of ``**arguments``."""
+    parameters = inspect.signature(factory).parameters
+    return argument in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def as_list(given: Any) -> list[Any]:
@@ -96,3 +103,16 @@ class Builder(Coded, ABC):
     @abstractmethod
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
         """Return the content of ``best.yaml`` for these parameters, as plain values."""
+
+
+def fold_arguments(builder: Builder | None, fold: int | None, folds: int) -> dict[str, int]:
+    """Return the arguments ``fold`` and ``folds`` of what brings the loaders, of those that it takes.
+
+    Args:
+        builder: of the trial; None of a function.
+        fold: None for a job without one.
+        folds: how many.
+    """
+    if fold is None or builder is None or not builder.takes(f"{(head := builder.loader_head)}.fold"):
+        return {}
+    return {f"{head}.fold": fold, **({f"{head}.folds": folds} if builder.takes(f"{head}.folds") else {})}

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_hpo.errors import JobError
 from lightning_hpo.space.names import nested_config, part, replaced, split_name, value_at
 from lightning_hpo.text import listed, nearest
-from lightning_hpo.training.builder import Builder, TrialComponents
+from lightning_hpo.training.builder import Builder, TrialComponents, accepts
 from lightning_hpo.training.given_data import CopiedData
 from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.plain_fit import plain_arguments
@@ -75,7 +75,7 @@ class CallableBuilder(Builder):
                     "the class of a data module, or a function that returns one, as `datamodule`."
                 )
             outer, _, inner = argument.partition(".")
-            if head not in targets or not _takes(targets[head], outer):
+            if head not in targets or not accepts(targets[head], outer):
                 _refuse_place(name, head, argument, targets)
             _check_argument(f"`space` has the name {name!r}", targets[head], outer, head)
             if inner and f"{head}.{outer}" not in names and outer not in part(names, head):
@@ -142,17 +142,12 @@ def _callable(role: str, factory: Any, kind: type) -> Callable[..., Any]:
 def _check_argument(subject: str, factory: Callable[..., Any], argument: str, head: str) -> None:
     if head == "trainer" and argument in _OURS:
         raise ValueError(f"{subject}, but {_OURS[argument]}.")
-    parameters = inspect.signature(factory).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    if argument not in parameters:
-        name = getattr(factory, "__name__", repr(factory))
-        known = [known for known in parameters if known not in _OURS]
-        takes = ", ".join(known[:_MOST_LISTED]) + (
-            f" and {more} more" if (more := len(known) - _MOST_LISTED) > 0 else ""
-        )
+    if not accepts(factory, argument):
+        known = [known for known in inspect.signature(factory).parameters if known not in _OURS]
+        more = len(known) - _MOST_LISTED
+        takes = ", ".join(known[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
         hint = nearest(argument, known)
-        raise ValueError(f"{subject}, but {name} has no argument {argument!r}.{hint} It takes {takes}.")
+        raise ValueError(f"{subject}, but {_name_of(factory)} has no argument {argument!r}.{hint} It takes {takes}.")
 
 
 def _call(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
@@ -195,11 +190,6 @@ def _named(factory: Callable[..., Any]) -> list[str]:
     return [name for name, parameter in parameters.items() if parameter.kind not in variable]
 
 
-def _takes(factory: Callable[..., Any], argument: str) -> bool:
-    parameters = inspect.signature(factory).parameters
-    return argument in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-
-
 def _name_of(factory: Callable[..., Any]) -> str:
     return str(getattr(factory, "__name__", repr(factory)))
 
@@ -207,11 +197,10 @@ def _name_of(factory: Callable[..., Any]) -> str:
 def _check_inside(what: str, factory: Callable[..., Any], argument: str, path: str) -> None:
     """Look for a path inside the default value of an argument."""
     default = _default(factory, argument)
-    name = getattr(factory, "__name__", repr(factory))
     if default is None:
         raise ValueError(
-            f"{what}, but {name} has no default value of {argument!r} to change {path!r} in. Give it one, or name "
-            f"whole values: '{argument}': lightning_hpo.choice(first=..., second=...)."
+            f"{what}, but {_name_of(factory)} has no default value of {argument!r} to change {path!r} in. Give it one, "
+            f"or name whole values: '{argument}': lightning_hpo.choice(first=..., second=...)."
         )
     try:
         replaced(default, path, None, check_only=True)

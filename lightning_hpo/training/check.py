@@ -6,8 +6,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_hpo import checkpoints
@@ -17,7 +15,7 @@ from lightning_hpo.text import nearest
 from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.make_trainer import make_trainer
-from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
+from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.trainer import JobCallback, stop, validate_callbacks
 
 
@@ -95,7 +93,7 @@ def fit_one_batch(
     """Fit a batch and validate a batch, with everything that a job has; nothing is logged or left behind.
 
     Args:
-        components: module, data and arguments of the Trainer.
+        components: module, data and arguments of the Trainer, whose loggers drop everything.
         folder: for the time of the check.
         max_steps: the full budget.
         key: of the run.
@@ -115,17 +113,7 @@ def fit_one_batch(
             "module have train_dataloader() and val_dataloader()."
         )
     job = OneBatch(folder)
-    arguments = dict(components.trainer)
-    arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
-    trainer = make_trainer(
-        TrialComponents(components.module, components.data, arguments),
-        folder,
-        job,
-        NoFiles(key),
-        callbacks=callbacks,
-        max_steps=max_steps,
-        unit=unit,
-    )
+    trainer = make_trainer(components, folder, job, NoFiles(key), callbacks=callbacks, max_steps=max_steps, unit=unit)
     trainer.fit(components.module, datamodule=components.data)
     if not job.trained:
         raise ValueError(
@@ -161,12 +149,3 @@ def _validate_plateaus(trainer: pl.Trainer) -> None:
                 f"{type(config.scheduler).__name__} in configure_optimizers has the monitor {name!r}, which is not "
                 f"logged; logged are {', '.join(logged) or 'none'}.{near}"
             )
-
-
-def _silent(logger: Any) -> Any:
-    """Return a logger that drops everything in the place of each given logger."""
-    if isinstance(logger, MetricsFile):
-        return logger
-    if logger is True or isinstance(logger, Logger):
-        return DummyLogger()
-    return [DummyLogger() for _ in logger] if logger else logger

@@ -8,8 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from lightning_hpo.text import require_int
-from lightning_hpo.training.builder import Builder, TrialComponents
-from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.builder import Builder, TrialComponents, fold_arguments
 
 METHODS = ("setup_folds", "setup_fold_index")
 """Of a data module that is told its fold by them."""

@@ -75,14 +75,7 @@ class LiveState:
             parameter.requires_grad_(state["requires_grad"].get(name, self._gradients[name]))
         for name, submodule in self._module.named_modules():
             submodule.training = state["training"].get(name, submodule.training)
-        own = dict(self._other_buffers())
-        for name, value in state["buffers"].items():
-            if name in own and own[name].shape == value.shape:
-                own[name].copy_(value)
-            else:  # registered in training
-                owner, _, key = name.rpartition(".")
-                buffer = value.clone().to(self._module.device)
-                self._module.get_submodule(owner).register_buffer(key, buffer, persistent=False)
+        put_buffers(self._module, dict(self._other_buffers()), state["buffers"])
         self._trainer.callback_metrics.update({name: torch.tensor(value) for name, value in state["metrics"].items()})
         self._trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
         if with_stop:
@@ -107,6 +100,24 @@ class LiveState:
                 buffer = submodule._buffers.get(name)  # noqa: SLF001  # as above
                 if buffer is not None:
                     yield f"{prefix}.{name}".lstrip("."), buffer
+
+
+def put_buffers(
+    module: pl.LightningModule, own: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
+) -> None:
+    """Put values into the buffers of a module, and register those that another module registered in training.
+
+    Args:
+        module: that gets them.
+        own: name -> buffer that it has.
+        values: name -> content.
+    """
+    for name, value in values.items():
+        if name in own and own[name].shape == value.shape:
+            own[name].copy_(value)
+        else:
+            owner, _, key = name.rpartition(".")
+            module.get_submodule(owner).register_buffer(key, value.clone().to(module.device), persistent=False)
 
 
 def add_epoch_sums(trainer: Any, sums: Mapping[str, Any]) -> None:

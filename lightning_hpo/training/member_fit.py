@@ -1,7 +1,6 @@
 """The fit of a population's member, from its first job or from a checkpoint: the work of a population."""
 
 import errno
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +73,7 @@ class MemberFits:
             StorageError: if a disk is full or gone.
             JobError: if the fit ended before the job.
         """
-        own, saved = self._newest(task.folder / CHECKPOINT)
+        own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, self._objective.key)
         checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
         if (ended := _ended_before(saved, task)) is not None:
             return ended  # a kill fell between the end of the job and its record
@@ -143,21 +142,12 @@ class MemberFits:
             )
         return job.outcome
 
-    def _newest(self, file: Path) -> tuple[Path | None, dict[str, Any] | None]:
-        """Newest intact checkpoint at a path or behind it, with its content; a damaged one is set aside."""
-        checkpoints.remove_leftovers(file)
-        newest, damaged = checkpoints.newest_intact(file, self._objective.key)
-        for path in damaged:
-            aside = checkpoints.set_aside(path)  # the next save must not take it for the good one before
-            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", path, aside.name)
-        return newest, None if newest is None else checkpoints.load(newest, key=self._objective.key)
-
     def _copied(self, task: Task, saved: Mapping[str, Any] | None) -> State | None:
         """State that the first job of a trial copies from its parent's checkpoint; None if it copies none."""
         here = None if saved is None else _trial_of(saved)
         if task.source is None or here in (task.job.trial, task.job.parent):
             return None
-        _, source = self._newest(task.source)
+        _, source = checkpoints.read_newest(task.source, self._objective.key)
         if source is None:
             raise JobError(f"trial {task.job.parent} has no intact checkpoint to copy from")
         return state_in(source)

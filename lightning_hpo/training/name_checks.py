@@ -8,8 +8,7 @@ from optuna.distributions import IntDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import SearchSpace, parse_space, split_name
-from lightning_hpo.training.builder import Builder, TrialComponents
-from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.builder import Builder, TrialComponents, fold_arguments
 from lightning_hpo.training.folds import METHODS, has_attribute, has_methods
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.leaves import same

@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 from lightning_hpo.space import SearchSpace, from_unit, split_name
 from lightning_hpo.space.names import part
+from lightning_hpo.training.builder import accepts
 from lightning_hpo.training.leaves import Fixed, Path, copy_of, leaves, same
 from lightning_hpo.training.lr_schedule import LRSchedule, nested
 from lightning_hpo.training.random_state import seeded
@@ -91,7 +91,7 @@ def of_module(trainer: pl.Trainer, module: pl.LightningModule, space: Mapping[st
     def takes(name: str) -> bool:
         head, key = split_name(name)
         owner = owners.get(head)
-        return owner is not None and key in getattr(owner, "hparams", {}) and _accepts(type(owner), key)
+        return owner is not None and key in getattr(owner, "hparams", {}) and accepts(type(owner), key)
 
     if not module.hparams:
         return None
@@ -287,12 +287,7 @@ def _again(owner: Any, params: Mapping[str, Any]) -> Any:
     if instantiator is not None:
         module, _, name = str(instantiator).rpartition(".")
         return getattr(importlib.import_module(module), name)(type(owner), hparams)
-    return type(owner)(**{key: value for key, value in hparams.items() if _accepts(type(owner), key)})
-
-
-def _accepts(kind: type, key: str) -> bool:
-    parameters = inspect.signature(kind).parameters
-    return key in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return type(owner)(**{key: value for key, value in hparams.items() if accepts(type(owner), key)})
 
 
 def _is_known(parameter: Any) -> bool:

@@ -22,6 +22,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_hpo.training.live_state import put_buffers
+
 State = dict[str, Any]
 
 # What an LR schedule keeps in a parameter group.
@@ -95,13 +97,7 @@ def _take_module(trainer: pl.Trainer, module: pl.LightningModule, state: State) 
         _keep_parameters(module, parameters)
         weights = checkpoint["state_dict"]
     module.load_state_dict(weights, strict=module.strict_loading)
-    own = dict(module.named_buffers())
-    for name, buffer in state["buffers"].items():
-        if name in own and own[name].shape == buffer.shape:
-            own[name].copy_(buffer)
-        else:
-            owner, _, key = name.rpartition(".")
-            module.get_submodule(owner).register_buffer(key, buffer.clone(), persistent=False)
+    put_buffers(module, dict(module.named_buffers()), state["buffers"])
 
 
 def _of_lightning(trainer: pl.Trainer, module: pl.LightningModule) -> State:

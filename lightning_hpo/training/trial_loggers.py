@@ -25,7 +25,6 @@ from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.plugins import METRICS
 from lightning_hpo.training.trial_info import Trial
 
-LoggerName: TypeAlias = Literal["tensorboard", "csv", "wandb", "mlflow"]
 Status: TypeAlias = Literal["complete", "pruned", "failed"]
 _PACKAGES = {"tensorboard": "tensorboard", "csv": "lightning", "wandb": "wandb", "mlflow": "mlflow"}
 
