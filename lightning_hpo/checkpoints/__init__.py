@@ -162,15 +162,7 @@ def newest_intact(path: str | os.PathLike[str], key: Key = NO_KEY) -> tuple[Path
 
 
 def read_newest(path: Path, key: Key) -> tuple[Path | None, dict[str, Any] | None]:
-    """Find what can be resumed from and read it; what is damaged is moved aside, with a warning.
-
-    Args:
-        path: as for :func:`newest_intact`; what killed processes left beside it is deleted.
-        key: of the run.
-
-    Returns:
-        The intact file and its content, or None twice.
-    """
+    """Return the file of :func:`newest_intact` with its content, or None twice; damaged files are moved aside."""
     remove_leftovers(path)
     newest, damaged = newest_intact(path, key)
     for file in damaged:

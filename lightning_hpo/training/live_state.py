@@ -102,16 +102,8 @@ class LiveState:
                     yield f"{prefix}.{name}".lstrip("."), buffer
 
 
-def put_buffers(
-    module: pl.LightningModule, own: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
-) -> None:
-    """Put values into the buffers of a module, and register those that another module registered in training.
-
-    Args:
-        module: that gets them.
-        own: name -> buffer that it has.
-        values: name -> content.
-    """
+def put_buffers(module: pl.LightningModule, own: Mapping[str, torch.Tensor], values: State) -> None:
+    """Put values into a module's own buffers, and register those that were registered in training."""
     for name, value in values.items():
         if name in own and own[name].shape == value.shape:
             own[name].copy_(value)
