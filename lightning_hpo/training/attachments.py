@@ -38,15 +38,9 @@ class Attachments:
     callbacks: Callback | Sequence[Callback] | MakeCallbacks | None = None
 
     def attach(self, components: TrialComponents, trial: Trial, *, logging: bool = True) -> list[Callback]:
-        """Add them to the arguments of the Trainer.
+        """Add them to the arguments of the Trainer of a job, and return the callbacks that were added.
 
-        Args:
-            components: of the job.
-            trial: that it is.
-            logging: False in the check before training, which logs nothing.
-
-        Returns:
-            The callbacks that it has added.
+        ``logging`` is False in the check before training, which logs nothing.
         """
         arguments = components.trainer
         own = self._callbacks(trial)
@@ -71,10 +65,6 @@ class Attachments:
 
     def restored(self, trial: Trial, key: Key) -> list[Callback]:
         """Return the callbacks of a trial, made anew, with the state in which its last job has left them.
-
-        Args:
-            trial: that they are of.
-            key: of the run.
 
         Raises:
             RuntimeError: if there are none, or others than the trial had.
@@ -103,13 +93,7 @@ class Attachments:
 
 
 def keep_states(callbacks: Sequence[Callback], folder: Path, key: Key) -> None:
-    """Keep the state of a trial's own callbacks beside it, longer than its checkpoint; nothing if they have none.
-
-    Args:
-        callbacks: of the job that has ended.
-        folder: of the trial.
-        key: of the run.
-    """
+    """Keep the state of a trial's own callbacks beside it, longer than its checkpoint; nothing if they have none."""
     states = [(callback.state_key, callback.state_dict()) for callback in callbacks]
     if any(state for _, state in states) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by Lightning
         checkpoints.save({"callbacks": states}, folder / _STATES, key)

@@ -106,12 +106,9 @@ class Builder(Coded, ABC):
 
 
 def fold_arguments(builder: Builder | None, fold: int | None, folds: int) -> dict[str, int]:
-    """Return the arguments ``fold`` and ``folds`` of what brings the loaders, of those that it takes.
+    """Return ``fold`` and ``folds`` as arguments of what brings the loaders, of those that it takes.
 
-    Args:
-        builder: of the trial; None of a function.
-        fold: None for a job without one.
-        folds: how many.
+    There are none for a function, which has no builder, and for a job without a fold.
     """
     if fold is None or builder is None or not builder.takes(f"{(head := builder.loader_head)}.fold"):
         return {}

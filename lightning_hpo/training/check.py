@@ -20,11 +20,7 @@ from lightning_hpo.training.trainer import JobCallback, stop, validate_callbacks
 
 
 class OneBatch(JobCallback):
-    """Ends a fit after its first training batch, with a validation there.
-
-    Args:
-        folder: where checkpoints go.
-    """
+    """Ends a fit after its first training batch, with a validation there; checkpoints go to ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

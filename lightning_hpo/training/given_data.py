@@ -50,12 +50,7 @@ class CopiedData(Coded):
 
 
 class GivenLoaders(pl.LightningDataModule, Coded):
-    """Loaders, or functions that return new ones, as a data module.
-
-    Args:
-        train: for ``train_dataloader``.
-        val: for ``val_dataloader``.
-    """
+    """Loaders for training and validation, or functions that return new ones, as a data module."""
 
     def __init__(self, train: Any, val: Any) -> None:
         super().__init__()

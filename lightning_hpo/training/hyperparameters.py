@@ -302,15 +302,7 @@ def _hook_uses(
     deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     roots: Callable[[], Roots],
 ) -> bool:
-    """Call the hook with the first value, another, and the first again, and compare the values that it sets.
-
-    Args:
-        name: of the hyperparameter.
-        space: name -> distribution.
-        owner: module or data module that has the hook.
-        deliver: gives the values that labels stand for.
-        roots: of the values that the hook may set.
-    """
+    """Call the owner's hook with the first value, another, and the first again, and compare the values that it sets."""
     head, key = split_name(name)
     middle = deliver({other: from_unit(distribution, 0.5) for other, distribution in space.items()})
     first, *others = (deliver({name: value})[name] for value in other_values(space[name]))

@@ -27,10 +27,6 @@ class LiveState:
     """The state of one Trainer's module, data and callbacks beyond their ``state_dict``.
 
     Create it when training begins, before anything has changed.
-
-    Args:
-        trainer: inside ``fit``.
-        module: that it trains.
     """
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -64,12 +60,7 @@ class LiveState:
         }
 
     def restore(self, state: State, *, with_stop: bool = True) -> None:
-        """Put the result of :meth:`state` back.
-
-        Args:
-            state: as returned.
-            with_stop: whether the Trainer's ``should_stop`` too.
-        """
+        """Put the result of :meth:`state` back; the Trainer's ``should_stop`` too if ``with_stop``."""
         self._attributes.put_back(state["attributes"], self._module.device)
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(state["requires_grad"].get(name, self._gradients[name]))

@@ -103,12 +103,7 @@ def without_secrets(params: Any) -> Any:
 
 
 def own_folder(folder: Path, trial: str) -> None:
-    """Make the folder of a trial's logs, or find it again; one of a trial of another study is moved aside.
-
-    Args:
-        folder: of the logs.
-        trial: id of the trial.
-    """
+    """Make the folder of a trial's logs, or find it again; one of a trial with another id is moved aside."""
     mark = folder / _OWNER
     if folder.is_dir() and any(file.name != _OWNER for file in folder.iterdir()):
         if mark.is_file() and mark.read_text(encoding="utf-8") == trial:
@@ -141,12 +136,9 @@ class _KeptRows(ExperimentWriter):
 def reopen(
     logger: CSVLogger, start: int | None, before: Sequence[tuple[int, Mapping[str, float]]] = ()
 ) -> ExperimentWriter:
-    """Open the file of a CSV logger again, without the rows from ``start`` on; None keeps all.
+    """Open the file of a CSV logger again, without the rows from the step ``start`` on; None keeps all.
 
-    Args:
-        logger: whose file it is.
-        start: step at which the job begins.
-        before: all rows before it; the last ones are written, if a kill came before the logger had them.
+    Of the rows ``before`` it, the last ones are written, if a kill came before the logger had them.
     """
     writer = _KeptRows(logger.log_dir)
     logger._experiment = writer  # noqa: SLF001  # no public name

@@ -174,11 +174,7 @@ def accumulation_of(trainer: Any) -> tuple[int, ...]:
 def bind_to_steps(trainer: Trainer, max_steps: int | None) -> None:
     """Have each schedule of this package stepped once per optimizer step, and give a horizon to those without.
 
-    A schedule inside a ``SequentialLR`` ends where the next schedule begins.
-
-    Args:
-        trainer: with its schedules.
-        max_steps: of the whole training.
+    A schedule inside a ``SequentialLR`` ends where the next schedule begins, the last one at ``max_steps``.
 
     Raises:
         RuntimeError: if a ``ChainedScheduler`` holds such a schedule, which would lose the effect of the others.

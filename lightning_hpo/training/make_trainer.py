@@ -88,7 +88,9 @@ def make_trainer(
     given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
     plugins = [*as_list(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
-    _convert_before_optimizers(components.module, trainer)
+    if not trainer.unit.is_steps and is_overridden("configure_optimizers", components.module):
+        configuring = _Configuring(components.module.configure_optimizers, trainer)
+        object.__setattr__(components.module, "configure_optimizers", configuring)
     call_after(components.module, "on_train_start", job.after_start, 0)
     call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
     call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
@@ -99,25 +101,15 @@ def make_trainer(
 
 
 def call_after(module: Any, hook: str, then: Callable[..., None], count: int) -> None:
-    """Let a hook of the module be followed by a call: callbacks come before the module's own hooks.
+    """Let a hook of the module be followed by a call with its first ``count`` arguments.
 
-    Args:
-        module: whose hook it is.
-        hook: its name.
-        then: called after it.
-        count: of the hook's arguments that it takes.
+    Callbacks come before the module's own hooks.
     """
     object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
 
 
-def _convert_before_optimizers(module: Any, trainer: TrialTrainer) -> None:
-    """Let a budget in epochs or samples become optimizer steps before the module makes its optimizers."""
-    if not trainer.unit.is_steps and is_overridden("configure_optimizers", module):
-        object.__setattr__(module, "configure_optimizers", _Configuring(module.configure_optimizers, trainer))
-
-
 class _Configuring:
-    """``configure_optimizers`` of a module, called when the Trainer knows its ``max_steps``.
+    """``configure_optimizers`` of a module; a budget in epochs or samples becomes optimizer steps before it.
 
     Under manual optimization each optimizer counts. If there are several, which shows only afterwards, the module is
     asked again with the right ``max_steps``.

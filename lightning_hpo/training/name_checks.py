@@ -17,13 +17,7 @@ from lightning_hpo.training.usage import BUILDING, reads
 
 
 class NameCheck(pl.Callback):
-    """Checks the names of a space when a fit starts.
-
-    Args:
-        builder: of a trial's components.
-        space: name -> distribution.
-        params: hyperparameters that the Trainer's module was components with.
-    """
+    """Checks the names of a space when a fit starts, whose module was built with ``params``."""
 
     def __init__(self, builder: Builder, space: SearchSpace, params: Mapping[str, Any]) -> None:
         self._builder = builder
@@ -77,12 +71,7 @@ def fold_checks(
 ) -> list[NameCheck]:
     """Check that data can be told their fold, and return a check of whether the argument ``fold`` has an effect.
 
-    Args:
-        builder: of a trial's components.
-        space: name -> distribution.
-        params: that the components were built with, the fold included.
-        components: that the check fits.
-        folds: how many.
+    ``components`` were built with ``params``, the fold included.
 
     Raises:
         ValueError: for data that cannot be told, or a space that names the fold too.

@@ -279,13 +279,7 @@ class Objective:
             validate_logged(logged, self.constraints, (self.monitor, *self.also))
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
-        """Let the logger of a trial say how the trial has ended.
-
-        Args:
-            folder: of the trial.
-            row: of the trial, which is complete, pruned or failed.
-            identity: of the trial.
-        """
+        """Let the loggers of a trial say how it has ended: complete, pruned or failed."""
         assert row.state != "running"
         with warnings_only(*CHATTY):
             self.attached.end(trial_info(folder, row.params, identity, row.step), row.score, row.global_step, row.state)

@@ -21,12 +21,7 @@ def trainer_path(key: str) -> Path:
 
 
 def batch_size_paths(head: str, owner: Any) -> list[Path]:
-    """Return the paths of the batch size that ``train_dataloader()`` may read; empty if there is none.
-
-    Args:
-        head: root of the paths.
-        owner: module or data module.
-    """
+    """Return the paths, from a root ``head``, of the batch size that ``train_dataloader()`` may read, if any."""
     root = (("item", head), ("item", 0))
     paths: list[Path] = []
     if hasattr(owner, BATCH_SIZE):

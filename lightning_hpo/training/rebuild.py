@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
@@ -151,7 +152,7 @@ def twin(trainer: pl.Trainer, build: Build, params: Mapping[str, Any]) -> Twin:
             if isinstance(callback, LRSchedule) and not roots["schedules"]:
                 roots["schedules"] = callback.bring(other.optimizers)
         note_base_lrs(roots["optimizers"])
-        weights = {name: copy_of(weight) for name, weight in module.named_parameters() if _is_known(weight)}
+        weights = {name: copy_of(weight) for name, weight in module.named_parameters() if not is_lazy(weight)}
         return Twin(roots, weights, other)
 
 
@@ -288,7 +289,3 @@ def _again(owner: Any, params: Mapping[str, Any]) -> Any:
         module, _, name = str(instantiator).rpartition(".")
         return getattr(importlib.import_module(module), name)(type(owner), hparams)
     return type(owner)(**{key: value for key, value in hparams.items() if accepts(type(owner), key)})
-
-
-def _is_known(parameter: Any) -> bool:
-    return not isinstance(parameter, torch.nn.UninitializedParameter)

@@ -49,12 +49,7 @@ class Resumable:
     # What a checkpoint keeps
 
     def state(self, trainer: pl.Trainer, point: Point) -> dict[str, Any]:
-        """Return what a checkpoint taken now has to hold.
-
-        Args:
-            trainer: inside ``fit``.
-            point: where in the run it is taken; see the module's text.
-        """
+        """Return what a checkpoint taken now, at a point of the run, has to hold."""
         assert self._live is not None
         loop = trainer.fit_loop
         due = bool(loop._should_reload_train_dl)  # noqa: SLF001  # no public name
@@ -76,12 +71,7 @@ class Resumable:
         return {**kept, "reloaded": reloaded}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
-        """Take over what a checkpoint holds, before Lightning restores its loops from it.
-
-        Args:
-            state: as from :meth:`state`.
-            loops: the progress of the fit loop in the checkpoint; changed in place.
-        """
+        """Take over what a checkpoint holds, and change the progress that Lightning restores its loops from."""
         self._restored = state
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] += state.get("uncounted", 0)
         if state["point"] == "epoch":
@@ -127,12 +117,7 @@ class Resumable:
                 self._restored = None
 
     def on_batch_end(self, trainer: pl.Trainer, *, may_validate: bool = True) -> None:
-        """Remember torch's generator: a validation loader draws from it before any validation hook is called.
-
-        Args:
-            trainer: inside ``fit``.
-            may_validate: whether a validation may follow this batch.
-        """
+        """Remember torch's generator: a validation loader draws from it before any validation hook is called."""
         if self._sums:
             add_epoch_sums(trainer, self._sums)
             self._sums = {}

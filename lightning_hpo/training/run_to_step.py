@@ -321,13 +321,7 @@ class LossWatch:
 
 
 def finished_outcome(saved: Mapping[str, Any], target: int, scores: Scores) -> Outcome | None:
-    """Return the outcome that a checkpoint of the trial's own holds, if its job has come to its end.
-
-    Args:
-        saved: content of the checkpoint.
-        target: of the job, in optimizer steps or in the unit of the budget.
-        scores: of the trial.
-    """
+    """Return the outcome that a checkpoint of the trial's own holds, if its job has come to its end."""
     step = int(saved["global_step"])
     validated = saved["callbacks"].get(RunToStep.__qualname__, {}).get("validated", {})
     if validated.get("step") != step or scores.monitor not in validated["metrics"]:

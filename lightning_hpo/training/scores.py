@@ -79,11 +79,7 @@ class Scores:
                 io.closed = closed
 
     def outcome(self, step: int) -> dict[str, Any]:
-        """Return score, metrics and validations as arguments of an outcome.
-
-        Args:
-            step: where the Trainer stood, as the study counts.
-        """
+        """Return score, metrics and validations as arguments of an outcome at a step, as the study counts."""
         made: dict[str, Any] = {"score": self._rule.score(self._kept), "metrics": self.metrics}
         if self.by_last:
             return made

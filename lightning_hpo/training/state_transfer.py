@@ -165,7 +165,9 @@ def _take_moments(optimizer: Optimizer, donor: State) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     own = {index: optimizer.state.get(parameter, {}) for index, parameter in enumerate(parameters)}
     fits = all(
-        set(values) == set(own[index]) and all(_fits(own[index][name], value) for name, value in values.items())
+        set(values) == set(own[index])
+        and all(isinstance(part, torch.Tensor) for part in (*values.values(), *own[index].values()))
+        and all(own[index][name].shape == value.shape for name, value in values.items())
         for index, values in donor["state"].items()
     ) and all(index in donor["state"] or not values for index, values in own.items())
     if not fits:  # one of the two has not taken a step yet, or keeps other things than tensors
@@ -175,10 +177,6 @@ def _take_moments(optimizer: Optimizer, donor: State) -> None:
     for index, values in donor["state"].items():
         for name, value in values.items():
             own[index][name].copy_(value)
-
-
-def _fits(own: Any, value: Any) -> bool:
-    return isinstance(own, torch.Tensor) and isinstance(value, torch.Tensor) and own.shape == value.shape
 
 
 def _take_plateau(config: LRSchedulerConfig, values: State, metrics: Mapping[str, float]) -> None:

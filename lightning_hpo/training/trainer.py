@@ -32,13 +32,11 @@ C = TypeVar("C", bound=Callback)
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
 _OURS = ("lightning_hpo.",)
 
-# Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; the remedy.
-_NOT_ON = {
-    "barebones": "without logging there is no score: leave it out",
-}
-_NOT_ZERO = {
-    "limit_train_batches": "a trial without training has no score: give at least 1",
-    "limit_val_batches": "a trial without validation has no score: give at least 1",
+# Arguments of the Trainer that contradict a budget if they are on, or off; the remedy.
+_REFUSED = {
+    "barebones": (True, "without logging there is no score: leave it out"),
+    "limit_train_batches": (False, "a trial without training has no score: give at least 1"),
+    "limit_val_batches": (False, "a trial without validation has no score: give at least 1"),
 }
 
 # Callbacks that no trial can have, and the remedy.
@@ -56,9 +54,8 @@ _NOT_IN_TRIALS: dict[type[Callback], str] = {
 
 def validate_arguments(arguments: dict[str, Any]) -> None:
     """Raise ValueError for an argument of the Trainer that contradicts the budget of a trial."""
-    for name, value in arguments.items():
-        remedy = _NOT_ON.get(name) if value else _NOT_ZERO.get(name) if value is not None else None
-        if remedy is not None:
+    for name, (refused, remedy) in _REFUSED.items():
+        if (value := arguments.get(name)) is not None and bool(value) is refused:
             raise ValueError(f"`trainer` has {name}={value!r}, but {remedy}.")
 
 

@@ -36,14 +36,7 @@ class Trial:
 
 
 def trial_info(folder: Path, params: Mapping[str, Any], identity: Mapping[str, Any], start: int = 0) -> Trial:
-    """Describe a trial.
-
-    Args:
-        folder: of the trial, ``runs/<name>/trials/<number>``.
-        params: of the trial.
-        identity: of the trial, as its checkpoints carry it.
-        start: optimizer step at which its job begins.
-    """
+    """Describe a trial in its folder ``runs/<name>/trials/<number>``, with the identity that its checkpoints carry."""
     study = folder.parent.parent.name
     number = int(identity.get("trial", 0))
     name = f"{study}-{number:04d}"
