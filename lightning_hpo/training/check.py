@@ -65,13 +65,9 @@ class OneBatch(JobCallback):
 class NoFiles(SealedCheckpointIO):
     """Checks that a checkpoint could be read back, and writes none."""
 
-    def __init__(self, key: Key) -> None:
-        super().__init__(key=key)
-        self._own = key
-
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raise UnreadableStateError, naming the place, if it cannot."""
-        checkpoints.require_readable(checkpoint, self._own)
+        checkpoints.require_readable(checkpoint, self._key)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Do nothing."""
@@ -109,7 +105,9 @@ def fit_one_batch(
             "module have train_dataloader() and val_dataloader()."
         )
     job = OneBatch(folder)
-    trainer = make_trainer(components, folder, job, NoFiles(key), callbacks=callbacks, max_steps=max_steps, unit=unit)
+    trainer = make_trainer(
+        components, folder, job, NoFiles(key=key), callbacks=callbacks, max_steps=max_steps, unit=unit
+    )
     trainer.fit(components.module, datamodule=components.data)
     if not job.trained:
         raise ValueError(

@@ -32,6 +32,7 @@ from lightning_hpo.training.rebuild import (
     Effect,
     Rebuild,
     Roots,
+    advance,
     differing,
     is_rate,
     live_roots,
@@ -236,7 +237,7 @@ class Hyperparameters:
         live = self._roots()
         old, new = (twin(self._trainer, self._rebuild.build, values) for values in (before, after))
         for build in (old, new):
-            build.advance(live["schedules"])
+            advance(build.roots["schedules"], live["schedules"])
         was, wanted = old.leaves(), new.leaves()
         paths = {path for path in differing(was, wanted) if path[0] != ("item", "data")}
         if copied:  # another member's values came along with its groups and buffers

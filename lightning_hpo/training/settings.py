@@ -32,7 +32,10 @@ class BuiltSettings:
     def __init__(self, trainer: pl.Trainer, before: Sequence[tuple[Any, Any]] | None = None) -> None:
         note_base_lrs(trainer.optimizers)
         own = _values(trainer)
-        self.values = [(k, v.detach().cpu().clone() if isinstance(v, torch.Tensor) else v) for k, v in own.items()]
+        self.values = [
+            (path, value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value)
+            for path, value in own.items()
+        ]
         """Path and value of each setting, as a checkpoint can hold them."""
         self._changed: dict[Path, Any] = {}
         self._before: dict[Path, Any] = {}
@@ -91,5 +94,8 @@ def _roots(trainer: pl.Trainer) -> dict[str, list[Any]]:
 
 
 def _values(trainer: pl.Trainer) -> dict[Path, Any]:
-    found = leaves(_roots(trainer)).items()
-    return {k: v for k, v in found if all(isinstance(part, _STORED) for part in (v if isinstance(v, tuple) else (v,)))}
+    return {
+        path: value
+        for path, value in leaves(_roots(trainer)).items()
+        if all(isinstance(part, _STORED) for part in (value if isinstance(value, tuple) else (value,)))
+    }

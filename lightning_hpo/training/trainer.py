@@ -275,26 +275,6 @@ def without_hooks(*names: str) -> Callable[[type[C]], type[C]]:
     return decorate
 
 
-@without_hooks(*STEP_HOOKS, "on_train_batch_start", "on_validation_batch_end")
-class FirstCallback(pl.Callback):
-    """Prepares a Trainer before the callbacks of the user; a job adds its own actions before their other hooks."""
-
-    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
-        """Do what Lightning does too late, or not as a trial needs it."""
-        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
-        if isinstance(trainer.precision_plugin, DoublePrecision):
-            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
-        for callback in trainer.callbacks:
-            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
-            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
-
-    def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Note where training was when Lightning lost it."""
-        trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
-
-
 class JobCallback(pl.Callback):
     """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
 
@@ -314,11 +294,23 @@ class JobCallback(pl.Callback):
         """Act after all hooks of a validation."""
 
 
-class BeforeOthers(FirstCallback):
-    """Calls a job's callback where it must come before those of the user."""
+@without_hooks(*STEP_HOOKS, "on_train_batch_start", "on_validation_batch_end")
+class BeforeOthers(pl.Callback):
+    """Prepares a Trainer before the callbacks of the user, and calls a job where it must come before them."""
 
     def __init__(self, job: JobCallback) -> None:
         self._job = job
+
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
+        """Do what Lightning does too late, or not as a trial needs it."""
+        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
+        for callback in trainer.callbacks:
+            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
+            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save before anything of the epoch has begun."""
@@ -327,6 +319,10 @@ class BeforeOthers(FirstCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save before others change the weights, as weight averaging does."""
         self._job.before_end(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Note where training was when Lightning lost it."""
+        trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
 
 
 def validation_is_due(trainer: Any) -> bool:
