@@ -113,7 +113,7 @@ class PopulationBasedTraining(pl.Callback):
         self._monitor, self._interval = monitor, interval
         self._kept: Kept = ()  # validations that the score is made of
         self._earlier: dict[str, Any] | None = None
-        self._effects: Hyperparameters | None = None
+        self._effects: Hyperparameters
         self._params: dict[str, Any] = {}
         self._decided_at = 0
         self._pending: NextPhase | None = None
@@ -152,8 +152,8 @@ class PopulationBasedTraining(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply the hyperparameters over restored ones; decide again what a killed run had decided but not done."""
         if self._earlier is not None:
-            self._bound().restored(self._earlier["params"])
-        self._bound().apply(self._params)
+            self._effects.restored(self._earlier["params"])
+        self._effects.apply(self._params)
         if self._earlier is not None and trainer.global_step > 0:
             self._decide(trainer, pl_module, self.folder.decide)
         self._earlier = None
@@ -161,7 +161,7 @@ class PopulationBasedTraining(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read back what takes effect with an epoch."""
-        self._bound().on_epoch_start()
+        self._effects.on_epoch_start()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -175,7 +175,7 @@ class PopulationBasedTraining(pl.Callback):
         if following.state is not None:
             transplant(following.state, trainer, pl_module)
         self._params, self._kept = dict(following.params), ()
-        self._bound().apply(self._params, copied=following.state is not None)
+        self._effects.apply(self._params, copied=following.state is not None)
         if trainer.is_global_zero:
             self.folder.applied(trainer.global_step, following)
         log_hyperparameters(trainer, self._params, following.parent)
@@ -197,7 +197,7 @@ class PopulationBasedTraining(pl.Callback):
         if trainer.global_step - self._decided_at < self._interval:
             return
         require_logged(self._monitor, trainer.callback_metrics)
-        self._bound().read_back(self._params)
+        self._effects.read_back(self._params)
         score = self._rule.score(self._kept)
         self._decided_at = trainer.global_step
         stopped = self._was_asked_to_stop(trainer)
@@ -250,12 +250,8 @@ class PopulationBasedTraining(pl.Callback):
         following = self._ask(trainer, lambda: question(step, lambda: capture(trainer, pl_module)))
         self._pending = None if last else following
         if self._pending is not None:
-            self._bound().prepare(self._pending.params)
+            self._effects.prepare(self._pending.params)
 
     def _ask(self, trainer: pl.Trainer, question: Callable[[], Answer]) -> Answer:
         told: Answer = trainer.strategy.broadcast(question() if trainer.is_global_zero else None)  # type: ignore[assignment]  # rank 0 has it
         return told
-
-    def _bound(self) -> Hyperparameters:
-        assert self._effects is not None
-        return self._effects

@@ -40,9 +40,7 @@ from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.options import arguments_of
 from lightning_hpo.tuners.remedies import unknown_argument
 
-for _name in set(lightning_hpo.__all__) - {
-    "HPOCLI"
-}:  # a short class name on the command line is that of an imported class
+for _name in {*lightning_hpo.__all__} - {"HPOCLI"}:  # a class must be imported for its short name on the command line
     getattr(lightning_hpo, _name)
 
 SPACE_HELP = (

@@ -49,8 +49,8 @@ class CallableBuilder(Builder):
         data: Callable[..., pl.LightningDataModule] | None,
         trainer: Mapping[str, Any] | None,
     ) -> None:
-        self._model = _callable("model", model, pl.LightningModule)
-        self._data = None if data is None else _callable("datamodule", data, pl.LightningDataModule)
+        self._model = _callable("model", model)
+        self._data = None if data is None else _callable("datamodule", data)
         self._trainer = dict(trainer or {})
 
     @property
@@ -106,11 +106,7 @@ class CallableBuilder(Builder):
     def build(self, params: Mapping[str, Any]) -> TrialComponents:
         """Call both, and copy the arguments of the Trainer."""
         module = self.build_model(params)
-        data = (
-            None
-            if self._data is None
-            else _call("datamodule", self._data, part(params, "data"), pl.LightningDataModule)
-        )
+        data = None if self._data is None else _call("datamodule", self._data, part(params, "data"))
         arguments = {**copy.deepcopy(self._trainer), **part(params, "trainer")}
         for given in arguments.values():
             of_lightning(given)
@@ -118,7 +114,7 @@ class CallableBuilder(Builder):
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Call the model."""
-        module: pl.LightningModule = _call("model", self._model, part(params, "model"), pl.LightningModule)
+        module: pl.LightningModule = _call("model", self._model, part(params, "model"))
         return module
 
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
@@ -131,9 +127,11 @@ class CallableBuilder(Builder):
 
 
 _MOST_LISTED = 10  # arguments in a message
+_KINDS: Mapping[str, type] = {"model": pl.LightningModule, "datamodule": pl.LightningDataModule}
 
 
-def _callable(role: str, factory: Any, kind: type) -> Callable[..., Any]:
+def _callable(role: str, factory: Any) -> Callable[..., Any]:
+    kind = _KINDS[role]
     if is_a(factory, kind):
         raise TypeError(
             f"`{role}` must be a class or function that builds a new {kind.__name__} for every trial, "
@@ -157,7 +155,7 @@ def _check_argument(subject: str, factory: Callable[..., Any], argument: str, he
         raise ValueError(f"{subject}, but {_name_of(factory)} has no argument {argument!r}.{hint} It takes {takes}.")
 
 
-def _call(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kind: type) -> Any:
+def _call(role: str, factory: Callable[..., Any], params: Mapping[str, Any]) -> Any:
     try:
         component = of_lightning(factory(**_arguments(factory, params)))
     except (JobError, TrialPruned):
@@ -165,7 +163,7 @@ def _call(role: str, factory: Callable[..., Any], params: Mapping[str, Any], kin
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"`{role}` cannot be built with {listed(params) or 'no arguments'}: {why}") from error
-    if not isinstance(component, kind):
+    if not isinstance(component, kind := _KINDS[role]):
         raise TypeError(f"`{role}` must build a {kind.__module__}.{kind.__name__}, got {type(component)}.")
     return component
 

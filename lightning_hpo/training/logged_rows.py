@@ -143,26 +143,23 @@ def reopen(
     writer = _KeptRows(logger.log_dir)
     logger._experiment = writer  # noqa: SLF001  # no public name
     file = Path(writer.metrics_file_path)
-    if not file.exists():
-        return _with_rows(writer, before)
-    with file.open(newline="", encoding="utf-8") as content:
-        rows = list(csv.DictReader(content))
-    kept = [row for row in rows if start is None or _step(row) < start]
-    writer.metrics_keys = sorted({name for row in rows for name in row if name is not None})
-    if len(kept) < len(rows):
-        text = io.StringIO(newline="")
-        lines = csv.DictWriter(text, fieldnames=writer.metrics_keys, extrasaction="ignore")
-        lines.writeheader()
-        lines.writerows(kept)
-        atomic_write(file, text.getvalue())
-    last = max(map(_step, kept), default=-1)
-    return _with_rows(writer, [(step, row) for step, row in before if step > last])
-
-
-def _with_rows(writer: ExperimentWriter, rows: Sequence[tuple[int, Mapping[str, float]]]) -> ExperimentWriter:
-    for step, row in rows:
-        writer.log_metrics(dict(row), step)
-        writer.save()
+    last = -1.0
+    if file.exists():
+        with file.open(newline="", encoding="utf-8") as content:
+            rows = list(csv.DictReader(content))
+        kept = [row for row in rows if start is None or _step(row) < start]
+        writer.metrics_keys = sorted({name for row in rows for name in row if name is not None})
+        if len(kept) < len(rows):
+            text = io.StringIO(newline="")
+            lines = csv.DictWriter(text, fieldnames=writer.metrics_keys, extrasaction="ignore")
+            lines.writeheader()
+            lines.writerows(kept)
+            atomic_write(file, text.getvalue())
+        last = max(map(_step, kept), default=last)
+    for step, metrics in before:
+        if step > last:
+            writer.log_metrics(dict(metrics), step)
+            writer.save()
     return writer
 
 

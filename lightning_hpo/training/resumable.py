@@ -46,7 +46,7 @@ class Resumable:
         self._before_validation: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
         self._sums: Mapping[str, Any] = {}
-        self._live: LiveState | None = None
+        self._live: LiveState
         self._module: pl.LightningModule
         self._modes: dict[str, bool] | None = None
         self._restarted = False
@@ -55,7 +55,6 @@ class Resumable:
 
     def state(self, trainer: pl.Trainer, point: Point) -> dict[str, Any]:
         """Return what a checkpoint taken now, at a point of the run, has to hold."""
-        assert self._live is not None
         loop = trainer.fit_loop
         due = bool(loop._should_reload_train_dl)  # noqa: SLF001  # no public name
         if point == "epoch":
@@ -113,7 +112,6 @@ class Resumable:
     def begin(self) -> None:
         """Put back what hooks after :meth:`on_train_start` may have reset; what comes next is a batch or an epoch."""
         if self._restored is not None:
-            assert self._live is not None
             self._live.restore(self._restored["live"], with_stop=False)  # a stop that was asked for since counts
             set_rng_state(self._restored["random"])
             if self._restored["point"] == "validated" and _returns_to_training(self._module):
@@ -131,7 +129,6 @@ class Resumable:
 
     def before_validation(self) -> None:
         """Remember which submodules train, for a checkpoint after the validation."""
-        assert self._live is not None
         self._modes = self._live.modes()
 
     def on_validation_start(self, trainer: pl.Trainer) -> None:
