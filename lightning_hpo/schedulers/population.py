@@ -28,7 +28,7 @@ from lightning_hpo.schedulers.explore import (
     perturb_some,
     sample,
 )
-from lightning_hpo.schedulers.truncation import Donor, exploit, pick, truncate  # noqa: F401  # `exploit` was here before
+from lightning_hpo.schedulers.truncation import Donor, exploit, truncate
 from lightning_hpo.text import nearest
 
 _DONORS, _EXPLORES = ("random-top", "best"), ("losers", "all", "pb2")
@@ -168,16 +168,21 @@ class Rules:
 
     def truncate(self, member_scores: Mapping[int, MemberScore]) -> tuple[list[int], list[int]]:
         """Name the members that copy, and those that may be copied (see :func:`truncate`)."""
-        scores = {member: member_score.score for member, member_score in member_scores.items()}
-        stopped = [member for member, member_score in member_scores.items() if member_score.stopped]
-        violations = {member: member_score.violation for member, member_score in member_scores.items()}
-        return truncate(scores, mode=self.mode, quantile=self.quantile, stopped=stopped, violations=violations)
+        return truncate(**self._standing(member_scores))
 
     def _donor(
         self, member: int, member_scores: Mapping[int, MemberScore], generator: np.random.Generator
     ) -> int | None:
-        losers, top = self.truncate(member_scores)
-        return pick(top, generator, self.donor) if member in losers else None
+        return exploit(member=member, generator=generator, donor=self.donor, **self._standing(member_scores))
+
+    def _standing(self, member_scores: Mapping[int, MemberScore]) -> dict[str, Any]:
+        return {
+            "scores": {member: member_score.score for member, member_score in member_scores.items()},
+            "stopped": [member for member, member_score in member_scores.items() if member_score.stopped],
+            "violations": {member: member_score.violation for member, member_score in member_scores.items()},
+            "mode": self.mode,
+            "quantile": self.quantile,
+        }
 
     def _taken_before(
         self, member: int, step: int, member_scores: Mapping[int, MemberScore], history: Sequence[Interval]

@@ -4,7 +4,7 @@ Source: Jaderberg et al. 2017, *Population Based Training of Neural Networks* (a
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -23,6 +23,8 @@ def exploit(
     mode: Literal["min", "max"] = "min",
     quantile: float = 0.2,
     donor: Donor = "random-top",
+    stopped: Collection[int] = (),
+    violations: Mapping[int, float] = MappingProxyType({}),
 ) -> int | None:
     """Truncation selection: say from whom a member copies.
 
@@ -37,6 +39,8 @@ def exploit(
         mode: whether small or large scores are good.
         quantile: share that copies and share that is copied, in (0, 0.5].
         donor: ``"random-top"`` or ``"best"``.
+        stopped: members that a callback has asked to stop (see :func:`truncate`).
+        violations: member -> sum of its constraints above 0; members that are left out violate none.
 
     Returns:
         The member to copy from, or None if ``member`` does not lose or nobody can give.
@@ -45,13 +49,8 @@ def exploit(
         >>> exploit({0: 0.3, 1: 0.9, 2: 0.5, 3: 0.1, 4: 0.4}, 1, np.random.default_rng(0))
         3
     """
-    losers, top = truncate(scores, mode=mode, quantile=quantile)
-    return pick(top, generator, donor) if member in losers else None
-
-
-def pick(top: Sequence[int], generator: np.random.Generator, donor: Donor) -> int | None:
-    """Choose a donor among the members that may be copied, best first; None if there is none."""
-    if not top:
+    losers, top = truncate(scores, mode=mode, quantile=quantile, stopped=stopped, violations=violations)
+    if member not in losers or not top:
         return None
     return top[0] if donor == "best" else top[int(generator.integers(len(top)))]
 

@@ -26,6 +26,7 @@ from lightning_hpo.study.trial_folders import settle, study_id
 from lightning_hpo.training.builder import Builder, Coded, fold_arguments
 from lightning_hpo.training.ranks import Ranks, ranks_of
 from lightning_hpo.tuners.beginning import Beginning
+from lightning_hpo.tuners.choose_executor import validate_workers
 from lightning_hpo.tuners.earlier import prior_rows
 from lightning_hpo.tuners.functions import FunctionWork
 from lightning_hpo.tuners.limits import Limits
@@ -39,7 +40,7 @@ from lightning_hpo.tuners.options import (
     more_settings,
     validate_names,
 )
-from lightning_hpo.tuners.parts import Parts, data_of, validate_workers, work_of
+from lightning_hpo.tuners.parts import Parts, data_of, work_of
 from lightning_hpo.tuners.proposers import Define, OpenStudy
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.retrain import retrain

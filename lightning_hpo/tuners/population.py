@@ -26,8 +26,9 @@ from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
 from lightning_hpo.training.places import BATCH_SIZE
 from lightning_hpo.tuners.base import Tuner
+from lightning_hpo.tuners.choose_executor import make_executor
 from lightning_hpo.tuners.options import DEFAULTS, Options, WorkerOptions, group, validate_names
-from lightning_hpo.tuners.parts import Parts, make_executor
+from lightning_hpo.tuners.parts import Parts
 from lightning_hpo.tuners.proposers import OpenStudy
 
 # Of the options that tuners share; the others are about trials that start and end one by one.

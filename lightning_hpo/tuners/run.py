@@ -25,8 +25,9 @@ from lightning_hpo.reporting.report import write_report
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.reporting.run_view import read_run, view_run
 from lightning_hpo.schedulers.units import Unit
+from lightning_hpo.study.comparison import adopt
 from lightning_hpo.study.leases import Leases, study_lock
-from lightning_hpo.study.opening import adopt, open_study
+from lightning_hpo.study.opening import open_study
 from lightning_hpo.study.remote import Remote, is_url, local_root
 from lightning_hpo.study.rows import read_rows
 from lightning_hpo.study.run_folder import RunFolder
