@@ -80,7 +80,6 @@ class Builder(Coded, ABC):
 
     def takes(self, name: str) -> bool:
         """Whether model, data or Trainer have an argument of this name, such as ``data.fold``."""
-        del name
         return False
 
     @abstractmethod
@@ -89,7 +88,6 @@ class Builder(Coded, ABC):
 
     def defaults(self, names: Mapping[str, Any]) -> dict[str, Any]:
         """Return what names of a space are where nothing is searched, as the module receives it; not None."""
-        del names
         return {}
 
     @abstractmethod

@@ -19,15 +19,7 @@ from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.trial_folders import identity_in
 from lightning_hpo.training.attachments import keep_states
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
-from lightning_hpo.training.member_job import (
-    NEVER,
-    HandOver,
-    MemberJob,
-    outcome_in,
-    params_in,
-    state_in,
-    train_to_the_end,
-)
+from lightning_hpo.training.member_job import NEVER, HandOver, MemberJob, kept_in, train_to_the_end
 from lightning_hpo.training.name_checks import build_of
 from lightning_hpo.training.objective import Objective
 from lightning_hpo.training.plugins import SealedCheckpointIO
@@ -78,7 +70,7 @@ class MemberFits:
         if (ended := _ended_before(saved, task)) is not None:
             return ended  # a kill fell between the end of the job and its record
         copied = self._copied(task, saved) if copied is None else copied
-        params = task.params if saved is None else params_in(saved)
+        params = task.params if saved is None else dict(kept_in(saved)["params"])
         objective = self._objective
         start = 0 if saved is None else int(saved["global_step"])
         assert task.job.trial is not None
@@ -150,14 +142,15 @@ class MemberFits:
         _, source = checkpoints.read_newest(task.source, self._objective.key)
         if source is None:
             raise JobError(f"trial {task.job.parent} has no intact checkpoint to copy from")
-        return state_in(source)
+        state: State = kept_in(source)["state"]
+        return state
 
 
 def _ended_before(saved: Mapping[str, Any] | None, task: Task) -> Outcome | None:
     """Outcome of a job that a checkpoint of its own trial was saved at the end of."""
     if saved is None or _trial_of(saved) != task.job.trial:
         return None
-    outcome = outcome_in(saved)
+    outcome = Outcome(**kept_in(saved)["ended"])
     return outcome if outcome.step >= task.job.max_steps else None
 
 

@@ -325,20 +325,10 @@ def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: 
         logger.log_metrics(numbers, step=trainer.global_step)
 
 
-def outcome_in(saved: Mapping[str, Any]) -> Outcome:
-    """Return the outcome of the job at whose end a checkpoint was saved."""
-    return Outcome(**saved["callbacks"][MemberJob.__qualname__]["ended"])
-
-
-def state_in(saved: Mapping[str, Any]) -> State:
-    """Return what another member copies from a checkpoint."""
-    state: State = saved["callbacks"][MemberJob.__qualname__]["state"]
-    return state
-
-
-def params_in(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters that a checkpoint was trained with."""
-    return dict(saved["callbacks"][MemberJob.__qualname__]["params"])
+def kept_in(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a member's checkpoint keeps: its ``params``, how its job ``ended``, and the ``state`` to copy."""
+    kept: dict[str, Any] = saved["callbacks"][MemberJob.__qualname__]
+    return kept
 
 
 def _make_loaders(trainer: Any) -> None:
