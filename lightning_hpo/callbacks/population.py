@@ -24,7 +24,8 @@ from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.population_folder import NextPhase
 from lightning_hpo.study.shared_folder import SharedFolder
 from lightning_hpo.training.hyperparameters import Hyperparameters
-from lightning_hpo.training.member_job import log_hyperparameters, require_logged, require_whole_weights
+from lightning_hpo.training.member_job import log_hyperparameters, require_whole_weights
+from lightning_hpo.training.scores import require_logged
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
 
 Answer = TypeVar("Answer")

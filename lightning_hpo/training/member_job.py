@@ -29,13 +29,13 @@ from optuna.distributions import BaseDistribution
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import CHECKPOINT, Outcome, Task
 from lightning_hpo.study.population_folder import storage_error
-from lightning_hpo.text import is_secret, nearest
+from lightning_hpo.text import is_secret
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.rebuild import Rebuild
 from lightning_hpo.training.resumable import Point, Resumable
-from lightning_hpo.training.scores import Scores
+from lightning_hpo.training.scores import Scores, require_logged
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
 from lightning_hpo.training.trainer import STEP_HOOKS, JobCallback, epoch_ends, leave_fit, without_hooks
 
@@ -300,16 +300,6 @@ def require_whole_weights(trainer: pl.Trainer) -> None:
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         kind = type(trainer.strategy).__name__
         raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
-
-
-def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
-    """Raise MisconfigurationException if validation has not logged the metric that is the score."""
-    if monitor not in metrics:
-        logged = sorted(metrics)
-        raise MisconfigurationException(
-            f"`monitor` {monitor!r} is not logged in validation; logged: {', '.join(logged) or 'nothing'}."
-            f"{nearest(monitor, logged)}"
-        )
 
 
 def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: int | None = None) -> None:
