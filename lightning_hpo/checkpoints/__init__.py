@@ -99,11 +99,7 @@ def load(path: str | os.PathLike[str], map_location: Any = "cpu", key: Key = NO_
 
 
 def require_readable(state: Mapping[str, Any], key: Key = NO_KEY) -> None:
-    """Write and read a state in memory, its tensors aside, to find out before training whether it can be continued.
-
-    Args:
-        state: as a Trainer dumps it.
-        key: that it will be saved and loaded with.
+    """Write and read a Trainer's state in memory, its tensors aside, to find out whether training can be continued.
 
     Raises:
         UnreadableStateError: naming the places of what cannot be written or read back, why, and the remedy.

@@ -43,9 +43,7 @@ _FOREIGN = frozenset({
 class Attributes:
     """Changes in objects since this was created; they can be put back into other objects of the same classes.
 
-    Args:
-        owners: returns name and object of each.
-        leave_out: names of attributes that do not count.
+    ``owners`` returns name and object of each; attributes that ``leave_out`` names do not count.
     """
 
     def __init__(self, owners: Callable[[], Owners], leave_out: Iterable[str] = ()) -> None:

@@ -84,13 +84,7 @@ def fit_one_batch(
 ) -> tuple[dict[str, float], int]:
     """Fit a batch and validate a batch, with everything that a job has; nothing is logged or left behind.
 
-    Args:
-        components: module, data and arguments of the Trainer, whose loggers drop everything.
-        folder: for the time of the check.
-        max_steps: the full budget.
-        key: of the run.
-        callbacks: more checks.
-        unit: of the budget.
+    The loggers of the components drop everything already, and the folder is there for the time of the check only.
 
     Returns:
         Metrics that validation has logged, and the full budget in optimizer steps.

@@ -133,11 +133,7 @@ class LRSchedule(Callback):
 def planned_steps(trainer: Trainer) -> int:
     """Return how many steps a schedule makes until the Trainer is done, counted from the start of training.
 
-    Args:
-        trainer: inside ``fit``, from ``on_train_start`` on.
-
-    Returns:
-        Optimizer steps under automatic optimization; training steps under manual optimization.
+    They are known from ``on_train_start`` on: optimizer steps; training steps under manual optimization.
 
     Raises:
         MisconfigurationException: if training ends by time or by hand, or the epochs have no known length.

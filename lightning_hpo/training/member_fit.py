@@ -31,13 +31,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # no
 
 
 class MemberFits:
-    """Trains members of a population.
+    """Trains members of a population with model, data, space and metric of an objective.
 
     A member's step, place in the data, clocks and random numbers are its own, in every trial that it trains; a trial
     that copies takes over weights and all that belongs to them from its parent.
-
-    Args:
-        objective: model, data, space and metric.
     """
 
     def __init__(self, objective: Objective) -> None:

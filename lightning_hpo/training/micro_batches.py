@@ -107,10 +107,7 @@ def in_parts(attempt: Callable[..., Answer], *args: Any, **options: Any) -> Answ
 def splitting(components: TrialComponents, parts: MicroBatches, trainer: Any = None) -> Iterator[None]:
     """Raise TooLargeError in place of an error that says that memory was out, while a batch can be split further.
 
-    Args:
-        components: that are trained.
-        parts: into which batches are split now.
-        trainer: that trains them; None splits training and validation alike.
+    Without the Trainer that trains the components, training and validation are split alike.
     """
     try:
         yield

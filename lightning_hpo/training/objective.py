@@ -258,8 +258,8 @@ class Objective:
             params: to build with; the middle of the space by default.
 
         Raises:
-            ValueError: if the model or the data cannot be components with parameters of the space, an argument of the
-                Trainer contradicts the budget, or the monitored metric is not logged in validation.
+            ValueError: if model or data cannot be built with parameters of the space, an argument of the Trainer
+                contradicts the budget, or the monitored metric is not logged in validation.
             MisconfigurationException: if Lightning, or a callback, refuses the combination.
             UnreadableStateError: if a checkpoint could not be read back.
             ParameterMismatchError: if the module holds another value than it was given, whatever that is.

@@ -67,9 +67,7 @@ class SealedCheckpointIO(CheckpointIO):
 class MetricsFile(Logger):
     """Appends the metrics that a module logs to a CSV file with the columns ``step, metric, value``.
 
-    Args:
-        path: of the file.
-        start: drop rows after this step first: those steps will be repeated.
+    Rows from the step ``start`` on are dropped first: those steps will be repeated.
     """
 
     def __init__(self, path: Path, start: int) -> None:

@@ -181,11 +181,7 @@ class LiveState:
         return {name: submodule.training for name, submodule in self._module.named_modules()}
 
     def state(self, modes: Mapping[str, bool] | None = None) -> State:
-        """Return the changes.
-
-        Args:
-            modes: as from :meth:`modes`, to be kept in place of those of now.
-        """
+        """Return the changes, maybe with :meth:`modes` of an earlier moment in place of those of now."""
         gradients = {name: parameter.requires_grad for name, parameter in self._module.named_parameters()}
         marks = self._buffers
         return {

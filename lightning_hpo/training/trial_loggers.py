@@ -260,11 +260,7 @@ class MlflowRun(ToolRun):
 
 @dataclass(frozen=True)
 class FactoryRun(TrialLogger):
-    """Loggers that a function of the trial makes for each job.
-
-    Args:
-        make: the function. It should open the run of ``trial.id`` again where the trial has logged before.
-    """
+    """Loggers that a function of the trial makes for each job; it should open the run of ``trial.id`` again."""
 
     make: MakeLogger
 
@@ -328,9 +324,7 @@ def trial_logger(logger: str | MakeLogger) -> TrialLogger:
 def known_logger(logger: Any, place: int = 0) -> TrialLogger | None:
     """Return what opens the runs of a logger that a user has given to the Trainer; None if its class is not known.
 
-    Args:
-        logger: a Lightning logger; True stands for TensorBoard, or CSV without it, as for a Trainer.
-        place: among the loggers of a trial.
+    True stands for TensorBoard, or CSV without it, as for a Trainer.
     """
     if logger is True:
         has_tensorboard = importlib.util.find_spec("tensorboard") is not None
