@@ -24,10 +24,10 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from optuna.distributions import BaseDistribution
 
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import CHECKPOINT, Outcome, Task
+from lightning_hpo.space import SearchSpace
 from lightning_hpo.study.population_folder import storage_error
 from lightning_hpo.text import is_secret
 from lightning_hpo.training.hyperparameters import Hyperparameters
@@ -89,7 +89,7 @@ class MemberJob(JobCallback):
         self,
         task: Task,
         copied: State | None,
-        space: Mapping[str, BaseDistribution],
+        space: SearchSpace,
         *,
         scores_of: Callable[[Task], Scores],
         rebuild: Rebuild,

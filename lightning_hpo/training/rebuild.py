@@ -76,7 +76,7 @@ class Rebuild:
     building: frozenset[str] = BUILDING
     effects: dict[str, Effect] = field(default_factory=dict)
 
-    def find_effects(self, wanted: Iterable[str], space: Mapping[str, BaseDistribution], trainer: pl.Trainer) -> None:
+    def find_effects(self, wanted: Iterable[str], space: SearchSpace, trainer: pl.Trainer) -> None:
         """Find the effect of some names of a space, unless it is known."""
         names = [name for name in wanted if name not in self.effects and self.takes(name)]
         if names:
@@ -85,14 +85,13 @@ class Rebuild:
                 self.effects[name] = _effect(name, space, base, self, trainer)
 
 
-def of_module(trainer: pl.Trainer, module: pl.LightningModule, space: Mapping[str, BaseDistribution]) -> Rebuild | None:
+def of_module(trainer: pl.Trainer, module: pl.LightningModule, space: SearchSpace) -> Rebuild | None:
     """Return how to build a module again from its class and its saved hparams; None if they do not allow it."""
-    deliver = space.deliver if isinstance(space, SearchSpace) else dict
     data = getattr(trainer, "datamodule", None)
     owners = {"model": module, "data": data}
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        values = deliver(params)
+        values = space.deliver(params)
         again = {head: _again(owner, part(values, head)) for head, owner in owners.items() if owner is not None}
         return again["model"], again.get("data")
 
@@ -184,14 +183,13 @@ def other_values(distribution: BaseDistribution) -> list[Any]:
     return list(dict.fromkeys(from_unit(distribution, place) for place in _PROBES))
 
 
-def unread_names(space: Mapping[str, BaseDistribution], rebuild: Rebuild, trainer: pl.Trainer) -> dict[str, Effect]:
+def unread_names(space: SearchSpace, rebuild: Rebuild, trainer: pl.Trainer) -> dict[str, Effect]:
     """Return the names of a plain search's space that change nothing that training reads."""
-    conditional = space.conditions if isinstance(space, SearchSpace) else {}
     names = [
         name
         for name, distribution in space.items()
         if split_name(name)[0] != "trainer" and not distribution.single() and rebuild.takes(name)
-        if name not in conditional or name in rebuild.params
+        if name not in space.conditions or name in rebuild.params
     ]
     rebuild.find_effects(names, space, trainer)
     return {
@@ -201,11 +199,9 @@ def unread_names(space: Mapping[str, BaseDistribution], rebuild: Rebuild, traine
     }
 
 
-def _effect(
-    name: str, space: Mapping[str, BaseDistribution], base: Twin, rebuild: Rebuild, trainer: pl.Trainer
-) -> Effect:
+def _effect(name: str, space: SearchSpace, base: Twin, rebuild: Rebuild, trainer: pl.Trainer) -> Effect:
     # Another branch of a conditional space has parameters of its own.
-    complete = space.middle if isinstance(space, SearchSpace) and space.conditions else dict
+    complete = space.middle if space.conditions else dict
     before = base.leaves()
     read, unread, error = set[Path](), set[Path](), None
     fixed = weights = False
