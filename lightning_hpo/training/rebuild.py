@@ -183,7 +183,7 @@ def other_values(distribution: BaseDistribution) -> list[Any]:
     return list(dict.fromkeys(from_unit(distribution, place) for place in _PROBES))
 
 
-def unread_names(space: SearchSpace, rebuild: Rebuild, trainer: pl.Trainer) -> dict[str, Effect]:
+def unread_names(space: SearchSpace, rebuild: Rebuild, trainer: pl.Trainer) -> list[str]:
     """Return the names of a plain search's space that change nothing that training reads."""
     names = [
         name
@@ -192,11 +192,8 @@ def unread_names(space: SearchSpace, rebuild: Rebuild, trainer: pl.Trainer) -> d
         if name not in space.conditions or name in rebuild.params
     ]
     rebuild.find_effects(names, space, trainer)
-    return {
-        name: effect
-        for name in names
-        if not ((effect := rebuild.effects[name]).paths or effect.fixed or effect.weights or effect.error)
-    }
+    effects = ((name, rebuild.effects[name]) for name in names)
+    return [name for name, own in effects if not (own.paths or own.fixed or own.weights or own.error)]
 
 
 def _effect(name: str, space: SearchSpace, base: Twin, rebuild: Rebuild, trainer: pl.Trainer) -> Effect:
