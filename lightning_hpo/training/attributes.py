@@ -2,9 +2,11 @@
 
 Covered are plain values (numbers, texts, None, tensors, arrays), containers of them, random number generators, and the
 attributes of helper objects in turn: a dataclass, a running mean, a module that is kept in a list so that no optimizer
-sees it. Not covered is state that an object keeps outside its attributes (a queue, an open file, `__slots__`).
+sees it; and by their ``state_dict`` optimizers, LR schedules and gradient scalers that Lightning does not know. Not
+covered is state that an object keeps outside its attributes (a queue, an open file, `__slots__`).
 """
 
+import copy
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,8 +15,10 @@ from typing import Any, TypeAlias
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import Logger
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -31,6 +35,8 @@ _DEEPEST = 4  # helpers of helpers
 _KIND = "lightning_hpo.kind"  # key of the type in a dict that stands for a value that is not plain
 _MAPPINGS = {"defaultdict": defaultdict, "OrderedDict": OrderedDict, "Counter": Counter}
 _SETS = {"set": set, "frozenset": frozenset}
+_CONTAINERS = (list, dict, deque, set)
+_WITH_STATE = (Optimizer, LRScheduler, GradScaler)
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _OF_LIGHTNING = frozenset(vars(pl.LightningModule())) | frozenset(vars(pl.LightningDataModule()))
 # Objects of these packages keep their state by themselves, or have none that is a trial's own.
@@ -51,9 +57,11 @@ class Attributes:
         self._leave_out = frozenset(leave_out)
         self._data: dict[str, set[str]] = {}  # attributes that were long from the beginning
         self._before: dict[str, dict[str, Any]] = {}
+        self._lengths: dict[str, dict[str, int]] = {}
         for key, owner in owners():
             values = self._values(key, owner)
             self._before[key] = {name: _mark(value) for name, value in values.items()}
+            self._lengths[key] = {name: len(value) for name, value in values.items() if isinstance(value, _CONTAINERS)}
             self._data[key] = {name for name, value in _vars(owner).items() if _is_long(value)}
 
     def changed(self) -> Changes:
@@ -62,7 +70,7 @@ class Attributes:
         for key, owner in self._owners():
             before = self._before.get(key, {})
             values = self._values(key, owner)
-            packed = {k: _packed(v) for k, v in values.items() if before.get(k, _NOTHING) != _mark(v)}
+            packed = {k: self._grown(key, k, v) for k, v in values.items() if before.get(k, _NOTHING) != _mark(v)}
             if packed:
                 changes[key] = packed
         return changes
@@ -71,17 +79,31 @@ class Attributes:
         """Put changes back; tensors that are not there yet come to ``device``."""
         for key, owner in list(self._owners()):
             for name, value in changes.get(key, {}).items():
-                if isinstance(owner, _Weights):
+                if isinstance(owner, _Weights | _StateDict):
                     owner.put_back(name, value)
-                else:
-                    attributes: Any = vars(owner)
-                    now = attributes.get(name)
-                    where = now.device if isinstance(now, torch.Tensor) else device
-                    attributes[name] = _unpacked(value, now, where)
+                    continue
+                attributes: Any = owner if isinstance(owner, dict) else vars(owner)
+                now = attributes.get(name)
+                content, length = (value["value"], value["length"]) if _is_grown(value) else (value, None)
+                expected = (0, length, _length(content))
+                if isinstance(now, _CONTAINERS) and expected[-1] >= 0 and len(now) not in expected:
+                    continue  # it has grown elsewhere too, so it is not the trial's own
+                where = now.device if isinstance(now, torch.Tensor) else device
+                attributes[name] = _unpacked(content, now, where)
+
+    def _grown(self, key: str, name: str, value: Any) -> Any:
+        """Return the value packed; of a container that has grown or shrunk, with its length at the beginning."""
+        length = self._lengths.get(key, {}).get(name, 0)
+        packed = _packed(value)
+        if not length or not isinstance(value, _CONTAINERS) or len(value) == length:
+            return packed
+        return {_KIND: "grown", "length": length, "value": packed}
 
     def _values(self, key: str, owner: Any) -> dict[str, Any]:
         if isinstance(owner, _Weights):
             return dict(owner.tensors)
+        if isinstance(owner, _StateDict):
+            return {"state_dict": owner.object.state_dict()}
         skipped = self._leave_out | self._data.get(key, set())
         return {k: v for k, v in _vars(owner).items() if k not in skipped and _left(v, _LONGEST) >= 0}
 
@@ -104,6 +126,9 @@ def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterat
                 for path, submodule in part.named_modules():
                     yield f"{inner}.{path} weights", _Weights(submodule)
                     yield from with_helpers(f"{inner}.{path}", submodule, seen, depth + 1)
+            elif isinstance(part, _WITH_STATE) and not isinstance(part, LightningOptimizer) and id(part) not in seen:
+                seen.add(id(part))
+                yield inner, _StateDict(part)
             elif _is_helper(part):
                 yield from with_helpers(inner, part, seen, depth + 1)
 
@@ -122,6 +147,16 @@ class _Weights:
             own.copy_(value)
 
 
+class _StateDict:
+    """An object that saves and loads its state by itself."""
+
+    def __init__(self, owner: Any) -> None:
+        self.object = owner
+
+    def put_back(self, name: str, value: Any) -> None:  # as of weights
+        self.object.load_state_dict(copy.deepcopy(value))
+
+
 def _parts(value: Any) -> list[tuple[str, Any]]:
     if type(value) in (list, tuple):
         return [(f"[{index}]", part) for index, part in enumerate(value)] if len(value) <= _MOST_HELPERS else []
@@ -134,7 +169,7 @@ def _is_helper(value: Any) -> bool:
     kind = type(value)
     return (
         hasattr(value, "__dict__")
-        and not isinstance(value, type | nn.Module | pl.LightningDataModule | Optimizer | LRScheduler | DataLoader)
+        and not isinstance(value, (type, nn.Module, pl.LightningDataModule, DataLoader, *_WITH_STATE))
         and not isinstance(value, torch.Tensor | Logger | pl.Callback | pl.Trainer | BaseException)
         and kind.__module__.partition(".")[0] not in _FOREIGN
         and not hasattr(kind, "__deepcopy__")  # one instance serves all trials
@@ -142,8 +177,10 @@ def _is_helper(value: Any) -> bool:
 
 
 def _vars(owner: Any) -> dict[str, Any]:
-    if isinstance(owner, _Weights):
+    if isinstance(owner, _Weights | _StateDict):
         return {}
+    if isinstance(owner, dict):  # hyperparameters
+        return owner
     hidden = _OF_LIGHTNING | {"training"} if isinstance(owner, nn.Module | pl.LightningDataModule) else frozenset()
     return {name: value for name, value in vars(owner).items() if name not in hidden}
 
@@ -240,6 +277,9 @@ def _packed(value: Any) -> Any:  # noqa: PLR0911  # a line for each type
 def _unpacked(value: Any, now: Any, device: torch.device) -> Any:
     """Return the value again; an existing container or generator stays the same object, as others may hold it too."""
     if isinstance(value, torch.Tensor):
+        if isinstance(now, torch.Tensor) and now.requires_grad and now.is_leaf and now.shape == value.shape:
+            with torch.no_grad():
+                return now.copy_(value)  # something trains this tensor
         return value.clone().to(device)
     if isinstance(value, dict) and _KIND in value:
         return _unpacked_kind(value[_KIND], value, now, device)
@@ -271,13 +311,22 @@ def _unpacked_kind(kind: str, packed: Mapping[str, Any], now: Any, device: torch
 
 
 def _in_place(now: Any, value: Any) -> Any:
-    """Fill an existing container; a container that has grown elsewhere is not the trial's own, and stays as it is."""
+    """Fill an existing container."""
     if type(now) is not type(value) or isinstance(value, tuple | frozenset):
         return value
-    if len(now) in (0, len(value)):
-        now.clear()
-        now.extend(value) if isinstance(value, list | deque) else now.update(value)
+    now.clear()
+    now.extend(value) if isinstance(value, list | deque) else now.update(value)
     return now
+
+
+def _is_grown(packed: Any) -> bool:
+    return isinstance(packed, dict) and packed.get(_KIND) == "grown"
+
+
+def _length(packed: Any) -> int:
+    """Elements of a packed container; -1 of anything else."""
+    content = packed["value"] if isinstance(packed, dict) and _KIND in packed else packed
+    return len(content) if isinstance(content, list | dict) else -1
 
 
 def _state_of(generator: Any) -> Any:

@@ -18,7 +18,7 @@ declare. A module that anneals a coefficient, unfreezes a layer, counts epochs o
 attributes; torchmetrics keep their sums there too.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -29,9 +29,15 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_hpo.training.attributes import Attributes, mark_of, with_helpers
 from lightning_hpo.training.loaders import followed_objects, rewind
 from lightning_hpo.training.random_state import rng_state, set_rng_state
+from lightning_hpo.training.trainer import validation_is_due
 
 Point = Literal["batch", "validation due", "validated", "epoch"]
 State = dict[str, Any]
+# Arguments of `self.log`, as Lightning keeps them, that are plain values.
+_HOW = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx",
+        "metric_attribute")  # fmt: skip
+# Of a Trainer, that hooks of a module change and Lightning reads at each step or epoch.
+_SETTINGS = ("gradient_clip_val", "gradient_clip_algorithm", "check_val_every_n_epoch", "log_every_n_steps")
 
 
 class Resumable:
@@ -45,7 +51,6 @@ class Resumable:
         self._after_step: torch.Tensor | None = None
         self._before_validation: dict[str, Any] | None = None
         self._restored: dict[str, Any] | None = None
-        self._sums: Mapping[str, Any] = {}
         self._live: LiveState
         self._module: pl.LightningModule
         self._modes: dict[str, bool] | None = None
@@ -65,19 +70,16 @@ class Resumable:
             modes = None if _returns_to_training(trainer.lightning_module) else self._modes
         live = self._live.state(modes)
         parts = [getattr(trainer, "parts", 1), getattr(trainer, "val_parts", 1)]
-        # Lightning counts the batch for loggers after the validation, and not at all when it restarts there.
-        uncounted = point == "validated" and not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # no public name
         # Of loaders that are made anew now and then; where that is due, the restart does it.
         now_and_then = getattr(trainer, "reload_dataloaders_every_n_epochs", 0) and not due
         reloaded = loop._last_train_dl_reload_epoch if now_and_then else trainer.current_epoch  # noqa: SLF001  # as above
         random = rng_state()
-        kept = {"point": point, "random": random, "live": live, "parts": parts, "uncounted": int(uncounted)}
+        kept = {"point": point, "random": random, "live": live, "parts": parts}
         return {**kept, "reloaded": reloaded}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, and change the progress that Lightning restores its loops from."""
         self._restored = state
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += state.get("uncounted", 0)
         if state["point"] == "epoch":
             for progress in loops["epoch_progress"].values():  # as if the next one had not been asked for
                 progress["ready"] = progress["started"] = progress["processed"] = progress["completed"]
@@ -106,8 +108,10 @@ class Resumable:
             loop.epoch_loop.restarting = False
         elif self._restored["point"] == "batch":
             loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
-        if self._restored["point"] != "epoch":
-            self._sums = self._restored["live"]["epoch"]
+        elif self._restored["point"] == "validated" and not validation_is_due(trainer):
+            # The job alone has asked for the validation, so Lightning goes on with a batch, not with what follows one.
+            loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+            loop.epoch_loop._batches_that_stepped += not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # as above
 
     def begin(self) -> None:
         """Put back what hooks after :meth:`on_train_start` may have reset; what comes next is a batch or an epoch."""
@@ -121,9 +125,6 @@ class Resumable:
 
     def on_batch_end(self, trainer: pl.Trainer, *, may_validate: bool = True) -> None:
         """Remember torch's generator: a validation loader draws from it before any validation hook is called."""
-        if self._sums:
-            add_epoch_sums(trainer, self._sums)
-            self._sums = {}
         if may_validate:
             self._after_step = torch.get_rng_state()
 
@@ -163,9 +164,9 @@ class LiveState:
     """The state of one Trainer's module, data and callbacks beyond their ``state_dict``.
 
     Create it when training begins, before anything has changed: it notes changes, and puts them back. They are
-    attributes (see :mod:`lightning_hpo.training.attributes`), whether a parameter requires a gradient, whether a
-    submodule trains or evaluates, non-persistent buffers, Lightning's sums of an epoch's metrics, its
-    ``accumulate_grad_batches`` and ``should_stop``. Datasets and samplers belong to their loaders
+    attributes (see :mod:`lightning_hpo.training.attributes`), hyperparameters, whether a parameter requires a gradient,
+    whether a submodule trains or evaluates, non-persistent buffers, what an epoch has logged, the Trainer's
+    ``should_stop``, and those of its settings that hooks change. Datasets and samplers belong to their loaders
     (:mod:`lightning_hpo.training.loaders`).
     """
 
@@ -175,6 +176,7 @@ class LiveState:
         self._attributes = Attributes(self._owners)
         self._gradients = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
         self._buffers = {name: mark_of(buffer) for name, buffer in self._other_buffers()}
+        self._settings = self._settings_now()
 
     def modes(self) -> dict[str, bool]:
         """Whether each submodule trains; a validation changes it for a while."""
@@ -189,10 +191,11 @@ class LiveState:
             "requires_grad": {name: flag for name, flag in gradients.items() if self._gradients.get(name) != flag},
             "training": dict(self.modes() if modes is None else modes),
             "buffers": {k: buffer for k, buffer in self._other_buffers() if marks.get(k) != mark_of(buffer)},
-            "metrics": {name: float(value) for name, value in self._trainer.callback_metrics.items()},
+            "metrics": {k: value.detach().cpu().clone() for k, value in self._trainer.callback_metrics.items()},
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
             "should_stop": self._trainer.should_stop and not self._trainer.stopped_by_job,
-            "epoch": _epoch_sums(self._trainer),
+            "logged": _logged(self._trainer.fit_loop.epoch_loop._results),  # noqa: SLF001  # no public name
+            "settings": {k: now for k, now in self._settings_now().items() if now != self._settings[k]},
         }
 
     def restore(self, state: State, *, with_stop: bool = True) -> None:
@@ -203,19 +206,28 @@ class LiveState:
         for name, submodule in self._module.named_modules():
             submodule.training = state["training"].get(name, submodule.training)
         put_buffers(self._module, dict(self._other_buffers()), state["buffers"])
-        self._trainer.callback_metrics.update({name: torch.tensor(value) for name, value in state["metrics"].items()})
+        if "logged" in state:  # older checkpoints have neither
+            _log_again(self._trainer, self._module, state["logged"])
+            vars(self._trainer).update(state["settings"])
+        metrics = {name: torch.as_tensor(value).clone() for name, value in state["metrics"].items()}
+        self._trainer.callback_metrics.update(metrics)
         self._trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
         if with_stop:
             self._trainer.should_stop = state["should_stop"]  # a callback has asked for it, and min_epochs delays it
+
+    def _settings_now(self) -> dict[str, Any]:
+        return {name: getattr(self._trainer, name) for name in _SETTINGS}
 
     def _owners(self) -> Iterator[tuple[str, Any]]:
         owners = [(f"model.{name}", submodule) for name, submodule in self._module.named_modules()]
         if (data := getattr(self._trainer, "datamodule", None)) is not None:
             owners.append(("data", data))
+        owners += [(f"{key} hparams", owner.hparams) for key, owner in owners if getattr(owner, "hparams", None)]
         for index, callback in enumerate(self._trainer.callbacks):
             if _keeps_no_state(callback):
                 owners.append((f"callback.{index}.{type(callback).__qualname__}", callback))
-        others = {id(other) for other in followed_objects(self._trainer.train_dataloader)}
+        known = (*self._trainer.optimizers, *(config.scheduler for config in self._trainer.lr_scheduler_configs))
+        others = {id(other) for other in (*followed_objects(self._trainer.train_dataloader), *known)}
         seen = others | {id(owner) for _, owner in owners}
         for key, owner in owners:
             seen.discard(id(owner))
@@ -239,29 +251,36 @@ def put_buffers(module: pl.LightningModule, own: Mapping[str, torch.Tensor], val
             module.get_submodule(owner).register_buffer(key, value.clone().to(module.device), persistent=False)
 
 
-def add_epoch_sums(trainer: Any, sums: Mapping[str, Any]) -> None:
-    """Add sums of an epoch's training metrics from before an interruption, after the first batch that follows."""
-    for key, item in trainer.fit_loop.epoch_loop._results.items():  # noqa: SLF001  # Lightning has no public name
-        if key not in sums:
+def _logged(results: Any) -> list[dict[str, Any]]:
+    """What was logged since the epoch began: how, and with which values; a metric object keeps its own."""
+    logged = []
+    for item in results.values():
+        meta, is_tensor = item.meta, item.is_tensor
+        if item.has_reset or meta.sync.group is not None or not (is_tensor or meta.metric_attribute):
             continue
-        value, weight = sums[key]
-        value = value.to(item.value.device)
-        if item.meta.is_max_reduction or item.meta.is_min_reduction:
-            item.value = item.meta.reduce_fx(value, item.value)
-        else:
-            item.value = value + item.value
-        if item.meta.is_mean_reduction:
-            item.cumulated_batch_size = item.cumulated_batch_size + weight
-        item._computed = None  # noqa: SLF001  # torchmetrics' cache
+        how = {name: getattr(meta, name) for name in _HOW}
+        sync = {"sync_dist": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only}
+        values = {"value": item.value} if is_tensor else {}
+        values |= {name: getattr(item, name, None) for name in ("cumulated_batch_size", "_forward_cache")}
+        values = {name: value.detach().cpu().clone() for name, value in values.items() if value is not None}
+        logged.append({"how": {**how, **sync, "reduce_fx": meta.reduce_fx.__name__}, "values": values})
+    return logged
 
 
-def _epoch_sums(trainer: Any) -> dict[str, Any]:
-    """Value and weight of each training metric that is accumulated over the epoch."""
-    return {
-        key: (item.value.detach().cpu().clone(), int(getattr(item, "cumulated_batch_size", 0)))
-        for key, item in trainer.fit_loop.epoch_loop._results.items()  # noqa: SLF001  # as above
-        if item.is_tensor and item.meta.on_epoch and not item.has_reset
-    }
+def _log_again(trainer: Any, module: pl.LightningModule, logged: Sequence[Mapping[str, Any]]) -> None:
+    """Let the epoch have logged what it had, and nothing that hooks have logged since."""
+    results = trainer.fit_loop.epoch_loop._results  # noqa: SLF001  # Lightning has no public name
+    results.clear()
+    for part in logged:
+        how, values = part["how"], part["values"]
+        name = how["metric_attribute"]
+        value = values["value"].to(module.device) if "value" in values else module.get_submodule(name)
+        results.log(value=value, sync_dist_fn=trainer.strategy.reduce, **how)
+        item = results[f"{how['fx']}.{how['name']}"]
+        for attribute, kept in values.items():
+            setattr(item, attribute, kept.to(module.device))
+    if logged:
+        trainer._logger_connector._first_loop_iter = True  # noqa: SLF001  # as after any batch but the first
 
 
 def _keeps_no_state(callback: pl.Callback) -> bool:

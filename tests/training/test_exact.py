@@ -17,6 +17,7 @@ from lightning_hpo import checkpoints
 from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
 from lightning_hpo.training.objective import Objective
+from lightning_hpo.training.plugins import METRICS
 
 R = 22
 BATCHES = 5
@@ -179,6 +180,23 @@ class PlateauOfTraining(Plateau):
     monitor = "train_loss_epoch"
 
 
+class PlateauOfSome(Plateau):
+    """Follows what only the first batch of an epoch logs."""
+
+    monitor = "first"
+
+    def on_train_epoch_start(self):
+        self.log("epoch_began", float(self.current_epoch))
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx == 0:
+            self.log("first", loss, on_step=False, on_epoch=True)
+        if batch_idx % 2 == 0:
+            self.log("even", loss, on_step=True, on_epoch=True, reduce_fx="sum")
+        return loss
+
+
 class PlateauPerStep(Plateau):
     interval, monitor = "step", "train_loss_step"
 
@@ -203,6 +221,38 @@ class TwoOptimizers(Net):
 
     def configure_optimizers(self):
         return [torch.optim.SGD(self.net[0].parameters(), lr=0.1), torch.optim.Adam(self.net[3].parameters())]
+
+
+class Keeps(Net):
+    """State in its hyperparameters, in containers, and in objects that Lightning does not know; sets the Trainer."""
+
+    def __init__(self, beta=1.0):
+        super().__init__()
+        self.save_hyperparameters()
+        self.history, self.by_name = [0.5], {"epochs": [1.0]}
+        self.dual = [torch.zeros(1, requires_grad=True)]
+        self.dual_optimizer = torch.optim.Adam(self.dual, lr=0.1)
+        self.dual_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.dual_optimizer, T_max=R)
+
+    def on_train_epoch_start(self):
+        self.trainer.gradient_clip_val = 0.5 / (1 + self.current_epoch)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.history.append(float(outputs["loss"]))
+
+    def on_train_epoch_end(self):
+        self.hparams.beta *= 0.7
+        self.by_name["epochs"].append(1.0)
+        self.by_name[f"epoch {self.current_epoch}"] = [0.1]
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.dual_optimizer.zero_grad()
+        (self.dual[0] * (0.5 - loss.detach())).sum().backward()
+        self.dual_optimizer.step()
+        self.dual_schedule.step()
+        kept = sum(self.history) / len(self.history) + sum(map(sum, self.by_name.values()))
+        return loss * (self.hparams.beta + 0.1 * kept + self.dual[0].detach().sum())
 
 
 class Backbone(Net):
@@ -270,6 +320,11 @@ def run(folder, stops, model, data, trainer, *, crash=(), pause=(), every=3):
     return outcome, saved
 
 
+def logged(folder):
+    """Rows that loggers are given."""
+    return sorted((folder / METRICS).read_text().splitlines())
+
+
 class Asked:
     """Wants a pause at the n-th question."""
 
@@ -300,6 +355,8 @@ CASES = {
     "plateau by a validation": (Plateau, Data, {}),
     "plateau by an epoch's training loss": (PlateauOfTraining, Data, {}),
     "plateau at every step": (PlateauPerStep, Data, {}),
+    "plateau by what some batches log": (PlateauOfSome, Data, {"val_check_interval": 2, "log_every_n_steps": 1}),
+    "state of many kinds": (Keeps, Data, {}),
     "schedule by max_epochs": (Steps, Data, {}),
     "two optimizers": (TwoOptimizers, Data, {}),
     "backbone finetuning": (Backbone, Data, {"callbacks": [BackboneFinetuning(2, lambda epoch: 1.5)]}),
@@ -340,6 +397,8 @@ def test_a_trial_that_is_cut_equals_one_that_is_not(case, cuts, tmp_path):
         outcome, other = run(tmp_path / "cut", stops[1:], model, data, trainer, every=2)
     else:
         outcome, other = run(tmp_path / "cut", stops, model, data, trainer, crash=crash, every=2)
+    if stops == [R]:  # at other rungs the job itself validates
+        assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
     assert outcome.score == whole.score
     assert outcome.step == whole.step == one["global_step"] == other["global_step"]
     torch.testing.assert_close(other["state_dict"], one["state_dict"], rtol=0, atol=0)
