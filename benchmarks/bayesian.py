@@ -55,6 +55,26 @@ def botorch_suggestion(rows, values, seed):
     return found[0].numpy()
 
 
+class Hebo:
+    """HEBO on the unit cube, with its own start and default settings."""
+
+    def __init__(self, d, seed):
+        from hebo.design_space.design_space import DesignSpace
+        from hebo.optimizers.hebo import HEBO
+
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # its evolutionary search draws from the global generator
+        space = DesignSpace().parse([{"name": f"x{i}", "type": "num", "lb": 0.0, "ub": 1.0} for i in range(d)])
+        self.optimizer, self.asked = HEBO(space, scramble_seed=seed), None
+
+    def suggest(self):
+        self.asked = self.optimizer.suggest(n_suggestions=1)
+        return self.asked.iloc[0].to_numpy(dtype=float)
+
+    def observe(self, value):
+        self.optimizer.observe(self.asked, np.array([[value]]))
+
+
 def to_params(space, row):
     from lightning_hpo.space import from_unit
 
@@ -98,7 +118,7 @@ def sampler_of(method, seed, space=None):
 def run(problem, method, seed, evaluations):
     """Yield (n, regret of the lowest observation, regret by the model or None, CPU seconds) at each checkpoint."""
     method, _, width = method.partition("@")
-    direct, waiting = method in ("botorch", "textbook"), []
+    direct, waiting = method in ("botorch", "textbook", "hebo"), []
     branches = problem.space if getattr(problem.space, "conditions", None) else None
     study = optuna.create_study(
         sampler=optuna.samplers.RandomSampler(seed=seed) if direct else sampler_of(method, seed, branches)
@@ -106,10 +126,13 @@ def run(problem, method, seed, evaluations):
     rng = np.random.default_rng([5, seed])
     names, rows, values, truths, spent = list(problem.space), [], [], [], 0.0
     start = 5 if method == "textbook" else 10
+    hebo = Hebo(len(names), seed) if method == "hebo" else None
     for number in range(evaluations):
         begin = time.process_time()
         if direct:
-            if number < start:
+            if hebo is not None:
+                row = hebo.suggest()
+            elif number < start:
                 row = rng.random(len(names))
             elif method == "botorch":
                 row = botorch_suggestion(np.array(rows), values, 1000 * seed + number)
@@ -125,6 +148,10 @@ def run(problem, method, seed, evaluations):
             params = trial.params
         spent += time.process_time() - begin
         value = problem.observe(params, seed, number)
+        if hebo is not None:
+            begin = time.process_time()
+            hebo.observe(value)
+            spent += time.process_time() - begin
         if not direct:
             study.tell(trial, value)
         values.append(value)

@@ -200,7 +200,8 @@ def measure(options: argparse.Namespace) -> None:
         entry = METHODS[method]
         if (name, method, workers, seed) in done or importlib.util.find_spec(entry.needs) is None:
             continue
-        run = play(entry.make(problem(name), seed), problem(name), workers)
+        of = problem(name)
+        run = play(entry.make(of, seed), of, workers)
         line = {"problem": name, "method": method, "workers": workers, "seed": seed, **run}
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from curves import HELD_BACK, SYNTHETIC, TABLES
+from curves import ENTRIES, HELD_BACK, HELD_BACK_ENTRIES, SYNTHETIC, TABLES
 from numpy.typing import NDArray
 
 BUDGETS = (5, 10, 20)  # in units of R
@@ -53,6 +53,8 @@ def summary(runs: Runs, workers: Sequence[int]) -> Iterator[str]:
     """Of each group of problems and number of workers: means, then paired differences."""
     for title, problems in (
         ("recorded tables", TABLES),
+        ("recorded tables by their entries", ENTRIES),
+        ("recorded tables by their entries, held back", HELD_BACK_ENTRIES),
         ("synthetic problems", tuple(SYNTHETIC)),
         ("problems held back", tuple(HELD_BACK)),
     ):
@@ -67,7 +69,7 @@ def summary(runs: Runs, workers: Sequence[int]) -> Iterator[str]:
 
 def means(runs: Runs, workers: int, problems: Sequence[str]) -> Iterator[str]:
     """One line per method, the best at the largest budget first."""
-    names = " · ".join(name.removeprefix("synthetic-") for name in problems)
+    names = " · ".join(name.removeprefix("synthetic-").removeprefix("entries-") for name in problems)
     yield f"| method | seeds | mean 5R | 10R | 20R (SE) | 20R: {names} | speed-up | geo-mean | busy | ms |"
     yield "|" + "---|" * 10
     lines = []

@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,11 @@ class Work:
     stop: int
 
 
+def following(work: Work, rungs: Sequence[int]) -> Work:
+    """The same trial, from its rung to the next one."""
+    return Work(work.trial, work.params, work.stop, rungs[rungs.index(work.stop) + 1])
+
+
 class Method(Protocol):
     """What the simulator plays with; a new one per run."""
 
@@ -30,11 +35,16 @@ class Method(Protocol):
     def tell(self, work: Work, value: float) -> None: ...
 
 
+def rungs_up_to(max_epochs: int) -> list[int]:
+    """Epochs 1, 3, 9, ... and the full budget."""
+    return [*(3**i for i in range(9) if 3**i < max_epochs), max_epochs]
+
+
 class OptunaHyperband:
     """TPE with HyperbandPruner: a trial runs on while it is not pruned."""
 
     def __init__(self, of: Problem, seed: int) -> None:
-        self.rungs = [3**i for i in range(5)]
+        self.rungs = rungs_up_to(of.max_epochs)
         self.study = optuna.create_study(
             study_name=f"seed{seed}",  # the bracket is a hash of the name
             sampler=TPESampler(seed=seed),
@@ -57,7 +67,7 @@ class OptunaHyperband:
         elif trial.should_prune():
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            self.running.append(Work(trial, work.params, work.stop, work.stop * 3))
+            self.running.append(following(work, self.rungs))
 
 
 class SyneTuneASHA:
@@ -80,7 +90,7 @@ class SyneTuneASHA:
         self.make = Trial
         self.of = of
         self.count = itertools.count()
-        self.rungs = [3**i for i in range(5)]
+        self.rungs = rungs_up_to(of.max_epochs)
         self.running: list[Work] = []
 
     def ask(self) -> Work:
@@ -99,7 +109,7 @@ class SyneTuneASHA:
         if work.stop == self.rungs[-1]:
             self.scheduler.on_trial_complete(work.trial, result)
         elif decision == "CONTINUE":
-            self.running.append(Work(work.trial, work.params, work.stop, work.stop * 3))
+            self.running.append(following(work, self.rungs))
         else:
             self.scheduler.on_trial_remove(work.trial)
 

@@ -1,6 +1,7 @@
 """The sampler: an Optuna study in, the next configuration out."""
 
 import inspect
+import math
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ WARPS = ("auto", "none", "half_log", "better_log", "half_rank")
 # stalled search looks closely: a model of few rows cannot tell noise from a gain.
 _NOISY, QUIET = 1e-2, 3e-3
 _SHORT, _LONG = 5, 12  # rows without a gain
+_LIKELY = math.log(0.5)  # log probability of a pending row to be feasible, from which its expected value is undercut
 _optimistic: AcquisitionFunction = partial(lower_confidence_bound, beta=3.0)
 
 
@@ -56,8 +58,8 @@ class GaussianProcessSampler(BaseSampler):
     * A search without noise that has stalled looks closely: every second trial is of a model of the best
       row's neighbourhood (:mod:`lightning_hpo.samplers.local`), which gains the last digits. After a longer stall every
       fourth is the best configuration with one parameter changed, which leaves its basin where parameters act alone.
-    * Parallel workers get distinct points: a trial without a value counts with the model's expectation. To other
-      processes its place is known once it holds its parameters.
+    * Parallel workers get distinct points: a trial without a value counts with the model's expectation, which a
+      suggestion is to improve on. To other processes its place is known once it holds its parameters.
     * A warm start needs nothing special: ``study.enqueue_trial(params)`` tries a guess first (parameters that it
       leaves open are chosen given the rest), ``study.add_trials(earlier.trials)`` learns from an earlier study.
 
@@ -305,6 +307,9 @@ def _next_configuration(
         rng: of this suggestion.
     """
     known = np.concatenate([observations.units, observations.pending])
+    expected = observations.pending[feasibility.log_probability(observations.pending) > _LIKELY]
+    if len(expected):  # else a batch gathers where the first of it will be better than the best row
+        model = replace(model, best=min(model.best, float(model.posterior(expected)[0].min())))
     noise = model.process.hyperparameters.noise if isinstance(model, GaussianProcessModel) else QUIET
     function = acquisition or (_optimistic if noise > _NOISY and number % 2 else log_expected_improvement)
     if not feasibility.known:

@@ -19,6 +19,7 @@ The cache keeps fits by the bytes of the rows that they saw: it saves time and c
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -215,9 +216,10 @@ def fit_few(encoding: Encoding, observations: Observations) -> GaussianProcessMo
         candidates.append((density + targets.log_jacobian(values), targets, found))
     _, targets, found = max(candidates, key=lambda candidate: candidate[0])
     process = GaussianProcess(features, targets.forward(values), encoding.groups, found)
-    means = process.posterior_mean_at_observations()
-    process = _believing(process, encoding.features(observations.pending))
-    return GaussianProcessModel(encoding, process, targets, False, float(means.min()), means, observations.units)
+    means, pending = process.posterior_mean_at_observations(), encoding.features(observations.pending)
+    best = min(means.min(), process.posterior(pending)[0].min(initial=math.inf))
+    process = _believing(process, pending)
+    return GaussianProcessModel(encoding, process, targets, False, float(best), means, observations.units)
 
 
 def fit_regressor(regressor: Any, encoding: Encoding, observations: Observations, seed: int) -> RegressorModel:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ModelCheckpoint,
     ModelPruning,
+    OnExceptionCheckpoint,
     SpikeDetection,
     StochasticWeightAveraging,
 )
@@ -100,6 +101,10 @@ class TrialTrainer(pl.Trainer):
         self.optimizer_count = 1  # of a module with manual optimization, once it has made its optimizers
         super().__init__(max_steps=max_steps if unit.is_steps else sys.maxsize, **arguments)
         self._limit = self.fit_loop.epoch_loop.max_steps  # smaller in a fast_dev_run
+        for callback in self.callbacks:  # type: ignore[attr-defined]  # set by Trainer
+            if isinstance(callback, OnExceptionCheckpoint):  # Lightning begins with its file, whatever trial has failed
+                callback.dirpath = self.default_root_dir
+                Path(callback.ckpt_path).unlink(missing_ok=True)
 
     @property
     def max_steps(self) -> int:

@@ -270,6 +270,18 @@ def test_parallel_asks_are_distinct_and_spread():
     assert np.median(distances) > 0.05
 
 
+def test_a_batch_does_not_gather_where_its_first_suggestion_will_be_better_than_the_best():
+    medians = []
+    for seed in range(4):
+        study = new_study(seed=seed)
+        study.optimize(lambda trial: sum((trial.suggest_float(name, 0, 1) - 0.4) ** 2 for name in "xyz"), n_trials=15)
+        space = study.trials[0].distributions
+        points = np.array([list(study.ask(space).params.values()) for _ in range(16)])
+        apart = np.abs(points[:, None] - points).max(axis=2)[np.triu_indices(16, 1)]
+        medians.append(np.median(apart))
+    assert np.mean(medians) > 0.005  # 0.002 if what a pending trial is expected to reach is not the value to undercut
+
+
 def test_a_finite_space_is_not_searched_twice_and_may_be_exhausted():
     study = new_study(n_startup_trials=3)
 
