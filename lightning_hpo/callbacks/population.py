@@ -158,7 +158,7 @@ class PopulationBasedTraining(pl.Callback):
         if self._earlier is not None and trainer.global_step > 0:
             self._decide(trainer, pl_module, self.folder.decide)
         self._earlier = None
-        log_hyperparameters(trainer, self._params)
+        log_hyperparameters(trainer, self._params, None, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read back what takes effect with an epoch."""
@@ -179,7 +179,7 @@ class PopulationBasedTraining(pl.Callback):
         self._effects.apply(self._params, copied=following.state is not None)
         if trainer.is_global_zero:
             self.folder.applied(trainer.global_step, following)
-        log_hyperparameters(trainer, self._params, following.parent)
+        log_hyperparameters(trainer, self._params, following.parent, trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what training has logged."""

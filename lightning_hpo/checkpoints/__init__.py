@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lightning_hpo.checkpoints.key import NO_KEY, Key
+from lightning_hpo.checkpoints.origin import outline
 from lightning_hpo.checkpoints.sealing import Seal, Sealing, is_sealed, read_seal
 from lightning_hpo.errors import DamagedCheckpointError, UnreadableStateError
 
@@ -192,6 +193,18 @@ def remove(path: str | os.PathLike[str]) -> None:
             file.unlink()
 
 
+def remove_later(folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps, which a killed process has left: they are about to be saved again.
+
+    Where a file stands already, a ModelCheckpoint saves beside it, under a name of another version.
+    """
+    for leftover in folder.glob(".*.ckpt.*.tmp"):
+        leftover.unlink()
+    for file in sorted(folder.glob("*.ckpt")):
+        if (outline(file) or {}).get("global_step", step) > step:
+            remove(file)
+
+
 def keep(path: str | os.PathLike[str], kept: str | os.PathLike[str]) -> None:
     """Give a checkpoint and its predecessor second names, under which they stay when they are replaced."""
     for source, target in ((Path(path), Path(kept)), (previous_of(path), previous_of(kept))):
@@ -209,7 +222,10 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Delete unfinished files that killed processes left beside ``path``."""
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _read(file: BinaryIO, map_location: Any, *, plain: bool) -> dict[str, Any]:

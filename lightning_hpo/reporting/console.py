@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from operator import eq
 from typing import Any, Literal, TypeAlias
 
-from lightning_hpo.records import Confirmation, Mode, Row, best_row, confirmations, ranked, spent
+from lightning_hpo.records import Confirmation, Mode, Row, confirmations, ranked, spent
+from lightning_hpo.reporting.best_so_far import BestSoFar
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
 from lightning_hpo.schedulers.base import Bracket, Coverage
 from lightning_hpo.schedulers.units import STEPS, Unit
@@ -35,6 +36,7 @@ class Console:
         self._mode = mode
         self._verbose = verbose
         self._unit = unit
+        self._best = BestSoFar(mode)
         self.seconds_left: Callable[[], float | None] = lambda: None
         """Says how long the search will still take, if that is known."""
         self.quiet_jobs = False
@@ -141,7 +143,7 @@ class Console:
         elif not row.feasible:
             outcome += " (infeasible)"
         outcome += f" {over_folds(row)}" if row.folds and not gave_none else ""
-        best = best_row(rows, self._mode)
+        best, _ = self._best.update(rows)
         so_far = "" if best is None else f"  best {best.score:.5g} (trial {best.number})"
         at = f"@ {self._unit.number(row.step)}" if row.values else ""
         self.line(f"trial {row.number:>4} {at:<8} {outcome:<22}{so_far}  [{self._spent(rows)}{left}]")

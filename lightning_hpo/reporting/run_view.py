@@ -24,7 +24,7 @@ from lightning_hpo.reporting.view import Plan, view_from_outside
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.rows import FAILURE, FINGERPRINT, row_of
-from lightning_hpo.study.storage_errors import readable, sqlite_url
+from lightning_hpo.study.storage_errors import readable, renamed_text, sqlite_url
 from lightning_hpo.study.trial_folders import STUDY_ID
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
 
@@ -54,7 +54,13 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
             study = optuna.load_study(study_name=path.name, storage=opened)
             trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
     except KeyError:
-        raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
+        names = optuna.get_all_study_names(opened)
+        if storage is None and names:
+            raise StorageError(f"{renamed_text(path, names)}.") from None
+        raise StorageError(
+            f"the storage of {path} holds no study with the name {path.name!r}, but {', '.join(map(repr, names))}."
+            if names else f"the storage of {path} holds no study."
+        ) from None  # fmt: skip
     return _run(path, study.directions, trials, attributes)
 
 

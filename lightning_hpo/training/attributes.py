@@ -47,7 +47,7 @@ _FOREIGN = frozenset({
 
 
 class Attributes:
-    """Changes in objects since this was created; they can be put back into other objects of the same classes.
+    """Changes in objects since this was created; :func:`put_back` puts them into other objects of the same classes.
 
     ``owners`` returns name and object of each; attributes that ``leave_out`` names do not count.
     """
@@ -75,22 +75,6 @@ class Attributes:
                 changes[key] = packed
         return changes
 
-    def put_back(self, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-        """Put changes back; tensors that are not there yet come to ``device``."""
-        for key, owner in list(self._owners()):
-            for name, value in changes.get(key, {}).items():
-                if isinstance(owner, _Weights | _StateDict):
-                    owner.put_back(name, value)
-                    continue
-                attributes: Any = owner if isinstance(owner, dict) else vars(owner)
-                now = attributes.get(name)
-                content, length = (value["value"], value["length"]) if _is_grown(value) else (value, None)
-                expected = (0, length, _length(content))
-                if isinstance(now, _CONTAINERS) and expected[-1] >= 0 and len(now) not in expected:
-                    continue  # it has grown elsewhere too, so it is not the trial's own
-                where = now.device if isinstance(now, torch.Tensor) else device
-                attributes[name] = _unpacked(content, now, where)
-
     def _grown(self, key: str, name: str, value: Any) -> Any:
         """Return the value packed; of a container that has grown or shrunk, with its length at the beginning."""
         length = self._lengths.get(key, {}).get(name, 0)
@@ -106,6 +90,23 @@ class Attributes:
             return {"state_dict": owner.object.state_dict()}
         skipped = self._leave_out | self._data.get(key, set())
         return {k: v for k, v in _vars(owner).items() if k not in skipped and _left(v, _LONGEST) >= 0}
+
+
+def put_back(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+    """Put changes back into objects of the same classes; tensors that are not there yet come to ``device``."""
+    for key, owner in list(owners):
+        for name, value in changes.get(key, {}).items():
+            if isinstance(owner, _Weights | _StateDict):
+                owner.put_back(name, value)
+                continue
+            attributes: Any = owner if isinstance(owner, dict) else vars(owner)
+            now = attributes.get(name)
+            content, length = (value["value"], value["length"]) if _is_grown(value) else (value, None)
+            expected = (0, length, _length(content))
+            if isinstance(now, _CONTAINERS) and expected[-1] >= 0 and len(now) not in expected:
+                continue  # it has grown elsewhere too, so it is not the trial's own
+            where = now.device if isinstance(now, torch.Tensor) else device
+            attributes[name] = _unpacked(content, now, where)
 
 
 def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:

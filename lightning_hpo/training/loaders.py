@@ -23,7 +23,7 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils._pytree import tree_flatten
 
-from lightning_hpo.training.attributes import Attributes, Changes, with_helpers
+from lightning_hpo.training.attributes import Attributes, Changes, put_back, with_helpers
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 
 State = dict[str, Any]
@@ -233,7 +233,7 @@ class FollowedLoader:
             yield batch
 
     def _put_back(self, changes: Changes) -> None:
-        self._attributes.put_back(changes, torch.device("cpu"))
+        put_back(self.objects(), changes, torch.device("cpu"))
 
     def _random(self) -> State:
         return {"global": rng_state(), "own": [generator.get_state() for generator in self._generators()]}

@@ -9,23 +9,27 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
+from lightning_hpo.checkpoints import remove_later
+from lightning_hpo.checkpoints.shards import let_strategy_load
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import TrialComponents, as_list
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded, seeded_everything
 from lightning_hpo.training.trainer import (
-    BeforeOthers,
+    STEP_HOOKS,
     JobCallback,
     TrialTrainer,
-    count_optimizers,
     validate_arguments,
     validate_callbacks,
+    without_hooks,
 )
+from lightning_hpo.training.trial_info import first_row
 
 # Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {
@@ -34,6 +38,40 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
+
+
+@without_hooks(*STEP_HOOKS, "on_train_batch_start", "on_validation_batch_end")
+class BeforeOthers(pl.Callback):
+    """Prepares a Trainer before the callbacks of the user, and calls a job where it must come before them."""
+
+    def __init__(self, job: JobCallback) -> None:
+        self._job = job
+
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
+        """Do what Lightning does too late, or not as a trial needs it."""
+        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
+        for callback in trainer.callbacks:
+            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
+            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                fold = "" if trainer.fold is None else f"fold{trainer.fold}"
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints" / fold)
+                if trainer.is_global_zero:
+                    remove_later(Path(callback.dirpath), trainer.begins_at)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before anything of the epoch has begun."""
+        self._job.before_epoch(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before others change the weights, as weight averaging does."""
+        self._job.before_end(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Note where training was when Lightning lost it."""
+        trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
 
 
 def make_trainer(
@@ -77,7 +115,7 @@ def make_trainer(
         made = follow(loaders(), trainer.limit_train_batches, list(positions))
         positions.clear()  # loaders that are made anew for a later epoch start at its beginning
         if "log_every_n_steps" not in given:
-            _log_each_epoch(trainer, made)
+            _log_each_epoch(trainer, made, usual)
         return made
 
     owner.train_dataloader = followed
@@ -85,9 +123,15 @@ def make_trainer(
     validate_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))
-    given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
+    given.setdefault("logger", MetricsFile(folder / METRICS, first_row(saved)))
     plugins = [*as_list(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
+    usual: int = vars(trainer)["log_every_n_steps"]
+    trainer.begins_at = -1 if saved is None else int(saved["global_step"])
+    let_strategy_load(trainer.strategy, saved)
+    restored = None if saved is None else saved["callbacks"].get(type(job).__qualname__)
+    if restored is not None and trainer.strategy.restore_checkpoint_after_setup:  # after on_fit_start, which needs it
+        job.load_state_dict(restored)
     if not trainer.unit.is_steps and is_overridden("configure_optimizers", components.module):
         configuring = _Configuring(components.module.configure_optimizers, trainer)
         object.__setattr__(components.module, "configure_optimizers", configuring)
@@ -108,6 +152,13 @@ def call_after(module: Any, hook: str, then: Callable[..., None], count: int) ->
     object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
 
 
+def _count_optimizers(made: Any) -> int:
+    """Return how many optimizers ``configure_optimizers`` has returned, in any of the forms that Lightning takes."""
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
+        made = made[0]
+    return max(len(made), 1) if isinstance(made, list | tuple) else 1
+
+
 class _Configuring:
     """``configure_optimizers`` of a module; a budget in epochs or samples becomes optimizer steps before it.
 
@@ -124,7 +175,7 @@ class _Configuring:
         trainer = self._trainer
         trainer.convert_budget()
         made = self._own()
-        count = 1 if trainer.lightning_module.automatic_optimization else count_optimizers(made)
+        count = 1 if trainer.lightning_module.automatic_optimization else _count_optimizers(made)
         if count != trainer.optimizer_count:
             trainer.optimizer_count = count
             trainer.convert_budget()
@@ -154,11 +205,12 @@ class _FollowedHook:
         return self
 
 
-def _log_each_epoch(trainer: Any, loader: Any) -> None:
+def _log_each_epoch(trainer: Any, loader: Any, usual: int) -> None:
     """Log at least once in an epoch that is shorter than Lightning's default interval; else it warns of that."""
     if isinstance(loader, DataLoader):
         with contextlib.suppress(TypeError):  # a loader without length
-            trainer.log_every_n_steps = max(min(trainer.log_every_n_steps, len(loader)), 1)
+            batches = -(-len(loader) // trainer.world_size)
+            trainer.log_every_n_steps = max(min(usual, batches), 1)
 
 
 @contextmanager

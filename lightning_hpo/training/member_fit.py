@@ -25,7 +25,7 @@ from lightning_hpo.training.objective import Objective
 from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.rebuild import Effect, Rebuild
 from lightning_hpo.training.state_transfer import State
-from lightning_hpo.training.trial_info import Trial, trial_info
+from lightning_hpo.training.trial_info import Trial, first_row, trial_info
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # nothing that a member did
 
@@ -98,7 +98,7 @@ class MemberFits:
         try:
             with quiet_and_seeded(objective.seed, task.member, task.job.seed, alone=False):
                 built = objective.builder.build(params)
-                own_callbacks = objective.attached.attach(built, _first_trial(task, start))
+                own_callbacks = objective.attached.attach(built, _first_trial(task, first_row(saved)))
                 trainer = make_trainer(
                     built,
                     task.folder,

@@ -178,7 +178,7 @@ class MemberJob(JobCallback):
             self._bound().prepare(self._task.params)
             self._restored = None
         else:  # a fit that continues has logged them where they began
-            log_hyperparameters(trainer, self._params)
+            log_hyperparameters(trainer, self._params, None, 0)
 
     def after_start(self) -> None:
         """Put back what hooks at the start of training may have reset."""
@@ -192,7 +192,8 @@ class MemberJob(JobCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin the job: take over what it copies, and apply its hyperparameters."""
-        if self._should_pause():
+        # Of several ranks the one that may pause decides for all.
+        if trainer.strategy.reduce_boolean_decision(self._should_pause(), all=False):
             self.paused = True
             leave_fit()
         if not self._begins:
@@ -203,7 +204,8 @@ class MemberJob(JobCallback):
         if copied is not None or self._params != dict(self._task.params):
             self._params = dict(self._task.params)
             self._bound().apply(self._params, copied=copied is not None)
-            log_hyperparameters(trainer, self._params, self._task.job.parent)
+            row = trainer.fit_loop.epoch_loop._batches_that_stepped  # noqa: SLF001  # as Lightning does
+            log_hyperparameters(trainer, self._params, self._task.job.parent, row)
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
@@ -236,7 +238,8 @@ class MemberJob(JobCallback):
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
-        self._scores.keep_best(trainer)
+        self._scores.keep_best(trainer, lambda: self._saved.update(resume=self._resumable.state_of_module(trainer)))
+        self._saved = {}
         if self._ends and (not epoch_ends(trainer) or self._step >= trainer.max_steps):
             self._end(trainer, "validated")
 
@@ -280,15 +283,19 @@ class MemberJob(JobCallback):
 
     def _save(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
         file = self._task.folder / CHECKPOINT
-        self._saved = state
+        self._saved, failed = state, None
         try:
             if not file.parent.is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the folder of the member is gone: it was deleted or moved")
             trainer.save_checkpoint(file)
         except OSError as error:
-            raise storage_error("no checkpoint could be saved", file, error) from error
+            failed = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where other ranks of the member are waiting
         finally:
             self._saved = {}
+        if trainer.strategy.reduce_boolean_decision(failed is not None, all=False):
+            failed = failed or OSError("another rank of the member failed to write it")
+            raise storage_error("no checkpoint could be saved", file, failed) from failed
 
     def _bound(self) -> Hyperparameters:
         assert self._effects is not None
@@ -302,7 +309,7 @@ def require_whole_weights(trainer: pl.Trainer) -> None:
         raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
 
 
-def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: int | None = None) -> None:
+def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | None, step: int) -> None:
     """Log the hyperparameters that are numbers and no secrets, and the trial that was copied."""
     numbers = {
         f"pbt/{name}": float(value)
@@ -312,7 +319,7 @@ def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: 
     if parent is not None:
         numbers["pbt/parent"] = float(parent)
     for logger in trainer.loggers:
-        logger.log_metrics(numbers, step=trainer.global_step)
+        logger.log_metrics(numbers, step=step)
 
 
 def kept_in(saved: Mapping[str, Any]) -> dict[str, Any]:

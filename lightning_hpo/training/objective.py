@@ -49,7 +49,7 @@ from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.trainer import TrialTrainer
-from lightning_hpo.training.trial_info import trial_info
+from lightning_hpo.training.trial_info import scores_of_folds, trial_info, trial_of
 from lightning_hpo.training.trial_report import TrialReport
 from lightning_hpo.training.value_builder import ValueBuilder
 
@@ -201,7 +201,7 @@ class Objective:
                 return replace(outcome, notes=notes)
             components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
-            own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
+            own = self.attached.attach(components, trial_of(task, saved))
             progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause, earlier=earlier)
             job = RunToStep(
                 target,
@@ -224,9 +224,8 @@ class Objective:
                 max_steps=self.max_steps,
                 unit=self.unit,
             )
-            trainer.parts, trainer.val_parts, trainer.scores = parts.train, parts.val, scores
-            if trainer.is_global_zero:
-                progress.follow(trainer, scores)
+            trainer.parts, trainer.val_parts, trainer.scores, trainer.fold = parts.train, parts.val, scores, fold
+            progress.follow(trainer, scores)
             try:
                 with micro_batches.splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
                     trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
@@ -279,10 +278,12 @@ class Objective:
             validate_logged(logged, self.constraints, (self.monitor, *self.also))
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
-        """Let the loggers of a trial say how it has ended: complete, pruned or failed."""
+        """Let the loggers of a trial, or of its folds, say how it has ended: complete, pruned or failed."""
         assert row.state != "running"
         with warnings_only(*CHATTY):
-            self.attached.end(trial_info(folder, row.params, identity, row.step), row.score, row.global_step, row.state)
+            for fold, score in scores_of_folds(row, self.folds):
+                info = trial_info(folder, row.params, identity, row.step, fold)
+                self.attached.end(info, score, row.global_step, row.state)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; from a function of a trial, those of a random trial."""
@@ -305,7 +306,7 @@ def _fit_one_batch(
     """Return what the check logs, names of the space that change nothing, and the optimizer steps of a full budget."""
     with quiet_and_seeded(objective.seed, 0), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        fold = 0 if objective.folds else None
+        fold = objective.folds - 1 if objective.folds else None  # the one that too few parts of the data lack
         params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
         names = objective.check_names(objective.builder, objective.space, params)
         whole = build_fold(objective.builder, params, fold, objective.folds)
@@ -316,7 +317,7 @@ def _fit_one_batch(
             whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
         loader = micro_batches.validate_components(whole) if objective.halves else None
         components = micro_batches.split(whole, parts)
-        objective.attached.attach(components, trial_info(folder, params, {}), logging=False)
+        objective.attached.attach(components, trial_info(folder, params, {}, 0, fold), logging=False)
         fold_setup = [] if fold is None else [FoldSetup(fold, objective.folds)]
         with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
             logged, steps = fit_one_batch(

@@ -23,10 +23,11 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torchmetrics import Metric
 
-from lightning_hpo.training.attributes import Attributes, mark_of, with_helpers
+from lightning_hpo.training.attributes import Attributes, mark_of, put_back, with_helpers
 from lightning_hpo.training.loaders import followed_objects, rewind
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.trainer import validation_is_due
@@ -36,8 +37,10 @@ State = dict[str, Any]
 # Arguments of `self.log`, as Lightning keeps them, that are plain values.
 _HOW = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx",
         "metric_attribute")  # fmt: skip
+# What its `state_dict` leaves out, and what decides whether it saves at the end.
+_OF_MODEL_CHECKPOINT = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
 # Of a Trainer, that hooks of a module change and Lightning reads at each step or epoch.
-_SETTINGS = ("gradient_clip_val", "gradient_clip_algorithm", "check_val_every_n_epoch", "log_every_n_steps")
+_SETTINGS = ("gradient_clip_val", "gradient_clip_algorithm", "check_val_every_n_epoch")
 
 
 class Resumable:
@@ -76,6 +79,12 @@ class Resumable:
         random = rng_state()
         kept = {"point": point, "random": random, "live": live, "parts": parts}
         return {**kept, "reloaded": reloaded}
+
+    def state_of_module(self, trainer: Any) -> dict[str, Any]:
+        """Return what a checkpoint that is not continued has to hold, right after a validation."""
+        assert self._live is not None
+        trainer.fit_loop.epoch_loop.val_loop._results.reset()  # noqa: SLF001  # Lightning does so a moment later
+        return {"live": self._live.state()}
 
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, and change the progress that Lightning restores its loops from."""
@@ -175,7 +184,7 @@ class LiveState:
         self._module = module
         self._attributes = Attributes(self._owners)
         self._gradients = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
-        self._buffers = {name: mark_of(buffer) for name, buffer in self._other_buffers()}
+        self._buffers = {name: mark_of(buffer) for name, buffer in _other_buffers(self._module)}
         self._settings = self._settings_now()
 
     def modes(self) -> dict[str, bool]:
@@ -190,39 +199,46 @@ class LiveState:
             "attributes": self._attributes.changed(),
             "requires_grad": {name: flag for name, flag in gradients.items() if self._gradients.get(name) != flag},
             "training": dict(self.modes() if modes is None else modes),
-            "buffers": {k: buffer for k, buffer in self._other_buffers() if marks.get(k) != mark_of(buffer)},
+            "buffers": {k: buffer for k, buffer in _other_buffers(self._module) if marks.get(k) != mark_of(buffer)},
             "metrics": {k: value.detach().cpu().clone() for k, value in self._trainer.callback_metrics.items()},
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
             "should_stop": self._trainer.should_stop and not self._trainer.stopped_by_job,
             "logged": _logged(self._trainer.fit_loop.epoch_loop._results),  # noqa: SLF001  # no public name
+            "saved": [
+                {name: getattr(found, name) for name in _OF_MODEL_CHECKPOINT} for found in self._model_checkpoints()
+            ],
             "settings": {k: now for k, now in self._settings_now().items() if now != self._settings[k]},
         }
 
     def restore(self, state: State, *, with_stop: bool = True) -> None:
         """Put the result of :meth:`state` back; the Trainer's ``should_stop`` too if ``with_stop``."""
-        self._attributes.put_back(state["attributes"], self._module.device)
+        put_back(self._owners(), state["attributes"], self._module.device)
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(state["requires_grad"].get(name, self._gradients[name]))
         for name, submodule in self._module.named_modules():
             submodule.training = state["training"].get(name, submodule.training)
-        put_buffers(self._module, dict(self._other_buffers()), state["buffers"])
+        put_back_buffers(self._module, state["buffers"])
         if "logged" in state:  # older checkpoints have neither
             _log_again(self._trainer, self._module, state["logged"])
             vars(self._trainer).update(state["settings"])
+            for callback, saved in zip(self._model_checkpoints(), state["saved"], strict=False):
+                vars(callback).update(saved)
         metrics = {name: torch.as_tensor(value).clone() for name, value in state["metrics"].items()}
         self._trainer.callback_metrics.update(metrics)
         self._trainer.accumulate_grad_batches = state["accumulate_grad_batches"]
         if with_stop:
             self._trainer.should_stop = state["should_stop"]  # a callback has asked for it, and min_epochs delays it
 
+    def _model_checkpoints(self) -> list[ModelCheckpoint]:
+        return [callback for callback in self._trainer.callbacks if isinstance(callback, ModelCheckpoint)]
+
     def _settings_now(self) -> dict[str, Any]:
         return {name: getattr(self._trainer, name) for name in _SETTINGS}
 
     def _owners(self) -> Iterator[tuple[str, Any]]:
-        owners = [(f"model.{name}", submodule) for name, submodule in self._module.named_modules()]
+        owners: list[tuple[str, Any]] = _parts_of(self._module)
         if (data := getattr(self._trainer, "datamodule", None)) is not None:
-            owners.append(("data", data))
-        owners += [(f"{key} hparams", owner.hparams) for key, owner in owners if getattr(owner, "hparams", None)]
+            owners += [("data", data), ("data hparams", data.hparams)]
         for index, callback in enumerate(self._trainer.callbacks):
             if _keeps_no_state(callback):
                 owners.append((f"callback.{index}.{type(callback).__qualname__}", callback))
@@ -233,17 +249,43 @@ class LiveState:
             seen.discard(id(owner))
             yield from with_helpers(key, owner, seen)
 
-    def _other_buffers(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for prefix, submodule in self._module.named_modules():
-            for name in submodule._non_persistent_buffers_set:  # noqa: SLF001  # torch has no public name for it
-                buffer = submodule._buffers.get(name)  # noqa: SLF001  # as above
-                if buffer is not None:
-                    yield f"{prefix}.{name}".lstrip("."), buffer
+
+def complete(module: pl.LightningModule, saved: Mapping[str, Any]) -> None:
+    """Give a module that has the weights of a checkpoint what the trained module had beside them.
+
+    Attributes, hyperparameters and non-persistent buffers that had changed in training; not the sums of its metrics.
+
+    Args:
+        module: built with the parameters of the trial.
+        saved: content of a checkpoint that a job has saved; one of others changes nothing.
+    """
+    for state in saved.get("callbacks", {}).values():
+        live = state.get("resume", {}).get("live") if isinstance(state, Mapping) else None
+        if live:
+            parts, seen = [part for part in _parts_of(module) if not isinstance(part[1], Metric)], set[int]()
+            owners = [found for key, part in parts for found in with_helpers(key, part, seen)]
+            put_back(owners, live["attributes"], module.device)
+            put_back_buffers(module, live["buffers"])
 
 
-def put_buffers(module: pl.LightningModule, own: Mapping[str, torch.Tensor], values: State) -> None:
-    """Put values into a module's own buffers, and register those that were registered in training."""
-    for name, value in values.items():
+def _parts_of(module: pl.LightningModule) -> list[tuple[str, Any]]:
+    """A module's submodules, and their hyperparameters."""
+    parts: list[tuple[str, Any]] = [(f"model.{name}", submodule) for name, submodule in module.named_modules()]
+    return parts + [(f"{key} hparams", part.hparams) for key, part in parts if getattr(part, "hparams", None)]
+
+
+def _other_buffers(module: pl.LightningModule) -> Iterator[tuple[str, torch.Tensor]]:
+    for prefix, submodule in module.named_modules():
+        for name in submodule._non_persistent_buffers_set:  # noqa: SLF001  # torch has no public name for it
+            buffer = submodule._buffers.get(name)  # noqa: SLF001  # as above
+            if buffer is not None:
+                yield f"{prefix}.{name}".lstrip("."), buffer
+
+
+def put_back_buffers(module: pl.LightningModule, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Put values into a module's non-persistent buffers, and register those that were registered in training."""
+    own = dict(_other_buffers(module))
+    for name, value in buffers.items():
         if name in own and own[name].shape == value.shape:
             own[name].copy_(value)
         else:

@@ -213,7 +213,7 @@ class RunToStep(JobCallback):
             return
         if self._reached and (_dev_run_is_over(trainer) or (self._due and not self._epoch_ends)):
             self.ended = _own_end(trainer) or BUDGET
-        self.scores.keep_best(trainer)
+        self.scores.keep_best(trainer, lambda: self._resume.update(self._resumable.state_of_module(trainer)))
         is_point = self._due and not self._epoch_ends and (self._save_wanted or self._reached)
         if is_point or self._is_final(trainer):
             self._save(trainer, "validated")

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -60,11 +60,17 @@ class Scores:
             self.values[step] = self._rule.score(self._kept)
             self._improved = self._kept is not before and math.isfinite(self.values[step])
 
-    def keep_best(self, trainer: pl.Trainer) -> None:
-        """Save the checkpoint of the validation whose hooks have just run, if it is the best one and that counts."""
+    def keep_best(self, trainer: pl.Trainer, note: Callable[[], None]) -> None:
+        """Save the checkpoint of the validation whose hooks have just run, if it is the best one and that counts.
+
+        Args:
+            trainer: inside ``fit``.
+            note: called before, so that the job's callback can note what the checkpoint is to hold.
+        """
         if self._rule.name != "best" or not trainer.strategy.broadcast(self._improved):
             return
         self._improved = False
+        note()
         io: Any = trainer.strategy.checkpoint_io
         closed = getattr(io, "closed", False)
         try:

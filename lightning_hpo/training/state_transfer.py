@@ -22,7 +22,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_hpo.training.resumable import put_buffers
+from lightning_hpo.training.resumable import put_back_buffers
 
 State = dict[str, Any]
 
@@ -97,7 +97,7 @@ def _take_module(trainer: pl.Trainer, module: pl.LightningModule, state: State) 
         _keep_parameters(module, parameters)
         weights = checkpoint["state_dict"]
     module.load_state_dict(weights, strict=module.strict_loading)
-    put_buffers(module, dict(module.named_buffers()), state["buffers"])
+    put_back_buffers(module, state["buffers"])
 
 
 def _of_lightning(trainer: pl.Trainer, module: pl.LightningModule) -> State:

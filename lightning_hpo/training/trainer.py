@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,16 +15,15 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
     LearningRateFinder,
-    ModelCheckpoint,
     ModelPruning,
     OnExceptionCheckpoint,
     SpikeDetection,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
+from lightning_hpo.checkpoints.shards import pack, writes_folder
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
 from lightning_hpo.training.lr_schedule import accumulation_of
@@ -198,6 +198,10 @@ class TrialTrainer(pl.Trainer):
         """Optimizer steps of the whole training: the budget, or fewer if ``max_epochs`` or ``max_time`` ends it."""
         return self.max_steps if super().max_epochs in (None, -1) else super().estimated_stepping_batches
 
+    fold: int | None = None
+    """Of the data."""
+    begins_at = -1
+    """Optimizer step of the checkpoint that it goes on from."""
     failed_in_validation = False
     parts = val_parts = 1
     """Micro-batches of each training and validation batch (see :mod:`lightning_hpo.training.micro_batches`)."""
@@ -207,6 +211,23 @@ class TrialTrainer(pl.Trainer):
     """``min_epochs`` and ``min_steps``, once :func:`stop` has put them out of force."""
     data_is_there = False
     """Whether the data are set up, so that the length of an epoch can be known."""
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """Save as Lightning does; where the strategy writes a folder of shards, that becomes one file."""
+        io, path = self.strategy.checkpoint_io, Path(filepath)
+        if not writes_folder(self.strategy):
+            super().save_checkpoint(filepath, weights_only, storage_options)
+        elif not getattr(io, "closed", False):
+            shards = path.with_name(f".{path.name}.shards.tmp")
+            if self.is_global_zero:  # before the strategy tells the other ranks where to write
+                shutil.rmtree(shards, ignore_errors=True)
+            super().save_checkpoint(shards, weights_only, storage_options)
+            if self.is_global_zero:
+                io.save_checkpoint(pack(shards), path)
+                shutil.rmtree(shards)
+            self.strategy.barrier("Trainer.save_checkpoint")
 
     def epochs_of_budget(self) -> int | None:
         """Return the epochs of the budget, the last included if it is not whole; None if they are not known."""
@@ -255,13 +276,6 @@ def pace_of(trainer: Any, unit: Unit) -> Pace:
     return replace(pace, batch=size * trainer.world_size, samples=samples * trainer.world_size)
 
 
-def count_optimizers(made: Any) -> int:
-    """Return how many optimizers ``configure_optimizers`` has returned, in any of the forms that Lightning takes."""
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
-        made = made[0]
-    return max(len(made), 1) if isinstance(made, list | tuple) else 1
-
-
 STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
               "on_train_batch_end", "on_validation_batch_start")  # fmt: skip
 
@@ -297,37 +311,6 @@ class JobCallback(pl.Callback):
 
     def after_validation(self, trainer: pl.Trainer) -> None:
         """Act after all hooks of a validation."""
-
-
-@without_hooks(*STEP_HOOKS, "on_train_batch_start", "on_validation_batch_end")
-class BeforeOthers(pl.Callback):
-    """Prepares a Trainer before the callbacks of the user, and calls a job where it must come before them."""
-
-    def __init__(self, job: JobCallback) -> None:
-        self._job = job
-
-    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
-        """Do what Lightning does too late, or not as a trial needs it."""
-        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
-        if isinstance(trainer.precision_plugin, DoublePrecision):
-            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
-        for callback in trainer.callbacks:
-            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
-            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save before anything of the epoch has begun."""
-        self._job.before_epoch(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save before others change the weights, as weight averaging does."""
-        self._job.before_end(trainer)
-
-    def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Note where training was when Lightning lost it."""
-        trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
 
 
 def validation_is_due(trainer: Any) -> bool:

@@ -339,7 +339,8 @@ def known_logger(logger: Any, place: int = 0) -> TrialLogger | None:
 
 def _note(trial: Trial, place: int) -> Path:
     """File beside the trial that says what the run has."""
-    return trial.folder / f"{f'{place}.' if place else ''}logged.json"
+    of_fold = f"fold{trial.fold}." if trial.fold else ""
+    return trial.folder / f"{of_fold}{f'{place}.' if place else ''}logged.json"
 
 
 def _rows(trial: Trial) -> list[tuple[int, dict[str, float]]]:
