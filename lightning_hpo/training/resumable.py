@@ -283,8 +283,8 @@ def _other_buffers(module: pl.LightningModule) -> Iterator[tuple[str, torch.Tens
 
 
 def put_back_buffers(module: pl.LightningModule, buffers: Mapping[str, torch.Tensor]) -> None:
-    """Put values into a module's non-persistent buffers, and register those that were registered in training."""
-    own = dict(_other_buffers(module))
+    """Put values into a module's buffers, and register those that were registered in training."""
+    own = dict(module.named_buffers(remove_duplicate=False))
     for name, value in buffers.items():
         if name in own and own[name].shape == value.shape:
             own[name].copy_(value)
