@@ -40,6 +40,7 @@ from lightning_hpo.training.attachments import Attachments, keep_states
 from lightning_hpo.training.builder import Builder, fold_arguments
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
+from lightning_hpo.training.directions import Directions
 from lightning_hpo.training.folds import FoldSetup, build_fold
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
@@ -271,9 +272,9 @@ class Objective:
             )
             if fitted is None:
                 return
-            logged, unused, steps = fitted
+            logged, messages, steps = fitted
             self.checked_steps = None if self.unit.is_steps else steps
-            for message in unused:
+            for message in messages:
                 warnings.warn(message, stacklevel=2)
             validate_logged(logged, self.constraints, (self.monitor, *self.also))
 
@@ -303,14 +304,14 @@ class Objective:
 def _fit_one_batch(
     objective: Objective, params: Mapping[str, Any], parts: micro_batches.MicroBatches
 ) -> tuple[dict[str, float], list[str], int]:
-    """Return what the check logs, names of the space that change nothing, and the optimizer steps of a full budget."""
+    """Return what the check logs, sentences to warn with, and the optimizer steps of a full budget."""
     with quiet_and_seeded(objective.seed, 0), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         fold = objective.folds - 1 if objective.folds else None  # the one that too few parts of the data lack
         params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
         names = objective.check_names(objective.builder, objective.space, params)
         whole = build_fold(objective.builder, params, fold, objective.folds)
-        checks = [names]
+        checks, directions = [names], Directions(objective.monitor, objective.mode)
         if objective.folds:
             checks += fold_checks(objective.builder, objective.space, params, whole, objective.folds)
         if objective.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
@@ -318,14 +319,14 @@ def _fit_one_batch(
         loader = micro_batches.validate_components(whole) if objective.halves else None
         components = micro_batches.split(whole, parts)
         objective.attached.attach(components, trial_info(folder, params, {}, 0, fold), logging=False)
-        fold_setup = [] if fold is None else [FoldSetup(fold, objective.folds)]
+        more = [*checks, directions, *([] if fold is None else [FoldSetup(fold, objective.folds)])]
         with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
             logged, steps = fit_one_batch(
-                components, folder, objective.max_steps, objective.key, [*fold_setup, *checks], unit=objective.unit
+                components, folder, objective.max_steps, objective.key, more, unit=objective.unit
             )
         if loader is not None:
             micro_batches.validate_loader(whole, loader)
-        return logged, [text for check in checks for text in check.unused], steps
+        return logged, [*directions.warnings, *(text for check in checks for text in check.unused)], steps
 
 
 def _begin(
