@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, replacing
-from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference, outline
 from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, reach
 from lightning_hpo.reporting.best_so_far import BestSoFar
@@ -70,7 +70,7 @@ class BestFiles:
         self._max_steps = max_steps
         self._keep_checkpoints = keep_checkpoints
         self._written: tuple[int, float, int, int] | None = None  # best trial, how far it got, its step and the files'
-        self._best = BestSoFar(mode)
+        self._mode, self._best = mode, BestSoFar(mode)
         self._running: set[int] = set()  # numbers of running trials
         self._again: set[int] = set()  # numbers of confirmations
 
@@ -129,15 +129,17 @@ class BestFiles:
             note["followed"] = True
         if row.folds:
             score, note = self._of_fold(row, score, note)
-        return fit_config(config, row.seed, note, score)
+        is_earlier = row.checkpoint_step < row.global_step
+        keep = {"monitor": self._monitor, "mode": self._mode} if is_earlier else None
+        return fit_config(config, row.seed, note, score, keep)
 
     def _of_fold(self, row: Row, score: str, note: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Text of the score, and the note of a fit that a config with the last fold gives back; else an empty one."""
         fold = len(row.folds) - 1
         if not self._fold_arguments(fold):  # the data module is told by methods
             return f"{score}, {over_folds(row)}", {}
-        whole = f"of trial {row.number}, which has {row.score} {over_folds(row)}"
-        return f"{self._monitor} = {row.folds[-1]} on fold {fold} {whole}", note
+        whole = score.partition(" at step ")[2] + f", which has {row.score} {over_folds(row)}"
+        return f"{self._monitor} = {row.folds[-1]} on fold {fold} at step {whole}", note
 
     def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""

@@ -10,6 +10,7 @@ import copy
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import IOBase
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -49,9 +50,7 @@ _FOREIGN = frozenset({
 class Attributes:
     """Changes in objects since this was created; :func:`put_back` puts them into other objects of the same classes.
 
-    Args:
-        owners: returns name and object of each.
-        leave_out: names of attributes that do not count.
+    ``owners`` returns name and object of each; attributes that ``leave_out`` names do not count.
     """
 
     def __init__(self, owners: Callable[[], Owners], leave_out: Iterable[str] = ()) -> None:
@@ -80,7 +79,11 @@ class Attributes:
     def iterators(self) -> list[str]:
         """Return the names of attributes whose position no checkpoint can hold, such as an iterator over a loader."""
         parts = ((key, name, value) for key, owner in self._owners() for name, value in _vars(owner).items())
-        return [f"{key}.{name}" for key, name, value in parts if isinstance(value, Iterator)]
+        return [
+            f"{key}.{name}"
+            for key, name, value in parts
+            if isinstance(value, Iterator) and not isinstance(value, IOBase)
+        ]
 
     def _grown(self, key: str, name: str, value: Any) -> Any:
         """Return the value packed; of a container that has grown or shrunk, with its length at the beginning."""
@@ -117,13 +120,9 @@ def put_back(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: t
 
 
 def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Return an object, the helper objects in its attributes, and theirs, each with its name.
+    """Yield an object, the helper objects in its attributes, and theirs, each with its name.
 
-    Args:
-        key: name of the object.
-        owner: the object.
-        seen: ids of objects that are left out; those returned are added.
-        depth: how many helpers lead to the object.
+    Objects whose ids have been ``seen`` are left out; ``depth`` helpers lead to the object.
     """
     if id(owner) in seen:
         return
@@ -251,7 +250,8 @@ def _mark(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return _TensorMark(value)
     if isinstance(value, _GENERATORS):
-        return _mark_of_state(_state_of(value))
+        state = _state_of(value)
+        return state.numpy().tobytes() if isinstance(state, torch.Tensor) else _mark(state)
     if isinstance(value, np.generic | np.ndarray):
         return (value.dtype.str, value.shape, value.tobytes())
     if kind in (list, tuple, deque):
@@ -259,10 +259,6 @@ def _mark(value: Any) -> Any:
     if isinstance(value, dict):
         return (kind.__name__, *((key, _mark(inner)) for key, inner in value.items()))
     return (kind.__name__, value if kind not in _SETS.values() else frozenset(value))
-
-
-def _mark_of_state(state: Any) -> Any:
-    return state.numpy().tobytes() if isinstance(state, torch.Tensor) else _mark(state)
 
 
 def _packed(value: Any) -> Any:  # noqa: PLR0911  # a line for each type

@@ -41,15 +41,7 @@ class Trial:
 def trial_info(
     folder: Path, params: Mapping[str, Any], identity: Mapping[str, Any], start: int = 0, fold: int | None = None
 ) -> Trial:
-    """Describe a trial.
-
-    Args:
-        folder: of the trial, ``runs/<name>/trials/<number>``.
-        params: of the trial.
-        identity: of the trial, as its checkpoints carry it.
-        start: step at which its job begins, as loggers count.
-        fold: of the job.
-    """
+    """Describe a trial in its folder ``runs/<name>/trials/<number>``, with the identity that its checkpoints carry."""
     study = folder.parent.parent.name
     number = int(identity.get("trial", 0))
     of_fold = "" if fold is None else f"-fold{fold}"

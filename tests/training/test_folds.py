@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import statistics
+import time
 
 import lightning.pytorch as pl
 import pytest
@@ -25,6 +26,9 @@ from lightning_hpo import (
     Row,
     SearchFailedError,
 )
+from lightning_hpo.reporting.notebook import shown_in_notebook
+from lightning_hpo.reporting.outside import view_of
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.schedulers.folds import FoldByFold
 from lightning_hpo.testing import SchedulerTestCase
 from lightning_hpo.testing.schedulers import simulate
@@ -104,7 +108,7 @@ def test_a_value_is_the_mean_over_folds_that_are_each_trained_from_scratch(tmp_p
     assert list(result.dataframe()["spread"]) == [row.spread for row in result.rows]
     assert "± over folds" in (tmp_path / "s" / "report.html").read_text()
     text = (tmp_path / "s" / "best.yaml").read_text()
-    assert f"on fold 2 of trial {best.number}, which has {best.score} ± " in text
+    assert f"on fold 2 at step 8 of trial {best.number}, which has {best.score} ± " in text
     config = yaml.safe_load(text)
     assert config["trainer"]["max_steps"] == 8
     assert config["data"]["fold"] == 2
@@ -301,6 +305,25 @@ def test_a_hopeless_trial_is_stopped_after_two_folds(mode):
     assert min(row.step for row in rows) >= 20
     best = min(rows, key=lambda row: sign * mean(row.number, 50))
     assert best.step == 50
+
+
+def falling_behind(job, params):
+    time.sleep(0.05)  # so that the time left can be known
+    return (10.0 if job.trial > 2 else 0.1 * job.trial) + 0.01 * job.fold
+
+
+def test_a_search_that_is_over_has_no_time_left_and_says_what_was_stopped(tmp_path, capsys):
+    given = options(tmp_path, verbose="lines") | {"monitor": None, "trainer": None}
+    result = RandomTuner(SPACE, max_steps=1, n_trials=5, **given).optimize(falling_behind)
+    assert [row.state for row in result.rows] == ["complete"] * 3 + ["pruned"] * 2
+    said = capsys.readouterr().out
+    assert said.count("stopped after 2 folds") == 2
+    lines = [line for line in said.splitlines() if line.endswith("]")]
+    assert len(lines) == 13
+    assert lines[-1].endswith("[13 steps]")
+    view = view_of(read_run(tmp_path / "s"))
+    assert view.plan.steps == 15
+    assert "100%  13 of 13 steps" in shown_in_notebook(view)["text/plain"]
 
 
 class TestContract(SchedulerTestCase):
