@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export OMP_NUM_THREADS = 1
 
-.PHONY: install check quick test structure site release lowest
+.PHONY: install check quick test structure site notebooks release lowest
 
 install:
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,9 @@ structure:
 
 site:  # needs the extra docs
 	mkdocs build --strict
+
+notebooks:  # those of the gallery, all of them and whole
+	.ci/notebooks
 
 release:  # sdist and wheel in dist/, checked, and tested in an environment of their own
 	FRESH=1 .ci/wheel tests/unit tests/contract

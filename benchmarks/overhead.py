@@ -1,6 +1,6 @@
 """What the tuner costs: CPU per job over a bare ``Trainer.fit`` of the same work, per decision, and for the study.
 
-python benchmarks/overhead.py [--only jobs|decisions|study]
+python benchmarks/overhead.py [--only jobs|decisions|study|long]
 """
 
 import argparse
@@ -20,14 +20,16 @@ from optuna.samplers import RandomSampler
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.simplefilter("ignore")
 
-from lightning_hpo import FullBudget, Hyperband, OptunaTuner, RandomTuner  # noqa: E402
+from lightning_hpo import FullBudget, Hyperband, OptunaTuner, RandomTuner, Tuner  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.records import Row  # noqa: E402
+from lightning_hpo.reporting.events import Event, JobEnded  # noqa: E402
 from lightning_hpo.samplers.adapter import SamplerAdapter  # noqa: E402
 from lightning_hpo.space import parse_space  # noqa: E402
 from lightning_hpo.study.opening import open_study  # noqa: E402
 from lightning_hpo.study.run_folder import RunFolder  # noqa: E402
 from lightning_hpo.study.table import TrialTable  # noqa: E402
+from lightning_hpo.tuners.parts import Parts  # noqa: E402
 from tests.support.small import Data, Net  # noqa: E402
 
 SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(16, 17)", "dropout": "uniform(0, 0.5)"}
@@ -154,6 +156,31 @@ def of_study() -> None:
         print(f"{tuner.__name__:<14} {count:>7} {cpu:>7.2f} {seconds:>8.2f} {1e3 * cpu / count:>17.2f}", flush=True)
 
 
+class Ends:
+    """Notes the CPU time of this thread at the end of each job; an observer."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on(self, event: Event) -> None:
+        """Note it."""
+        if isinstance(event, JobEnded):
+            self.times.append(time.thread_time())
+
+
+def of_long_study(trials: int = 10_000, window: int = 500) -> None:
+    """CPU of each job of a plain function, its garbage collection included, as the study grows."""
+    ends = Ends()
+    parts = Parts(observers=lambda run: [ends])  # noqa: ARG005  # called so
+    with tempfile.TemporaryDirectory() as root:
+        Tuner(SPACE, FullBudget(1, trials), parts=parts, root=root, name="run", verbose=False).optimize(
+            lambda job, params: params["dropout"]  # noqa: ARG005  # as above
+        )
+    print(f"\n{'trials':>7} {'CPU ms per job':>15}")
+    for end in (1_000, 2_000, 5_000, trials):
+        print(f"{end:>7} {1e3 * (ends.times[end - 1] - ends.times[end - 1 - window]) / window:>15.2f}")
+
+
 def records(root: Path, storage: str | None, count: int) -> tuple[float, float]:
     """CPU ms to record a trial, and CPU seconds to open a study of so many trials."""
     folder, space = RunFolder(root, "run"), parse_space(SPACE)
@@ -176,7 +203,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["jobs", "decisions", "study"])
+    parser.add_argument("--only", choices=["jobs", "decisions", "study", "long"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with warnings_only("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
@@ -186,3 +213,5 @@ if __name__ == "__main__":
             per_decision()
         if arguments.only in (None, "study"):
             of_study()
+        if arguments.only in (None, "long"):
+            of_long_study()

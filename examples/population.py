@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
+from lightning_hpo import PopulationTuner
 from lightning_hpo.study.lineage import lineage, replay
-from lightning_hpo.tuners.population import PopulationTuner
 
 
 class DigitsData(L.LightningDataModule):
@@ -54,7 +54,7 @@ class DigitsNet(L.LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--max-steps", type=int, default=400)
+    parser.add_argument("--max-steps", type=int, default=400, help="of each member: a multiple of 10")
     parser.add_argument("--root", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
     space = {
@@ -66,8 +66,8 @@ def main() -> None:
     result = PopulationTuner(
         space,
         population_size=6,
-        interval=max(arguments.max_steps // 10, 1),
-        max_steps=max(arguments.max_steps // 10, 1) * 10,
+        interval=arguments.max_steps // 10,
+        max_steps=arguments.max_steps,
         monitor="val_loss",
         root=arguments.root,
         name="digits-population",

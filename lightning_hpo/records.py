@@ -284,11 +284,19 @@ def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
     return (min if mode == "min" else max)(left, key=attrgetter("score"), default=None)
 
 
+def changed(before: Sequence[Row], rows: Sequence[Row], block: int = 100) -> list[int]:
+    """Return the numbers of the rows that are new or other objects than before; blocks of the same ones are fast."""
+    shown = min(len(before), len(rows))
+    starts = [start for start in range(0, shown, block) if before[start : start + block] != rows[start : start + block]]
+    numbers = (number for start in starts for number in range(start, min(start + block, shown)))
+    return [*(number for number in numbers if before[number] is not rows[number]), *range(shown, len(rows))]
+
+
 def searched(rows: Sequence[Row]) -> Sequence[Row]:
     """Return the trials of the search, without confirmations, numbered from 0 as if there were no others."""
-    if not any(row.confirms is not None for row in rows):
-        return rows
     own = [row for row in rows if row.confirms is None]
+    if len(own) == len(rows):
+        return rows
     place: dict[int | None, int | None] = {row.number: index for index, row in enumerate(own)}
     place[None] = None
     return [

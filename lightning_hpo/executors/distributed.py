@@ -205,11 +205,13 @@ def message_of(task: Task) -> dict[str, Any]:
     """Return what other ranks need of a task, as JSON."""
     source = None if task.source is None else str(task.source)
     job = {name: getattr(task.job, name) for name in ("max_steps", "trial", "parent", "confirms", "seed", "fold")}
-    return {"job": job, "params": dict(task.params), "folder": str(task.folder), "source": source}
+    places = {"folder": str(task.folder), "source": source, "member": task.member}
+    return {"job": job, "params": dict(task.params), **places}
 
 
 def task_of(message: Mapping[str, Any]) -> Task:
     """Return the task of a message."""
     source = message["source"]
     job = Job(**message["job"], params=message["params"])
-    return Task(job, message["params"], Path(message["folder"]), None if source is None else Path(source))
+    source = None if source is None else Path(source)
+    return Task(job, message["params"], Path(message["folder"]), source, member=message["member"])

@@ -44,6 +44,10 @@ class Beliefs:
         except ValueError as error:  # the space has changed, and the trials share no parameter
             line(f"the model cannot judge all trials together: {error}")
             return
+        trials = study.get_trials(deepcopy=False)
+        names = {name for trial in trials for name, values in trial.distributions.items() if not values.single()}
+        if lost := ", ".join(sorted(names - best.params.keys())):
+            line(f"the model is of the parameters that all trials have, so not of {lost}")
         spread = f" ± {best.sd:.2g}" if math.isfinite(best.sd) else ""
         line(f"the model expects most of {listed(best.params)}: {best.mean:.5g}{spread}")
         chosen = samplers.recommended(study)

@@ -5,16 +5,16 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from operator import is_
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, replacing
-from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference, outline
-from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, best_row, reach
+from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, reach
+from lightning_hpo.reporting.best_so_far import BestSoFar
 from lightning_hpo.reporting.console import over_folds
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded, StudyRead
 from lightning_hpo.reporting.fit_config import fit_config, replay_config
@@ -67,22 +67,20 @@ class BestFiles:
         self._complete_only = complete_only
         self._study_id = study_id
         self._config = config
-        self._mode = mode
         self._max_steps = max_steps
         self._keep_checkpoints = keep_checkpoints
         self._written: tuple[int, float, int, int] | None = None  # best trial, how far it got, its step and the files'
-        self._rows: Sequence[Row] = ()  # at the last event
-        self._ended: set[int] = set()  # trials whose checkpoints were looked at since they ended
+        self._mode, self._best = mode, BestSoFar(mode)
+        self._running: set[int] = set()  # numbers of running trials
+        self._again: set[int] = set()  # numbers of confirmations
 
     def on(self, event: Event) -> None:
         """Bring the files up to date with the rows."""
         if not isinstance(event, StudyRead | JobEnded | SearchEnded):
             return
-        unchanged = len(event.rows) == len(self._rows) and all(map(is_, event.rows, self._rows))
-        if unchanged and isinstance(event, StudyRead):
+        best, fresh = self._best.update(event.rows)
+        if not fresh and isinstance(event, StudyRead):
             return
-        self._rows = [*event.rows]
-        best = best_row(event.rows, self._mode)
         before = self._written
         is_answer = best is not None and not (self._complete_only and best.state != "complete")
         stands = None if best is None else (best.number, reach(best), best.global_step, best.checkpoint_step)
@@ -99,16 +97,16 @@ class BestFiles:
             )
             self._written = stands
         if not self._keep_checkpoints:
-            ended = {row.number for row in event.rows if row.state != "running"}
-            former = set() if before is None else {before[0]} & ended
-            again = {row.number for row in event.rows if row.confirms is not None}
-            if looked_at := (ended - self._ended) | former | (again & ended):
-                used = {row.home for row in event.rows if row.state == "running"}
-                used |= set() if isinstance(event, SearchEnded) else again  # one of them will be the best
+            self._running -= {row.number for row in fresh}
+            self._running |= {row.number for row in fresh if row.state == "running"}
+            self._again |= {row.number for row in fresh if row.confirms is not None}
+            former = set() if before is None else {before[0]}
+            if looked_at := ({row.number for row in fresh} | former | self._again) - self._running:
+                used = {event.rows[number].home for number in self._running}
+                used |= set() if isinstance(event, SearchEnded) else self._again  # one of them will be the best
                 used |= set() if best is None else {best.home}
                 for home in {event.rows[number].home for number in looked_at} - used:
                     self._drop(home)
-            self._ended = ended
 
     def _config_of(self, row: Row, rows: Sequence[Row]) -> tuple[Mapping[str, Any], Sequence[str]]:
         """Config of a trial with its full budget, and lines for people."""
@@ -131,15 +129,17 @@ class BestFiles:
             note["followed"] = True
         if row.folds:
             score, note = self._of_fold(row, score, note)
-        return fit_config(config, row.seed, note, score)
+        is_earlier = row.checkpoint_step < row.global_step
+        keep = {"monitor": self._monitor, "mode": self._mode} if is_earlier else None
+        return fit_config(config, row.seed, note, score, keep)
 
     def _of_fold(self, row: Row, score: str, note: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Text of the score, and the note of a fit that a config with the last fold gives back; else an empty one."""
         fold = len(row.folds) - 1
         if not self._fold_arguments(fold):  # the data module is told by methods
             return f"{score}, {over_folds(row)}", {}
-        whole = f"of trial {row.number}, which has {row.score} {over_folds(row)}"
-        return f"{self._monitor} = {row.folds[-1]} on fold {fold} {whole}", note
+        whole = score.partition(" at step ")[2] + f", which has {row.score} {over_folds(row)}"
+        return f"{self._monitor} = {row.folds[-1]} on fold {fold} at step {whole}", note
 
     def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""

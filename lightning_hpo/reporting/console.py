@@ -9,6 +9,7 @@ from operator import eq
 from typing import Any, Literal, TypeAlias
 
 from lightning_hpo.records import Confirmation, Mode, Row, best_row, confirmations, ranked, spent
+from lightning_hpo.reporting.best_so_far import BestSoFar
 from lightning_hpo.reporting.events import Event, JobEnded, SearchEnded
 from lightning_hpo.schedulers.base import Bracket, Coverage
 from lightning_hpo.schedulers.units import STEPS, Unit
@@ -35,6 +36,7 @@ class Console:
         self._mode = mode
         self._verbose = verbose
         self._unit = unit
+        self._best = BestSoFar(mode)
         self.seconds_left: Callable[[], float | None] = lambda: None
         """Says how long the search will still take, if that is known."""
         self.quiet_jobs = False
@@ -52,8 +54,6 @@ class Console:
                 self.line(event.remark)
         elif isinstance(event, SearchEnded):
             self.table(event.rows)
-            for text in confirmed_lines(confirmations(event.rows, self._mode), self.monitor):
-                self.line(text)
 
     @contextmanager
     def later(self) -> Iterator[None]:
@@ -101,6 +101,10 @@ class Console:
             least = "" if covers == "all" else "at least "
             scope = "each round" if covers == "round" else "in all"
             self.line(f"  {scope}: {trials} trials, {least}{jobs} jobs, {self.amount(steps)}")
+            seeds = sum(bracket.trials for bracket in brackets if bracket.label)
+            own = [row for row in rows if row.confirms is None]
+            if len(own) < len(rows) and len(own) < trials - seeds:
+                self.line(f"  up to {seeds} more trials, if others than those confirmed so far become the best")
             if copies:
                 self.line(f"  members that copy go on as new trials: up to about {copies} more, in the same jobs")
             if covers == "round":
@@ -141,14 +145,14 @@ class Console:
         elif not row.feasible:
             outcome += " (infeasible)"
         outcome += f" {over_folds(row)}" if row.folds and not gave_none else ""
-        best = best_row(rows, self._mode)
+        best, _ = self._best.update(rows)
         so_far = "" if best is None else f"  best {best.score:.5g} (trial {best.number})"
         at = f"@ {self._unit.number(row.step)}" if row.values else ""
         self.line(f"trial {row.number:>4} {at:<8} {outcome:<22}{so_far}  [{self._spent(rows)}{left}]")
 
     def table(self, rows: Sequence[Row], count: int = 10) -> None:
-        """Print the best trials, best first, and why a trial ended by itself or that it failed later."""
-        shown = ranked(rows, self._mode)
+        """Print the best trials of a search, best first, and how those that were confirmed did with other seeds."""
+        shown = ranked([row for row in rows if row.confirms is None], self._mode)
         names = list(dict.fromkeys(name for row in shown[:count] for name in row.params))
         notes = [_note(row) for row in shown[:count]]
         spread = ["± over folds"] if any(row.folds for row in shown[:count]) else []
@@ -169,6 +173,10 @@ class Console:
             self.line(
                 f"failed: {len(failed)} trials ({', '.join(map(str, failed[:10]))}{', ...' if failed[10:] else ''})"
             )
+        for text in confirmed_lines(confirmations(rows, self._mode), self.monitor):
+            self.line(text)
+        if answer := mean_over_seeds(rows, self._mode):
+            self.line(f"best: {self.monitor} {answer}")
 
     def amount(self, count: int) -> str:
         """Return an amount of training in the unit of the budget."""
@@ -222,10 +230,27 @@ def confirmed_lines(confirmed: Sequence[Confirmation], monitor: str) -> list[str
     return lines
 
 
+def what_it_confirms(row: Row) -> str:
+    """Say, after its state, which trial a confirmation trains once more."""
+    return "" if row.confirms is None else f", confirms {row.confirms}"
+
+
+def mean_over_seeds(rows: Sequence[Row], mode: Mode) -> str:
+    """Say what the best score is the mean of, and which trial stands for it; nothing without confirmations."""
+    best = best_row(rows, mode)
+    if best is None or best.confirms is None:
+        return ""
+    each = confirmations(rows, mode)[0]
+    return (
+        f"{each.mean:.6g}, the mean of trial {each.trial} over {each.n} seeds (trial {best.number} is the best of them)"
+    )
+
+
 def _note(row: Row) -> str:
     """Note of a trial in the table: why it ended, whether it is infeasible."""
     later = "failed later" if row.state == "failed" else ""
-    notes = (row.ended or "", "" if row.feasible else "infeasible", later)
+    hopeless = f"stopped after {len(row.folds)} folds" if row.state == "pruned" and row.folds else ""
+    notes = (row.ended or hopeless, "" if row.feasible else "infeasible", later)
     return "; ".join(text for text in notes if text)
 
 

@@ -4,12 +4,17 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+_CHECKPOINT = "lightning.pytorch.callbacks.ModelCheckpoint"
 _OURS = {"lightning_hpo.LRSchedule": "bound", "lightning_hpo.TrialValidation": "followed"}
 """Callbacks of ours -> what the note says where they are needed."""
 
 
 def fit_config(
-    config: Mapping[str, Any], seed: int | None, note: Mapping[str, Any] | None, score: str
+    config: Mapping[str, Any],
+    seed: int | None,
+    note: Mapping[str, Any] | None,
+    score: str,
+    keep: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Add to the config of a trial what makes a plain ``fit`` equal to the trial.
 
@@ -18,6 +23,7 @@ def fit_config(
         seed: of the trial; None if an earlier version has begun it.
         note: what the trial's last checkpoint says of its fit; empty or None for a trial without its full budget.
         score: for people, such as ``val_loss = 0.1 at step 300 of trial 7``.
+        keep: arguments of a ModelCheckpoint, where the score is a validation before the end; else None.
 
     Returns:
         The config, and lines for people that stand above it.
@@ -27,8 +33,26 @@ def fit_config(
         made["seed_everything"] = seed
     if seed is None or not note:
         return made, [f"{score}; this config is for a fit of the full budget, and gives another score"]
-    made["trainer"], lines = _trainer(made["trainer"], note)
-    return made, [f"{score}; `fit -c` gives it back on the same machine (CPU, one process)", *lines]
+    trainer = made["trainer"] = dict(made["trainer"])
+    kept = [] if keep is None else _keep(trainer, note, keep)
+    made["trainer"], lines = _trainer(trainer, note)
+    return made, [f"{score}; `fit -c` gives it back on the same machine (CPU, one process)", *kept, *lines]
+
+
+def _keep(trainer: dict[str, Any], note: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Let a fit keep the checkpoint of its best validation, which is not its last one; say so for people."""
+    what = "the score is the best validation, and training goes on after it: "
+    callbacks, name = trainer.get("callbacks") or [], "ModelCheckpoint"
+    given = [each for each in (*callbacks, *note["attached"]) if str(each.get("class_path")).endswith(name)]
+    is_brought = not given and any(path.endswith(name) for path in note["callbacks"])  # by the module or a script
+    if is_brought or trainer.get("enable_checkpointing") is False:
+        return [f"{what}see the metrics of its step"]
+    own = [each.get("init_args") or {} for each in given]
+    if not any(wanted.items() <= {"mode": "min", **arguments}.items() for arguments in own):
+        # at each validation, also at one within an epoch, and at the last step
+        made = {"class_path": _CHECKPOINT, "init_args": {**wanted, "save_on_train_epoch_end": False}}
+        trainer["callbacks"] = [*callbacks, made]
+    return [f"{what}ModelCheckpoint keeps the checkpoint of its step"]
 
 
 def _trainer(trainer: dict[str, Any], note: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

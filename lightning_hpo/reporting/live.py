@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_hpo.records import Row, ranked
-from lightning_hpo.reporting.console import duration, short
+from lightning_hpo.reporting.console import duration, mean_over_seeds, short, what_it_confirms
 from lightning_hpo.reporting.view import BEST, View
 from lightning_hpo.text import hide_passwords, masked, one_line
 
@@ -149,10 +149,9 @@ def _bar(view: View, width: int) -> RenderableType:
     time_so_far = f"; {duration(view.elapsed)}{left}" if view.elapsed else f"{left}"
     if not view.plan.steps:
         return _text(f"{view.done:,} {view.plan.unit}{time_so_far}")
-    share = min(view.done / view.plan.steps, 1.0)
-    words = _text(
-        f"{share:.0%}  {view.done:,} of {view.plan.steps:,} {view.plan.unit.removeprefix('optimizer ')}{time_so_far}"
-    )
+    steps = view.plan.without(view.rows).steps
+    share = min(view.done / steps, 1.0) if steps else 1.0
+    words = _text(f"{share:.0%}  {view.done:,} of {steps:,} {view.plan.unit.removeprefix('optimizer ')}{time_so_far}")
     room = min(width - len(words) - 2, 40)
     if room < 5:
         return words
@@ -165,7 +164,8 @@ def _best(view: View) -> Text:
     best = view.best
     if best is None or best.score is None:
         return _text("no score yet")
-    words = f"best: {view.monitor} {best.score:.5g} (trial {best.number} @ {best.step})"
+    answer = mean_over_seeds(view.rows, view.mode) or f"{best.score:.5g} (trial {best.number} @ {best.step})"
+    words = f"best: {view.monitor} {answer}"
     params = "  ".join(f"{name}={short(masked(name, value))}" for name, value in best.params.items())
     where = "" if view.checkpoint is None else f"  {view.checkpoint.name}"
     return _text(f"{words}  {params}{where}", style="green")
@@ -188,7 +188,7 @@ def _table(view: View, lines: int) -> Table:
         value = view.value(row)
         cells = [
             row.number,
-            "running" if seconds is not None else _state(row),
+            ("running" if seconds is not None else _state(row)) + what_it_confirms(row),
             _steps(view, row),
             "" if value is None else f"{value:.5g}",
             sparkline(view.curve(row)),

@@ -4,6 +4,7 @@ import contextvars
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,10 +48,13 @@ class NotebookView:
     ) -> None:
         self._over.set()
         self._thread.join()
-        self._update()
+        self._show(replace(self._view(), left=None))  # nothing is at work any more
 
     def _update(self) -> None:
-        self._handle.update(shown_in_notebook(self._view()), raw=True)
+        self._show(self._view())
+
+    def _show(self, view: View) -> None:
+        self._handle.update(shown_in_notebook(view), raw=True)
 
 
 def live_view(view: Callable[[], View]) -> LiveView | NotebookView:

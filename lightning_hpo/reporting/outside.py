@@ -6,10 +6,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from lightning_hpo.records import Row
-from lightning_hpo.reporting.console import Console, duration, wants_live
+from lightning_hpo.records import Row, confirmations
+from lightning_hpo.reporting.console import Console, duration, over_folds, wants_live, what_it_confirms
 from lightning_hpo.reporting.run import Run
 from lightning_hpo.reporting.view import View, read_plan, view_from_outside
 from lightning_hpo.study.progress import Progress, read_progress
@@ -17,6 +18,7 @@ from lightning_hpo.text import hide_passwords, masked, one_line, say
 
 SCHEMA = 1
 """Version of :func:`to_json`; it grows when a key goes or changes its meaning, and stays when a key is added."""
+_OF_SEEDS = ("n", "mean", "std", "optimism")
 _POLL = 1.0
 
 
@@ -61,7 +63,7 @@ def show_trial(run: Run, number: int) -> None:
         raise ValueError(f"{run.path} has no trial {number}; it has {len(run.rows)} trials, counted from 0.")
     row, console = run.rows[number], Console(run.monitor, run.mode, verbose=True)
     view, at = view_of(run), run.axis.removeprefix("optimizer ")
-    console.line(f"trial {number} of {run.path}: {'running' if number in view.running else _state(row)}")
+    console.line(f"trial {number} of {run.path}: {_state_of(view, row)}{what_it_confirms(row)}")
     for name, value in row.params.items():
         console.line(f"  {name:<24} {masked(name, value)}")
     if row.parent is not None:
@@ -71,6 +73,8 @@ def show_trial(run: Run, number: int) -> None:
         console.line(f"  {at} {step:<10} {run.monitor} {value:.6g}{seen}")
     for fold, score in enumerate(row.folds):
         console.line(f"  fold {fold:<10} {run.monitor} {score:.6g}")
+    if row.folds and row.score is not None:
+        console.line(f"  mean            {run.monitor} {row.score:.6g} {over_folds(row)}")
     job = read_progress(_folder(run, number))
     if job is not None and number in view.running:
         console.line(f"  now at {_place(job, run.unit.count_label)}")
@@ -84,7 +88,11 @@ def show_trial(run: Run, number: int) -> None:
 def to_json(run: Run) -> str:
     """Return a run as JSON for scripts; docs/watching.md describes the keys. Secrets are hidden."""
     view = view_of(run)
-    best = view.best
+    best, confirmed = view.best, confirmations(run.rows, run.mode)
+    answer = None if best is None else best.score if best.confirms is None else confirmed[0].mean
+    of_seeds = [{**asdict(each), **{name: getattr(each, name) for name in _OF_SEEDS}} for each in confirmed]
+    for each in of_seeds:
+        each["params"] = _masked(each["params"])
     content = {
         "schema": SCHEMA,
         "run": str(run.path),
@@ -97,6 +105,7 @@ def to_json(run: Run) -> str:
         "seconds_left": view.left,
         "trials": {"all": len(run.rows), **Counter(_state_of(view, row) for row in run.rows)},
         "best": None if best is None else _trial(run, view, best),
+        **({"best_score": answer, "confirmed": of_seeds} if confirmed else {}),
         "rows": [_trial(run, view, row) for row in run.rows],
     }
     return json.dumps(_plain(content), indent=1, allow_nan=False)
@@ -146,13 +155,14 @@ def _trial(run: Run, view: View, row: Row) -> dict[str, Any]:
     return {
         "number": row.number,
         "state": _state_of(view, row),
-        "params": {name: masked(name, value) for name, value in row.params.items()},
+        "params": _masked(row.params),
         "step": view.step(row),
         "target": None if job is None else job.target,
         "score": row.score,
         "values": {str(step): value for step, value in sorted(row.values.items())},
         **({"validations": {str(step): value for step, value in row.validations.items()}} if row.validations else {}),
-        **({"folds": list(row.folds)} if row.folds else {}),
+        **({"folds": list(row.folds), "spread": row.spread} if row.folds else {}),
+        **({} if row.confirms is None else {"confirms": row.confirms}),
         "parent": row.parent,
         "start": row.start,
         "ended": row.ended,
@@ -161,6 +171,10 @@ def _trial(run: Run, view: View, row: Row) -> dict[str, Any]:
         "progress": None if job is None else _progress(job),
         "folder": str(_folder(run, row.number)),
     }
+
+
+def _masked(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: masked(name, value) for name, value in params.items()}
 
 
 def _progress(job: Progress) -> dict[str, Any]:

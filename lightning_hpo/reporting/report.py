@@ -18,7 +18,7 @@ from lightning_hpo.atomic import atomic_write
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.records import Row, best_row, confirmations, ranked, spent
 from lightning_hpo.reporting import figures, model_figure, population_figures
-from lightning_hpo.reporting.console import ABSENT, over_folds
+from lightning_hpo.reporting.console import ABSENT, mean_over_seeds, over_folds, what_it_confirms
 from lightning_hpo.reporting.drawing import Figure, safe
 from lightning_hpo.reporting.parameter_figures import ParameterFigures
 from lightning_hpo.reporting.run import Run
@@ -182,8 +182,14 @@ def table(run: Run, rows: Sequence[Row]) -> str:
     head = "".join(f'<th scope="col"><button>{safe(name)}</button></th>' for name in columns)
     body = []
     for row in rows:
-        state = run.state(row) if row.confirms is None else f"{run.state(row)}, confirms {row.confirms}"
-        cells = [row.number, state, row.ended, row.parent, run.unit.number(row.step), _seconds(run, row)]
+        cells = [
+            row.number,
+            run.state(row) + what_it_confirms(row),
+            row.ended,
+            row.parent,
+            run.unit.number(row.step),
+            _seconds(run, row),
+        ]
         cells += [row.values[row.step] if row.values else None]
         cells += [row.spread for _ in spread]
         cells += [run.trials[row.number].constraints.get(name) for name in limits]
@@ -203,6 +209,8 @@ def summary_lines(run: Run) -> list[str]:
         )
         score = f"trial {best.number}, {safe(run.monitor)} = {best.score:.6g}"
         score += f" {over_folds(best)}".rstrip() + ("" if best.feasible else " (infeasible, as all trials)")
+        if answer := mean_over_seeds(run.rows, run.mode):
+            score = f"{safe(run.monitor)} = {answer}"
         lines.append(
             f"<strong>Best: {score}</strong> after {run.unit.number(best.step)} {run.unit.name}, with {params}"
         )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from lightning_hpo.checkpoints import files as checkpoints
+from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
+from lightning_hpo.checkpoints.shards import weights_of
 from lightning_hpo.records import Confirmation, Row, ranked
 from lightning_hpo.reporting.report import draw_parts, summary_lines, table, write_report
 from lightning_hpo.reporting.run import Run
@@ -50,6 +51,7 @@ class Result:
         study: everything that was recorded; opens in Optuna's own tools.
         rows: all trials.
         build: makes a module from parameters, or None for a search over a plain function.
+        complete: gives a module what a checkpoint of a trial holds beside the weights.
         folder: of the run, if its study is there.
         confirmed: the configurations that were confirmed, best first, with mean, standard deviation, number of scores,
             what the search had seen and by how much that was too good; empty without ``confirm``.
@@ -64,6 +66,7 @@ class Result:
     study: optuna.Study
     rows: Sequence[Row] = field(repr=False)
     build: "Callable[[Mapping[str, Any]], pl.LightningModule] | None" = field(default=None, repr=False)
+    complete: "Callable[[pl.LightningModule, Mapping[str, Any]], None] | None" = field(default=None, repr=False)
     folder: Path | None = None
     confirmed: Sequence[Confirmation] = ()
     again: "Callable[[Result, int | None, Mapping[str, Any]], Result] | None" = field(default=None, repr=False)
@@ -175,7 +178,9 @@ class Result:
     def best_model(self) -> "pl.LightningModule":
         """Build the module with the best parameters and load the best checkpoint into it, as Lightning would.
 
-        Its ``configure_model`` and ``on_load_checkpoint`` are called, and its ``strict_loading`` holds.
+        Its ``configure_model`` and ``on_load_checkpoint`` are called, and its ``strict_loading`` holds. Then it gets
+        what Lightning leaves out: attributes and non-persistent buffers that had changed in training, such as an
+        annealed temperature, so that a validation gives the score of the best trial.
 
         Raises:
             RuntimeError: if the search had no model, or its best checkpoint was not saved.
@@ -189,7 +194,9 @@ class Result:
         saved = checkpoints.load(self.best_checkpoint, key=Key.of(self.best_checkpoint.parent))
         module.configure_model()
         module.on_load_checkpoint(saved)
-        module.load_state_dict(saved["state_dict"], strict=module.strict_loading)
+        module.load_state_dict(weights_of(saved), strict=module.strict_loading)
+        if self.complete is not None:
+            self.complete(module, saved)
         return module.train(mode=False)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -22,9 +22,10 @@ from lightning_hpo.records import Mode
 from lightning_hpo.reporting.run import Run
 from lightning_hpo.reporting.view import Plan, view_from_outside
 from lightning_hpo.schedulers.scores import ScoreRule
+from lightning_hpo.space import joined
 from lightning_hpo.study.journal import JOURNAL, read_journal
 from lightning_hpo.study.rows import FAILURE, FINGERPRINT, row_of
-from lightning_hpo.study.storage_errors import readable, sqlite_url
+from lightning_hpo.study.storage_errors import readable, renamed_text, sqlite_url
 from lightning_hpo.study.trial_folders import STUDY_ID
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
 
@@ -54,7 +55,13 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
             study = optuna.load_study(study_name=path.name, storage=opened)
             trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
     except KeyError:
-        raise StorageError(f"the storage of {path} holds no study with the name {path.name!r}.") from None
+        names = optuna.get_all_study_names(opened)
+        if storage is None and names:
+            raise StorageError(f"{renamed_text(path, names)}.") from None
+        raise StorageError(
+            f"the storage of {path} holds no study with the name {path.name!r}, but {', '.join(map(repr, names))}."
+            if names else f"the storage of {path} holds no study."
+        ) from None  # fmt: skip
     return _run(path, study.directions, trials, attributes)
 
 
@@ -94,16 +101,12 @@ def _run(
 
 
 def _joined(distributions: Iterable[tuple[str, BaseDistribution]]) -> dict[str, BaseDistribution]:
-    """The last distribution of each name; of a choice that has changed, the choices of all trials."""
-    joined: dict[str, BaseDistribution] = {}
+    """The distribution of each name, with the values of all trials; the last one where they cannot be joined."""
+    found: dict[str, BaseDistribution] = {}
     for name, new in distributions:
-        old = joined.get(name)
-        if isinstance(old, CategoricalDistribution) and isinstance(new, CategoricalDistribution) and old != new:
-            more = [choice for choice in new.choices if choice not in old.choices]
-            joined[name] = CategoricalDistribution([*old.choices, *more])
-        else:
-            joined[name] = new
-    return joined
+        old = found.get(name, new)
+        found[name] = new if old is new or old == new else joined(old, new) or new
+    return found
 
 
 def read_best(run: Run) -> str:

@@ -33,6 +33,7 @@ class Plan:
         stops: limits that end the search earlier, in words.
         is_least: whether the search may take more than that, as asynchronous schedulers do.
         unit: of all amounts of training, in words.
+        each: full budget, where every trial of the plan trains to it unless it is stopped or fails; else 0.
     """
 
     title: str = ""
@@ -43,6 +44,14 @@ class Plan:
     stops: Sequence[str] = ()
     is_least: bool = False
     unit: str = "optimizer steps"
+    each: int = 0
+
+    def without(self, rows: Sequence[Row]) -> "Plan":
+        """Return the plan without what trials that have ended leave of it."""
+        ended = [row for row in rows if row.state != "running"] if self.each else ()
+        steps = sum(max(self.each - row.step, 0) for row in ended)
+        jobs = sum(max(len(self.brackets[0]) - len(row.values), 0) for row in ended)
+        return replace(self, steps=self.steps - steps, jobs=self.jobs - jobs)
 
     def left(self, done: int) -> int | None:
         """Return the optimizer steps that are left, or None if they are not known within a factor of 2."""
@@ -66,6 +75,7 @@ def read_plan(folder: Path) -> Plan:
         )  # fmt: skip
         stops, is_least = tuple(map(str, content["stops"])), bool(content["is_least"])
         unit = str(content.get("unit", "optimizer steps"))
+        numbers["each"] = int(content.get("each", 0)) if brackets else 0
         return Plan(str(content["title"]), brackets=brackets, stops=stops, is_least=is_least, unit=unit, **numbers)
     except (OSError, ValueError, TypeError, KeyError):
         return Plan()
@@ -204,11 +214,12 @@ class Watch:
         )
 
     def _left(self, view: View) -> float | None:
-        steps = self.plan.left(view.done)
-        if steps is None:
+        plan = self.plan.without(view.rows)
+        steps = plan.left(view.done)
+        if not steps:
             return None
         at_work = [view.progress[number] for number in view.running if number in view.progress]
-        return self._pace.left(steps, self.plan.jobs - self._jobs - len(view.running), at_work)
+        return self._pace.left(steps, plan.jobs - self._jobs - len(view.running), at_work)
 
     def _progress(self, row: Row) -> Progress | None:
         job = read_progress(self._folder(row.home))
@@ -247,7 +258,7 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
     view = View(
         plan, monitor, mode, rows, running, progress, checkpoint=checkpoint if checkpoint.exists() else None
     )  # fmt: skip
-    jobs = sum(len(row.values) for row in rows)
+    jobs, plan = sum(len(row.values) for row in rows), plan.without(rows)
     steps = plan.left(view.done) if at_work else None
     if steps is None:
         return view

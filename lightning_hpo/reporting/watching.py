@@ -42,7 +42,9 @@ def make_plan(
         steps = min(steps or total, total)
     rungs = tuple(tuple((rung.trials, rung.max_steps) for rung in bracket.rungs) for bracket in brackets)
     is_least = covers == "least" and total is None
-    return Plan(title, steps, jobs, workers, rungs, tuple(limits.texts()), is_least, unit)
+    to_the_end = all(len({rung.trials for rung in bracket.rungs}) == 1 and not bracket.copies for bracket in counted)
+    each = counted[0].rungs[-1].max_steps if counted and to_the_end and total is None else 0
+    return Plan(title, steps, jobs, workers, rungs, tuple(limits.texts()), is_least, unit, each)
 
 
 def observers_of(

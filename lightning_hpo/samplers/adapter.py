@@ -28,13 +28,12 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lightning_hpo.quiet import warnings_only
-from lightning_hpo.records import Mode, Row
+from lightning_hpo.records import Mode, Row, changed
 from lightning_hpo.samplers.prior import LONG_AGO
 from lightning_hpo.space import Space, parse_space
 
 _NAME = "view"
 _LEAST_POINTS = 10  # with fewer, Optuna's model-based samplers draw at random
-_BLOCK = 100  # rows that are compared with what is shown at a time
 _RANDOM_KEY = 1  # keeps the draws of the random fraction apart from other streams
 
 
@@ -160,21 +159,14 @@ class SamplerAdapter:
     def _show(self, rows: list[Row], notes: Sequence[Mapping[str, Any]]) -> None:
         """Bring the view up to date; of many trials few have changed since the last question."""
         shown = min(len(self._rows), len(rows))
-        blocks = [slice(start, start + _BLOCK) for start in range(0, shown, _BLOCK)]
-        changed = [
-            index
-            for block in blocks
-            if self._rows[block] != rows[block]  # fast where all are the same objects
-            for index in range(block.start, min(block.stop, shown))
-            if self._rows[index] is not rows[index]
-        ]
-        fresh = [*changed, *range(shown, len(rows))]
-        before = [*(self._rows[index] for index in changed), *self._rows[shown:]]
+        fresh = changed(self._rows, rows)
+        others = [index for index in fresh if index < shown]
+        before = [*(self._rows[index] for index in others), *self._rows[shown:]]
         self._counts.subtract(rung for row in before for rung in self._judged_at(row))
         self._counts.update(rung for index in fresh for rung in self._judged_at(rows[index]))
         self._at_work.difference_update(fresh, range(shown, len(self._rows)))
         self._at_work.update(index for index in fresh if rows[index].state == "running" and not rows[index].idle)
-        for index in changed:
+        for index in others:
             self._rows[index] = rows[index]
         self._rows[shown:] = rows[shown:]
         if not getattr(self._sampler, "learns_from_partial_runs", False):
@@ -182,7 +174,7 @@ class SamplerAdapter:
             if rung != self._rung:
                 self._rung, shown = rung, 0
         del self._storage.trials[shown:]
-        for index in changed if shown else ():
+        for index in others if shown else ():
             self._storage.trials[index] = self._frozen(index, rows[index], notes[index])
         self._storage.trials += [self._frozen(index, rows[index], notes[index]) for index in range(shown, len(rows))]
 

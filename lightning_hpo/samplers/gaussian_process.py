@@ -25,7 +25,7 @@ from lightning_hpo.samplers.feasibility import Feasibility, fit_feasibility, no_
 from lightning_hpo.samplers.local import is_stalled, local_model
 from lightning_hpo.samplers.observations import Observations, is_informative, observe
 from lightning_hpo.samplers.surrogate import Fitter, GaussianProcessModel, RegressorModel, fit_regressor
-from lightning_hpo.space import SearchSpace, from_unit
+from lightning_hpo.space import SearchSpace, from_unit, joined
 
 Result = TypeVar("Result")
 WARPS = ("auto", "none", "half_log", "better_log", "half_rank")
@@ -210,7 +210,7 @@ class GaussianProcessSampler(BaseSampler):
         return encoding.decode(unit)[param_name]
 
     def model(self, study: Study) -> GaussianProcessModel | RegressorModel:
-        """Return the model of the parameters that all trials of a study share.
+        """Return the model of the parameters that all trials of a study share, each over the values of all of them.
 
         Args:
             study: with one objective.
@@ -222,8 +222,8 @@ class GaussianProcessSampler(BaseSampler):
         trials = study.get_trials(deepcopy=False)
         space: Mapping[str, BaseDistribution] = (
             self._branches
-            or _shared_space([trial for trial in trials if trial.state != TrialState.FAIL])
-            or _shared_space(trials)
+            or _shared_space([trial for trial in trials if trial.state != TrialState.FAIL], widest=True)
+            or _shared_space(trials, widest=True)
         )
         if not space:
             raise ValueError("the study has no finished trials that share a parameter with more than one value.")
@@ -329,21 +329,23 @@ def _next_configuration(
     return whole.maximise()
 
 
-def _shared_space(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+def _shared_space(trials: Sequence[FrozenTrial], widest: bool = False) -> dict[str, BaseDistribution]:
     """The parameters that all informative trials have, with equal distributions; those that had none yet say nothing.
+
+    With ``widest``, distributions that differ are joined where that can be done; else the parameter is left out.
 
     A trial that failed before it asked for all counts too: the parameters that it asked for may have made it fail.
     """
     chosen = [trial for trial in trials if is_informative(trial) and trial.params]
     if not chosen:
         return {}
-    space = {name: distribution for name, distribution in chosen[-1].distributions.items() if not distribution.single()}
+    space: dict[str, BaseDistribution | None] = {**chosen[-1].distributions}
     for trial in chosen:
         others = trial.distributions
-        missing = [name for name, own in space.items() if (other := others.get(name)) is not own and other != own]
-        for name in missing:
-            del space[name]
-    return dict(sorted(space.items()))
+        for name, own in space.items():
+            if (other := others.get(name)) is not own and other != own:
+                space[name] = joined(own, other) if widest and own is not None and other is not None else None
+    return {name: own for name, own in sorted(space.items()) if own is not None and not own.single()}
 
 
 def _sign(study: Study) -> float:

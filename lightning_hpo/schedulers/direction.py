@@ -61,15 +61,26 @@ def as_study(direction: str, monitor: str, known: Mode | None = None) -> Mode:
         known: mode of an earlier trial, after which there is no second warning.
     """
     mode, other = ("min", "maximize") if direction == "MINIMIZE" else ("max", "minimize")
-    words = _words(monitor)
-    lower = _says_lower(words) and not words & _NEGATED and not _says_higher(words)
-    if mode != known and (_more_is_better(monitor) if mode == "min" else lower):
+    if mode != known and suggested(monitor) not in (None, mode):
         warnings.warn(
             f"the study {direction.lower()}s {monitor!r}, against what its name says: if that is not meant, make it "
             f"with optuna.create_study(direction={other!r})",
             stacklevel=3,
         )
     return "min" if mode == "min" else "max"
+
+
+def suggested(monitor: str) -> Mode | None:
+    """Return the mode that the name of a metric suggests, or None.
+
+    Example:
+        >>> suggested("val_acc"), suggested("val_loss"), suggested("wave")
+        ('max', 'min', None)
+    """
+    words = _words(monitor)
+    if _more_is_better(monitor):
+        return "max"
+    return "min" if _says_lower(words) and not words & _NEGATED and not _says_higher(words) else None
 
 
 def _says_higher(words: Iterable[str]) -> bool:

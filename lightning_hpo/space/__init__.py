@@ -9,7 +9,7 @@ the Trainer; ``model.cfg.opt.lr`` is a value inside an argument. What stands beh
 from lightning_hpo.space.grammar import GRAMMAR, format_distribution, when
 from lightning_hpo.space.names import nested_config, part, replaced, split_name
 from lightning_hpo.space.search_space import SearchSpace, Space, parse_space, suggest
-from lightning_hpo.space.unit import from_unit, to_unit
+from lightning_hpo.space.unit import from_unit, joined, to_unit
 from lightning_hpo.space.values import choice
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "choice",
     "format_distribution",
     "from_unit",
+    "joined",
     "nested_config",
     "parse_space",
     "part",

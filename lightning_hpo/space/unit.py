@@ -68,3 +68,24 @@ def _cell_ends(distribution: BaseDistribution) -> tuple[float, float, bool]:
         raise TypeError(f"{distribution!r} is not a float, int or categorical distribution of Optuna.")
     half = (distribution.step or 0) / 2 if distribution.high > distribution.low else 0.0
     return distribution.low - half, distribution.high + half, distribution.log
+
+
+def joined(first: BaseDistribution, other: BaseDistribution) -> BaseDistribution | None:
+    """Return a distribution that holds the values of both, of the kind of the first; None of a choice and a range.
+
+    Example:
+        >>> joined(IntDistribution(1, 4), IntDistribution(2, 8))
+        IntDistribution(high=8, log=False, low=1, step=1)
+    """
+    if isinstance(first, CategoricalDistribution) and isinstance(other, CategoricalDistribution):
+        more = [choice for choice in other.choices if choice not in first.choices]
+        return CategoricalDistribution([*first.choices, *more]) if more else first
+    if isinstance(first, CategoricalDistribution) or isinstance(other, CategoricalDistribution):
+        return None
+    assert isinstance(first, FloatDistribution | IntDistribution)
+    assert isinstance(other, FloatDistribution | IntDistribution)
+    low, high, log = min(first.low, other.low), max(first.high, other.high), first.log and other.low > 0
+    if isinstance(first, IntDistribution) and isinstance(other, IntDistribution):
+        step = 1 if log else math.gcd(first.step, other.step, int(first.low - other.low))
+        return IntDistribution(int(low), int(high), log=log, step=step)
+    return FloatDistribution(float(low), float(high), log=log)

@@ -19,7 +19,7 @@ from lightning_hpo.study.journal import open_journal
 from lightning_hpo.study.locks import Lock
 from lightning_hpo.study.rows import FINGERPRINT
 from lightning_hpo.study.run_folder import RunFolder
-from lightning_hpo.study.storage_errors import readable, sqlite_url
+from lightning_hpo.study.storage_errors import readable, renamed_text, sqlite_url
 from lightning_hpo.study.trial_folders import study_id
 
 PLACE = "lightning_hpo_folder"  # of a study that is not in its run folder: the folder whose lock was held last
@@ -58,6 +58,9 @@ def open_study(
     if storage is None:
         _refuse_first_edition(folder)
         journal = open_journal(folder.study_file, opened)
+        names = optuna.get_all_study_names(journal)
+        if names and folder.name not in names:
+            raise StudyMismatchError(f"{renamed_text(folder.path, names)}, or choose another `name`.")
         return opened(journal), journal
     with readable(folder.path):
         storage = RDBStorage(storage) if isinstance(storage, str) else storage

@@ -79,6 +79,10 @@ class Training(Protocol):
     def global_step(self) -> int:
         """Optimizer step where it stands."""
 
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether it is the one of rank 0."""
+
     def place(self) -> Mapping[str, int]:
         """Return how much of the budget it has had (``step``); with ``global_step`` if that is not in steps."""
 
@@ -130,8 +134,8 @@ class ProgressFile:
         self._due = clock() + INTERVAL
 
     def follow(self, trainer: Training, job: Judged) -> None:
-        """Write the progress of a job from now on; without it nothing is written, as on ranks above 0."""
-        self._followed = trainer, job
+        """Write the progress of a job from now on; ranks above 0 write none."""
+        self._followed = (trainer, job) if trainer.is_global_zero else None
 
     def pause_wanted(self) -> bool:
         """Whether to pause; most calls only look at the clock before they ask."""

@@ -2,7 +2,7 @@
 
 import errno
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,3 +86,11 @@ def _unusable(folder: Path, error: BaseException) -> StorageError:
 
 def _numbered(number: int, text: str, where: str) -> StorageError:
     return StorageError(number, f"{text} ({errno.errorcode.get(number, number)})", where)
+
+
+def renamed_text(path: Path, names: Sequence[str]) -> str:
+    """Say that a run folder was renamed or copied, as its study has another name."""
+    return (
+        f"{path} holds the study {', '.join(map(repr, names))}, as the folder was renamed or copied: a run has the "
+        f"name of its folder. Rename it to {names[0]!r}, in another `root` if that place is taken"
+    )

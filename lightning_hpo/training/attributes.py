@@ -47,11 +47,9 @@ _FOREIGN = frozenset({
 
 
 class Attributes:
-    """Changes in objects since this was created; they can be put back into other objects of the same classes.
+    """Changes in objects since this was created; :func:`put_back` puts them into other objects of the same classes.
 
-    Args:
-        owners: returns name and object of each.
-        leave_out: names of attributes that do not count.
+    ``owners`` returns name and object of each; attributes that ``leave_out`` names do not count.
     """
 
     def __init__(self, owners: Callable[[], Owners], leave_out: Iterable[str] = ()) -> None:
@@ -77,22 +75,6 @@ class Attributes:
                 changes[key] = packed
         return changes
 
-    def put_back(self, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-        """Put changes back; tensors that are not there yet come to ``device``."""
-        for key, owner in list(self._owners()):
-            for name, value in changes.get(key, {}).items():
-                if isinstance(owner, _Weights | _StateDict):
-                    owner.put_back(name, value)
-                    continue
-                attributes: Any = owner if isinstance(owner, dict) else vars(owner)
-                now = attributes.get(name)
-                content, length = (value["value"], value["length"]) if _is_grown(value) else (value, None)
-                expected = (0, length, _length(content))
-                if isinstance(now, _CONTAINERS) and expected[-1] >= 0 and len(now) not in expected:
-                    continue  # it has grown elsewhere too, so it is not the trial's own
-                where = now.device if isinstance(now, torch.Tensor) else device
-                attributes[name] = _unpacked(content, now, where)
-
     def _grown(self, key: str, name: str, value: Any) -> Any:
         """Return the value packed; of a container that has grown or shrunk, with its length at the beginning."""
         length = self._lengths.get(key, {}).get(name, 0)
@@ -110,14 +92,27 @@ class Attributes:
         return {k: v for k, v in _vars(owner).items() if k not in skipped and _left(v, _LONGEST) >= 0}
 
 
-def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Return an object, the helper objects in its attributes, and theirs, each with its name.
+def put_back(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+    """Put changes back into objects of the same classes; tensors that are not there yet come to ``device``."""
+    for key, owner in list(owners):
+        for name, value in changes.get(key, {}).items():
+            if isinstance(owner, _Weights | _StateDict):
+                owner.put_back(name, value)
+                continue
+            attributes: Any = owner if isinstance(owner, dict) else vars(owner)
+            now = attributes.get(name)
+            content, length = (value["value"], value["length"]) if _is_grown(value) else (value, None)
+            expected = (0, length, _length(content))
+            if isinstance(now, _CONTAINERS) and expected[-1] >= 0 and len(now) not in expected:
+                continue  # it has grown elsewhere too, so it is not the trial's own
+            where = now.device if isinstance(now, torch.Tensor) else device
+            attributes[name] = _unpacked(content, now, where)
 
-    Args:
-        key: name of the object.
-        owner: the object.
-        seen: ids of objects that are left out; those returned are added.
-        depth: how many helpers lead to the object.
+
+def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield an object, the helper objects in its attributes, and theirs, each with its name.
+
+    Objects whose ids have been ``seen`` are left out; ``depth`` helpers lead to the object.
     """
     if id(owner) in seen:
         return
@@ -245,7 +240,8 @@ def _mark(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return _TensorMark(value)
     if isinstance(value, _GENERATORS):
-        return _mark_of_state(_state_of(value))
+        state = _state_of(value)
+        return state.numpy().tobytes() if isinstance(state, torch.Tensor) else _mark(state)
     if isinstance(value, np.generic | np.ndarray):
         return (value.dtype.str, value.shape, value.tobytes())
     if kind in (list, tuple, deque):
@@ -253,10 +249,6 @@ def _mark(value: Any) -> Any:
     if isinstance(value, dict):
         return (kind.__name__, *((key, _mark(inner)) for key, inner in value.items()))
     return (kind.__name__, value if kind not in _SETS.values() else frozenset(value))
-
-
-def _mark_of_state(state: Any) -> Any:
-    return state.numpy().tobytes() if isinstance(state, torch.Tensor) else _mark(state)
 
 
 def _packed(value: Any) -> Any:  # noqa: PLR0911  # a line for each type

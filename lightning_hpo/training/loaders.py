@@ -23,7 +23,7 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils._pytree import tree_flatten
 
-from lightning_hpo.training.attributes import Attributes, Changes, with_helpers
+from lightning_hpo.training.attributes import Attributes, Changes, put_back, with_helpers
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 
 State = dict[str, Any]
@@ -55,12 +55,7 @@ def follow(loaders: Any, limit: float, restored: list[State] | None = None) -> A
 
 
 def rewind(loaders: Any, *, reloads: bool = False) -> None:
-    """Tell every followed loader in a collection that its epoch is over.
-
-    Args:
-        loaders: a loader or a collection of them.
-        reloads: whether Lightning will make the loaders anew for the next epoch.
-    """
+    """Tell every followed loader that its epoch is over, and whether Lightning makes another one for the next epoch."""
     for loader in _followed(loaders):
         loader.fetched, loader.reloads = 0, reloads
 
@@ -108,13 +103,7 @@ class FollowedLoader:
     _attributes: Attributes  # of dataset and samplers
 
     def begin_to_follow(self, together: list["FollowedLoader"], place: int, *, ahead: bool) -> None:
-        """Note the state before the first epoch.
-
-        Args:
-            together: all followed loaders that are read in one epoch.
-            place: of this loader among them.
-            ahead: whether Lightning fetches one batch ahead.
-        """
+        """Note the state before the first epoch, and whether Lightning fetches one batch ahead."""
         # The class of the loader is its own. It keeps them for the loader that Lightning may make of this one.
         for name, value in {"_together": together, "_place": place, "fetched_ahead": ahead}.items():
             setattr(self, name, value)
@@ -244,7 +233,7 @@ class FollowedLoader:
             yield batch
 
     def _put_back(self, changes: Changes) -> None:
-        self._attributes.put_back(changes, torch.device("cpu"))
+        put_back(self.objects(), changes, torch.device("cpu"))
 
     def _random(self) -> State:
         return {"global": rng_state(), "own": [generator.get_state() for generator in self._generators()]}

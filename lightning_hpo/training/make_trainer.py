@@ -5,26 +5,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
+from lightning_hpo.checkpoints import remove_later
+from lightning_hpo.checkpoints.shards import let_strategy_load
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import TrialComponents, as_list
 from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded, seeded_everything
 from lightning_hpo.training.trainer import (
-    FirstCallback,
+    STEP_HOOKS,
+    JobCallback,
     TrialTrainer,
-    count_optimizers,
     validate_arguments,
     validate_callbacks,
+    without_hooks,
 )
+from lightning_hpo.training.trial_info import first_row
 
 # Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {
@@ -35,19 +40,38 @@ TRAINER_DEFAULTS = {
 }
 
 
-class JobCallback(Protocol):
-    """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
+@without_hooks(*STEP_HOOKS, "on_train_batch_start", "on_validation_batch_end")
+class BeforeOthers(pl.Callback):
+    """Prepares a Trainer before the callbacks of the user, and calls a job where it must come before them."""
 
-    first: FirstCallback
+    def __init__(self, job: JobCallback) -> None:
+        self._job = job
 
-    def after_start(self) -> None:
-        """Act after all hooks at the start of training."""
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
+        """Do what Lightning does too late, or not as a trial needs it."""
+        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
+        for callback in trainer.callbacks:
+            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
+            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                fold = "" if trainer.fold is None else f"fold{trainer.fold}"
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints" / fold)
+                if trainer.is_global_zero:
+                    remove_later(Path(callback.dirpath), trainer.begins_at)
 
-    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
-        """Act after all hooks of a training batch."""
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before anything of the epoch has begun."""
+        self._job.before_epoch(trainer)
 
-    def after_validation(self, trainer: pl.Trainer) -> None:
-        """Act after all hooks of a validation."""
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before others change the weights, as weight averaging does."""
+        self._job.before_end(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Note where training was when Lightning lost it."""
+        trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
 
 
 def make_trainer(
@@ -91,18 +115,26 @@ def make_trainer(
         made = follow(loaders(), trainer.limit_train_batches, list(positions))
         positions.clear()  # loaders that are made anew for a later epoch start at its beginning
         if "log_every_n_steps" not in given:
-            _log_each_epoch(trainer, made)
+            _log_each_epoch(trainer, made, usual)
         return made
 
     owner.train_dataloader = followed
-    all_callbacks = [job.first, *own, *callbacks, job]
+    all_callbacks = [BeforeOthers(job), *own, *callbacks, job]
     validate_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))
-    given.setdefault("logger", MetricsFile(folder / METRICS, 0 if saved is None else int(saved["global_step"])))
+    given.setdefault("logger", MetricsFile(folder / METRICS, first_row(saved)))
     plugins = [*as_list(given.pop("plugins", None)), io]
     trainer = TrialTrainer(**given, callbacks=all_callbacks, plugins=plugins, default_root_dir=folder, **arguments)
-    _convert_before_optimizers(components.module, trainer)
+    usual: int = vars(trainer)["log_every_n_steps"]
+    trainer.begins_at = -1 if saved is None else int(saved["global_step"])
+    let_strategy_load(trainer.strategy, saved)
+    restored = None if saved is None else saved["callbacks"].get(type(job).__qualname__)
+    if restored is not None and trainer.strategy.restore_checkpoint_after_setup:  # after on_fit_start, which needs it
+        job.load_state_dict(restored)
+    if not trainer.unit.is_steps and is_overridden("configure_optimizers", components.module):
+        configuring = _Configuring(components.module.configure_optimizers, trainer)
+        object.__setattr__(components.module, "configure_optimizers", configuring)
     call_after(components.module, "on_train_start", job.after_start, 0)
     call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
     call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
@@ -113,25 +145,22 @@ def make_trainer(
 
 
 def call_after(module: Any, hook: str, then: Callable[..., None], count: int) -> None:
-    """Let a hook of the module be followed by a call: callbacks come before the module's own hooks.
+    """Let a hook of the module be followed by a call with its first ``count`` arguments.
 
-    Args:
-        module: whose hook it is.
-        hook: its name.
-        then: called after it.
-        count: of the hook's arguments that it takes.
+    Callbacks come before the module's own hooks.
     """
     object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
 
 
-def _convert_before_optimizers(module: Any, trainer: TrialTrainer) -> None:
-    """Let a budget in epochs or samples become optimizer steps before the module makes its optimizers."""
-    if not trainer.unit.is_steps and is_overridden("configure_optimizers", module):
-        object.__setattr__(module, "configure_optimizers", _Configuring(module.configure_optimizers, trainer))
+def _count_optimizers(made: Any) -> int:
+    """Return how many optimizers ``configure_optimizers`` has returned, in any of the forms that Lightning takes."""
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
+        made = made[0]
+    return max(len(made), 1) if isinstance(made, list | tuple) else 1
 
 
 class _Configuring:
-    """``configure_optimizers`` of a module, called when the Trainer knows its ``max_steps``.
+    """``configure_optimizers`` of a module; a budget in epochs or samples becomes optimizer steps before it.
 
     Under manual optimization each optimizer counts. If there are several, which shows only afterwards, the module is
     asked again with the right ``max_steps``.
@@ -146,7 +175,7 @@ class _Configuring:
         trainer = self._trainer
         trainer.convert_budget()
         made = self._own()
-        count = 1 if trainer.lightning_module.automatic_optimization else count_optimizers(made)
+        count = 1 if trainer.lightning_module.automatic_optimization else _count_optimizers(made)
         if count != trainer.optimizer_count:
             trainer.optimizer_count = count
             trainer.convert_budget()
@@ -176,11 +205,12 @@ class _FollowedHook:
         return self
 
 
-def _log_each_epoch(trainer: Any, loader: Any) -> None:
+def _log_each_epoch(trainer: Any, loader: Any, usual: int) -> None:
     """Log at least once in an epoch that is shorter than Lightning's default interval; else it warns of that."""
     if isinstance(loader, DataLoader):
         with contextlib.suppress(TypeError):  # a loader without length
-            trainer.log_every_n_steps = max(min(trainer.log_every_n_steps, len(loader)), 1)
+            batches = -(-len(loader) // trainer.world_size)
+            trainer.log_every_n_steps = max(min(usual, batches), 1)
 
 
 @contextmanager

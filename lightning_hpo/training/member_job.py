@@ -24,20 +24,20 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from optuna.distributions import BaseDistribution
 
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import CHECKPOINT, Outcome, Task
+from lightning_hpo.space import SearchSpace
 from lightning_hpo.study.population_folder import storage_error
-from lightning_hpo.text import is_secret, nearest
+from lightning_hpo.text import is_secret
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.rebuild import Rebuild
-from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
-from lightning_hpo.training.scores import Scores
+from lightning_hpo.training.resumable import Point, Resumable
+from lightning_hpo.training.scores import Scores, require_logged
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
-from lightning_hpo.training.trainer import STEP_HOOKS, FirstCallback, epoch_ends, leave_fit, without_hooks
+from lightning_hpo.training.trainer import STEP_HOOKS, JobCallback, epoch_ends, leave_fit, without_hooks
 
 _KEPT_OF_OUTCOME = (
     "score", "step", "metrics", "stopped", "global_step", "full_steps", "scored_from", "validations",
@@ -71,7 +71,7 @@ def train_to_the_end(trainer: pl.Trainer) -> None:
 
 
 @without_hooks(*STEP_HOOKS, "on_validation_batch_end")
-class MemberJob(pl.Callback):
+class MemberJob(JobCallback):
     """Trains a member for one job after the other; applies hyperparameters, and takes over what a job copies.
 
     Args:
@@ -89,7 +89,7 @@ class MemberJob(pl.Callback):
         self,
         task: Task,
         copied: State | None,
-        space: Mapping[str, BaseDistribution],
+        space: SearchSpace,
         *,
         scores_of: Callable[[Task], Scores],
         rebuild: Rebuild,
@@ -115,7 +115,6 @@ class MemberJob(pl.Callback):
         self._has_followers = False  # whether something may follow a metric of validation
         self._judged: Outcome | None = None  # by the job's last validation
         self._saved: dict[str, Any] = {}
-        self.first: FirstCallback = BeforeOthers(self)
         self.outcome: Outcome | None = None
         """Of the last job that has ended."""
         self.paused = False
@@ -179,7 +178,7 @@ class MemberJob(pl.Callback):
             self._bound().prepare(self._task.params)
             self._restored = None
         else:  # a fit that continues has logged them where they began
-            log_hyperparameters(trainer, self._params)
+            log_hyperparameters(trainer, self._params, None, 0)
 
     def after_start(self) -> None:
         """Put back what hooks at the start of training may have reset."""
@@ -193,7 +192,8 @@ class MemberJob(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin the job: take over what it copies, and apply its hyperparameters."""
-        if self._should_pause():
+        # Of several ranks the one that may pause decides for all.
+        if trainer.strategy.reduce_boolean_decision(self._should_pause(), all=False):
             self.paused = True
             leave_fit()
         if not self._begins:
@@ -204,7 +204,8 @@ class MemberJob(pl.Callback):
         if copied is not None or self._params != dict(self._task.params):
             self._params = dict(self._task.params)
             self._bound().apply(self._params, copied=copied is not None)
-            log_hyperparameters(trainer, self._params, self._task.job.parent)
+            row = trainer.fit_loop.epoch_loop._batches_that_stepped  # noqa: SLF001  # as Lightning does
+            log_hyperparameters(trainer, self._params, self._task.job.parent, row)
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Ask for a validation where the job ends, and wherever something follows a metric of one."""
@@ -237,7 +238,8 @@ class MemberJob(pl.Callback):
 
     def after_validation(self, trainer: Any) -> None:
         """End the job, unless an epoch is to end first."""
-        self._scores.keep_best(trainer)
+        self._scores.keep_best(trainer, lambda: self._saved.update(resume=self._resumable.state_of_module(trainer)))
+        self._saved = {}
         if self._ends and (not epoch_ends(trainer) or self._step >= trainer.max_steps):
             self._end(trainer, "validated")
 
@@ -252,9 +254,6 @@ class MemberJob(pl.Callback):
         """End a job between two epochs; what the next one changes about the data takes effect with the epoch."""
         if self._ends:
             self._end(trainer, "epoch")
-
-    def before_end(self, trainer: pl.Trainer) -> None:
-        """Do nothing: where training ends, the last job has ended."""
 
     def _end(self, trainer: Any, point: Point) -> None:
         """Save, hand the outcome over, and go on with the next job."""
@@ -284,15 +283,19 @@ class MemberJob(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, state: dict[str, Any]) -> None:
         file = self._task.folder / CHECKPOINT
-        self._saved = state
+        self._saved, failed = state, None
         try:
             if not file.parent.is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the folder of the member is gone: it was deleted or moved")
             trainer.save_checkpoint(file)
         except OSError as error:
-            raise storage_error("no checkpoint could be saved", file, error) from error
+            failed = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where other ranks of the member are waiting
         finally:
             self._saved = {}
+        if trainer.strategy.reduce_boolean_decision(failed is not None, all=False):
+            failed = failed or OSError("another rank of the member failed to write it")
+            raise storage_error("no checkpoint could be saved", file, failed) from failed
 
     def _bound(self) -> Hyperparameters:
         assert self._effects is not None
@@ -306,17 +309,7 @@ def require_whole_weights(trainer: pl.Trainer) -> None:
         raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
 
 
-def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
-    """Raise MisconfigurationException if validation has not logged the metric that is the score."""
-    if monitor not in metrics:
-        logged = sorted(metrics)
-        raise MisconfigurationException(
-            f"`monitor` {monitor!r} is not logged in validation; logged: {', '.join(logged) or 'nothing'}."
-            f"{nearest(monitor, logged)}"
-        )
-
-
-def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: int | None = None) -> None:
+def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | None, step: int) -> None:
     """Log the hyperparameters that are numbers and no secrets, and the trial that was copied."""
     numbers = {
         f"pbt/{name}": float(value)
@@ -326,23 +319,13 @@ def log_hyperparameters(trainer: pl.Trainer, params: Mapping[str, Any], parent: 
     if parent is not None:
         numbers["pbt/parent"] = float(parent)
     for logger in trainer.loggers:
-        logger.log_metrics(numbers, step=trainer.global_step)
+        logger.log_metrics(numbers, step=step)
 
 
-def outcome_in(saved: Mapping[str, Any]) -> Outcome:
-    """Return the outcome of the job at whose end a checkpoint was saved."""
-    return Outcome(**saved["callbacks"][MemberJob.__qualname__]["ended"])
-
-
-def state_in(saved: Mapping[str, Any]) -> State:
-    """Return what another member copies from a checkpoint."""
-    state: State = saved["callbacks"][MemberJob.__qualname__]["state"]
-    return state
-
-
-def params_in(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters that a checkpoint was trained with."""
-    return dict(saved["callbacks"][MemberJob.__qualname__]["params"])
+def kept_in(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a member's checkpoint keeps: its ``params``, how its job ``ended``, and the ``state`` to copy."""
+    kept: dict[str, Any] = saved["callbacks"][MemberJob.__qualname__]
+    return kept
 
 
 def _make_loaders(trainer: Any) -> None:

@@ -5,7 +5,6 @@ the user's own included, has the full budget as its horizon in each rung, and it
 """
 
 import contextlib
-import logging
 import tempfile
 import threading
 import warnings
@@ -20,7 +19,7 @@ import lightning.pytorch as pl
 import optuna
 from optuna.samplers import RandomSampler
 
-from lightning_hpo.checkpoints import files as checkpoints
+from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
@@ -38,10 +37,10 @@ from lightning_hpo.text import listed
 from lightning_hpo.training import micro_batches
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.attachments import Attachments, keep_states
-from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.builder import Builder, fold_arguments
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
-from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.directions import Directions
 from lightning_hpo.training.folds import FoldSetup, build_fold
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
@@ -51,7 +50,7 @@ from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.trainer import TrialTrainer
-from lightning_hpo.training.trial_info import trial_info
+from lightning_hpo.training.trial_info import scores_of_folds, trial_info, trial_of
 from lightning_hpo.training.trial_report import TrialReport
 from lightning_hpo.training.value_builder import ValueBuilder
 
@@ -203,7 +202,7 @@ class Objective:
                 return replace(outcome, notes=notes)
             components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
-            own = self.attached.attach(components, trial_info(task.folder, task.params, task.identity, start))
+            own = self.attached.attach(components, trial_of(task, saved))
             progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause, earlier=earlier)
             job = RunToStep(
                 target,
@@ -226,9 +225,8 @@ class Objective:
                 max_steps=self.max_steps,
                 unit=self.unit,
             )
-            trainer.parts, trainer.val_parts, trainer.scores = parts.train, parts.val, scores
-            if trainer.is_global_zero:
-                progress.follow(trainer, scores)
+            trainer.parts, trainer.val_parts, trainer.scores, trainer.fold = parts.train, parts.val, scores, fold
+            progress.follow(trainer, scores)
             try:
                 with micro_batches.splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
                     trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
@@ -260,8 +258,8 @@ class Objective:
             params: to build with; the middle of the space by default.
 
         Raises:
-            ValueError: if the model or the data cannot be components with parameters of the space, an argument of the
-                Trainer contradicts the budget, or the monitored metric is not logged in validation.
+            ValueError: if model or data cannot be built with parameters of the space, an argument of the Trainer
+                contradicts the budget, or the monitored metric is not logged in validation.
             MisconfigurationException: if Lightning, or a callback, refuses the combination.
             UnreadableStateError: if a checkpoint could not be read back.
             ParameterMismatchError: if the module holds another value than it was given, whatever that is.
@@ -274,23 +272,19 @@ class Objective:
             )
             if fitted is None:
                 return
-            logged, unused, steps = fitted
+            logged, messages, steps = fitted
             self.checked_steps = None if self.unit.is_steps else steps
-            for message in unused:
+            for message in messages:
                 warnings.warn(message, stacklevel=2)
             validate_logged(logged, self.constraints, (self.monitor, *self.also))
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
-        """Let the logger of a trial say how the trial has ended.
-
-        Args:
-            folder: of the trial.
-            row: of the trial, which is complete, pruned or failed.
-            identity: of the trial.
-        """
+        """Let the loggers of a trial, or of its folds, say how it has ended: complete, pruned or failed."""
         assert row.state != "running"
         with warnings_only(*CHATTY):
-            self.attached.end(trial_info(folder, row.params, identity, row.step), row.score, row.global_step, row.state)
+            for fold, score in scores_of_folds(row, self.folds):
+                info = trial_info(folder, row.params, identity, row.step, fold)
+                self.attached.end(info, score, row.global_step, row.state)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; from a function of a trial, those of a random trial."""
@@ -310,29 +304,29 @@ class Objective:
 def _fit_one_batch(
     objective: Objective, params: Mapping[str, Any], parts: micro_batches.MicroBatches
 ) -> tuple[dict[str, float], list[str], int]:
-    """Return what the check logs, names of the space that change nothing, and the optimizer steps of a full budget."""
+    """Return what the check logs, sentences to warn with, and the optimizer steps of a full budget."""
     with quiet_and_seeded(objective.seed, 0), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        fold = 0 if objective.folds else None
+        fold = objective.folds - 1 if objective.folds else None  # the one that too few parts of the data lack
         params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
         names = objective.check_names(objective.builder, objective.space, params)
         whole = build_fold(objective.builder, params, fold, objective.folds)
-        checks = [names]
+        checks, directions = [names], Directions(objective.monitor, objective.mode)
         if objective.folds:
             checks += fold_checks(objective.builder, objective.space, params, whole, objective.folds)
         if objective.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
             whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
         loader = micro_batches.validate_components(whole) if objective.halves else None
         components = micro_batches.split(whole, parts)
-        objective.attached.attach(components, trial_info(folder, params, {}), logging=False)
-        fold_setup = [] if fold is None else [FoldSetup(fold, objective.folds)]
+        objective.attached.attach(components, trial_info(folder, params, {}, 0, fold), logging=False)
+        more = [*checks, directions, *([] if fold is None else [FoldSetup(fold, objective.folds)])]
         with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
             logged, steps = fit_one_batch(
-                components, folder, objective.max_steps, objective.key, [*fold_setup, *checks], unit=objective.unit
+                components, folder, objective.max_steps, objective.key, more, unit=objective.unit
             )
         if loader is not None:
             micro_batches.validate_loader(whole, loader)
-        return logged, [text for check in checks for text in check.unused], steps
+        return logged, [*directions.warnings, *(text for check in checks for text in check.unused)], steps
 
 
 def _begin(
@@ -340,15 +334,11 @@ def _begin(
 ) -> tuple[Path | None, dict[str, Any] | None, bool, micro_batches.MicroBatches]:
     """Return the checkpoint that a job begins from, its content, whether it is the trial's own, and micro-batches."""
     task.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = task.folder / CHECKPOINT
-    for file in (checkpoint, task.folder / BEST_CHECKPOINT):
-        checkpoints.remove_leftovers(file)
-    own, damaged = checkpoints.newest_intact(checkpoint, key)
-    for file in damaged:
-        aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
-        logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+    checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
+    own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, key)
     begin = own or task.source
-    saved = None if begin is None else checkpoints.load(begin, key=key)
+    if own is None and begin is not None:
+        saved = checkpoints.load(begin, key=key)
     parts = parts.at_least(micro_batches.parts_of(saved))
     if saved is not None and saved.get(STAMP, {}).get("fold") != task.job.fold:  # of the fold before, which is recorded
         return None, None, False, parts

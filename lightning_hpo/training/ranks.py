@@ -45,15 +45,15 @@ def ranks_of(trainer: Mapping[str, Any]) -> Ranks:
         probe = pl.Trainer(
             **given, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         )
-    launcher = probe.strategy.launcher
-    if launcher is None:
-        return Ranks()
-    if not isinstance(launcher, _SubprocessScriptLauncher):
+    launcher: Any = probe.strategy.launcher  # FSDP has none where the processes are started from outside
+    if not isinstance(launcher, _SubprocessScriptLauncher | None):
         raise ValueError(
             f"`trainer` has the strategy {trainer.get('strategy')!r}, which trains in processes that the tuner cannot "
             "see into; take one that runs the whole script in each process, such as 'ddp' or 'fsdp'."
         )
-    environment = launcher.cluster_environment
+    environment: Any = getattr(probe.strategy, "cluster_environment", None)
+    if environment is None or probe.world_size == 1:
+        return Ranks()
     return Ranks(
         probe.global_rank, probe.world_size, lambda: environment.creates_processes_externally, environment.main_address
     )

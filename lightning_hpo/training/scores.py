@@ -2,13 +2,15 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_hpo.records import BEST_CHECKPOINT, Mode, Task
 from lightning_hpo.schedulers.scores import LAST, ScoreRule
+from lightning_hpo.text import nearest
 from lightning_hpo.training.plugins import SealedCheckpointIO
 
 
@@ -58,11 +60,17 @@ class Scores:
             self.values[step] = self._rule.score(self._kept)
             self._improved = self._kept is not before and math.isfinite(self.values[step])
 
-    def keep_best(self, trainer: pl.Trainer) -> None:
-        """Save the checkpoint of the validation whose hooks have just run, if it is the best one and that counts."""
+    def keep_best(self, trainer: pl.Trainer, note: Callable[[], None]) -> None:
+        """Save the checkpoint of the validation whose hooks have just run, if it is the best one and that counts.
+
+        Args:
+            trainer: inside ``fit``.
+            note: called before, so that the job's callback can note what the checkpoint is to hold.
+        """
         if self._rule.name != "best" or not trainer.strategy.broadcast(self._improved):
             return
         self._improved = False
+        note()
         io: Any = trainer.strategy.checkpoint_io
         closed = getattr(io, "closed", False)
         try:
@@ -79,12 +87,18 @@ class Scores:
                 io.closed = closed
 
     def outcome(self, step: int) -> dict[str, Any]:
-        """Return score, metrics and validations as arguments of an outcome.
-
-        Args:
-            step: where the Trainer stood, as the study counts.
-        """
+        """Return score, metrics and validations as arguments of an outcome at a step, as the study counts."""
         made: dict[str, Any] = {"score": self._rule.score(self._kept), "metrics": self.metrics}
         if self.by_last:
             return made
         return {**made, "scored_from": self._kept, "validations": {step: self.metrics[self.monitor]}}
+
+
+def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
+    """Raise MisconfigurationException if validation has not logged the metric that is the score."""
+    if monitor not in metrics:
+        logged = sorted(metrics)
+        raise MisconfigurationException(
+            f"`monitor` {monitor!r} is not logged in validation; logged: {', '.join(logged) or 'nothing'}."
+            f"{nearest(monitor, logged)}"
+        )

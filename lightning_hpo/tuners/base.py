@@ -23,8 +23,7 @@ from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
-from lightning_hpo.training.builder import Builder, Coded
-from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.builder import Builder, Coded, fold_arguments
 from lightning_hpo.training.ranks import Ranks, ranks_of
 from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.choose_executor import validate_workers
@@ -277,7 +276,7 @@ class Tuner:
         """Open the run, and give the search to the block; the result is there after the block."""
         target = replace(target, starts=starting_points(self._beginning, self._define or self.space, target.builder))
         ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-        validate_workers(self._workers, ranks.size, self._parts.single_process or self._trials.single_process)
+        validate_workers(self._workers, ranks.size, self._trials.single_process)
         group, ranks = (1, ranks) if self._workers.in_process else (ranks.size, Ranks())
         asked = _fingerprint(self, target)  # now: what trains may change what its code holds
         name = "-".join(label(part) for part in (type(self), target.parts[0]))

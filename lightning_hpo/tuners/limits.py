@@ -67,9 +67,11 @@ class Limits:
             if in_a_row >= self.max_failed:
                 raise SearchFailedError(f"{in_a_row} trials in a row failed, the last one with: {last}")
             return
+        if not in_a_row:
+            return
         ended = [row for row in rows if row.state != "running"]
         failed = sum(row.state == "failed" for row in ended)
-        if in_a_row and len(ended) >= _ENOUGH_TO_JUDGE and failed >= self.max_failed * len(ended):
+        if len(ended) >= _ENOUGH_TO_JUDGE and failed >= self.max_failed * len(ended):
             raise SearchFailedError(f"{failed} of {len(ended)} trials failed, the last one with: {last}")
 
     def texts(self) -> list[str]:

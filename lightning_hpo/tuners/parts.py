@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def data_of(datamodule: Any, train_dataloaders: Any, val_dataloaders: Any) -> Any:
     """Return what makes the data module of a trial, from what ``fit`` was given."""
-    from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
+    from lightning_hpo.training.callable_builder import given_data  # noqa: PLC0415  # loads Lightning
 
     return given_data(datamodule, train_dataloaders, val_dataloaders)
 
@@ -39,7 +39,6 @@ class Parts:
         study: a study of the user's own, in place of the run's.
         pruner: Optuna's, which is asked at every validation of a trial.
         check_names: looks at the names of the space in the check. Default: warns of names that change nothing.
-        single_process: why a trial cannot train in several processes; empty if it can.
         no_function: why there is no :meth:`Tuner.optimize`; empty if there is.
         parts_of_unit: the scheduler counts so many parts of a unit, such as quarters of an epoch.
     """
@@ -52,7 +51,6 @@ class Parts:
     study: optuna.Study | None = None
     pruner: BasePruner | None = None
     check_names: "Callable[..., NameCheck] | None" = None
-    single_process: str = ""
     no_function: str = ""
     parts_of_unit: int = 1
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Literal, Unpack, cast
+from typing import Any, Literal, Unpack
 
 from optuna.distributions import BaseDistribution
 
@@ -34,7 +34,7 @@ from lightning_hpo.tuners.proposers import OpenStudy
 # Of the options that tuners share; the others are about trials that start and end one by one.
 _TAKEN = (
     "monitor", "mode", "score", "constraints", "seed", "name", "storage", "root", "trainer", "verbose",
-    "allow_changed", "workers", "logger", "callbacks", "start",
+    "allow_changed", "workers", "isolate", "devices_per_trial", "logger", "callbacks", "start",
 )  # fmt: skip
 _INSTEAD = {
     "confirm": ": its answer is a schedule, and weights that were copied between members. `fit -c best.yaml "
@@ -52,19 +52,14 @@ _ENDS: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-_SINGLE_PROCESS = (
-    "a PopulationTuner trains all members in this one, or in `workers` of one device each; give each Trainer the "
-    "callback PopulationBasedTraining instead"
-)
-
-
 class PopulationTuner(Tuner):
     """Population-Based Training of ``population_size`` members, in one process or in several.
 
     Everything is kept in ``root/name``; the same call continues where it stopped, and a continued run equals the
     uninterrupted one if it is synchronous. With one worker, members take turns inside ``Trainer.fit``, and copies stay
-    in memory; with more, each job runs in a worker process, and copies go through checkpoints. Whenever the
-    hyperparameters of a member change, a new trial of the study begins, with its parent.
+    in memory; with more, or with several devices for each member (DDP), each job is a fit of its own, and copies go
+    through checkpoints. Whenever the hyperparameters of a member change, a new trial of the study begins, with its
+    parent.
 
     Members are validated at exactly the last optimizer step of each interval, whatever the epochs, batches and gradient
     accumulation; with several manual optimizers, each of which counts, at the first step at or after it. Where a
@@ -86,9 +81,10 @@ class PopulationTuner(Tuner):
             gives the lineage of one. Default: only with one worker; with more, a member is compared with the last
             scores of the others and goes on, so that no worker is idle.
         **options: ``monitor``, ``mode``, ``score``, ``constraints``, ``seed``, ``name``, ``storage``, ``root``,
-            ``trainer``, ``verbose``, ``allow_changed``, ``workers`` or ``executor`` (with these ``max_retries`` and
-            ``trial_timeout``), ``logger``, ``callbacks`` and ``start`` of :class:`Tuner`. A logger has one run for each
-            member, through all its trials, and functions of a trial are called with the first of them.
+            ``trainer``, ``verbose``, ``allow_changed``, ``devices_per_trial``, ``workers``, ``executor`` or ``isolate``
+            (with these ``max_retries`` and ``trial_timeout``), ``logger``, ``callbacks`` and ``start`` of
+            :class:`Tuner`. A logger has one run for each member, through all its trials, and functions of a trial are
+            called with the first of them.
 
     Raises:
         ValueError: naming an argument outside its range, or one of ``trainer`` that would end members at other steps.
@@ -151,7 +147,6 @@ class PopulationTuner(Tuner):
                 executor=member_executor,
                 parts_of_unit=budget.unit.parts,
                 check_names=ChangeableNames,
-                single_process=_SINGLE_PROCESS,
                 no_function="PopulationTuner copies weights between members, so it takes a LightningModule: use fit().",
             )
             options["max_failed"] = math.inf
@@ -209,7 +204,10 @@ class MemberProposer:
 
 
 def member_executor(work: Work, options: WorkerOptions, interrupts: Interrupts) -> AbstractContextManager[Executor]:
-    """Make the executor of a population: suspended fits in this process, or worker processes."""
-    if options.in_process:
-        return Interleaved(cast("MemberFits", work).train, interrupts.pause_wanted)
+    """Make the executor of a population: suspended fits in this process, or one fit for each job.
+
+    Several ranks share one process group, which fits that are suspended at different places cannot use.
+    """
+    if options.in_process and isinstance(work, MemberFits):  # else it is that of several ranks together
+        return Interleaved(work.train, interrupts.pause_wanted)
     return make_executor(work, options, interrupts)

@@ -289,7 +289,7 @@ def answer(
         SearchFailedError: if no trial succeeded.
     """
     best = best_row(rows, goal.modes[0])
-    if best is None or best.score is None:
+    if best is None or best.score is None or all(row.state == "failed" for row in rows):
         raise SearchFailedError(f"no trial succeeded; the reasons are with the failed trials in {folder.path}.")
     confirmed = confirmations(rows, goal.modes[0])
     return Result(
@@ -300,12 +300,19 @@ def answer(
         study=study,
         rows=tuple(rows),
         build=None if target.builder is None else target.builder.of_values.build_model,
+        complete=_complete,
         folder=folder.path if study_in_folder else None,
         confirmed=confirmed,
         callbacks_of=None
         if target.callbacks_of is None
         else partial(_callbacks_of, rows, study_id(study), folder, target),
     )
+
+
+def _complete(module: Any, saved: Mapping[str, Any]) -> None:
+    from lightning_hpo.training.resumable import complete  # noqa: PLC0415  # it loads Lightning
+
+    complete(module, saved)
 
 
 def _callbacks_of(rows: Sequence[Row], study: str, folder: RunFolder, target: Target, number: int) -> list[Any]:

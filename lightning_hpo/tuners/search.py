@@ -82,7 +82,7 @@ class Search:
                     self._complete_recorded()  # of another process that has died
                 self._tell(StudyRead(self.table.rows))  # before a checkpoint of the best trial is continued
                 tasks = self._decide(deadline, stop_wanted)
-                elsewhere = self._others_train()
+                elsewhere = not (tasks or self._running) and self._others_train()
             for task in tasks:
                 self._running[self.executor.submit(task)] = task
             done = set()
@@ -215,12 +215,13 @@ class Search:
 
     def _ended(self, number: int, before: int, reason: str | None, remark: str = "") -> None:
         """Record a failure, tell that a job has ended, and give up if too many trials fail."""
-        self._failed_in_a_row = 0 if reason is None else self._failed_in_a_row + 1
         if reason is not None:
             self.table.fail(number, reason)
         retired = getattr(self.scheduler, "retired", None)
         self._retire([] if retired is None else retired(self.table.rows))
         row = self.table.rows[number]
+        if row.state != "running" or not row.folds:  # a fold of a trial says nothing of its later folds
+            self._failed_in_a_row = 0 if reason is None else self._failed_in_a_row + 1
         self._tell(JobEnded(row, row.step - before, self.table.rows, reason or "", remark))
         self.limits.check_failures(self._failed_in_a_row, self.table.rows, (reason or "").partition("\n")[0])
 

@@ -262,6 +262,9 @@ def cases(draw, shuffle=False):
         {name: draw(ARGUMENTS[name]) for name in names},
         draw(st.lists(CALLBACKS, max_size=2, unique_by=lambda one: one[0])),
     )
+    # Lightning itself refuses a share of an epoch where validations do not belong to epochs: tested below.
+    if made.trainer.get("check_val_every_n_epoch", 1) is None:
+        assume(not isinstance(made.trainer.get("val_check_interval"), float))
     # A stream that ends before its limit, and before a step is made, trains for ever in Lightning: tested below.
     limits = {"limit_train_batches", "overfit_batches"}
     schedules = [one for one in made.callbacks if one[0] is GradientAccumulationScheduler]
@@ -309,6 +312,8 @@ def plain(case, max_steps, folder):
         **{"num_sanity_val_steps": 0, **case.arguments(), "max_steps": max_steps, "default_root_dir": folder},
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+    if trainer.fast_dev_run:  # takes the place of max_steps, also where that is less
+        trainer.fit_loop.epoch_loop.max_steps = min(trainer.max_steps, max_steps)
     module = Net(optimizers=case.optimizers)
     try:
         with quiet_and_seeded(0, 0):
@@ -472,6 +477,7 @@ def test_a_loader_without_length_goes_on_at_its_place(tmp_path, trainer):
     [
         ({"limit_val_batches": 0.5}, "limit_val_batches"),
         ({"max_time": {"seconds": 0}}, "max_time"),
+        ({"val_check_interval": 0.25, "check_val_every_n_epoch": None}, "val_check_interval"),
     ],
 )
 def test_what_can_only_fail_shows_in_the_check(trainer, says):

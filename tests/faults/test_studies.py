@@ -91,6 +91,19 @@ def test_a_plain_journal_of_optuna_in_the_folder_is_no_study_of_ours(tmp_path):
     assert len(tune(tmp_path, n_trials=9).trials()) == 9
 
 
+def test_a_renamed_run_folder_is_refused_and_nothing_in_it_changes(tmp_path, capsys):
+    tune(tmp_path)
+    (tmp_path / "r").rename(tmp_path / "copied")
+    before = {file: file.read_bytes() for file in (tmp_path / "copied").rglob("*") if file.is_file()}
+    with pytest.raises(StudyMismatchError, match=r"holds the study 'r', as the folder was renamed.*Rename it to 'r'"):
+        tune(tmp_path, name="copied")
+    assert {file: file.read_bytes() for file in before} == before
+    assert main(["show", str(tmp_path / "copied")]) == exit_code(StorageError())
+    assert "holds the study 'r', as the folder was renamed or copied" in capsys.readouterr().err
+    (tmp_path / "copied").rename(tmp_path / "r")
+    assert len(tune(tmp_path, n_trials=9).rows) == 9
+
+
 def test_a_call_that_changes_nothing_writes_nothing_into_the_study(tmp_path):
     tune(tmp_path)
     before = (tmp_path / "r" / "study.journal").read_bytes()

@@ -1,5 +1,9 @@
 """What only a CUDA device can show; skipped without one."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -7,9 +11,11 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lightning_hpo import HyperbandTuner, PopulationTuner, RandomTuner, checkpoints
 from tests.training.test_exact import Counts, Data, Net, Plateau, R, run
+from tests.training.test_shards import trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
+ROOT = Path(__file__).parents[2]
 ON_GPU = {"accelerator": "gpu", "devices": 1, "deterministic": True}
 SPACE = {"lr": "loguniform(1e-2, 1)"}
 
@@ -108,6 +114,19 @@ def test_memory_is_returned_between_trials(tmp_path):
         SPACE, max_steps=2, n_trials=6, monitor="val_loss", root=tmp_path, trainer=ON_GPU, verbose=False
     ).fit(Wide, datamodule=Data)  # fmt: skip
     assert max(seen[2:]) <= seen[1] + 2**20
+
+
+def in_a_process(folder, script, *arguments):
+    """A fork cannot use the card."""
+    command = [sys.executable, script, *map(str, arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "fsdp_sharded", "fsdp2", "fsdp2_sharded"])
+def test_sharded_strategies_are_cut_and_restored(tmp_path, kind):
+    run = trained(tmp_path, kind, 1, in_a_process)
+    checkpoints.verify(run / "best.ckpt")
 
 
 class HalfACard(Tuned):

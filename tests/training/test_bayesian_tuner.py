@@ -1,12 +1,13 @@
 """BayesianTuner: better than random on the same trials, stops when nothing is to be gained, says what it believes."""
 
 import functools
+import json
 
 import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 
 from lightning_hpo import BayesianTuner, RandomTuner
-from lightning_hpo.samplers import importance, predicted_best
+from lightning_hpo.samplers import importance, predicted_best, slices
 from tests.support.small import Data, Net
 from tests.training.test_tuners import recorded
 
@@ -94,3 +95,28 @@ def test_trains_a_module_with_median_stopping(tmp_path):
 def test_wrong_arguments(arguments, text):
     with pytest.raises((TypeError, ValueError), match=text):
         BayesianTuner(XY, **{"max_steps": 1, "n_trials": 5, **arguments})
+
+
+def test_a_parameter_that_was_widened_stays_in_what_the_model_says(tmp_path, capsys):
+    space = {"x": "loguniform(1e-3, 0.1)", "n": "int(1, 8)", "kind": "choice('a', 'b')"}
+
+    def search(n_trials, **wider):
+        tuner = BayesianTuner(
+            {**space, **wider}, max_steps=1, n_trials=n_trials, n_startup_trials=4, root=tmp_path, name="r",
+            allow_changed=True, verbose="lines",
+        )  # fmt: skip
+        return tuner.optimize(lambda job, params: abs(params["x"] - 0.2) + 0.1 * params["n"] + (params["kind"] == "a"))
+
+    search(5)
+    with pytest.warns(UserWarning, match="from trial 5 on"):
+        study = search(7, x="loguniform(1e-3, 1)", kind="choice('a', 'b', 'c')").study
+    lines = slices(study)
+    assert predicted_best(study).params.keys() == importance(study).keys() == lines.keys() == space.keys()
+    assert lines["x"].values[-1] == pytest.approx(1)
+    assert sorted(lines["kind"].values) == ["a", "b", "c"]
+    kept = json.loads((tmp_path / "r" / "slices.json").read_text())["slices"]
+    assert {part["name"] for part in kept} == space.keys()
+    capsys.readouterr()
+    with pytest.warns(UserWarning, match="from trial 7 on"):
+        search(8, new="uniform(0, 1)")
+    assert "the model is of the parameters that all trials have, so not of new" in capsys.readouterr().out

@@ -168,6 +168,21 @@ def test_a_plain_fit_gives_the_score_back(tmp_path, case):
     assert seed == saved["lightning_hpo"]["seed"] == result.study.trials[0].user_attrs["seed"] == result.rows[0].seed
 
 
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_a_score_before_the_end_is_of_the_checkpoint_that_a_plain_fit_keeps(tmp_path):
+    options = {"monitor": "val_loss", "mode": "max", "score": "best", "max_steps": 17, "n_trials": 1}
+    trainer = {"accelerator": "cpu", "val_check_interval": 3}  # of a falling loss the first validation is the largest
+    tuner = RandomTuner({"lr": "choice(0.01)"}, root=tmp_path, name="r", verbose=False, trainer=trainer, **options)
+    best = tuner.fit(Module, datamodule=Images).rows[0]
+    text = (tmp_path / "r" / "best.yaml").read_text()
+    assert text.startswith(f"# val_loss = {best.score} at step 3 of trial 0; ")
+    assert "ModelCheckpoint keeps the checkpoint of its step" in text
+    args = ["fit", "-c", str(tmp_path / "r" / "best.yaml"), f"--trainer.default_root_dir={tmp_path}"]
+    saved = LightningCLI(Module, Images, args=args, save_config_callback=None).trainer.checkpoint_callback
+    assert float(saved.best_model_score) == best.score
+    assert torch.load(saved.best_model_path, weights_only=True)["global_step"] == 3
+
+
 class Bare(Module):
     """Its optimizer comes from the command line."""
 

@@ -1,5 +1,6 @@
 """`confirm` and `retrain` through the tuners."""
 
+import json
 import statistics
 
 import pytest
@@ -50,11 +51,41 @@ def test_every_tuner_confirms_and_the_answer_is_the_best_by_mean(tmp_path, name,
     assert "the best 2 again, with 3 seeds each" in said
     assert "confirmed with other seeds:" in said
     assert "search saw" in (tmp_path / "r" / "report.html").read_text()
+    if name == "random":
+        check_shown(result, str(tmp_path / "r"), said, capsys)
     assert kind(X, confirm=(2, 3), **options).optimize(noisy).confirmed == result.confirmed
     assert not alone.confirmed
 
 
-def test_limits_leave_room_and_a_confirmation_may_come_later(tmp_path):
+def check_shown(result, path, said, capsys):
+    """What is printed at the end, ``show``, its JSON and the report give the answer that ``fit`` has returned."""
+    answer = f"{result.best_score:.6g}, the mean of trial {result.confirmed[0].trial} over 3 seeds"
+    answer += f" (trial {result.best_trial} is the best of them)"
+    assert main(["show", path]) == 0
+    table = capsys.readouterr().out
+    for text in (said, table):
+        assert f"best: score {answer}" in text
+        lines = [line.split() for line in text[text.rindex("trial  epochs") :].splitlines()]
+        assert sorted(int(line[0]) for line in lines[1:7]) == list(range(6))  # the trials of the search, and then
+        assert lines[7] == ["confirmed", "with", "other", "seeds:"]
+    assert f"Best: score = {answer}" in (result.folder / "report.html").read_text()
+    assert main(["show", "--json", path]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["best_score"] == result.best_score
+    assert content["best"]["number"] == result.best_trial
+    first = result.confirmed[0]
+    assert [row.get("confirms") for row in content["rows"]] == [row.confirms for row in result.rows]
+    assert content["confirmed"][0]["trial"] == content["best"]["confirms"] == first.trial
+    assert content["confirmed"][0] == {
+        "trial": first.trial, "params": dict(first.params), "seen": first.seen, "scores": list(first.scores),
+        "mode": "min", "failed": 0, "feasible": True, "tied": first.tied,
+        "n": 3, "mean": first.mean, "std": first.std, "optimism": first.optimism,
+    }  # fmt: skip
+    assert main(["show", path, str(result.best_trial)]) == 0
+    assert f": complete, confirms {first.trial}\n" in capsys.readouterr().out
+
+
+def test_limits_leave_room_and_a_confirmation_may_come_later(tmp_path, capsys):
     options = {"root": tmp_path, "name": "r", "verbose": False, "max_steps": 9}
     limited = HyperbandTuner(X, total_steps=120, confirm=(2, 2), **options).optimize(noisy)
     own = [row for row in limited.rows if row.confirms is None]
@@ -64,6 +95,10 @@ def test_limits_leave_room_and_a_confirmation_may_come_later(tmp_path):
     assert not RandomTuner(X, n_trials=3, **options).optimize(noisy).confirmed
     later = RandomTuner(X, n_trials=3, confirm=(1, 2), **options).optimize(noisy)
     assert [row.confirms for row in later.rows] == [None] * 3 + [later.confirmed[0].trial] * 2
+    warning = "up to 2 more trials, if others than those confirmed so far become the best"
+    for is_continued in (True, False):
+        RandomTuner(X, n_trials=5, confirm=(1, 2), **{**options, "verbose": "lines"}).optimize(noisy)
+        assert (warning in capsys.readouterr().out) is is_continued
 
 
 @pytest.mark.parametrize("confirm", [0, (3,), (3, 1), "3", True, (2, 2.0), -1])

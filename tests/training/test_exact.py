@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
+    ModelCheckpoint,
 )
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -218,6 +219,7 @@ class TwoOptimizers(Net):
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
+        self.log("train_loss", loss)
 
     def configure_optimizers(self):
         return [torch.optim.SGD(self.net[0].parameters(), lr=0.1), torch.optim.Adam(self.net[3].parameters())]
@@ -325,6 +327,19 @@ def logged(folder):
     return sorted((folder / METRICS).read_text().splitlines())
 
 
+def test_a_killed_trial_has_the_same_files_of_a_model_checkpoint(tmp_path):
+    """No second version of one, and none that an uninterrupted trial has removed."""
+
+    def files(name, crash):
+        callback = ModelCheckpoint(monitor="val_loss", save_top_k=2, save_last=True)
+        run(tmp_path / name, [R], Net, Data, {"callbacks": [callback], "val_check_interval": 2}, crash=crash, every=4)
+        loaded = {file.name: checkpoints.load(file) for file in (tmp_path / name / "checkpoints").iterdir()}
+        return {name: content["state_dict"] for name, content in loaded.items() if "previous" not in name}
+
+    whole, cut = files("whole", ()), files("cut", (3, 7, 11, 15, 19))
+    torch.testing.assert_close(cut, whole, rtol=0, atol=0)
+
+
 class Asked:
     """Wants a pause at the n-th question."""
 
@@ -358,7 +373,7 @@ CASES = {
     "plateau by what some batches log": (PlateauOfSome, Data, {"val_check_interval": 2, "log_every_n_steps": 1}),
     "state of many kinds": (Keeps, Data, {}),
     "schedule by max_epochs": (Steps, Data, {}),
-    "two optimizers": (TwoOptimizers, Data, {}),
+    "two optimizers": (TwoOptimizers, Data, {"log_every_n_steps": 1}),
     "backbone finetuning": (Backbone, Data, {"callbacks": [BackboneFinetuning(2, lambda epoch: 1.5)]}),
     "accumulation": (Net, Data, {"accumulate_grad_batches": 2}),
     "accumulation by epoch": (Net, Data, {"callbacks": [GradientAccumulationScheduler({0: 3, 2: 1})]}),

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
 from lightning_hpo import (
     FullBudget,
@@ -16,11 +17,31 @@ from lightning_hpo import (
 )
 from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.tuners.parts import Parts
+from tests.support.small import Data, Net
 from tests.support.studies import study_of
 from tests.training.test_tuners import XY, loss
 
 
+class Fails(Net):
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.global_step == 3 and self.trainer.default_root_dir.endswith("0000"):
+            raise ArithmeticError("out of luck")
+
+
 class TestFailures:
+    @pytest.mark.filterwarnings(r"ignore:.?\.fit\(ckpt_path=")  # Lightning looks for the file
+    def test_the_next_trial_does_not_go_on_from_what_was_saved_at_an_exception(self, tmp_path):
+        def search(name, *callbacks):
+            trainer = {"accelerator": "cpu", "logger": False, "callbacks": [*callbacks]}
+            options = {"monitor": "val_loss", "max_steps": 5, "n_trials": 2, "verbose": False, "trainer": trainer}
+            return RandomTuner({"lr": "uniform(0, 1)"}, root=tmp_path, name=name, **options).fit(Fails, datamodule=Data)
+
+        plain, saving = search("plain"), search("saving", OnExceptionCheckpoint(tmp_path))
+        assert [row.state for row in saving.rows] == ["failed", "complete"]
+        assert saving.rows[1].values == plain.rows[1].values
+        assert (tmp_path / "saving" / "trials" / "0000" / "on_exception.ckpt").exists()
+        assert not list(tmp_path.glob("*.ckpt"))
+
     def test_a_trial_that_fails_is_kept_with_its_reason_and_the_search_goes_on(self, tmp_path, capsys):
         def sometimes(job, params):
             match job.trial:

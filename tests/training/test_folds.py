@@ -1,15 +1,19 @@
 """Cross-validation: a job is a fold, a trial's value is the mean over its folds, and hopeless trials are stopped."""
 
+import csv
 import functools
 import itertools
+import math
 import random
 import statistics
+import time
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, Subset
 
 from lightning_hpo import (
@@ -20,7 +24,11 @@ from lightning_hpo import (
     PopulationTuner,
     RandomTuner,
     Row,
+    SearchFailedError,
 )
+from lightning_hpo.reporting.notebook import shown_in_notebook
+from lightning_hpo.reporting.outside import view_of
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.schedulers.folds import FoldByFold
 from lightning_hpo.testing import SchedulerTestCase
 from lightning_hpo.testing.schedulers import simulate
@@ -100,7 +108,7 @@ def test_a_value_is_the_mean_over_folds_that_are_each_trained_from_scratch(tmp_p
     assert list(result.dataframe()["spread"]) == [row.spread for row in result.rows]
     assert "± over folds" in (tmp_path / "s" / "report.html").read_text()
     text = (tmp_path / "s" / "best.yaml").read_text()
-    assert f"on fold 2 of trial {best.number}, which has {best.score} ± " in text
+    assert f"on fold 2 at step 8 of trial {best.number}, which has {best.score} ± " in text
     config = yaml.safe_load(text)
     assert config["trainer"]["max_steps"] == 8
     assert config["data"]["fold"] == 2
@@ -110,6 +118,37 @@ def test_a_value_is_the_mean_over_folds_that_are_each_trained_from_scratch(tmp_p
     assert trainer.callback_metrics["val_loss"].item() == best.folds[-1]
     again = result.retrain(seed=best.seed)
     assert again.rows[0].folds == best.folds
+
+
+class Lines(Logger):
+    """Appends to a file of the run."""
+
+    name = version = ""
+
+    def __init__(self, folder, name):
+        super().__init__()
+        self.file = folder / "csv" / name / "metrics.csv"
+
+    def log_hyperparams(self, params, *args, **more):
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("step,val_loss\n")
+
+    def log_metrics(self, metrics, step=None):
+        with self.file.open("a") as file:
+            file.write(f"{step},{metrics.get('val_loss', '')}\n")
+
+
+@pytest.mark.parametrize("logger", ["csv", "function"])
+def test_each_fold_has_a_run_of_its_own(tmp_path, logger):
+    made = {"csv": "csv", "function": lambda trial: Lines(tmp_path / "s", trial.name)}[logger]
+    trainer = {"accelerator": "cpu", "log_every_n_steps": 1, "callbacks": [ModelCheckpoint(save_top_k=-1)]}
+    more = {"logger": made, "trainer": trainer}
+    row = RandomTuner(SPACE, max_steps=4, n_trials=1, **options(tmp_path, **more)).fit(Plain, datamodule=WHOLE).rows[0]
+    for fold, score in enumerate(row.folds):
+        with (tmp_path / "s" / "csv" / f"s-0000-fold{fold}" / "metrics.csv").open(newline="") as file:
+            logged = [line for line in csv.DictReader(file) if line["val_loss"]]
+        assert [(int(line["step"]), float(line["val_loss"])) for line in logged] == [(3, score)]
+        assert len([*(tmp_path / "s" / "trials" / "0000" / "checkpoints" / f"fold{fold}").iterdir()]) == 1
 
 
 @pytest.mark.parametrize("kind", ["bayesian", "optuna"])
@@ -268,6 +307,25 @@ def test_a_hopeless_trial_is_stopped_after_two_folds(mode):
     assert best.step == 50
 
 
+def falling_behind(job, params):
+    time.sleep(0.05)  # so that the time left can be known
+    return (10.0 if job.trial > 2 else 0.1 * job.trial) + 0.01 * job.fold
+
+
+def test_a_search_that_is_over_has_no_time_left_and_says_what_was_stopped(tmp_path, capsys):
+    given = options(tmp_path, verbose="lines") | {"monitor": None, "trainer": None}
+    result = RandomTuner(SPACE, max_steps=1, n_trials=5, **given).optimize(falling_behind)
+    assert [row.state for row in result.rows] == ["complete"] * 3 + ["pruned"] * 2
+    said = capsys.readouterr().out
+    assert said.count("stopped after 2 folds") == 2
+    lines = [line for line in said.splitlines() if line.endswith("]")]
+    assert len(lines) == 13
+    assert lines[-1].endswith("[13 steps]")
+    view = view_of(read_run(tmp_path / "s"))
+    assert view.plan.steps == 15
+    assert "100%  13 of 13 steps" in shown_in_notebook(view)["text/plain"]
+
+
 class TestContract(SchedulerTestCase):
     @pytest.fixture(params=[FoldByFold(3, 2, 5), FoldByFold(7, 5, 9, "max")], ids=str)
     def scheduler(self, request):
@@ -324,6 +382,35 @@ def test_what_is_refused_before_training(tmp_path):
             random_search(folds=folds)
     with pytest.raises(ValueError, match="`folds` needs a search with one `monitor`"):
         OptunaTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path, monitor=("val_loss", "val_acc")))
+
+
+class TooFew(Cut):
+    """Has two parts, whatever it is told."""
+
+    def setup_folds(self, folds):
+        super().setup_folds(2)
+
+    def setup_fold_index(self, fold):
+        super().setup_fold_index([0, 1][fold])
+
+
+def test_more_folds_than_the_data_have_parts_are_found_before_training(tmp_path):
+    with pytest.raises(IndexError):
+        RandomTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path)).fit(Plain, datamodule=TooFew)
+    assert not (tmp_path / "s").exists()
+
+
+def test_trials_that_all_fail_in_a_later_fold_end_the_search(tmp_path):
+    def fails_late(job, params):
+        return 1.0 if job.fold < 2 else math.nan
+
+    def search(n_trials):
+        return RandomTuner(SPACE, max_steps=2, n_trials=n_trials, **options(tmp_path)).optimize(fails_late)
+
+    with pytest.raises(SearchFailedError, match="no trial succeeded"):
+        search(3)
+    with pytest.raises(SearchFailedError, match="5 trials in a row failed"):
+        search(20)
 
 
 def test_folds_are_disjoint_and_cover_everything():

@@ -12,6 +12,7 @@ import pytest
 from lightning_hpo import PopulationTuner, RandomTuner
 from lightning_hpo.executors.distributed import message_of, task_of
 from lightning_hpo.records import Job, Task
+from lightning_hpo.study.rows import read_rows
 from tests.faults.scripts import Script
 from tests.support.small import Data, Net
 from tests.support.studies import study_of
@@ -21,7 +22,7 @@ SCRIPT = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-from lightning_hpo import HyperbandTuner, OptunaTuner
+from lightning_hpo import HyperbandTuner, OptunaTuner, PopulationTuner
 from tests.support.small import Data, Net
 
 root, name, n_trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -42,10 +43,15 @@ class Seen(Net):
 
 if __name__ == "__main__":
     space = {"lr": "loguniform(1e-3, 1)", "hidden": "int(4, 16)"}
-    options = dict(monitor="val_loss", root=root, name=name, checkpoint_every=3,
-        trainer={"strategy": "ddp", "accelerator": "cpu", "devices": 2,
-                 "val_check_interval": 3, "check_val_every_n_epoch": None})
-    if name == "hyperband":
+    population = dict(population_size=3, interval=3, max_steps=9)
+    trainer = {"strategy": "ddp", "accelerator": "cpu", "devices": 2}
+    options = dict(monitor="val_loss", root=root, name=name, trainer=trainer)
+    if name != "population":
+        trainer |= {"val_check_interval": 3, "check_val_every_n_epoch": None}
+        options |= {"checkpoint_every": 3}
+    if name == "population":
+        tuner, data = PopulationTuner({"lr": "loguniform(1e-3, 1)"}, **population, **options), {"datamodule": Data}
+    elif name == "hyperband":
         tuner, data = HyperbandTuner(space, max_steps=9, min_steps=3, **options), {"datamodule": Data}
     else:
         tuner = OptunaTuner(space, max_steps=9, n_trials=n_trials,
@@ -144,8 +150,31 @@ def test_started_from_outside_paused_and_pruned(tmp_path, script):
         assert (line["lr"], line["hidden"]) == (trial.params["lr"], trial.params["hidden"])
 
 
+def test_members_of_a_population_train_on_two_ranks(tmp_path, script):
+    """Killed and continued in this process, it has the lineage of a worker process that starts the other rank."""
+    first = script("population", 0)
+    first.wait_for("trial    4")
+    first.kill()
+    wait_for_no_process_with(str(tmp_path / "script.py"))
+    code, _, err = script("population", 0).end()
+    assert code == 0, err
+    wait_for_no_process_with(str(tmp_path / "script.py"))
+    one, two = seen(tmp_path, 0), seen(tmp_path, 1)
+    assert one[-1] == two[-1]
+    assert [line for line in one[:-1] if line in two]  # members that came to their end, with the weights of both ranks
+    there = PopulationTuner(
+        {"lr": "loguniform(1e-3, 1)"}, population_size=3, interval=3, max_steps=9, monitor="val_loss", root=tmp_path,
+        trainer={"accelerator": "cpu"}, devices_per_trial=2, isolate=True, verbose=False, name="worker",
+    ).fit(Net, datamodule=Data)  # fmt: skip
+    rows = read_rows(study_of(tmp_path / "population"))
+    lineage = [(row.params, row.parent, row.member, row.values) for row in rows]
+    assert [(row.params, row.parent, row.member, row.values) for row in there.rows] == lineage
+    assert any(parent is not None for _, parent, _, _ in lineage)
+
+
 def test_other_ranks_get_the_whole_job(tmp_path):
-    task = Task(Job(30, 4, 1, {"x": 0.5}, confirms=2, seed=7, fold=2), {"x": 0.5}, tmp_path / "0004")
+    job = Job(30, 4, 1, {"x": 0.5}, confirms=2, seed=7, fold=2)
+    task = Task(job, {"x": 0.5}, tmp_path / "0004", tmp_path / "parent.ckpt", member=3)
     assert task_of(json.loads(json.dumps(message_of(task)))) == task
 
 
@@ -161,7 +190,3 @@ def test_what_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="in the memory of one process"):
         RandomTuner({"lr": "uniform(0, 1)"}, max_steps=2, n_trials=1, storage=optuna.storages.InMemoryStorage(),
                     **options).fit(Net, datamodule=Data)  # fmt: skip
-    with pytest.raises(ValueError, match="a PopulationTuner trains all members in this one"):
-        PopulationTuner({"lr": "uniform(0, 1)"}, population_size=2, max_steps=2, interval=1, **options).fit(
-            Net, datamodule=Data
-        )

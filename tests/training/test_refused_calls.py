@@ -2,14 +2,18 @@
 
 import functools
 import os
+import re
 import resource
 import signal
 import stat
 import subprocess
 import sys
+import warnings
 
 import optuna
 import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
 from lightning_hpo import (
@@ -25,6 +29,33 @@ from lightning_hpo.errors import StorageError, StudyInUseError, StudyMismatchErr
 from tests.support.small import Data, Net
 from tests.support.studies import study_of
 from tests.training.test_tuners import CPU, XY, loss, recorded
+
+
+class Plateau(Net):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_acc"}}
+
+
+def test_a_mode_against_the_search_or_against_the_name_of_its_metric_is_warned_of(tmp_path):
+    space, given = {"lr": "loguniform(1e-3, 1)"}, {"max_steps": 2, "n_trials": 1, "root": tmp_path, "trainer": CPU}
+    callbacks = [EarlyStopping("val_acc"), EarlyStopping("val_loss"), ModelCheckpoint(monitor="val_loss", mode="max")]
+
+    def warned(**more):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            RandomTuner(space, **given, verbose=False, **more).fit(Plateau, datamodule=Data)
+        return [str(warning.message) for warning in caught if "mode=" in str(warning.message)]
+
+    of_search = "follows 'val_acc' with mode='min', but the search has mode='max' for it: give it mode='max'."
+    by_name = "follows 'val_loss' with mode='max', although its name suggests that lower is better"
+    assert warned(name="acc", monitor="val_acc", mode="max", callbacks=callbacks) == [
+        f"EarlyStopping {of_search}", f"ModelCheckpoint {by_name}: give it mode='min' if that is not meant.",
+        f"ReduceLROnPlateau {of_search}",
+    ]  # fmt: skip
+    first = warned(name="loss", monitor="val_loss", mode="max")[0]
+    assert re.match(r"the search has mode='max' for 'val_loss', .* lower is better: give it mode='min' if", first)
 
 
 class TestRefuses:

@@ -3,10 +3,12 @@
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 
 from lightning_hpo.records import Row, best_row, confirmations, searched
+from lightning_hpo.reporting.best_so_far import BestSoFar
 from lightning_hpo.schedulers import ASHA, Confirmed, FullBudget, Hyperband, Job, MedianStopping
 from lightning_hpo.testing import SchedulerTestCase, simulate
 from lightning_hpo.testing.schedulers import Simulation
@@ -139,3 +141,23 @@ def test_it_ends_with_workers():
     for inner in INNER:
         rows = simulate(Confirmed(inner, 2, 3), lambda number, step: float(number % 7), workers=4).rows
         assert sum(row.confirms is not None for row in rows) == 3  # all have equal parameters here
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("confirms", [False, True])
+def test_the_best_so_far_is_the_best_of_all_rows(mode, confirms):
+    """Rows are added, go on, fail, end and become infeasible in any order; scores are often equal."""
+    generator, rows, so_far = random.Random(0), [], BestSoFar(mode)
+    for turn in range(400):
+        for _ in range(generator.randrange(3)):
+            if not rows or generator.random() < 0.3:
+                again = generator.randrange(len(rows)) if confirms and rows and turn > 200 else None
+                rows.append(Row(len(rows), confirms=again))
+            else:
+                row = rows[generator.randrange(len(rows))]
+                values = {**row.values, row.step + 1: generator.choice([1.0, 2.0, 3.0, math.nan])}
+                state = generator.choice(["running", "running", "complete", "failed", "pruned"])
+                rows[row.number] = replace(row, values=values, state=state, feasible=generator.random() < 0.8)
+        before = so_far.update(rows)[0]
+        assert before == best_row(rows, mode)
+        assert so_far.update(rows) == (before, [])

@@ -56,7 +56,7 @@ class Clock:
 
 class Standing:
     def __init__(self):
-        self.global_step, self.values = 0, {}
+        self.global_step, self.values, self.is_global_zero = 0, {}, True
 
     def place(self):
         return {"step": self.global_step}

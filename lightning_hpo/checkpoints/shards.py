@@ -1,0 +1,100 @@
+"""Checkpoints of strategies that write a folder of shards (FSDP, FSDP2): one file, sealed as any other.
+
+Such a strategy writes and reads the folder itself. It is given one beside the checkpoint, whose files then become parts
+of the checkpoint, and get a folder again when the checkpoint is restored. So a checkpoint is whole or absent, is
+verified, signed, copied and removed as a single file, whatever the strategy.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+_PLACE = "lightning_hpo_shards"  # key in a checkpoint
+_META = "meta.pt"  # what Lightning keeps beside the shards
+_WEIGHTS = ("state_dict", "model")  # where they are among the shards of FSDP2 and of FSDP
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Files of a folder as tensors of bytes, by their names.
+
+    It is a class so that a checkpoint which holds one is read only with the signature of its run: torch executes what
+    some of these files say.
+    """
+
+    files: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Make the folder again."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, content in self.files.items():
+            content.numpy().tofile(folder / Path(name).name)
+
+
+def writes_folder(strategy: Any) -> bool:
+    """Whether a strategy writes a checkpoint as a folder of shards; no public name of Lightning's tells."""
+    is_sharded = getattr(strategy, "_state_dict_type", None) == "sharded"
+    return is_sharded or bool(getattr(strategy, "_save_distributed_checkpoint", False))
+
+
+def pack(folder: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint that a strategy has written as a folder; tensors stay in its files."""
+    import torch  # noqa: PLC0415  # heavy, and a search over a plain function reads no checkpoint
+
+    content: dict[str, Any] = torch.load(folder / _META, map_location="cpu", weights_only=False)  # of this process
+    files = {
+        path.name: torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+        for path in sorted(folder.iterdir())
+        if path.name != _META
+    }
+    return {**content, _PLACE: Shards(files)}
+
+
+def let_strategy_load(strategy: Any, content: dict[str, Any] | None) -> None:
+    """Let a strategy that reads checkpoints itself read one that was verified, from a folder if it needs one.
+
+    Args:
+        strategy: of the Trainer that restores.
+        content: of the checkpoint; shards are taken out of it.
+    """
+    if content is not None and strategy.restore_checkpoint_after_setup:
+        strategy.load_checkpoint = partial(_load, strategy, strategy.load_checkpoint, content)
+
+
+def _load(strategy: Any, own: Any, content: dict[str, Any], path: Path, weights_only: bool | None = None) -> Any:  # noqa: ARG001  # the file was verified: what is in it may be read
+    """Load by the strategy's own means; it broadcasts the path first, so no rank looks before the folder is there."""
+    shards = content.pop(_PLACE, None)
+    if shards is None:
+        return own(path, weights_only=False)
+    folder = path.with_name(f".{path.name}.shards")
+    if strategy.is_global_zero:
+        import torch  # noqa: PLC0415  # as above
+
+        shards.write(folder)
+        torch.save(content, folder / _META)
+    loaded = own(folder, weights_only=False)
+    strategy.barrier("lightning_hpo.shards")
+    if strategy.is_global_zero:
+        shutil.rmtree(folder)
+    return loaded
+
+
+def weights_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the weights of a checkpoint, put together from shards if it has any."""
+    if _PLACE not in content:
+        weights: dict[str, Any] = content["state_dict"]
+        return weights
+    import torch  # noqa: PLC0415  # as above
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save  # noqa: PLC0415  # as above
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, whole = Path(temporary) / "shards", Path(temporary) / "whole.pt"
+        content[_PLACE].write(folder)
+        dcp_to_torch_save(folder, whole)
+        put_together: dict[str, Any] = torch.load(whole, map_location="cpu", weights_only=False)
+    return next(put_together[name] for name in _WEIGHTS if name in put_together)
