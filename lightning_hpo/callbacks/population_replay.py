@@ -38,7 +38,7 @@ class PopulationReplay(pl.Callback):
                     f"`schedule` of {name!r} must begin at step 0, and `space` must have it; got {phases}."
                 )
         self.space = dict(space)
-        self._effects: Hyperparameters | None = None
+        self._effects: Hyperparameters
         self._params: dict[str, Any] = {}
 
     def _at(self, step: int) -> dict[str, Any]:
@@ -56,20 +56,17 @@ class PopulationReplay(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Apply them over restored ones."""
-        assert self._effects is not None
         self._params = self._at(trainer.global_step)
         self._effects.apply(self._params)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read back what takes effect with an epoch."""
-        assert self._effects is not None
         self._effects.on_epoch_start()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Apply those of the next phase."""
-        assert self._effects is not None
         if (params := self._at(trainer.global_step)) != self._params:
             self._params = params
             self._effects.apply(params)

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 
 from lightning_hpo.training.make_trainer import call_after
 from lightning_hpo.training.resumable import Resumable
-from lightning_hpo.training.trainer import validate_now
+from lightning_hpo.training.trainer import epoch_ends, validate_now
 
 
 class TrialValidation(pl.Callback):
@@ -32,9 +32,7 @@ class TrialValidation(pl.Callback):
 
     def _after_batch(self, trainer: Any) -> None:
         self._random.on_batch_end(trainer)
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        epoch_ends = progress.is_last_batch or progress.current.ready == trainer.num_training_batches
-        if 0 <= trainer.max_steps <= trainer.global_step and not epoch_ends:
+        if 0 <= trainer.max_steps <= trainer.global_step and not epoch_ends(trainer):
             trainer.fit_loop.min_epochs = trainer.fit_loop.epoch_loop.min_steps = None  # they would hold it back
             trainer.should_stop = True
 

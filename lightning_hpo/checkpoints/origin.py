@@ -74,14 +74,7 @@ class _StandIn(dict[Any, Any]):
     def __hash__(self) -> int:  # type: ignore[override]  # it may be a key
         return id(self)
 
-    def __setstate__(self, state: Any) -> None:
+    def _ignore(self, _: Any) -> None:
         pass
 
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-    def add(self, item: Any) -> None:
-        pass
+    __setstate__ = append = extend = add = _ignore

@@ -28,12 +28,7 @@ _BLOCK = 1 << 18  # bytes that are hashed and written together: torch writes in 
 
 @dataclass(frozen=True)
 class Seal:
-    """What a whole file carries in its comment.
-
-    Args:
-        digest: of everything before the signature.
-        signature: or what is in its place.
-    """
+    """Digest of everything before the signature of a whole file, and the signature, or what is in its place."""
 
     digest: bytes
     signature: bytes

@@ -8,7 +8,6 @@ small learning rate.
 """
 
 import math
-from collections.abc import Callable
 from types import MappingProxyType
 from typing import Literal
 
@@ -59,59 +58,6 @@ def one_minus_square(step: int, total: int) -> float:
         0.75
     """
     return (total - step) / total * (1.0 + step / total) if step < total else 0.0
-
-
-def stable_then_decay(step: int, stable: int, decay: int, cooldown: Callable[[int, int], float]) -> float:
-    """1 for ``stable`` steps, then the curve ``cooldown`` over ``decay`` steps.
-
-    Source: MiniCPM, Hu et al. 2024 (arXiv 2404.06395), the warm-up-stable-decay schedule.
-
-    Example:
-        >>> stable_then_decay(6, 5, 4, linear)
-        0.75
-    """
-    return 1.0 if step < stable else cooldown(step - stable, decay)
-
-
-def step_decay(step: int, rate: float, every: int) -> float:
-    """Staircase: rate ^ floor(step / every).
-
-    Example:
-        >>> step_decay(65, 0.5, 30)
-        0.25
-    """
-    return rate ** (step // every)
-
-
-def inverse_sqrt(step: int, timescale: int) -> float:
-    """sqrt(timescale / (timescale + step)): halves when ``step`` grows to three timescales.
-
-    With ``timescale`` equal to the warm-up it is the schedule of Vaswani et al. 2017 (arXiv 1706.03762), section 5.3,
-    scaled to 1 at the end of the warm-up; the timescale is that of Zhai et al. 2022 (arXiv 2106.04560).
-
-    Example:
-        >>> inverse_sqrt(300, 100)
-        0.5
-    """
-    return math.sqrt(timescale / (timescale + step))
-
-
-def cosine_restarts(step: int, first: int, mult: int, decay: float) -> float:
-    """Cosine cycles of ``first``, ``first * mult``, ``first * mult^2``, ... steps; cycle k starts at decay^k.
-
-    Source: SGDR, Loshchilov and Hutter 2017 (arXiv 1608.03983), section 3; the decay of the peaks is an addition.
-
-    Example:
-        >>> cosine_restarts(100, 100, 2, 0.5), round(cosine_restarts(200, 100, 2, 0.5), 15)
-        (0.5, 0.25)
-    """
-    if mult == 1:
-        cycle, step = divmod(step, first)
-        return decay**cycle * cosine(step, first)
-    cycle, length = 0, first
-    while step >= length:
-        cycle, step, length = cycle + 1, step - length, length * mult
-    return decay**cycle * cosine(step, length)
 
 
 Cooldown = Literal["linear", "1-sqrt", "cosine", "1-square"]

@@ -118,8 +118,8 @@ class WarmupStableDecayLR(ClosedFormLR):
             )
 
     def factor(self, step: int) -> float:
-        """Return :func:`factors.stable_then_decay` over the steps that the warm-up leaves."""
-        return factors.stable_then_decay(step, self._stable_steps, self._decay_steps, self._cooldown)
+        """Return 1 while it is stable, then the curve of the cool-down."""
+        return 1.0 if step < self._stable_steps else self._cooldown(step - self._stable_steps, self._decay_steps)
 
 
 class _ClampedLR(ClosedFormLR):
@@ -170,8 +170,8 @@ class StepDecayLR(_ClampedLR):
         self._every = self._in_steps("decay_steps", self.decay_steps, at_least=1)
 
     def factor(self, step: int) -> float:
-        """Return :func:`factors.step_decay`, counted from the end of the warm-up."""
-        return factors.step_decay(step, self.decay_rate, self._every)
+        """Return the staircase decay_rate ^ floor(step / decay_steps)."""
+        return self.decay_rate ** (step // self._every)
 
 
 class InverseSqrtLR(_ClampedLR):
@@ -203,8 +203,8 @@ class InverseSqrtLR(_ClampedLR):
         self._timescale = self.timescale or self.warmup_steps or 10_000
 
     def factor(self, step: int) -> float:
-        """Return :func:`factors.inverse_sqrt`, counted from the end of the warm-up."""
-        return factors.inverse_sqrt(step, self._timescale)
+        """Return sqrt(timescale / (timescale + step)): it halves when ``step`` grows to three timescales."""
+        return math.sqrt(self._timescale / (self._timescale + step))
 
 
 class CosineRestartsLR(ClosedFormLR):
@@ -248,8 +248,13 @@ class CosineRestartsLR(ClosedFormLR):
         self._first = self._in_steps("cycle_steps", self.cycle_steps, at_least=1)
 
     def factor(self, step: int) -> float:
-        """Return :func:`factors.cosine_restarts`, counted from the end of the warm-up."""
-        return factors.cosine_restarts(step, self._first, self.mult, self.decay)
+        """Return decay^k times :func:`factors.cosine` over cycle k, which is cycle_steps * mult^k steps long."""
+        cycle, length = 0, self._first
+        if self.mult == 1:
+            cycle, step = divmod(step, length)
+        while step >= length:
+            cycle, step, length = cycle + 1, step - length, length * self.mult
+        return self.decay**cycle * factors.cosine(step, length)
 
 
 LR_SCHEDULES: Mapping[str, type[ClosedFormLR]] = MappingProxyType(

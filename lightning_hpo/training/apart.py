@@ -25,14 +25,11 @@ class _InCopy(Exception):  # noqa: N818  # shown as the cause of an error, with 
 
 
 def call_apart(function: Callable[[], Answer]) -> Answer:
-    """Call a function in a forked process; in this process where a fork is not safe.
+    """Call a function whose answer can be pickled in a forked process; in this process where a fork is not safe.
 
     The copy starts with this memory, and its changes stay there: counters and lists of a user's module stay as they
     are here. Its output is not shown. A fork is not safe with CUDA or with a process group, and not every system has
     it.
-
-    Args:
-        function: returns something that can be pickled.
 
     Raises:
         Exception: of the function; a RuntimeError with its text if it cannot be pickled.

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_hpo.checkpoints import files as checkpoints
+from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.training.builder import Builder, TrialComponents, as_list
 from lightning_hpo.training.logged_rows import hiding_secrets
@@ -38,15 +38,9 @@ class Attachments:
     callbacks: Callback | Sequence[Callback] | MakeCallbacks | None = None
 
     def attach(self, components: TrialComponents, trial: Trial, *, logging: bool = True) -> list[Callback]:
-        """Add them to the arguments of the Trainer.
+        """Add them to the arguments of the Trainer of a job, and return the callbacks that were added.
 
-        Args:
-            components: of the job.
-            trial: that it is.
-            logging: False in the check before training, which logs nothing.
-
-        Returns:
-            The callbacks that it has added.
+        ``logging`` is False in the check before training, which logs nothing.
         """
         arguments = components.trainer
         own = self._callbacks(trial)
@@ -56,14 +50,12 @@ class Attachments:
         others = [
             logger for logger in as_list(given) if is_a(logger, Logger) and not (self.loggers and known_logger(logger))
         ]
-        if not (self.loggers or others):
-            return own  # the metrics file of the trial is its logger, or there is none
-        if logging:
+        if not logging and (self.loggers or others or given is True):
+            arguments["logger"] = [DummyLogger() for _ in (*self.loggers, *others)] or DummyLogger()
+        elif self.loggers or others:  # else the metrics file of the trial is its logger, or there is none
             shown, metrics = trial.without_secrets(), MetricsFile(trial.folder / METRICS, trial.start)
             opened = [logger for run in self.loggers for logger in run.open(shown)]
             arguments["logger"] = [*opened, *map(hiding_secrets, others), metrics]
-        else:
-            arguments["logger"] = [DummyLogger() for _ in (*self.loggers, *others)]
         return own
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
@@ -73,10 +65,6 @@ class Attachments:
 
     def restored(self, trial: Trial, key: Key) -> list[Callback]:
         """Return the callbacks of a trial, made anew, with the state in which its last job has left them.
-
-        Args:
-            trial: that they are of.
-            key: of the run.
 
         Raises:
             RuntimeError: if there are none, or others than the trial had.
@@ -105,13 +93,7 @@ class Attachments:
 
 
 def keep_states(callbacks: Sequence[Callback], folder: Path, key: Key) -> None:
-    """Keep the state of a trial's own callbacks beside it, longer than its checkpoint; nothing if they have none.
-
-    Args:
-        callbacks: of the job that has ended.
-        folder: of the trial.
-        key: of the run.
-    """
+    """Keep the state of a trial's own callbacks beside it, longer than its checkpoint; nothing if they have none."""
     states = [(callback.state_key, callback.state_dict()) for callback in callbacks]
     if any(state for _, state in states) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # set by Lightning
         checkpoints.save({"callbacks": states}, folder / _STATES, key)

@@ -49,9 +49,7 @@ _FOREIGN = frozenset({
 class Attributes:
     """Changes in objects since this was created; :func:`put_back` puts them into other objects of the same classes.
 
-    Args:
-        owners: returns name and object of each.
-        leave_out: names of attributes that do not count.
+    ``owners`` returns name and object of each; attributes that ``leave_out`` names do not count.
     """
 
     def __init__(self, owners: Callable[[], Owners], leave_out: Iterable[str] = ()) -> None:
@@ -112,13 +110,9 @@ def put_back(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: t
 
 
 def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Return an object, the helper objects in its attributes, and theirs, each with its name.
+    """Yield an object, the helper objects in its attributes, and theirs, each with its name.
 
-    Args:
-        key: name of the object.
-        owner: the object.
-        seen: ids of objects that are left out; those returned are added.
-        depth: how many helpers lead to the object.
+    Objects whose ids have been ``seen`` are left out; ``depth`` helpers lead to the object.
     """
     if id(owner) in seen:
         return
@@ -246,7 +240,8 @@ def _mark(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return _TensorMark(value)
     if isinstance(value, _GENERATORS):
-        return _mark_of_state(_state_of(value))
+        state = _state_of(value)
+        return state.numpy().tobytes() if isinstance(state, torch.Tensor) else _mark(state)
     if isinstance(value, np.generic | np.ndarray):
         return (value.dtype.str, value.shape, value.tobytes())
     if kind in (list, tuple, deque):
@@ -254,10 +249,6 @@ def _mark(value: Any) -> Any:
     if isinstance(value, dict):
         return (kind.__name__, *((key, _mark(inner)) for key, inner in value.items()))
     return (kind.__name__, value if kind not in _SETS.values() else frozenset(value))
-
-
-def _mark_of_state(state: Any) -> Any:
-    return state.numpy().tobytes() if isinstance(state, torch.Tensor) else _mark(state)
 
 
 def _packed(value: Any) -> Any:  # noqa: PLR0911  # a line for each type

@@ -1,7 +1,8 @@
 """The components of a trial: module, data and arguments of the Trainer, built from its parameters for every job."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ class TrialComponents:
     def loader_owner(self) -> Any:
         """The data module, or the module that brings its own loaders."""
         return self.module if self.data is None else self.data
+
+
+def accepts(factory: Callable[..., Any], argument: str) -> bool:
+    """Whether a class or function takes an argument of this name, maybe as one of ``**arguments``."""
+    parameters = inspect.signature(factory).parameters
+    return argument in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def as_list(given: Any) -> list[Any]:
@@ -73,7 +80,6 @@ class Builder(Coded, ABC):
 
     def takes(self, name: str) -> bool:
         """Whether model, data or Trainer have an argument of this name, such as ``data.fold``."""
-        del name
         return False
 
     @abstractmethod
@@ -82,7 +88,6 @@ class Builder(Coded, ABC):
 
     def defaults(self, names: Mapping[str, Any]) -> dict[str, Any]:
         """Return what names of a space are where nothing is searched, as the module receives it; not None."""
-        del names
         return {}
 
     @abstractmethod
@@ -96,3 +101,13 @@ class Builder(Coded, ABC):
     @abstractmethod
     def config(self, params: Mapping[str, Any], max_steps: int) -> dict[str, Any]:
         """Return the content of ``best.yaml`` for these parameters, as plain values."""
+
+
+def fold_arguments(builder: Builder | None, fold: int | None, folds: int) -> dict[str, int]:
+    """Return ``fold`` and ``folds`` as arguments of what brings the loaders, of those that it takes.
+
+    There are none for a function, which has no builder, and for a job without a fold.
+    """
+    if fold is None or builder is None or not builder.takes(f"{(head := builder.loader_head)}.fold"):
+        return {}
+    return {f"{head}.fold": fold, **({f"{head}.folds": folds} if builder.takes(f"{head}.folds") else {})}

@@ -6,31 +6,24 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_hpo.checkpoints import files as checkpoints
+from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.text import nearest
 from lightning_hpo.training.builder import TrialComponents
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.make_trainer import make_trainer
-from lightning_hpo.training.plugins import MetricsFile, SealedCheckpointIO
-from lightning_hpo.training.trainer import FirstCallback, stop, validate_callbacks
+from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.trainer import JobCallback, stop, validate_callbacks
 
 
-class OneBatch(pl.Callback):
-    """Ends a fit after its first training batch, with a validation there.
-
-    Args:
-        folder: where checkpoints go.
-    """
+class OneBatch(JobCallback):
+    """Ends a fit after its first training batch, with a validation there; checkpoints go to ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.first = FirstCallback()
         self.metrics: dict[str, Any] = {}
         self.trained = False
         self._before: dict[str, Any] = {}
@@ -46,9 +39,6 @@ class OneBatch(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bind LR schedules as a job does."""
         bind_to_steps(trainer, trainer.max_steps)
-
-    def after_start(self) -> None:
-        """Do nothing: it is never a restart."""
 
     def after_batch(self, trainer: Any, outputs: Any) -> None:
         """Stop, validate, and check a checkpoint as a job will save it."""
@@ -75,13 +65,9 @@ class OneBatch(pl.Callback):
 class NoFiles(SealedCheckpointIO):
     """Checks that a checkpoint could be read back, and writes none."""
 
-    def __init__(self, key: Key) -> None:
-        super().__init__(key=key)
-        self._own = key
-
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Raise UnreadableStateError, naming the place, if it cannot."""
-        checkpoints.require_readable(checkpoint, self._own)
+        checkpoints.require_readable(checkpoint, self._key)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Do nothing."""
@@ -98,13 +84,7 @@ def fit_one_batch(
 ) -> tuple[dict[str, float], int]:
     """Fit a batch and validate a batch, with everything that a job has; nothing is logged or left behind.
 
-    Args:
-        components: module, data and arguments of the Trainer.
-        folder: for the time of the check.
-        max_steps: the full budget.
-        key: of the run.
-        callbacks: more checks.
-        unit: of the budget.
+    The loggers of the components drop everything already, and the folder is there for the time of the check only.
 
     Returns:
         Metrics that validation has logged, and the full budget in optimizer steps.
@@ -119,16 +99,8 @@ def fit_one_batch(
             "module have train_dataloader() and val_dataloader()."
         )
     job = OneBatch(folder)
-    arguments = dict(components.trainer)
-    arguments["logger"] = _silent(arguments.get("logger", MetricsFile(folder / "metrics.csv", 0)))
     trainer = make_trainer(
-        TrialComponents(components.module, components.data, arguments),
-        folder,
-        job,
-        NoFiles(key),
-        callbacks=callbacks,
-        max_steps=max_steps,
-        unit=unit,
+        components, folder, job, NoFiles(key=key), callbacks=callbacks, max_steps=max_steps, unit=unit
     )
     trainer.fit(components.module, datamodule=components.data)
     if not job.trained:
@@ -165,12 +137,3 @@ def _validate_plateaus(trainer: pl.Trainer) -> None:
                 f"{type(config.scheduler).__name__} in configure_optimizers has the monitor {name!r}, which is not "
                 f"logged; logged are {', '.join(logged) or 'none'}.{near}"
             )
-
-
-def _silent(logger: Any) -> Any:
-    """Return a logger that drops everything in the place of each given logger."""
-    if isinstance(logger, MetricsFile):
-        return logger
-    if logger is True or isinstance(logger, Logger):
-        return DummyLogger()
-    return [DummyLogger() for _ in logger] if logger else logger

@@ -52,9 +52,8 @@ class ConfigBuilder(Builder):
         self._parser = cli._parser(cli.subcommand)  # noqa: SLF001  # the CLI's own way from a subcommand to its parser
         whole = cli.config if config is None else config
         self._base = whole.get(str(cli.subcommand), whole).clone()
-        for hook in ("after_instantiate_classes",):
-            if getattr(type(cli), hook) is not getattr(LightningCLI, hook):
-                warnings.warn(f"{type(cli).__name__}.{hook} is not called in a search.", stacklevel=3)
+        if type(cli).after_instantiate_classes is not LightningCLI.after_instantiate_classes:
+            warnings.warn(f"{type(cli).__name__}.after_instantiate_classes is not called in a search.", stacklevel=3)
         self.__name__ = _class_name(cli, self._base)  # a run folder is named after it
         self.code = _classes(cli, self._base)
 
@@ -147,11 +146,8 @@ class ConfigBuilder(Builder):
         """Let the CLI make everything from its config and a trial's values."""
         cli = self._instantiate(params)
         given = self._given(cli.trainer)
-        return TrialComponents(
-            cli.model,
-            cli.datamodule,
-            {name: value for name, value in given.items() if name not in _BUDGET},
-        )
+        arguments = {name: value for name, value in given.items() if name not in _BUDGET}
+        return TrialComponents(cli.model, cli.datamodule, arguments)
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Build everything and return the module."""

@@ -8,8 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from lightning_hpo.text import require_int
-from lightning_hpo.training.builder import Builder, TrialComponents
-from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.builder import Builder, TrialComponents, fold_arguments
 
 METHODS = ("setup_folds", "setup_fold_index")
 """Of a data module that is told its fold by them."""
@@ -142,12 +141,6 @@ def build_fold(builder: Builder, params: Mapping[str, Any], fold: int | None, fo
 
     Arguments of the data are filled in. Data that are copied, or made by a function without these arguments, get
     attributes. What has methods is told later, by :class:`FoldSetup`.
-
-    Args:
-        builder: of the trial.
-        params: of the trial.
-        fold: of the job, or None.
-        folds: how many.
     """
     arguments = fold_arguments(builder, fold, folds)
     components = builder.build({**params, **arguments})

@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from optuna.distributions import BaseDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import SearchSpace, from_unit, split_name
@@ -32,6 +31,7 @@ from lightning_hpo.training.rebuild import (
     Effect,
     Rebuild,
     Roots,
+    advance,
     differing,
     is_rate,
     live_roots,
@@ -62,7 +62,7 @@ class Hyperparameters:
 
     def __init__(
         self,
-        space: Mapping[str, BaseDistribution],
+        space: SearchSpace,
         trainer: pl.Trainer,
         module: pl.LightningModule,
         rebuild: Rebuild | None = None,
@@ -72,7 +72,7 @@ class Hyperparameters:
         self._owners: dict[str, Any] = {"model": module, "data": getattr(trainer, "datamodule", None)}
         note_base_lrs(trainer.optimizers)
         self._rebuild = rebuild or of_module(trainer, module, space)
-        self._deliver = space.deliver if isinstance(space, SearchSpace) else dict
+        self._deliver = space.deliver
         self._direct: dict[str, list[Path]] = {}  # of names whose value itself stands at these paths
         self._in_builds: list[str] = []  # names whose values show in a build
         self._paths: set[Path] = set()  # of the values that they change
@@ -181,7 +181,7 @@ class Hyperparameters:
                 )
         return name in self._direct
 
-    def _bind(self, name: str, space: Mapping[str, BaseDistribution]) -> None:
+    def _bind(self, name: str, space: SearchSpace) -> None:
         effect = None if self._rebuild is None else self._rebuild.effects.get(name)
         if effect is not None and effect.paths and not effect.fixed:
             live = self._roots()
@@ -193,7 +193,7 @@ class Hyperparameters:
             return
         if hasattr(self._owners.get(split_name(name)[0]), HOOK):
             owner = self._owners[split_name(name)[0]]
-            if not _hook_uses(name, space, owner, self._deliver, self._hook_roots):
+            if not _hook_uses(name, space, owner, self._hook_roots):
                 raise MisconfigurationException(
                     f"{name!r} is in the space, but {HOOK}(self, hparams) changes nothing with it. Let it set the"
                     f" value that hparams[{split_name(name)[1]!r}] stands for, or take the name out of the space."
@@ -236,7 +236,7 @@ class Hyperparameters:
         live = self._roots()
         old, new = (twin(self._trainer, self._rebuild.build, values) for values in (before, after))
         for build in (old, new):
-            build.advance(live["schedules"])
+            advance(build.roots["schedules"], live["schedules"])
         was, wanted = old.leaves(), new.leaves()
         paths = {path for path in differing(was, wanted) if path[0] != ("item", "data")}
         if copied:  # another member's values came along with its groups and buffers
@@ -297,23 +297,14 @@ _COPIED = {("attribute", "param_groups"), ("attribute", "_buffers")}
 
 def _hook_uses(
     name: str,
-    space: Mapping[str, BaseDistribution],
+    space: SearchSpace,
     owner: Any,
-    deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     roots: Callable[[], Roots],
 ) -> bool:
-    """Call the hook with the first value, another, and the first again, and compare the values that it sets.
-
-    Args:
-        name: of the hyperparameter.
-        space: name -> distribution.
-        owner: module or data module that has the hook.
-        deliver: gives the values that labels stand for.
-        roots: of the values that the hook may set.
-    """
+    """Call the owner's hook with the first value, another, and the first again, and compare the values that it sets."""
     head, key = split_name(name)
-    middle = deliver({other: from_unit(distribution, 0.5) for other, distribution in space.items()})
-    first, *others = (deliver({name: value})[name] for value in other_values(space[name]))
+    middle = space.deliver({other: from_unit(distribution, 0.5) for other, distribution in space.items()})
+    first, *others = (space.deliver({name: value})[name] for value in other_values(space[name]))
 
     def set_by(value: Any) -> dict[Path, Any]:
         getattr(owner, HOOK)({**part(middle, head), key: value})

@@ -3,6 +3,7 @@
 Two builds of the same code have the same paths, so their values can be compared path by path.
 """
 
+import contextlib
 import functools
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,7 +191,8 @@ def _is_flat(value: Any) -> bool:
 
 def _inside(value: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(value, Mapping):
-        yield from (("item", key, inner) for key, inner in value.items() if not _is_machinery(value, key))
+        # The parameters of a parameter group are those of the module.
+        yield from (("item", key, inner) for key, inner in value.items() if not (key == "params" and "lr" in value))
     elif isinstance(value, list | tuple):
         yield from (("item", index, element) for index, element in enumerate(value))
     elif isinstance(value, types.FunctionType | types.MethodType | types.BuiltinFunctionType):
@@ -216,23 +218,11 @@ def _inside_function(value: Any) -> Iterator[tuple[str, Any, Any]]:
     yield "attribute", "__qualname__", value.__qualname__
     if isinstance(value, types.FunctionType):
         for index, cell in enumerate(value.__closure__ or ()):
-            if not _is_empty(cell):
+            with contextlib.suppress(ValueError):  # of a cell that is still empty
                 yield "cell", index, cell.cell_contents
         yield from (("default", index, default) for index, default in enumerate(value.__defaults__ or ()))
-
-
-def _is_machinery(owner: Mapping[Any, Any], key: Any) -> bool:
-    return key == "params" and "lr" in owner  # of a parameter group; its parameters are those of the module
 
 
 def _slots(kind: type) -> tuple[str, ...]:
     own = kind.__dict__.get("__slots__", ())
     return tuple(name for name in ([own] if isinstance(own, str) else own) if not name.startswith("__"))
-
-
-def _is_empty(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return True
-    return False

@@ -55,12 +55,7 @@ def follow(loaders: Any, limit: float, restored: list[State] | None = None) -> A
 
 
 def rewind(loaders: Any, *, reloads: bool = False) -> None:
-    """Tell every followed loader in a collection that its epoch is over.
-
-    Args:
-        loaders: a loader or a collection of them.
-        reloads: whether Lightning will make the loaders anew for the next epoch.
-    """
+    """Tell every followed loader that its epoch is over, and whether Lightning makes another one for the next epoch."""
     for loader in _followed(loaders):
         loader.fetched, loader.reloads = 0, reloads
 
@@ -108,13 +103,7 @@ class FollowedLoader:
     _attributes: Attributes  # of dataset and samplers
 
     def begin_to_follow(self, together: list["FollowedLoader"], place: int, *, ahead: bool) -> None:
-        """Note the state before the first epoch.
-
-        Args:
-            together: all followed loaders that are read in one epoch.
-            place: of this loader among them.
-            ahead: whether Lightning fetches one batch ahead.
-        """
+        """Note the state before the first epoch, and whether Lightning fetches one batch ahead."""
         # The class of the loader is its own. It keeps them for the loader that Lightning may make of this one.
         for name, value in {"_together": together, "_place": place, "fetched_ahead": ahead}.items():
             setattr(self, name, value)

@@ -103,12 +103,7 @@ def without_secrets(params: Any) -> Any:
 
 
 def own_folder(folder: Path, trial: str) -> None:
-    """Make the folder of a trial's logs, or find it again; one of a trial of another study is moved aside.
-
-    Args:
-        folder: of the logs.
-        trial: id of the trial.
-    """
+    """Make the folder of a trial's logs, or find it again; one of a trial with another id is moved aside."""
     mark = folder / _OWNER
     if folder.is_dir() and any(file.name != _OWNER for file in folder.iterdir()):
         if mark.is_file() and mark.read_text(encoding="utf-8") == trial:
@@ -141,36 +136,30 @@ class _KeptRows(ExperimentWriter):
 def reopen(
     logger: CSVLogger, start: int | None, before: Sequence[tuple[int, Mapping[str, float]]] = ()
 ) -> ExperimentWriter:
-    """Open the file of a CSV logger again, without the rows from ``start`` on; None keeps all.
+    """Open the file of a CSV logger again, without the rows from the step ``start`` on; None keeps all.
 
-    Args:
-        logger: whose file it is.
-        start: step at which the job begins.
-        before: all rows before it; the last ones are written, if a kill came before the logger had them.
+    Of the rows ``before`` it, the last ones are written, if a kill came before the logger had them.
     """
     writer = _KeptRows(logger.log_dir)
     logger._experiment = writer  # noqa: SLF001  # no public name
     file = Path(writer.metrics_file_path)
-    if not file.exists():
-        return _with_rows(writer, before)
-    with file.open(newline="", encoding="utf-8") as content:
-        rows = list(csv.DictReader(content))
-    kept = [row for row in rows if start is None or _step(row) < start]
-    writer.metrics_keys = sorted({name for row in rows for name in row if name is not None})
-    if len(kept) < len(rows):
-        text = io.StringIO(newline="")
-        lines = csv.DictWriter(text, fieldnames=writer.metrics_keys, extrasaction="ignore")
-        lines.writeheader()
-        lines.writerows(kept)
-        atomic_write(file, text.getvalue())
-    last = max(map(_step, kept), default=-1)
-    return _with_rows(writer, [(step, row) for step, row in before if step > last])
-
-
-def _with_rows(writer: ExperimentWriter, rows: Sequence[tuple[int, Mapping[str, float]]]) -> ExperimentWriter:
-    for step, row in rows:
-        writer.log_metrics(dict(row), step)
-        writer.save()
+    last = -1.0
+    if file.exists():
+        with file.open(newline="", encoding="utf-8") as content:
+            rows = list(csv.DictReader(content))
+        kept = [row for row in rows if start is None or _step(row) < start]
+        writer.metrics_keys = sorted({name for row in rows for name in row if name is not None})
+        if len(kept) < len(rows):
+            text = io.StringIO(newline="")
+            lines = csv.DictWriter(text, fieldnames=writer.metrics_keys, extrasaction="ignore")
+            lines.writeheader()
+            lines.writerows(kept)
+            atomic_write(file, text.getvalue())
+        last = max(map(_step, kept), default=last)
+    for step, metrics in before:
+        if step > last:
+            writer.log_metrics(dict(metrics), step)
+            writer.save()
     return writer
 
 

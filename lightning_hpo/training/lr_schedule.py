@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR, write_lr
 from lightning_hpo.lr_schedules.first_update import WILL_BIND, validate_not_chained
 from lightning_hpo.lr_schedules.shapes import make_lr_schedule
+from lightning_hpo.schedulers.units import Pace, Unit
 
 
 class LRSchedule(Callback):
@@ -132,11 +133,7 @@ class LRSchedule(Callback):
 def planned_steps(trainer: Trainer) -> int:
     """Return how many steps a schedule makes until the Trainer is done, counted from the start of training.
 
-    Args:
-        trainer: inside ``fit``, from ``on_train_start`` on.
-
-    Returns:
-        Optimizer steps under automatic optimization; training steps under manual optimization.
+    They are known from ``on_train_start`` on: optimizer steps; training steps under manual optimization.
 
     Raises:
         MisconfigurationException: if training ends by time or by hand, or the epochs have no known length.
@@ -153,7 +150,7 @@ def planned_steps(trainer: Trainer) -> int:
                 " dataloader has no length. Give Trainer(max_steps=..., max_epochs=-1), an int limit_train_batches, or"
                 " max_steps to the schedule itself."
             )
-        limits.append(steps_in_epochs(int(batches), _accumulation(trainer, max(1, epochs))))
+        limits.append(Pace(Unit("epochs"), int(batches), accumulation_of(trainer)).steps(max(1, epochs)))
     if not limits:
         raise MisconfigurationException(
             "The horizon of the LR schedule is not known: the Trainer has neither max_steps nor max_epochs (max_time"
@@ -162,35 +159,18 @@ def planned_steps(trainer: Trainer) -> int:
     return min(limits)
 
 
-def steps_in_epochs(batches: int, accumulation: list[int]) -> int:
-    """Return the optimizer steps of whole epochs; Lightning steps on the last batch of an epoch in any case.
-
-    Args:
-        batches: per epoch.
-        accumulation: ``accumulate_grad_batches`` of each epoch.
-
-    Example:
-        >>> steps_in_epochs(25, [1, 5, 5])
-        35
-    """
-    return sum(math.ceil(batches / factor) for factor in accumulation)
-
-
-def _accumulation(trainer: Trainer, epochs: int) -> list[int]:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets the list in a connector
+def accumulation_of(trainer: Any) -> tuple[int, ...]:
+    """Return ``accumulate_grad_batches`` of each epoch from the first; the last one holds for the rest."""
+    for callback in trainer.callbacks:
         if isinstance(callback, GradientAccumulationScheduler):
-            return [callback.get_accumulate_grad_batches(epoch) for epoch in range(epochs)]
-    return [trainer.accumulate_grad_batches] * epochs
+            return tuple(map(callback.get_accumulate_grad_batches, range(max(callback.scheduling) + 1)))
+    return (trainer.accumulate_grad_batches,)
 
 
 def bind_to_steps(trainer: Trainer, max_steps: int | None) -> None:
     """Have each schedule of this package stepped once per optimizer step, and give a horizon to those without.
 
-    A schedule inside a ``SequentialLR`` ends where the next schedule begins.
-
-    Args:
-        trainer: with its schedules.
-        max_steps: of the whole training.
+    A schedule inside a ``SequentialLR`` ends where the next schedule begins, the last one at ``max_steps``.
 
     Raises:
         RuntimeError: if a ``ChainedScheduler`` holds such a schedule, which would lose the effect of the others.

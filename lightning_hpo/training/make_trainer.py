@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
+from lightning_hpo.checkpoints import remove_later
 from lightning_hpo.checkpoints.shards import let_strategy_load
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.builder import TrialComponents, as_list
@@ -20,10 +22,12 @@ from lightning_hpo.training.loaders import follow
 from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
 from lightning_hpo.training.random_state import seeded, seeded_everything
 from lightning_hpo.training.trainer import (
-    FirstCallback,
+    STEP_HOOKS,
+    JobCallback,
     TrialTrainer,
     validate_arguments,
     validate_callbacks,
+    without_hooks,
 )
 from lightning_hpo.training.trial_info import first_row
 
@@ -36,22 +40,38 @@ TRAINER_DEFAULTS = {
 }
 
 
-class JobCallback(Protocol):
-    """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
+@without_hooks(*STEP_HOOKS, "on_train_batch_start", "on_validation_batch_end")
+class BeforeOthers(pl.Callback):
+    """Prepares a Trainer before the callbacks of the user, and calls a job where it must come before them."""
 
-    first: FirstCallback
+    def __init__(self, job: JobCallback) -> None:
+        self._job = job
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of the job before."""
+    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
+        """Do what Lightning does too late, or not as a trial needs it."""
+        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
+        for callback in trainer.callbacks:
+            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
+            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                fold = "" if trainer.fold is None else f"fold{trainer.fold}"
+                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints" / fold)
+                if trainer.is_global_zero:
+                    remove_later(Path(callback.dirpath), trainer.begins_at)
 
-    def after_start(self) -> None:
-        """Act after all hooks at the start of training."""
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before anything of the epoch has begun."""
+        self._job.before_epoch(trainer)
 
-    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
-        """Act after all hooks of a training batch."""
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save before others change the weights, as weight averaging does."""
+        self._job.before_end(trainer)
 
-    def after_validation(self, trainer: pl.Trainer) -> None:
-        """Act after all hooks of a validation."""
+    def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Note where training was when Lightning lost it."""
+        trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
 
 
 def make_trainer(
@@ -99,7 +119,7 @@ def make_trainer(
         return made
 
     owner.train_dataloader = followed
-    all_callbacks = [job.first, *own, *callbacks, job]
+    all_callbacks = [BeforeOthers(job), *own, *callbacks, job]
     validate_callbacks(all_callbacks)
     given.pop("callbacks", None)
     given.setdefault("enable_checkpointing", any(isinstance(callback, Checkpoint) for callback in all_callbacks))
@@ -112,7 +132,9 @@ def make_trainer(
     restored = None if saved is None else saved["callbacks"].get(type(job).__qualname__)
     if restored is not None and trainer.strategy.restore_checkpoint_after_setup:  # after on_fit_start, which needs it
         job.load_state_dict(restored)
-    _convert_before_optimizers(components.module, trainer)
+    if not trainer.unit.is_steps and is_overridden("configure_optimizers", components.module):
+        configuring = _Configuring(components.module.configure_optimizers, trainer)
+        object.__setattr__(components.module, "configure_optimizers", configuring)
     call_after(components.module, "on_train_start", job.after_start, 0)
     call_after(components.module, "on_train_batch_end", partial(job.after_batch, trainer), 1)
     call_after(components.module, "on_validation_end", partial(job.after_validation, trainer), 0)
@@ -123,13 +145,9 @@ def make_trainer(
 
 
 def call_after(module: Any, hook: str, then: Callable[..., None], count: int) -> None:
-    """Let a hook of the module be followed by a call: callbacks come before the module's own hooks.
+    """Let a hook of the module be followed by a call with its first ``count`` arguments.
 
-    Args:
-        module: whose hook it is.
-        hook: its name.
-        then: called after it.
-        count: of the hook's arguments that it takes.
+    Callbacks come before the module's own hooks.
     """
     object.__setattr__(module, hook, _FollowedHook(getattr(module, hook), then, count))
 
@@ -141,14 +159,8 @@ def _count_optimizers(made: Any) -> int:
     return max(len(made), 1) if isinstance(made, list | tuple) else 1
 
 
-def _convert_before_optimizers(module: Any, trainer: TrialTrainer) -> None:
-    """Let a budget in epochs or samples become optimizer steps before the module makes its optimizers."""
-    if not trainer.unit.is_steps and is_overridden("configure_optimizers", module):
-        object.__setattr__(module, "configure_optimizers", _Configuring(module.configure_optimizers, trainer))
-
-
 class _Configuring:
-    """``configure_optimizers`` of a module, called when the Trainer knows its ``max_steps``.
+    """``configure_optimizers`` of a module; a budget in epochs or samples becomes optimizer steps before it.
 
     Under manual optimization each optimizer counts. If there are several, which shows only afterwards, the module is
     asked again with the right ``max_steps``.

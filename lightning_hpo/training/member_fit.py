@@ -1,7 +1,6 @@
 """The fit of a population's member, from its first job or from a checkpoint: the work of a population."""
 
 import errno
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,7 @@ from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.trial_folders import identity_in
 from lightning_hpo.training.attachments import keep_states
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
-from lightning_hpo.training.member_job import (
-    NEVER,
-    HandOver,
-    MemberJob,
-    outcome_in,
-    params_in,
-    state_in,
-    train_to_the_end,
-)
+from lightning_hpo.training.member_job import NEVER, HandOver, MemberJob, kept_in, train_to_the_end
 from lightning_hpo.training.name_checks import build_of
 from lightning_hpo.training.objective import Objective
 from lightning_hpo.training.plugins import SealedCheckpointIO
@@ -40,13 +31,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}  # no
 
 
 class MemberFits:
-    """Trains members of a population.
+    """Trains members of a population with model, data, space and metric of an objective.
 
     A member's step, place in the data, clocks and random numbers are its own, in every trial that it trains; a trial
     that copies takes over weights and all that belongs to them from its parent.
-
-    Args:
-        objective: model, data, space and metric.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -74,12 +62,12 @@ class MemberFits:
             StorageError: if a disk is full or gone.
             JobError: if the fit ended before the job.
         """
-        own, saved = self._newest(task.folder / CHECKPOINT)
+        own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, self._objective.key)
         checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
         if (ended := _ended_before(saved, task)) is not None:
             return ended  # a kill fell between the end of the job and its record
         copied = self._copied(task, saved) if copied is None else copied
-        params = task.params if saved is None else params_in(saved)
+        params = task.params if saved is None else dict(kept_in(saved)["params"])
         objective = self._objective
         start = 0 if saved is None else int(saved["global_step"])
         assert task.job.trial is not None
@@ -143,31 +131,23 @@ class MemberFits:
             )
         return job.outcome
 
-    def _newest(self, file: Path) -> tuple[Path | None, dict[str, Any] | None]:
-        """Newest intact checkpoint at a path or behind it, with its content; a damaged one is set aside."""
-        checkpoints.remove_leftovers(file)
-        newest, damaged = checkpoints.newest_intact(file, self._objective.key)
-        for path in damaged:
-            aside = checkpoints.set_aside(path)  # the next save must not take it for the good one before
-            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", path, aside.name)
-        return newest, None if newest is None else checkpoints.load(newest, key=self._objective.key)
-
     def _copied(self, task: Task, saved: Mapping[str, Any] | None) -> State | None:
         """State that the first job of a trial copies from its parent's checkpoint; None if it copies none."""
         here = None if saved is None else _trial_of(saved)
         if task.source is None or here in (task.job.trial, task.job.parent):
             return None
-        _, source = self._newest(task.source)
+        _, source = checkpoints.read_newest(task.source, self._objective.key)
         if source is None:
             raise JobError(f"trial {task.job.parent} has no intact checkpoint to copy from")
-        return state_in(source)
+        state: State = kept_in(source)["state"]
+        return state
 
 
 def _ended_before(saved: Mapping[str, Any] | None, task: Task) -> Outcome | None:
     """Outcome of a job that a checkpoint of its own trial was saved at the end of."""
     if saved is None or _trial_of(saved) != task.job.trial:
         return None
-    outcome = outcome_in(saved)
+    outcome = Outcome(**kept_in(saved)["ended"])
     return outcome if outcome.step >= task.job.max_steps else None
 
 

@@ -24,20 +24,20 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from optuna.distributions import BaseDistribution
 
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import CHECKPOINT, Outcome, Task
+from lightning_hpo.space import SearchSpace
 from lightning_hpo.study.population_folder import storage_error
-from lightning_hpo.text import is_secret, nearest
+from lightning_hpo.text import is_secret
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.rebuild import Rebuild
-from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
-from lightning_hpo.training.scores import Scores
+from lightning_hpo.training.resumable import Point, Resumable
+from lightning_hpo.training.scores import Scores, require_logged
 from lightning_hpo.training.state_transfer import State, capture, restart_early_stopping, transplant
-from lightning_hpo.training.trainer import STEP_HOOKS, FirstCallback, epoch_ends, leave_fit, without_hooks
+from lightning_hpo.training.trainer import STEP_HOOKS, JobCallback, epoch_ends, leave_fit, without_hooks
 
 _KEPT_OF_OUTCOME = (
     "score", "step", "metrics", "stopped", "global_step", "full_steps", "scored_from", "validations",
@@ -71,7 +71,7 @@ def train_to_the_end(trainer: pl.Trainer) -> None:
 
 
 @without_hooks(*STEP_HOOKS, "on_validation_batch_end")
-class MemberJob(pl.Callback):
+class MemberJob(JobCallback):
     """Trains a member for one job after the other; applies hyperparameters, and takes over what a job copies.
 
     Args:
@@ -89,7 +89,7 @@ class MemberJob(pl.Callback):
         self,
         task: Task,
         copied: State | None,
-        space: Mapping[str, BaseDistribution],
+        space: SearchSpace,
         *,
         scores_of: Callable[[Task], Scores],
         rebuild: Rebuild,
@@ -115,7 +115,6 @@ class MemberJob(pl.Callback):
         self._has_followers = False  # whether something may follow a metric of validation
         self._judged: Outcome | None = None  # by the job's last validation
         self._saved: dict[str, Any] = {}
-        self.first: FirstCallback = BeforeOthers(self)
         self.outcome: Outcome | None = None
         """Of the last job that has ended."""
         self.paused = False
@@ -256,9 +255,6 @@ class MemberJob(pl.Callback):
         if self._ends:
             self._end(trainer, "epoch")
 
-    def before_end(self, trainer: pl.Trainer) -> None:
-        """Do nothing: where training ends, the last job has ended."""
-
     def _end(self, trainer: Any, point: Point) -> None:
         """Save, hand the outcome over, and go on with the next job."""
         module, judged = trainer.lightning_module, self._judged
@@ -313,16 +309,6 @@ def require_whole_weights(trainer: pl.Trainer) -> None:
         raise MisconfigurationException(f"a population needs whole weights in every process, got {kind}; use DDP.")
 
 
-def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
-    """Raise MisconfigurationException if validation has not logged the metric that is the score."""
-    if monitor not in metrics:
-        logged = sorted(metrics)
-        raise MisconfigurationException(
-            f"`monitor` {monitor!r} is not logged in validation; logged: {', '.join(logged) or 'nothing'}."
-            f"{nearest(monitor, logged)}"
-        )
-
-
 def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | None, step: int) -> None:
     """Log the hyperparameters that are numbers and no secrets, and the trial that was copied."""
     numbers = {
@@ -336,20 +322,10 @@ def log_hyperparameters(trainer: Any, params: Mapping[str, Any], parent: int | N
         logger.log_metrics(numbers, step=step)
 
 
-def outcome_in(saved: Mapping[str, Any]) -> Outcome:
-    """Return the outcome of the job at whose end a checkpoint was saved."""
-    return Outcome(**saved["callbacks"][MemberJob.__qualname__]["ended"])
-
-
-def state_in(saved: Mapping[str, Any]) -> State:
-    """Return what another member copies from a checkpoint."""
-    state: State = saved["callbacks"][MemberJob.__qualname__]["state"]
-    return state
-
-
-def params_in(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters that a checkpoint was trained with."""
-    return dict(saved["callbacks"][MemberJob.__qualname__]["params"])
+def kept_in(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a member's checkpoint keeps: its ``params``, how its job ``ended``, and the ``state`` to copy."""
+    kept: dict[str, Any] = saved["callbacks"][MemberJob.__qualname__]
+    return kept
 
 
 def _make_loaders(trainer: Any) -> None:

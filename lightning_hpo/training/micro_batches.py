@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
@@ -37,12 +38,7 @@ MICRO_BATCH = "micro_batch"
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """Into how many parts each batch is split.
-
-    Args:
-        train: parts of a training batch.
-        val: parts of a validation batch.
-    """
+    """Into how many parts each batch is split, in training and in validation."""
 
     train: int = 1
     val: int = 1
@@ -111,10 +107,7 @@ def in_parts(attempt: Callable[..., Answer], *args: Any, **options: Any) -> Answ
 def splitting(components: TrialComponents, parts: MicroBatches, trainer: Any = None) -> Iterator[None]:
     """Raise TooLargeError in place of an error that says that memory was out, while a batch can be split further.
 
-    Args:
-        components: that are trained.
-        parts: into which batches are split now.
-        trainer: that trains them; None splits training and validation alike.
+    Without the Trainer that trains the components, training and validation are split alike.
     """
     try:
         yield
@@ -199,9 +192,7 @@ def validate_components(components: TrialComponents) -> Callable[[], Any]:
 def validate_loader(components: TrialComponents, make: Callable[[], Any]) -> None:
     """Raise ValueError, once data are set up, unless the training loader has the batch size that its owner holds.
 
-    Args:
-        components: of a trial.
-        make: its ``train_dataloader``, not split.
+    ``make`` is its ``train_dataloader``, not split.
     """
     owner, size = components.loader_owner, batch_size(components)
     assert size is not None
@@ -209,7 +200,7 @@ def validate_loader(components: TrialComponents, make: Callable[[], Any]) -> Non
         with _smaller(owner, parts):
             loader = make()
         held = getattr(loader, BATCH_SIZE, None)
-        if not isinstance(loader, DataLoader) or held != size // parts or not _is_sized(loader):
+        if not isinstance(loader, DataLoader) or held != size // parts or not sized_len(loader):
             raise ValueError(
                 f"`on_oom='halve'` is not possible: train_dataloader() must return a DataLoader with a length and the "
                 f"batch size of {type(owner).__name__}, {size // parts}, got {type(loader).__name__} with {held}. "
@@ -271,9 +262,3 @@ def _smaller(owner: Any, parts: int) -> Iterator[int]:
     finally:
         for path, value in held.items():
             put(roots, path, value)
-
-
-def _is_sized(loader: Any) -> bool:
-    with contextlib.suppress(TypeError):
-        return len(loader) > 0
-    return False

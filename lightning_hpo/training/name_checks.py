@@ -8,23 +8,15 @@ from optuna.distributions import IntDistribution
 
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.space import SearchSpace, parse_space, split_name
-from lightning_hpo.training.builder import Builder, TrialComponents
-from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.builder import Builder, TrialComponents, fold_arguments
 from lightning_hpo.training.folds import METHODS, has_attribute, has_methods
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.leaves import same
-from lightning_hpo.training.rebuild import Build, Rebuild, unread_names
-from lightning_hpo.training.usage import BUILDING, reads
+from lightning_hpo.training.rebuild import BUILDING, Build, Rebuild, reads, unread_names
 
 
 class NameCheck(pl.Callback):
-    """Checks the names of a space when a fit starts.
-
-    Args:
-        builder: of a trial's components.
-        space: name -> distribution.
-        params: hyperparameters that the Trainer's module was components with.
-    """
+    """Checks the names of a space when a fit starts, whose module was built with ``params``."""
 
     def __init__(self, builder: Builder, space: SearchSpace, params: Mapping[str, Any]) -> None:
         self._builder = builder
@@ -78,12 +70,7 @@ def fold_checks(
 ) -> list[NameCheck]:
     """Check that data can be told their fold, and return a check of whether the argument ``fold`` has an effect.
 
-    Args:
-        builder: of a trial's components.
-        space: name -> distribution.
-        params: that the components were built with, the fold included.
-        components: that the check fits.
-        folds: how many.
+    ``components`` were built with ``params``, the fold included.
 
     Raises:
         ValueError: for data that cannot be told, or a space that names the fold too.

@@ -5,7 +5,6 @@ the user's own included, has the full budget as its horizon in each rung, and it
 """
 
 import contextlib
-import logging
 import tempfile
 import threading
 import warnings
@@ -20,7 +19,7 @@ import lightning.pytorch as pl
 import optuna
 from optuna.samplers import RandomSampler
 
-from lightning_hpo.checkpoints import files as checkpoints
+from lightning_hpo import checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
@@ -38,11 +37,10 @@ from lightning_hpo.text import listed
 from lightning_hpo.training import micro_batches
 from lightning_hpo.training.apart import call_apart
 from lightning_hpo.training.attachments import Attachments, keep_states
-from lightning_hpo.training.builder import Builder
+from lightning_hpo.training.builder import Builder, fold_arguments
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
 from lightning_hpo.training.directions import Directions
-from lightning_hpo.training.fold_arguments import fold_arguments
 from lightning_hpo.training.folds import FoldSetup, build_fold
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
@@ -260,8 +258,8 @@ class Objective:
             params: to build with; the middle of the space by default.
 
         Raises:
-            ValueError: if the model or the data cannot be components with parameters of the space, an argument of the
-                Trainer contradicts the budget, or the monitored metric is not logged in validation.
+            ValueError: if model or data cannot be built with parameters of the space, an argument of the Trainer
+                contradicts the budget, or the monitored metric is not logged in validation.
             MisconfigurationException: if Lightning, or a callback, refuses the combination.
             UnreadableStateError: if a checkpoint could not be read back.
             ParameterMismatchError: if the module holds another value than it was given, whatever that is.
@@ -281,13 +279,7 @@ class Objective:
             validate_logged(logged, self.constraints, (self.monitor, *self.also))
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
-        """Let the logger of a trial, or those of its folds, say how the trial has ended.
-
-        Args:
-            folder: of the trial.
-            row: of the trial, which is complete, pruned or failed.
-            identity: of the trial.
-        """
+        """Let the loggers of a trial, or of its folds, say how it has ended: complete, pruned or failed."""
         assert row.state != "running"
         with warnings_only(*CHATTY):
             for fold, score in scores_of_folds(row, self.folds):
@@ -342,15 +334,11 @@ def _begin(
 ) -> tuple[Path | None, dict[str, Any] | None, bool, micro_batches.MicroBatches]:
     """Return the checkpoint that a job begins from, its content, whether it is the trial's own, and micro-batches."""
     task.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = task.folder / CHECKPOINT
-    for file in (checkpoint, task.folder / BEST_CHECKPOINT):
-        checkpoints.remove_leftovers(file)
-    own, damaged = checkpoints.newest_intact(checkpoint, key)
-    for file in damaged:
-        aside = checkpoints.set_aside(file)  # the next save must not take it for the good previous file
-        logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+    checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
+    own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, key)
     begin = own or task.source
-    saved = None if begin is None else checkpoints.load(begin, key=key)
+    if own is None and begin is not None:
+        saved = checkpoints.load(begin, key=key)
     parts = parts.at_least(micro_batches.parts_of(saved))
     if saved is not None and saved.get(STAMP, {}).get("fold") != task.job.fold:  # of the fold before, which is recorded
         return None, None, False, parts

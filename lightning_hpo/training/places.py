@@ -21,12 +21,7 @@ def trainer_path(key: str) -> Path:
 
 
 def batch_size_paths(head: str, owner: Any) -> list[Path]:
-    """Return the paths of the batch size that ``train_dataloader()`` may read; empty if there is none.
-
-    Args:
-        head: root of the paths.
-        owner: module or data module.
-    """
+    """Return the paths, from a root ``head``, of the batch size that ``train_dataloader()`` may read, if any."""
     root = (("item", head), ("item", 0))
     paths: list[Path] = []
     if hasattr(owner, BATCH_SIZE):
@@ -41,12 +36,7 @@ def group_paths(name: str, trainer: Any) -> list[Path]:
 
     A name can only mean a setting of which all groups that have it, or have it other than 0, hold one value.
 
-    Args:
-        name: of a hyperparameter whose module cannot be built again.
-        trainer: with its optimizers.
-
-    Returns:
-        Nothing if there is no such setting. The base values of an LR schedule are the schedule's own.
+    There may be none: the base values of an LR schedule, too, are the schedule's own.
     """
     head, key = split_name(name)
     key = key.removeprefix("init_args.")  # a command line writes optimizer.lr or optimizer.init_args.lr

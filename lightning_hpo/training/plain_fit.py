@@ -31,13 +31,11 @@ _BASES = ("core.hooks", "core.module", "callbacks.callback")  # modules of Light
 
 
 def plain_fit(trainer: Any, attached: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the note, as plain values.
+    """Return the note, as plain values, of a trial at its last step.
 
-    Args:
-        trainer: of the trial, at its last step.
-        attached: callbacks that the tuner has added to those of the builder, as a config names them.
+    The tuner has ``attached`` callbacks to those of the builder, here as a config names them.
     """
-    callbacks = [callback for callback in trainer.callbacks if not _is_ours(callback)]
+    callbacks = [found for found in trainer.callbacks if not type(found).__module__.startswith("lightning_hpo.")]
     binds = any(isinstance(callback, LRSchedule) for callback in trainer.callbacks)
     return {
         "batches": int(trainer.fit_loop.epoch_loop.batch_progress.total.ready),
@@ -66,10 +64,6 @@ def _has_hook(kind: type) -> bool:
 
 def _only_shows(callback: pl.Callback) -> bool:
     return isinstance(callback, _ONLY_SHOW) or (isinstance(callback, ModelCheckpoint) and callback.monitor is None)
-
-
-def _is_ours(callback: pl.Callback) -> bool:
-    return type(callback).__module__.startswith("lightning_hpo.")
 
 
 def written(callback: pl.Callback) -> dict[str, Any] | None:

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, open_own
-from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import NO_KEY, Key
 from lightning_hpo.text import csv_cell
 
@@ -67,9 +67,7 @@ class SealedCheckpointIO(CheckpointIO):
 class MetricsFile(Logger):
     """Appends the metrics that a module logs to a CSV file with the columns ``step, metric, value``.
 
-    Args:
-        path: of the file.
-        start: drop rows after this step first: those steps will be repeated.
+    Rows from the step ``start`` on are dropped first: those steps will be repeated.
     """
 
     def __init__(self, path: Path, start: int) -> None:

@@ -32,11 +32,7 @@ def seeded_everything(seed: int) -> Iterator[None]:
 
 @contextmanager
 def seeded(seeds: Sequence[int] = (0, 0, 0)) -> Iterator[None]:
-    """Seed the global generators while the block runs; the caller gets its random numbers back afterwards.
-
-    Args:
-        seeds: of torch, numpy and Python.
-    """
+    """Seed torch, numpy and Python while the block runs; the caller gets its random numbers back afterwards."""
     before = rng_state()
     torch.manual_seed(seeds[0])
     np.random.seed(seeds[1])  # noqa: NPY002  # user code may draw from the global generator
@@ -57,7 +53,7 @@ def rng_state() -> dict[str, Any]:
     words = np.concatenate([numpy_state["state"]["key"], np.asarray(internal, np.uint32)])
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if _uses_cuda() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
         "words": torch.from_numpy(words.view(np.int32)),
         "numpy": (int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])),
         "python": (version, gauss_next),
@@ -74,7 +70,3 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     np.random.set_state(("MT19937", key, *state["numpy"]))  # noqa: NPY002  # the global generator
     version, gauss_next = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss_next))
-
-
-def _uses_cuda() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -2,9 +2,9 @@
 
 import copy
 import importlib
-import inspect
+import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -12,15 +12,16 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_hpo.lr_schedules.closed_form import ClosedFormLR
 from lightning_hpo.space import SearchSpace, from_unit, split_name
 from lightning_hpo.space.names import part
-from lightning_hpo.training.leaves import Fixed, Path, copy_of, leaves, same
+from lightning_hpo.training.builder import accepts
+from lightning_hpo.training.leaves import Fixed, Path, copy_of, get, leaves, same
 from lightning_hpo.training.lr_schedule import LRSchedule, nested
 from lightning_hpo.training.random_state import seeded
-from lightning_hpo.training.usage import BUILDING, is_used
 
 Build: TypeAlias = Callable[[Mapping[str, Any]], tuple[pl.LightningModule, pl.LightningDataModule | None]]
 """Builds module and data module; from the parameters it is given, by their names in the space."""
@@ -29,6 +30,13 @@ Roots: TypeAlias = dict[str, list[Any]]
 _PROBES = (0.25, 0.75, 0.5)  # places in a distribution where a hyperparameter is tried
 _MOST_CHOICES = 4
 _LIBRARIES = ("lightning", "pytorch_lightning", "lightning_hpo")  # whose callbacks read no hyperparameters
+# They have run before the first step, and their effect shows in the objects that they leave.
+BUILDING = frozenset({
+    "__init__", "__new__", "__post_init__", "__repr__", "__getstate__", "__setstate__", "extra_repr",
+    "configure_optimizers", "configure_model", "configure_callbacks", "setup", "prepare_data", "reset_parameters",
+    "_reset_parameters", "on_hyperparameters",
+})  # fmt: skip
+_BASES = (torch.nn.Module, pl.LightningModule, pl.LightningDataModule, pl.Callback, torch.optim.Optimizer, object)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Rebuild:
         build: builds it.
         params: hyperparameters that the live module was built with; others are as ``build`` has them.
         takes: whether ``build`` takes a name of the space.
-        building: methods that have run before training, see :func:`~lightning_hpo.training.usage.is_used`.
+        building: methods that have run before training, see :func:`is_used`.
         effects: of each name, found once for all that share it.
     """
 
@@ -68,7 +76,7 @@ class Rebuild:
     building: frozenset[str] = BUILDING
     effects: dict[str, Effect] = field(default_factory=dict)
 
-    def find_effects(self, wanted: Iterable[str], space: Mapping[str, BaseDistribution], trainer: pl.Trainer) -> None:
+    def find_effects(self, wanted: Iterable[str], space: SearchSpace, trainer: pl.Trainer) -> None:
         """Find the effect of some names of a space, unless it is known."""
         names = [name for name in wanted if name not in self.effects and self.takes(name)]
         if names:
@@ -77,21 +85,20 @@ class Rebuild:
                 self.effects[name] = _effect(name, space, base, self, trainer)
 
 
-def of_module(trainer: pl.Trainer, module: pl.LightningModule, space: Mapping[str, BaseDistribution]) -> Rebuild | None:
+def of_module(trainer: pl.Trainer, module: pl.LightningModule, space: SearchSpace) -> Rebuild | None:
     """Return how to build a module again from its class and its saved hparams; None if they do not allow it."""
-    deliver = space.deliver if isinstance(space, SearchSpace) else dict
     data = getattr(trainer, "datamodule", None)
     owners = {"model": module, "data": data}
 
     def build(params: Mapping[str, Any]) -> tuple[pl.LightningModule, pl.LightningDataModule | None]:
-        values = deliver(params)
+        values = space.deliver(params)
         again = {head: _again(owner, part(values, head)) for head, owner in owners.items() if owner is not None}
         return again["model"], again.get("data")
 
     def takes(name: str) -> bool:
         head, key = split_name(name)
         owner = owners.get(head)
-        return owner is not None and key in getattr(owner, "hparams", {}) and _accepts(type(owner), key)
+        return owner is not None and key in getattr(owner, "hparams", {}) and accepts(type(owner), key)
 
     if not module.hparams:
         return None
@@ -115,10 +122,6 @@ class Twin:
     roots: Roots
     weights: dict[str, torch.Tensor]
     trainer: pl.Trainer
-
-    def advance(self, live: Sequence[Any]) -> None:
-        """Bring the schedules to the step of the live schedules; ReduceLROnPlateau stays, as nothing is trained."""
-        advance(self.roots["schedules"], live)
 
     def leaves(self) -> dict[Path, Any]:
         """Every plain value, as it is now."""
@@ -151,7 +154,7 @@ def twin(trainer: pl.Trainer, build: Build, params: Mapping[str, Any]) -> Twin:
             if isinstance(callback, LRSchedule) and not roots["schedules"]:
                 roots["schedules"] = callback.bring(other.optimizers)
         note_base_lrs(roots["optimizers"])
-        weights = {name: copy_of(weight) for name, weight in module.named_parameters() if _is_known(weight)}
+        weights = {name: copy_of(weight) for name, weight in module.named_parameters() if not is_lazy(weight)}
         return Twin(roots, weights, other)
 
 
@@ -180,28 +183,22 @@ def other_values(distribution: BaseDistribution) -> list[Any]:
     return list(dict.fromkeys(from_unit(distribution, place) for place in _PROBES))
 
 
-def unread_names(space: Mapping[str, BaseDistribution], rebuild: Rebuild, trainer: pl.Trainer) -> dict[str, Effect]:
+def unread_names(space: SearchSpace, rebuild: Rebuild, trainer: pl.Trainer) -> list[str]:
     """Return the names of a plain search's space that change nothing that training reads."""
-    conditional = space.conditions if isinstance(space, SearchSpace) else {}
     names = [
         name
         for name, distribution in space.items()
         if split_name(name)[0] != "trainer" and not distribution.single() and rebuild.takes(name)
-        if name not in conditional or name in rebuild.params
+        if name not in space.conditions or name in rebuild.params
     ]
     rebuild.find_effects(names, space, trainer)
-    return {
-        name: effect
-        for name in names
-        if not ((effect := rebuild.effects[name]).paths or effect.fixed or effect.weights or effect.error)
-    }
+    effects = ((name, rebuild.effects[name]) for name in names)
+    return [name for name, own in effects if not (own.paths or own.fixed or own.weights or own.error)]
 
 
-def _effect(
-    name: str, space: Mapping[str, BaseDistribution], base: Twin, rebuild: Rebuild, trainer: pl.Trainer
-) -> Effect:
+def _effect(name: str, space: SearchSpace, base: Twin, rebuild: Rebuild, trainer: pl.Trainer) -> Effect:
     # Another branch of a conditional space has parameters of its own.
-    complete = space.middle if isinstance(space, SearchSpace) and space.conditions else dict
+    complete = space.middle if space.conditions else dict
     before = base.leaves()
     read, unread, error = set[Path](), set[Path](), None
     fixed = weights = False
@@ -227,7 +224,7 @@ def _effect(
 
 
 def advance(schedules: Sequence[Any], live: Sequence[Any]) -> None:
-    """Bring schedules that have just been built to the step of the live schedules."""
+    """Bring schedules that have just been built to the step of the live ones, but for ReduceLROnPlateau."""
     for own, other in zip(schedules, live, strict=False):
         if type(own) is type(other):
             _advance(own, other)
@@ -287,13 +284,87 @@ def _again(owner: Any, params: Mapping[str, Any]) -> Any:
     if instantiator is not None:
         module, _, name = str(instantiator).rpartition(".")
         return getattr(importlib.import_module(module), name)(type(owner), hparams)
-    return type(owner)(**{key: value for key, value in hparams.items() if _accepts(type(owner), key)})
+    return type(owner)(**{key: value for key, value in hparams.items() if accepts(type(owner), key)})
 
 
-def _accepts(kind: type, key: str) -> bool:
-    parameters = inspect.signature(kind).parameters
-    return key in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+def is_used(
+    path: Path, roots: Mapping[str, Sequence[Any]], readers: Iterable[Any], building: frozenset[str] = BUILDING
+) -> bool:
+    """Whether a value that differs between two builds makes a difference to training.
+
+    Args:
+        path: of the value, which the build has moved.
+        roots: that the path begins in.
+        readers: other objects whose code may read it, such as callbacks.
+        building: methods that do not count, as they have run before training.
+    """
+    kind, _, *inner = path
+    if kind[1] in ("optimizers", "schedules") or any(how in ("cell", "default", "arguments") for how, _ in path):
+        return True
+    owners = [get(roots, path[:end]) for end in range(2, len(path))]
+    own = max(
+        (i for i, owner in enumerate(owners) if isinstance(owner, torch.nn.Module | pl.LightningDataModule)), default=0
+    )
+    names = {str(key) for _, key in inner[own:] if key not in ("_hparams", "_buffers")}
+    classes = [type(owner) for owner in (*owners, *readers)]
+    if names & set(_names_in_classes(classes, building)):
+        return True
+    curves = [curve for schedule in roots["schedules"] for curve in getattr(schedule, "lr_lambdas", ())]
+    return bool(names & {name for curve in curves for name in _names(getattr(curve, "__code__", None))})
 
 
-def _is_known(parameter: Any) -> bool:
-    return not isinstance(parameter, torch.nn.UninitializedParameter)
+def reads(kind: type, name: str) -> bool:
+    """Whether code of a class reads a name when an object of it is there already."""
+    return name in set(_names_in_classes([kind], BUILDING - {"setup", "prepare_data"}))
+
+
+def _names_in_classes(classes: Iterable[type], building: frozenset[str]) -> Iterator[str]:
+    seen: set[Any] = set()
+    for kind in classes:
+        if kind in seen:
+            continue
+        seen.add(kind)
+        for function in _methods(kind, building):
+            yield from _names(function.__code__)
+            yield from _names_in_helpers(function, seen)
+
+
+def _methods(kind: type, building: frozenset[str]) -> Iterator[types.FunctionType]:
+    """Yield the methods of an instance; an overridden method only if the overriding method calls it."""
+    done = set(building)
+    for base in kind.__mro__:
+        if base in _BASES:
+            continue
+        for name, member in vars(base).items():
+            function = getattr(member, "__func__", getattr(member, "fget", getattr(member, "func", member)))
+            function = getattr(function, "__wrapped__", function)
+            if name in done or not isinstance(function, types.FunctionType):
+                continue
+            if "super" not in function.__code__.co_names:
+                done.add(name)
+            yield function
+
+
+def _names_in_helpers(function: types.FunctionType, seen: set[Any]) -> Iterator[str]:
+    """Yield the names in functions of the same package that a method calls."""
+    package = function.__module__.partition(".")[0]
+    for name in function.__code__.co_names:
+        helper = function.__globals__.get(name)
+        if isinstance(helper, types.FunctionType) and helper not in seen:
+            seen.add(helper)
+            if helper.__module__.partition(".")[0] == package:
+                yield from _names(helper.__code__)
+                yield from _names_in_helpers(helper, seen)
+
+
+def _names(code: types.CodeType | None) -> Iterator[str]:
+    if code is None:
+        return
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            yield constant
+        elif isinstance(constant, tuple):
+            yield from (part for part in constant if isinstance(part, str))
+        elif isinstance(constant, types.CodeType):
+            yield from _names(constant)

@@ -1,6 +1,7 @@
 """One job of a trial: train to a step, save on the way, validate at exactly that step."""
 
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -8,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lightning_hpo.checkpoints.origin import STAMP
+from lightning_hpo.errors import DivergedError
 from lightning_hpo.records import BUDGET, Outcome
-from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.plain_fit import NOTE, plain_fit
 from lightning_hpo.training.plugins import SealedCheckpointIO, write_row_ahead
-from lightning_hpo.training.resumable import BeforeOthers, Point, Resumable
+from lightning_hpo.training.resumable import Point, Resumable
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
 from lightning_hpo.training.trainer import (
     STEP_HOOKS,
-    FirstCallback,
+    JobCallback,
     epoch_ends,
     is_held_back,
     leave_fit,
@@ -35,7 +37,7 @@ from lightning_hpo.training.trainer import (
 
 
 @without_hooks(*STEP_HOOKS, "on_train_batch_start")
-class RunToStep(pl.Callback):
+class RunToStep(JobCallback):
     """Stops the Trainer after ``target`` optimizer steps, with a validation there and a checkpoint.
 
     It is saved only where training can be continued exactly (see :mod:`lightning_hpo.training.resumable`). A
@@ -90,7 +92,6 @@ class RunToStep(pl.Callback):
         self._save_wanted = self._pause_wanted = self._epoch_ends = False
         self._stops_at_start = False
         self._due = False  # whether the module's own rhythm asks for a validation after this batch
-        self.first: FirstCallback = BeforeOthers(self)
         self.paused, self.ended = False, BUDGET
         self.validated_at: int | None = None
 
@@ -286,14 +287,41 @@ class RunToStep(pl.Callback):
             trainer.strategy.checkpoint_io.closed = True
 
 
-def finished_outcome(saved: Mapping[str, Any], target: int, scores: Scores) -> Outcome | None:
-    """Return the outcome that a checkpoint of the trial's own holds, if its job has come to its end.
+class LossWatch:
+    """Checks losses on a CPU at once; keeps losses on other devices there, to be checked together."""
 
-    Args:
-        saved: content of the checkpoint.
-        target: of the job, in optimizer steps or in the unit of the budget.
-        scores: of the trial.
-    """
+    def __init__(self) -> None:
+        self._losses: list[tuple[int, torch.Tensor]] = []  # with their steps
+
+    def note(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """Take the loss of a batch from the outputs of ``training_step``.
+
+        Raises:
+            DivergedError: if it is on a CPU and not finite.
+        """
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not isinstance(loss, torch.Tensor):  # manual optimization may return none
+            return
+        here = loss.device.type == "cpu"
+        if here and trainer.world_size == 1 and loss.numel() == 1 and math.isfinite(loss.item()):
+            return  # the common case, in every step: no tensor is made, no rank has to agree
+        self._losses.append((trainer.global_step, loss.detach()))
+        if here:
+            self.check(trainer)
+
+    def check(self, trainer: pl.Trainer) -> None:
+        """Raise DivergedError for the first loss that is not finite, on all ranks at the same step."""
+        losses, self._losses = self._losses, []
+        if not losses:
+            return
+        finite = torch.stack([loss.float().sum() for _, loss in losses]).isfinite().tolist()
+        if trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
+            step, loss = losses[finite.index(False) if False in finite else -1]
+            raise DivergedError(f"diverged at step {step}: the training loss is {float(loss.float().sum())}")
+
+
+def finished_outcome(saved: Mapping[str, Any], target: int, scores: Scores) -> Outcome | None:
+    """Return the outcome that a checkpoint of the trial's own holds, if its job has come to its end."""
     step = int(saved["global_step"])
     validated = saved["callbacks"].get(RunToStep.__qualname__, {}).get("validated", {})
     if validated.get("step") != step or scores.monitor not in validated["metrics"]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_hpo.records import BEST_CHECKPOINT, Mode, Task
 from lightning_hpo.schedulers.scores import LAST, ScoreRule
+from lightning_hpo.text import nearest
 from lightning_hpo.training.plugins import SealedCheckpointIO
 
 
@@ -85,12 +87,18 @@ class Scores:
                 io.closed = closed
 
     def outcome(self, step: int) -> dict[str, Any]:
-        """Return score, metrics and validations as arguments of an outcome.
-
-        Args:
-            step: where the Trainer stood, as the study counts.
-        """
+        """Return score, metrics and validations as arguments of an outcome at a step, as the study counts."""
         made: dict[str, Any] = {"score": self._rule.score(self._kept), "metrics": self.metrics}
         if self.by_last:
             return made
         return {**made, "scored_from": self._kept, "validations": {step: self.metrics[self.monitor]}}
+
+
+def require_logged(monitor: str, metrics: Mapping[str, Any]) -> None:
+    """Raise MisconfigurationException if validation has not logged the metric that is the score."""
+    if monitor not in metrics:
+        logged = sorted(metrics)
+        raise MisconfigurationException(
+            f"`monitor` {monitor!r} is not logged in validation; logged: {', '.join(logged) or 'nothing'}."
+            f"{nearest(monitor, logged)}"
+        )

@@ -32,7 +32,10 @@ class BuiltSettings:
     def __init__(self, trainer: pl.Trainer, before: Sequence[tuple[Any, Any]] | None = None) -> None:
         note_base_lrs(trainer.optimizers)
         own = _values(trainer)
-        self.values = [(path, _copied(value)) for path, value in own.items()]
+        self.values = [
+            (path, value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value)
+            for path, value in own.items()
+        ]
         """Path and value of each setting, as a checkpoint can hold them."""
         self._changed: dict[Path, Any] = {}
         self._before: dict[Path, Any] = {}
@@ -77,13 +80,7 @@ def names_in_groups(optimizers: Sequence[Optimizer], module: pl.LightningModule)
 
 
 def add_groups(optimizers: Sequence[Optimizer], module: pl.LightningModule, names: list[list[list[str]]]) -> None:
-    """Add groups that training has added before a checkpoint was taken, so that it can be restored.
-
-    Args:
-        optimizers: as they are built.
-        module: that they train.
-        names: as from :func:`names_in_groups` when the checkpoint was taken.
-    """
+    """Add groups to optimizers as they are built, so that a checkpoint with these groups can be restored."""
     parameters = dict(module.named_parameters())
     for optimizer, groups in zip(optimizers, names, strict=False):
         for group in groups[len(optimizer.param_groups) :]:
@@ -97,14 +94,8 @@ def _roots(trainer: pl.Trainer) -> dict[str, list[Any]]:
 
 
 def _values(trainer: pl.Trainer) -> dict[Path, Any]:
-    return {path: value for path, value in leaves(_roots(trainer)).items() if _is_stored(value)}
-
-
-def _is_stored(value: Any) -> bool:
-    return isinstance(value, _STORED) or (
-        isinstance(value, tuple) and all(isinstance(element, _STORED) for element in value)
-    )
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+    return {
+        path: value
+        for path, value in leaves(_roots(trainer)).items()
+        if all(isinstance(part, _STORED) for part in (value if isinstance(value, tuple) else (value,)))
+    }

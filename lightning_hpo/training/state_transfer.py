@@ -22,6 +22,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_hpo.training.resumable import put_back_buffers
+
 State = dict[str, Any]
 
 # What an LR schedule keeps in a parameter group.
@@ -95,13 +97,7 @@ def _take_module(trainer: pl.Trainer, module: pl.LightningModule, state: State) 
         _keep_parameters(module, parameters)
         weights = checkpoint["state_dict"]
     module.load_state_dict(weights, strict=module.strict_loading)
-    own = dict(module.named_buffers())
-    for name, buffer in state["buffers"].items():
-        if name in own and own[name].shape == buffer.shape:
-            own[name].copy_(buffer)
-        else:
-            owner, _, key = name.rpartition(".")
-            module.get_submodule(owner).register_buffer(key, buffer.clone(), persistent=False)
+    put_back_buffers(module, state["buffers"])
 
 
 def _of_lightning(trainer: pl.Trainer, module: pl.LightningModule) -> State:
@@ -169,7 +165,9 @@ def _take_moments(optimizer: Optimizer, donor: State) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     own = {index: optimizer.state.get(parameter, {}) for index, parameter in enumerate(parameters)}
     fits = all(
-        set(values) == set(own[index]) and all(_fits(own[index][name], value) for name, value in values.items())
+        set(values) == set(own[index])
+        and all(isinstance(part, torch.Tensor) for part in (*values.values(), *own[index].values()))
+        and all(own[index][name].shape == value.shape for name, value in values.items())
         for index, values in donor["state"].items()
     ) and all(index in donor["state"] or not values for index, values in own.items())
     if not fits:  # one of the two has not taken a step yet, or keeps other things than tensors
@@ -179,10 +177,6 @@ def _take_moments(optimizer: Optimizer, donor: State) -> None:
     for index, values in donor["state"].items():
         for name, value in values.items():
             own[index][name].copy_(value)
-
-
-def _fits(own: Any, value: Any) -> bool:
-    return isinstance(own, torch.Tensor) and isinstance(value, torch.Tensor) and own.shape == value.shape
 
 
 def _take_plateau(config: LRSchedulerConfig, values: State, metrics: Mapping[str, float]) -> None:

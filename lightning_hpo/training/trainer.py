@@ -14,35 +14,30 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
-    GradientAccumulationScheduler,
     LearningRateFinder,
-    ModelCheckpoint,
     ModelPruning,
     OnExceptionCheckpoint,
     SpikeDetection,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
-from lightning_hpo.checkpoints.files import remove_later
 from lightning_hpo.checkpoints.shards import pack, writes_folder
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
+from lightning_hpo.training.lr_schedule import accumulation_of
 from lightning_hpo.training.places import batch_size_in_use
 
 C = TypeVar("C", bound=Callback)
 _LIGHTNING = ("lightning.", "pytorch_lightning.")
 _OURS = ("lightning_hpo.",)
 
-# Arguments of the Trainer that contradict a budget in optimizer steps, unless they are off; the remedy.
-_NOT_ON = {
-    "barebones": "without logging there is no score: leave it out",
-}
-_NOT_ZERO = {
-    "limit_train_batches": "a trial without training has no score: give at least 1",
-    "limit_val_batches": "a trial without validation has no score: give at least 1",
+# Arguments of the Trainer that contradict a budget if they are on, or off; the remedy.
+_REFUSED = {
+    "barebones": (True, "without logging there is no score: leave it out"),
+    "limit_train_batches": (False, "a trial without training has no score: give at least 1"),
+    "limit_val_batches": (False, "a trial without validation has no score: give at least 1"),
 }
 
 # Callbacks that no trial can have, and the remedy.
@@ -60,9 +55,8 @@ _NOT_IN_TRIALS: dict[type[Callback], str] = {
 
 def validate_arguments(arguments: dict[str, Any]) -> None:
     """Raise ValueError for an argument of the Trainer that contradicts the budget of a trial."""
-    for name, value in arguments.items():
-        remedy = _NOT_ON.get(name) if value else _NOT_ZERO.get(name) if value is not None else None
-        if remedy is not None:
+    for name, (refused, remedy) in _REFUSED.items():
+        if (value := arguments.get(name)) is not None and bool(value) is refused:
             raise ValueError(f"`trainer` has {name}={value!r}, but {remedy}.")
 
 
@@ -242,7 +236,9 @@ class TrialTrainer(pl.Trainer):
         batches = self.num_training_batches
         if math.isinf(batches) or batches == 0:
             return None
-        return epochs_of(self.max_steps, int(batches), self)
+        optimizers = 1 if self.lightning_module.automatic_optimization else max(len(self.optimizers), 1)
+        pace = Pace(Unit("epochs"), int(batches), accumulation_of(self), optimizers=optimizers)
+        return math.ceil(pace.position(self.max_steps))
 
 
 def pace_of(trainer: Any, unit: Unit) -> Pace:
@@ -258,12 +254,7 @@ def pace_of(trainer: Any, unit: Unit) -> Pace:
             f"the budget is in {unit.label}, but the training data have no known length: give `max_steps` in place of "
             f"`max_{unit.name}`, or an int `limit_train_batches` in `trainer`."
         )
-    schedule = next((found for found in trainer.callbacks if isinstance(found, GradientAccumulationScheduler)), None)
-    accumulation = (
-        (trainer.accumulate_grad_batches // parts,)
-        if schedule is None
-        else tuple(map(schedule.get_accumulate_grad_batches, range(max(schedule.scheduling) + 1)))
-    )
+    accumulation = tuple(factor // parts for factor in accumulation_of(trainer))
     batches = -(-int(batches) // parts)
     pace = Pace(unit, batches, accumulation, optimizers=trainer.optimizer_count)
     if unit.name == "epochs":
@@ -303,48 +294,23 @@ def without_hooks(*names: str) -> Callable[[type[C]], type[C]]:
     return decorate
 
 
-@without_hooks(*STEP_HOOKS, "on_train_batch_start", "on_validation_batch_end")
-class FirstCallback(pl.Callback):
-    """Prepares a Trainer before the callbacks of the user; a job adds its own actions before their other hooks."""
+class JobCallback(pl.Callback):
+    """The callback that decides over a fit: it comes last, with parts that come first or after the module's hooks."""
 
-    def setup(self, trainer: Any, pl_module: pl.LightningModule, stage: str) -> None:
-        """Do what Lightning does too late, or not as a trial needs it."""
-        trainer.data_is_there = True  # the data module's setup has run; a module with loaders sets up a moment later
-        if isinstance(trainer.precision_plugin, DoublePrecision):
-            pl_module.double()  # Lightning does so after the restore, which then rounds weights to single precision
-        for callback in trainer.callbacks:
-            # Lightning would choose a folder of the logger's, which a logger with versions makes anew for each job; a
-            # ModelCheckpoint that is continued in another folder forgets which files it has kept.
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                fold = "" if trainer.fold is None else f"fold{trainer.fold}"
-                callback.dirpath = str(Path(trainer.default_root_dir) / "checkpoints" / fold)
-                if trainer.is_global_zero:
-                    remove_later(Path(callback.dirpath), trainer.begins_at)
+    def before_epoch(self, trainer: pl.Trainer) -> None:
+        """Act between two epochs, before the hooks of the user's callbacks."""
 
-    def on_exception(self, trainer: Any, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Note where training was when Lightning lost it."""
-        trainer.failed_in_validation = bool(trainer.validating or trainer.sanity_checking)
+    def before_end(self, trainer: pl.Trainer) -> None:
+        """Act when training has ended, before the hooks of the user's callbacks."""
 
+    def after_start(self) -> None:
+        """Act after all hooks at the start of training."""
 
-def epochs_of(max_steps: int, batches: int, trainer: Any) -> int:
-    """Return how many epochs a number of optimizer steps makes; the last epoch may not be whole.
+    def after_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """Act after all hooks of a training batch."""
 
-    Args:
-        max_steps: optimizer steps; under manual optimization of all optimizers together.
-        batches: in an epoch.
-        trainer: for its gradient accumulation; Lightning always steps on the last batch of an epoch.
-    """
-    optimizers = 1 if trainer.lightning_module.automatic_optimization else max(len(trainer.optimizers), 1)
-    schedule = next((found for found in trainer.callbacks if isinstance(found, GradientAccumulationScheduler)), None)
-    steps = epochs = 0
-    while steps < max_steps:
-        factor = trainer.accumulate_grad_batches if schedule is None else schedule.get_accumulate_grad_batches(epochs)
-        per_epoch = math.ceil(batches / factor) * optimizers
-        if schedule is None or epochs >= max(schedule.scheduling):
-            return epochs + math.ceil((max_steps - steps) / per_epoch)
-        steps += per_epoch
-        epochs += 1
-    return epochs
+    def after_validation(self, trainer: pl.Trainer) -> None:
+        """Act after all hooks of a validation."""
 
 
 def validation_is_due(trainer: Any) -> bool:

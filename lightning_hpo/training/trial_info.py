@@ -41,15 +41,7 @@ class Trial:
 def trial_info(
     folder: Path, params: Mapping[str, Any], identity: Mapping[str, Any], start: int = 0, fold: int | None = None
 ) -> Trial:
-    """Describe a trial.
-
-    Args:
-        folder: of the trial, ``runs/<name>/trials/<number>``.
-        params: of the trial.
-        identity: of the trial, as its checkpoints carry it.
-        start: step at which its job begins, as loggers count.
-        fold: of the job.
-    """
+    """Describe a trial in its folder ``runs/<name>/trials/<number>``, with the identity that its checkpoints carry."""
     study = folder.parent.parent.name
     number = int(identity.get("trial", 0))
     of_fold = "" if fold is None else f"-fold{fold}"
@@ -72,10 +64,15 @@ def first_row(saved: Mapping[str, Any] | None) -> int:
     """
     if saved is None:
         return 0
-    states = [state for state in saved["callbacks"].values() if isinstance(state, Mapping)]
-    points = [state["resume"]["point"] for state in states if "point" in state.get("resume", ())]
     rows: int = saved["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
-    return rows + (points != ["epoch"])  # inside an epoch, the last batch is counted a moment later
+    return rows + (resume_in(saved).get("point") != "epoch")  # inside one, the last batch is counted a moment later
+
+
+def resume_in(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the callback of a job has put into a checkpoint for the next job; nothing of other checkpoints."""
+    states = [saved.get("callbacks", {}).get(name) for name in ("RunToStep", "MemberJob")]
+    found: Mapping[str, Any] = next((state["resume"] for state in states if state and "resume" in state), {})
+    return found
 
 
 def scores_of_folds(row: Row, folds: int) -> list[tuple[int | None, float | None]]:

@@ -25,7 +25,6 @@ from lightning_hpo.training.namespaces import is_a, of_lightning
 from lightning_hpo.training.plugins import METRICS
 from lightning_hpo.training.trial_info import Trial
 
-LoggerName: TypeAlias = Literal["tensorboard", "csv", "wandb", "mlflow"]
 Status: TypeAlias = Literal["complete", "pruned", "failed"]
 _PACKAGES = {"tensorboard": "tensorboard", "csv": "lightning", "wandb": "wandb", "mlflow": "mlflow"}
 
@@ -47,12 +46,7 @@ class TrialLogger(ABC):
 
 @dataclass(frozen=True)
 class Template:
-    """A logger that a user has given, as data: to copy or to send a ``WandbLogger`` would begin a run.
-
-    Args:
-        kind: its class.
-        state: its attributes.
-    """
+    """Class and attributes of a user's logger: to copy or to send a ``WandbLogger`` would begin a run."""
 
     kind: type[Logger]
     state: Mapping[str, Any] = field(repr=False)
@@ -75,10 +69,6 @@ class ToolRun(TrialLogger):
 
     given: Template | None = None
     place: int = 0
-
-    def note(self, trial: Trial) -> Path:
-        """File beside the trial that says what the run has."""
-        return _note(trial, self.place)
 
 
 class CsvRun(ToolRun):
@@ -111,7 +101,7 @@ class TensorBoardRun(ToolRun):
 
     def open(self, trial: Trial) -> Sequence[Logger]:
         """Let TensorBoard drop what was logged at steps that are about to be repeated."""
-        file = self.note(trial)
+        file = _note(trial, self.place)
         note = Logged.read(file)
         logger = self._logger(trial)
         if note.step >= trial.start:
@@ -177,7 +167,7 @@ class WandbRun(ToolRun):
         if not _is_first_rank():
             return [logger]
         _logging_no_parameters(logger)
-        file = self.note(trial)
+        file = _note(trial, self.place)
         note = Logged.read(file)
         for part in (Path(logger.save_dir or ".") / "wandb").glob(f"offline-run-*-{trial.id}"):
             if part.name not in note.parts:
@@ -241,7 +231,7 @@ class MlflowRun(ToolRun):
         else:
             client.update_run(run, status="RUNNING")
         logger.finalize = lambda status="": None  # type: ignore[method-assign]  # noqa: ARG005  # the trial may go on
-        return [log_once(_logging_no_parameters(logger), self.note(trial), _rows(trial))]
+        return [log_once(_logging_no_parameters(logger), _note(trial, self.place), _rows(trial))]
 
     def end(self, trial: Trial, score: float | None, step: int, status: Status) -> None:
         """Write the final score, and end the run."""
@@ -270,11 +260,7 @@ class MlflowRun(ToolRun):
 
 @dataclass(frozen=True)
 class FactoryRun(TrialLogger):
-    """Loggers that a function of the trial makes for each job.
-
-    Args:
-        make: the function. It should open the run of ``trial.id`` again where the trial has logged before.
-    """
+    """Loggers that a function of the trial makes for each job; it should open the run of ``trial.id`` again."""
 
     make: MakeLogger
 
@@ -315,9 +301,6 @@ _KNOWN: Mapping[type[Logger], type[ToolRun]] = {
 def trial_logger(logger: str | MakeLogger) -> TrialLogger:
     """Return what opens the runs that a user asks for.
 
-    Args:
-        logger: the name of a tool, or a function of the trial.
-
     Raises:
         ValueError: for another name.
         ImportError: if the tool is not installed, with the line that installs it.
@@ -341,9 +324,7 @@ def trial_logger(logger: str | MakeLogger) -> TrialLogger:
 def known_logger(logger: Any, place: int = 0) -> TrialLogger | None:
     """Return what opens the runs of a logger that a user has given to the Trainer; None if its class is not known.
 
-    Args:
-        logger: a Lightning logger; True stands for TensorBoard, or CSV without it, as for a Trainer.
-        place: among the loggers of a trial.
+    True stands for TensorBoard, or CSV without it, as for a Trainer.
     """
     if logger is True:
         has_tensorboard = importlib.util.find_spec("tensorboard") is not None
@@ -357,6 +338,7 @@ def known_logger(logger: Any, place: int = 0) -> TrialLogger | None:
 
 
 def _note(trial: Trial, place: int) -> Path:
+    """File beside the trial that says what the run has."""
     of_fold = f"fold{trial.fold}." if trial.fold else ""
     return trial.folder / f"{of_fold}{f'{place}.' if place else ''}logged.json"
 

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_hpo.records import Outcome
 from lightning_hpo.schedulers.units import Pace
-from lightning_hpo.text import nearest
+from lightning_hpo.training.scores import require_logged
 
 PRUNED_AT = "pruned_at"  # user attribute of a trial: step at which it was decided to end it
 
@@ -58,11 +58,7 @@ class TrialReport(pl.Callback):
         if trainer.sanity_checking:
             return
         metrics = trainer.callback_metrics
-        if self._monitor not in metrics:
-            raise MisconfigurationException(
-                f"`monitor` {self._monitor!r} is not logged in validation; logged so far: "
-                f"{', '.join(sorted(metrics)) or 'nothing'}.{nearest(self._monitor, metrics)}"
-            )
+        require_logged(self._monitor, metrics)
         stop = trainer.is_global_zero and self._report(trainer, float(metrics[self._monitor]))
         self.pruned = trainer.strategy.broadcast(stop)
         if self.pruned:

@@ -10,12 +10,7 @@ from lightning_hpo.training.builder import Builder, TrialComponents
 
 
 class ValueBuilder(Builder):
-    """Gives another builder the values that a study's labels stand for.
-
-    Args:
-        builder: that builds.
-        space: that knows the values.
-    """
+    """Gives another builder the values that a study's labels stand for, which a space knows."""
 
     def __init__(self, builder: Builder, space: SearchSpace) -> None:
         self._builder, self._space = builder, space

@@ -23,8 +23,7 @@ from lightning_hpo.schedulers.units import Unit, UnitName
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.fingerprint import fingerprint, label, settings
 from lightning_hpo.study.trial_folders import settle, study_id
-from lightning_hpo.training.builder import Builder, Coded
-from lightning_hpo.training.fold_arguments import fold_arguments
+from lightning_hpo.training.builder import Builder, Coded, fold_arguments
 from lightning_hpo.training.ranks import Ranks, ranks_of
 from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.choose_executor import validate_workers

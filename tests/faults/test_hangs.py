@@ -13,7 +13,7 @@ import torch
 
 from lightning_hpo import RandomTuner
 from lightning_hpo.errors import DivergedError
-from lightning_hpo.training.losses import LossWatch
+from lightning_hpo.training.run_to_step import LossWatch
 from tests.faults.scripts import run
 from tests.support.small import Data, Net
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from lightning_hpo import LRSchedule, Objective, RandomTuner
-from lightning_hpo.checkpoints.files import load
+from lightning_hpo.checkpoints import load
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.lr_schedules import LinearDecayLR, WarmupCosineLR
 from lightning_hpo.records import CHECKPOINT, Task

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_hpo import Job, Objective, WarmupCosineLR
-from lightning_hpo.checkpoints.files import load, save
+from lightning_hpo.checkpoints import load, save
 from lightning_hpo.errors import failure_text
 from lightning_hpo.records import CHECKPOINT
 from lightning_hpo.training.objective import Task
