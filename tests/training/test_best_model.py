@@ -46,6 +46,7 @@ class Anneals(Net):
 @pytest.mark.parametrize("kind", ["random", "population"])
 def test_a_validation_of_the_best_model_gives_the_score(tmp_path, kind, score):
     options = {"monitor": "val_loss", "root": tmp_path, "name": "s", "verbose": False, "score": score, "max_steps": 12}
+    tuner: RandomTuner | PopulationTuner
     if kind == "random":
         tuner = RandomTuner(SPACE, n_trials=1, trainer={**QUIET, "val_check_interval": 2}, **options)
     else:
