@@ -230,6 +230,14 @@ def nearest(name: object, known: Mapping[str, object] | Sequence[str], least: fl
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
+def require_bool(name: str, value: object, other: str | None = None) -> None:
+    """Raise ValueError unless ``value`` is True, False or the text ``other``; ``"no"`` would count as True."""
+    if not isinstance(value, bool) and (other is None or value != other):
+        accepted = "True or False" if other is None else f"True, False or {other!r}"
+        meant = str(value).strip().lower() not in ("", "no", "n", "false", "f", "off", "0", "0.0", "none")
+        raise ValueError(f"`{name}` must be {accepted}, got {value!r}: write {name}={meant}.")
+
+
 def require_int(name: str, value: object, least: int) -> None:
     """Raise ValueError unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
