@@ -13,7 +13,7 @@ from lightning_hpo.records import Mode, Row, best_row, ranked, spent
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, SearchEnded, StudyRead
 from lightning_hpo.reporting.pace import Pace
 from lightning_hpo.study.locks import OWNER
-from lightning_hpo.study.progress import FILE, Progress, read_progress
+from lightning_hpo.study.progress import FILE, Progress, note_job, read_progress
 
 PLAN = "plan.json"
 _SURPLUS = 0.1  # of a plan, that asynchronous schedulers may need in addition
@@ -181,6 +181,8 @@ class Watch:
             assert trial is not None
             self._pace.started(trial)
             self._running = (*self._running, trial)
+            if trial < len(self._rows) and self._rows[trial].values:  # another process takes it for paused otherwise
+                note_job(event.task.folder, trial, event.task.job.max_steps)
         elif isinstance(event, JobEnded):
             number = event.row.number
             self._pace.ended(number, event.steps, self._progress(event.row))

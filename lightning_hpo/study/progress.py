@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_hpo.atomic import open_new
-from lightning_hpo.records import Task
 
 FILE = "progress.json"
 INTERVAL = 0.5
@@ -93,11 +92,13 @@ def write_progress(folder: Path, progress: Progress) -> None:
         fresh.replace(folder / FILE)
 
 
-def note_job(task: Task) -> None:
-    """Write that a job is at work which cannot say how far it has come, as that of a function."""
-    with suppress(OSError):
-        task.folder.mkdir(parents=True, exist_ok=True)
-    write_progress(task.folder, Progress(task.job.trial or 0, step=-1, begin=0, target=task.job.max_steps))
+def note_job(folder: Path, trial: int, target: int) -> None:
+    """Write that a job of this process is at work, where it will not say how far it has come, as that of a function."""
+    before = read_progress(folder)
+    if before is None or before.step < 0:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_progress(folder, Progress(trial, step=-1, begin=0, target=target))
 
 
 class Training(Protocol):

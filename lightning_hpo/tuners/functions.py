@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning_hpo.errors import JobError
 from lightning_hpo.records import Job, Outcome, Task
-from lightning_hpo.study.progress import note_job
 
 
 class FunctionWork:
@@ -28,7 +27,6 @@ class FunctionWork:
 
     def __call__(self, task: Task, should_pause: Callable[[], bool]) -> Outcome:
         """Call the function."""
-        note_job(task)
         job = replace(task.job, max_steps=self._amount(task.job.fit_steps))
         score = self._function(job, self._deliver(task.params))
         if score is None:  # in an Outcome that means paused
