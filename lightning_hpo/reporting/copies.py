@@ -27,11 +27,6 @@ class Copies:
 
     A store that fails does not end the search: it is tried again after the next job, three times at the end, and the
     last line says what is not copied.
-
-    Args:
-        remote: the store.
-        folder: of the run.
-        console: prints that all is copied.
     """
 
     def __init__(self, remote: Remote, folder: RunFolder, console: Console) -> None:

@@ -48,11 +48,7 @@ class _Parameter:
 
 
 class ParameterFigures:
-    """Draws the figures about parameters of one run.
-
-    Args:
-        run: to draw.
-    """
+    """Draws the figures about parameters of one run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

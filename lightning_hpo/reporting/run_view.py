@@ -72,12 +72,7 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
 
 
 def view_run(study: optuna.Study, path: Path) -> Run:
-    """Return a study as a run.
-
-    Args:
-        study: to read.
-        path: of the run folder; it need not exist.
-    """
+    """Return a study as a run."""
     return _run(path, study.directions, study.get_trials(deepcopy=False), study.user_attrs)
 
 

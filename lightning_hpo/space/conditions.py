@@ -102,12 +102,6 @@ def read_condition(
 ) -> Condition:
     """Read a condition from its syntax tree.
 
-    Args:
-        where: for messages.
-        node: of the text behind ``if``.
-        find: a name as typed -> the space's own name for it, or None.
-        domains: of all names of the space.
-
     Raises:
         ValueError: for another form than :data:`FORMS`, an unknown name, or a value that the parameter never has.
     """

@@ -55,11 +55,6 @@ def labels(
 ) -> list[Any]:
     """Return what a study stores of each value of a choice: the value itself, or a label.
 
-    Args:
-        where: for messages.
-        options: label or None, and value.
-        show: makes a value fit for a message; it may be a secret.
-
     Raises:
         ValueError: if a value is given twice, or nothing says how to call it.
     """

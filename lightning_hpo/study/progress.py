@@ -179,13 +179,7 @@ class ProgressFile:
         return self._should_pause()
 
     def next_job(self, trial: int, target: int, score: tuple[int, float | None]) -> None:
-        """Go on with the next job of a fit that stays alive, as those of a population's members do.
-
-        Args:
-            trial: its number.
-            target: step that it trains to.
-            score: step and value at the end of the job before.
-        """
+        """Go on with the next job of a fit that stays alive, as those of a population's members do."""
         step, value = score
         self._begin, self._first = step, None
         self._head |= {"trial": trial, "begin": step, "target": target}

@@ -74,10 +74,6 @@ def local_root(root: str | Path) -> str | Path:
 class Remote:
     """The copy of a run in a store.
 
-    Args:
-        root: URL of all runs.
-        folder: of the run on this machine.
-
     Raises:
         StorageError: if the store does not take a file and give it back.
     """

@@ -191,13 +191,7 @@ class TrialTable(TrialRows):
         self._notes[number] |= notes
 
     def complete(self, number: int, values: Sequence[float], ended: str | None = None) -> None:
-        """End a trial that reached the full budget, or finished by itself before.
-
-        Args:
-            number: of the trial.
-            values: its last ones, one for each objective.
-            ended: why it finished by itself.
-        """
+        """End a trial that reached the full budget, or finished by itself before."""
         if ended is not None:
             self._storage.set_trial_user_attr(self._ids[number], ENDED, ended)
             self._rows[number] = replace(self._rows[number], ended=ended)

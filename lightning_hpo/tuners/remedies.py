@@ -130,14 +130,7 @@ def checked_call(function: Function) -> Function:
 
 
 def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise TypeError if a call does not fit, with the remedy.
-
-    Args:
-        function: a method.
-        owner: the tuner.
-        args: positional arguments.
-        kwargs: keyword arguments.
-    """
+    """Raise TypeError if a call does not fit, with the remedy."""
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("self")
     is_init = function.__name__ == "__init__"
@@ -175,12 +168,6 @@ def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any],
 
 def unknown_argument(tuner: str, name: str, known: Sequence[str], value: Any = inspect.Parameter.empty) -> str:
     """Say what to write instead of an argument that a tuner does not have.
-
-    Args:
-        tuner: name of its class.
-        name: of the argument.
-        known: names of the tuner's arguments.
-        value: that was given.
 
     Example:
         >>> unknown_argument("RandomTuner", "metric", ["monitor", "max_retries"], "val_loss")
