@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 # scheme://user:password@host, also inside a longer text. A password may hold anything but white space, "/" and "@" too,
 # since people forget to write them as %2F and %40: up to the last "@".
@@ -183,14 +183,18 @@ def _give_up(stream: Any) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a Python number, and neither True nor False."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_range(name: str, value: float, low: float, high: float) -> float:
     """Return ``value`` as a float if it is finite and in [low, high].
 
     Raises:
         ValueError: if it is not.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):
+    if not (is_number(value) and math.isfinite(value) and low <= value <= high):
         bounds = f">= {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
         raise ValueError(f"`{name}` must be a finite number {bounds}, got {value!r}.")
     return float(value)
