@@ -22,8 +22,7 @@ from scipy.optimize import minimize
 
 HERE = Path(__file__).parent
 TABLES = ("digits", "digits_noisy", "cancer")
-RECORDED = ("mnist1d", "characters")  # by record_curves.py; held back as HELD_BACK is
-ENTRIES, HELD_BACK_ENTRIES = (tuple(f"entries-{name}" for name in names) for names in (TABLES, RECORDED))
+ENTRIES = tuple(f"entries-{name}" for name in TABLES)
 
 
 class Problem(Protocol):
@@ -235,7 +234,7 @@ HELD_BACK = {
     "held-12d": {"dims": 12, "misleading": 0.2, "noise": 0.05, "seed": 36, "max_epochs": 100},
     "held-deceptive": {"dims": 5, "misleading": 0.0, "noise": 0.02, "seed": 37, "max_epochs": 50},
 }
-PROBLEMS = (*TABLES, *ENTRIES, *HELD_BACK_ENTRIES, *SYNTHETIC, *HELD_BACK)
+PROBLEMS = (*TABLES, *ENTRIES, *SYNTHETIC, *HELD_BACK)
 
 
 def problem(name: str) -> Problem:
@@ -245,7 +244,7 @@ def problem(name: str) -> Problem:
 
 
 def _path(table: str) -> Path:
-    return HERE / "data" / f"{'mlp_' if table in TABLES else ''}{table}.npz"
+    return HERE / "data" / f"mlp_{table}.npz"
 
 
 @functools.cache

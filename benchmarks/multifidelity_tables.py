@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from curves import ENTRIES, HELD_BACK, HELD_BACK_ENTRIES, SYNTHETIC, TABLES
+from curves import ENTRIES, HELD_BACK, SYNTHETIC, TABLES
 from numpy.typing import NDArray
 
 BUDGETS = (5, 10, 20)  # in units of R
@@ -54,7 +54,6 @@ def summary(runs: Runs, workers: Sequence[int]) -> Iterator[str]:
     for title, problems in (
         ("recorded tables", TABLES),
         ("recorded tables by their entries", ENTRIES),
-        ("recorded tables by their entries, held back", HELD_BACK_ENTRIES),
         ("synthetic problems", tuple(SYNTHETIC)),
         ("problems held back", tuple(HELD_BACK)),
     ):

@@ -13,10 +13,10 @@ target   log((y - min y) / (q - min y) + 0.1), standardised: differences among b
 σ²       noise variance of the model, in units of the targets' variance
 =======  ==============================================================================================
 
-The suggestion is the candidate with the largest log expected improvement at R, over the lowest mean at R of a tried
-configuration. A near copy of the best teaches little where values are rough, and is what is needed where they are
-smooth. So every second suggestion stays δ = 0.2 away from all that was tried; for the others δ falls with the noise
-that the model finds, to 0.2 sqrt(σ² / 0.05).
+The suggestion is the candidate with the largest log expected improvement at R, over the lowest mean at R of a
+configuration that is tried or at work. A near copy of the best teaches little where values are rough, and is what is
+needed where they are smooth. So every second suggestion stays δ = 0.2 away from all that was tried; for the others δ
+falls with the noise that the model finds, to 0.2 sqrt(σ² / 0.05).
 
 Sources: Klein et al. 2017 (arXiv 1605.07079), a Gaussian process over configuration and budget; Ament et al. 2023
 (arXiv 2310.20708), log expected improvement; Ginsbourger, Le Riche & Carraro 2010, section 4.1, pending trials.
@@ -206,17 +206,20 @@ def _best(
         return np.column_stack([encoding.features(units), np.ones(len(units))])
 
     means, _ = process.posterior(at_end(known.tried))
+    best = float(means.min())
     if len(known.pending):
         pending = at_end(known.pending)
-        process = process.grow(pending, process.posterior(pending)[0])
+        expected, _ = process.posterior(pending)
+        best = min(best, float(expected.min()))
+        process = process.grow(pending, expected)
     leaders = known.tried[np.argsort(means, kind="stable")[:_LEADERS]]
     candidates = np.concatenate([encoding.place(rng.random((_RANDOM, len(encoding)))), _near(encoding, leaders, rng)])
     distance = _distance(encoding, candidates, np.concatenate([known.tried, known.pending]))
     # Where the cube is full, half of the random candidates stay.
     candidates = candidates[distance >= min(apart, float(np.median(distance[:_RANDOM])))]
     mean, sd = process.posterior(at_end(candidates))
-    best: Floats = candidates[int(log_expected_improvement(mean, sd, float(means.min()))[0].argmax())]
-    return best
+    chosen: Floats = candidates[int(log_expected_improvement(mean, sd, best)[0].argmax())]
+    return chosen
 
 
 def _near(encoding: Encoding, leaders: Floats, rng: np.random.Generator) -> Floats:
