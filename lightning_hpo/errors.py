@@ -141,12 +141,7 @@ _LeavingScript.__name__ = StudyPaused.__name__
 
 
 def failure_text(error: BaseException, params: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """Say in one line what happened, with the traceback below it; without passwords in URLs, and secrets of a trial.
-
-    Args:
-        error: of a job.
-        params: of its trial.
-    """
+    """Say in one line what happened, with the traceback below it; without passwords in URLs, and secrets of a trial."""
     if isinstance(error, JobError):
         text = str(error)
     else:

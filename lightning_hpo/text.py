@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 # scheme://user:password@host, also inside a longer text. A password may hold anything but white space, "/" and "@" too,
 # since people forget to write them as %2F and %40: up to the last "@".
@@ -183,14 +183,18 @@ def _give_up(stream: Any) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a Python number, and neither True nor False."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_range(name: str, value: float, low: float, high: float) -> float:
     """Return ``value`` as a float if it is finite and in [low, high].
 
     Raises:
         ValueError: if it is not.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):
+    if not (is_number(value) and math.isfinite(value) and low <= value <= high):
         bounds = f">= {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
         raise ValueError(f"`{name}` must be a finite number {bounds}, got {value!r}.")
     return float(value)
@@ -228,6 +232,14 @@ def nearest(name: object, known: Mapping[str, object] | Sequence[str], least: fl
     """
     found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=least)
     return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def require_bool(name: str, value: object, other: str | None = None) -> None:
+    """Raise ValueError unless ``value`` is True, False or the text ``other``; ``"no"`` would count as True."""
+    if not isinstance(value, bool) and (other is None or value != other):
+        accepted = "True or False" if other is None else f"True, False or {other!r}"
+        meant = str(value).strip().lower() not in ("", "no", "n", "false", "f", "off", "0", "0.0", "none")
+        raise ValueError(f"`{name}` must be {accepted}, got {value!r}: write {name}={meant}.")
 
 
 def require_int(name: str, value: object, least: int) -> None:

@@ -23,6 +23,7 @@ from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.space import Space, parse_space
 from lightning_hpo.study.population_folder import NextPhase
 from lightning_hpo.study.shared_folder import SharedFolder
+from lightning_hpo.text import require_bool
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.member_job import log_hyperparameters, require_whole_weights
 from lightning_hpo.training.scores import require_logged
@@ -98,6 +99,7 @@ class PopulationBasedTraining(pl.Callback):
                 raise ValueError(f"`member` must be an int from 0 to {population_size - 1}, got {member!r}.")
             if interval < 1:
                 raise ValueError(f"`interval` must be an int >= 1, got {interval!r}.")
+            require_bool("synchronous", synchronous)
             if not timeout > 0:
                 raise ValueError(f"`timeout` must be above 0 seconds, got {timeout!r}.")
             self._space, self._rule = parse_space(space), ScoreRule.read(score)

@@ -232,15 +232,7 @@ def disagreement(
     best_params: Path,
     space: SearchSpace | None = None,
 ) -> str | None:
-    """Say how the files of the best trial differ from the study; None if they agree or are not there.
-
-    Args:
-        best: the best trial by the study.
-        identity: of the trial, as its checkpoints carry it.
-        best_checkpoint: where ``best.ckpt`` is.
-        best_params: where ``best.yaml`` is.
-        space: of the study, if it is known.
-    """
+    """Say how the files of the best trial differ from the study; None if they agree or are not there."""
     if best_checkpoint.exists() and (what := difference(best_checkpoint, identity, best.checkpoint_step)) is not None:
         return f"{best_checkpoint.name} {what}"
     config: Any = None

@@ -79,16 +79,7 @@ class Console:
         covers: Coverage = "all",
         stops: Sequence[str] = (),
     ) -> None:
-        """Print the plan of the search, and what a continued study already holds.
-
-        Args:
-            title: first line.
-            space: name -> distribution.
-            brackets: of the plan; empty if there is none.
-            rows: trials so far.
-            covers: which jobs the plan counts.
-            stops: limits that end the search earlier, e.g. "once 900 steps are done".
-        """
+        """Print the plan of the search, and what a continued study already holds."""
         self.line(title)
         texts = space.texts() if isinstance(space, SearchSpace) else {}
         for name, text in texts.items():

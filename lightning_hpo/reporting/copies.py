@@ -27,11 +27,6 @@ class Copies:
 
     A store that fails does not end the search: it is tried again after the next job, three times at the end, and the
     last line says what is not copied.
-
-    Args:
-        remote: the store.
-        folder: of the run.
-        console: prints that all is copied.
     """
 
     def __init__(self, remote: Remote, folder: RunFolder, console: Console) -> None:
@@ -84,9 +79,10 @@ class Copies:
             time.sleep(trial * _LEAST)
         names = self._remote.missing()
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        what = f"not copied to {self._remote.url}: {', '.join(names[:_NAMED])}{more}"
+        what = what if names else f"copied to {self._remote.url}, which could not be noted here"
         say(
-            f"not copied to {self._remote.url}: {', '.join(names[:_NAMED])}{more} ({self._problem}); everything is in "
-            f"{self._folder.path}, and the same command tries again",
+            f"{what} ({self._problem}); everything is in {self._folder.path}, and the same command tries again",
             sys.stderr,
         )
 

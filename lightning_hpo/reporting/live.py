@@ -73,12 +73,7 @@ class LiveView:
 
 
 def redraw(over: threading.Event, draw: Callable[[], None]) -> None:
-    """Draw again and again; the longer a drawing takes, the fewer there are.
-
-    Args:
-        over: ends it.
-        draw: draws once.
-    """
+    """Draw again and again; the longer a drawing takes, the fewer there are."""
     took = 0.0
     while not over.wait(max(_INTERVAL, took / _SHARE)):
         before = time.thread_time()
@@ -90,13 +85,7 @@ def redraw(over: threading.Event, draw: Callable[[], None]) -> None:
 
 
 def block(view: View, height: int = 50, width: int = 120) -> RenderableType:
-    """Draw a view.
-
-    Args:
-        view: of a search.
-        height: lines that may be used.
-        width: letters in a line.
-    """
+    """Draw a view."""
     generations = _generations(view)[:3]
     rungs = _rungs(view)[: max(height // 5, 1)]
     lines = max(height - len(generations) - len(rungs) - 8, 3)

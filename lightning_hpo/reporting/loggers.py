@@ -18,13 +18,7 @@ _TOLD = "logger_ended"  # in the folder of a trial whose logger knows
 
 
 class EndedTrials:
-    """Ends the runs of loggers, in a thread of its own: some tools take seconds for it. An observer.
-
-    Args:
-        end: called once for each trial that has ended.
-        folder: of a trial by its number.
-        study_id: of the study.
-    """
+    """Ends the runs of loggers, in a thread of its own: some tools take seconds for it. An observer."""
 
     def __init__(self, end: EndTrial, folder: Callable[[int], Path], study_id: str) -> None:
         self._end = end

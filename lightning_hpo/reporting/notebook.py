@@ -22,9 +22,6 @@ class NotebookView:
     """Shows a search in the output of a cell, and updates it while the block runs; no widgets are needed.
 
     The last state stays in the notebook.
-
-    Args:
-        view: returns how the search stands.
     """
 
     def __init__(self, view: Callable[[], View]) -> None:

@@ -13,7 +13,7 @@ from lightning_hpo.records import Row, confirmations
 from lightning_hpo.reporting.console import Console, duration, over_folds, wants_live, what_it_confirms
 from lightning_hpo.reporting.run import Run
 from lightning_hpo.reporting.view import View, read_plan, view_from_outside
-from lightning_hpo.study.progress import Progress, read_progress
+from lightning_hpo.study.progress import Progress
 from lightning_hpo.text import hide_passwords, masked, one_line, say
 
 SCHEMA = 1
@@ -75,8 +75,7 @@ def show_trial(run: Run, number: int) -> None:
         console.line(f"  fold {fold:<10} {run.monitor} {score:.6g}")
     if row.folds and row.score is not None:
         console.line(f"  mean            {run.monitor} {row.score:.6g} {over_folds(row)}")
-    job = read_progress(_folder(run, number))
-    if job is not None and number in view.running:
+    if (job := view.progress.get(number)) is not None and number in view.running:
         console.line(f"  now at {_place(job, run.unit.count_label)}")
     if row.ended:
         console.line(f"  {row.ended}")

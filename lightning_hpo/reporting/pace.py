@@ -25,12 +25,7 @@ class Timed:
 
 
 class Pace:
-    """Measures the jobs of this call.
-
-    Args:
-        workers: jobs at a time.
-        clock: in seconds.
-    """
+    """Measures the jobs of this call."""
 
     def __init__(self, workers: int = 1, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._workers = workers
@@ -69,13 +64,7 @@ class Pace:
             self._warm = now, sum(job.seconds for job in self._timed), len(self._timed)
 
     def left(self, steps: int, jobs: int, running: Iterable[Progress] = ()) -> float | None:
-        """Return the seconds that are left, or None as long as they are not known within a factor of 2.
-
-        Args:
-            steps: optimizer steps that are left.
-            jobs: that are left.
-            running: progress of the jobs at work.
-        """
+        """Return the seconds that are left, or None as long as they are not known within a factor of 2."""
         at_work = [Timed(job.steps, job.seconds) for job in running]
         timed = [job for job in (*self._timed, *at_work) if job.steps > 0 and job.seconds > 0]
         if not is_known(timed):
@@ -101,9 +90,6 @@ def is_known(timed: Sequence[Timed]) -> bool:
 
     The pace varies from trial to trial, with the width of a layer for example, so a few trials say little if theirs
     differ much.
-
-    Args:
-        timed: jobs so far.
     """
     if sum(job.seconds for job in timed) < _LEAST_SECONDS:
         return False

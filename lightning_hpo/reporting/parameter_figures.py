@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna import visualization as charts  # loads plotly at its first use
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -48,11 +49,7 @@ class _Parameter:
 
 
 class ParameterFigures:
-    """Draws the figures about parameters of one run.
-
-    Args:
-        run: to draw.
-    """
+    """Draws the figures about parameters of one run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -73,18 +70,13 @@ class ParameterFigures:
         """How much each parameter matters to be among the best, by Optuna's PED-ANOVA."""
         if self.step is None or len(self._parameters) < 2:
             return None
-        from optuna.visualization import plot_param_importances  # noqa: PLC0415  # loads plotly
-
-        drawn = plot_param_importances(self._all, target_name=self._goal)
-        return _plain(drawn)
+        return _plain(charts.plot_param_importances(self._all, target_name=self._goal))
 
     def slice(self) -> Figure | None:
         """Score over each parameter."""
         if self.step is None:
             return None
-        from optuna.visualization import plot_slice  # noqa: PLC0415  # loads plotly
-
-        drawn = _plain(plot_slice(self._all, self._shown, target_name=self._goal))
+        drawn = _plain(charts.plot_slice(self._all, self._shown, target_name=self._goal))
         if is_log(self._scores.values()):
             for name in [name for name in drawn["layout"] if name.startswith("yaxis")]:
                 drawn["layout"][name]["type"] = "log"
@@ -94,44 +86,37 @@ class ParameterFigures:
         """The best trials as lines through all their parameters."""
         if self.step is None:
             return None
-        from optuna.visualization import plot_parallel_coordinate  # noqa: PLC0415  # loads plotly
-
         study = self._scored(self._best_first[:_PARALLEL])
-        return _plain(plot_parallel_coordinate(study, self._shown, target_name=self._goal))
+        return _plain(charts.plot_parallel_coordinate(study, self._shown, target_name=self._goal))
 
     def contour(self) -> Figure | None:
         """Score over the two parameters that matter most."""
         if self.step is None or len(self._shown) < 2:
             return None
-        from optuna.visualization import plot_contour  # noqa: PLC0415  # loads plotly
-
-        return _plain(plot_contour(self._scored(self._spread(_CONTOUR)), self._shown[:2], target_name=self._goal))
+        study = self._scored(self._spread(_CONTOUR))
+        return _plain(charts.plot_contour(study, self._shown[:2], target_name=self._goal))
 
     def rank(self) -> Figure | None:
         """Rank of the score over the two parameters that matter most."""
         if self.step is None or len(self._shown) < 2:
             return None
-        from optuna.visualization import plot_rank  # noqa: PLC0415  # loads plotly
-
-        return _plain(plot_rank(self._scored(self._spread(_RANK)), self._shown[:2], target_name=self._goal))
+        study = self._scored(self._spread(_RANK))
+        return _plain(charts.plot_rank(study, self._shown[:2], target_name=self._goal))
 
     def timeline(self) -> Figure | None:
         """When each of the last trials ran."""
         if len(self._run.trials) < _LEAST or any(trial.datetime_start is None for trial in self._run.trials):
             return None
-        from optuna.visualization import plot_timeline  # noqa: PLC0415  # loads plotly
-
-        return _plain(plot_timeline(self._as_it_is(self._run.rows[-_TIMELINE:])))
+        return _plain(charts.plot_timeline(self._as_it_is(self._run.rows[-_TIMELINE:])))
 
     def pareto_front(self) -> Figure | None:
         """The best compromises of two or three objectives."""
         if not 2 <= len(self._run.directions) <= 3:
             return None
-        from optuna.visualization import plot_pareto_front  # noqa: PLC0415  # loads plotly
-
         names = self._run.settings.get("monitor")
         names = list(map(safe, names)) if isinstance(names, list | tuple) else None
-        return _plain(plot_pareto_front(self._as_it_is(thin(self._run.rows, self._run.mode)), target_names=names))
+        study = self._as_it_is(thin(self._run.rows, self._run.mode))
+        return _plain(charts.plot_pareto_front(study, target_names=names))
 
     @cached_property
     def _goal(self) -> str:

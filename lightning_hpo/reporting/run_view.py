@@ -5,6 +5,8 @@ Only the study and the files of the run are read; nothing that its config names 
 
 import json
 import os
+import platform
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -20,14 +22,18 @@ from optuna.trial import FrozenTrial, TrialState
 from lightning_hpo.errors import StorageError
 from lightning_hpo.records import Mode
 from lightning_hpo.reporting.run import Run
-from lightning_hpo.reporting.view import Plan, view_from_outside
+from lightning_hpo.reporting.view import Plan, changed_at, is_alive, view_from_outside
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.space import joined
 from lightning_hpo.study.journal import JOURNAL, read_journal
+from lightning_hpo.study.locks import OWNER
+from lightning_hpo.study.progress import FILE as PROGRESS
 from lightning_hpo.study.rows import FAILURE, FINGERPRINT, row_of
 from lightning_hpo.study.storage_errors import readable, renamed_text, sqlite_url
 from lightning_hpo.study.trial_folders import STUDY_ID
 from lightning_hpo.text import HIDDEN, hide_passwords, is_secret, one_line
+
+_QUIET = 600  # seconds without a change, after which a process of another machine counts as gone
 
 
 def read_run(path: str | Path, storage: str | None = None) -> Run:
@@ -66,12 +72,7 @@ def read_run(path: str | Path, storage: str | None = None) -> Run:
 
 
 def view_run(study: optuna.Study, path: Path) -> Run:
-    """Return a study as a run.
-
-    Args:
-        study: to read.
-        path: of the run folder; it need not exist.
-    """
+    """Return a study as a run."""
     return _run(path, study.directions, study.get_trials(deepcopy=False), study.user_attrs)
 
 
@@ -130,12 +131,16 @@ def read_best(run: Run) -> str:
 
 
 def _owner(path: Path) -> int | None:
+    """Process at work on a run; one of another machine counts as long as files of the run change."""
     try:
-        pid = int(json.loads((path / "owner.json").read_text())["pid"])
-        os.kill(pid, 0)
-    except (OSError, ValueError, KeyError):
+        owner = json.loads((path / OWNER).read_text())
+        pid, here = int(owner["pid"]), owner.get("host", platform.node()) == platform.node()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return pid
+    if here:
+        return pid if is_alive(pid) else None
+    files = (path / OWNER, path / JOURNAL, *path.glob(f"trials/*/{PROGRESS}"))
+    return pid if time.time() - max(map(changed_at, files)) < _QUIET else None
 
 
 def lines_of(text: str) -> str:

@@ -12,7 +12,8 @@ from lightning_hpo.atomic import atomic_write
 from lightning_hpo.records import Mode, Row, best_row, ranked, spent
 from lightning_hpo.reporting.events import Event, JobEnded, JobStarted, SearchEnded, StudyRead
 from lightning_hpo.reporting.pace import Pace
-from lightning_hpo.study.progress import Progress, read_progress
+from lightning_hpo.study.locks import OWNER
+from lightning_hpo.study.progress import FILE, Progress, note_job, read_progress
 
 PLAN = "plan.json"
 _SURPLUS = 0.1  # of a plan, that asynchronous schedulers may need in addition
@@ -180,6 +181,8 @@ class Watch:
             assert trial is not None
             self._pace.started(trial)
             self._running = (*self._running, trial)
+            if trial < len(self._rows) and self._rows[trial].values:  # another process takes it for paused otherwise
+                note_job(event.task.folder, trial, event.task.job.max_steps)
         elif isinstance(event, JobEnded):
             number = event.row.number
             self._pace.ended(number, event.steps, self._progress(event.row))
@@ -223,7 +226,7 @@ class Watch:
 
     def _progress(self, row: Row) -> Progress | None:
         job = read_progress(self._folder(row.home))
-        return job if job is not None and job.trial == row.number else None
+        return job if job is not None and job.trial == row.number and job.step >= 0 else None
 
 
 def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode, *, path: Path, at_work: bool) -> View:
@@ -243,16 +246,19 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
 
     progress: dict[int, Progress] = {}
     running: dict[int, float] = {}
+    began = changed_at(path / OWNER)
     for row in rows if at_work else ():
         if row.state != "running":
             continue
         job = read_progress(folder(row.home))
         if job is None:
-            if not row.values:  # a function, or a job of the last moment
+            if not row.values:  # a job of the last moment
                 running[row.number] = 0.0
-        elif job.trial == row.number and row.step < job.target and is_alive(job.pid):
-            progress[row.number] = job
-            running[row.number] = job.seconds + max(time.time() - job.at, 0.0)
+        elif job.trial == row.number and row.step < job.target:
+            here = job.is_here  # a process elsewhere is known by what it has written since the search began
+            if is_alive(job.pid) if here else changed_at(folder(row.home) / FILE) >= began:
+                progress |= {row.number: job} if job.step >= 0 else {}
+                running[row.number] = job.seconds + max(time.time() - job.at, 0.0)
     _add_best(progress, rows, mode, folder)
     checkpoint = path / "best.ckpt"
     view = View(
@@ -266,6 +272,14 @@ def view_from_outside(rows: Sequence[Row], plan: Plan, monitor: str, mode: Mode,
         steps, plan.jobs - jobs, [progress[number] for number in running if number in progress]
     )
     return replace(view, left=left)
+
+
+def changed_at(file: Path) -> float:
+    """Return when a file was changed last, by the clock of its file system; 0 if it is not there."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def is_alive(pid: int) -> bool:

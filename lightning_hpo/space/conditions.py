@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lightning_hpo.space.values import alike
-from lightning_hpo.text import masked, nearest
+from lightning_hpo.space.values import Entry, alike
+from lightning_hpo.text import is_number, masked, nearest
 
 FORMS = "name == value, name in (a, b), name > number, joined by and, or, not"
 _ORDERS: Mapping[type, Callable[[Any, Any], bool]] = MappingProxyType(
@@ -28,42 +28,16 @@ Test: TypeAlias = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
-class Domain:
-    """What a condition may compare with one parameter.
-
-    Args:
-        distribution: of the parameter.
-        meanings: what a stored choice stands for, where that is something else.
-    """
-
-    distribution: BaseDistribution
-    meanings: Mapping[Any, Any]
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """A parameter has one of some values, as a study stores them."""
+class Compared:
+    """A parameter that the trial has is compared with a number or with values, as a study stores them."""
 
     name: str
-    values: tuple[Any, ...]
-    not_in: bool = False
+    relation: Callable[[Any, Any], bool]
+    other: Any
 
     def __call__(self, params: Mapping[str, Any]) -> bool:
         """Whether it holds."""
-        return self.name in params and (params[self.name] in self.values) != self.not_in
-
-
-@dataclass(frozen=True)
-class Ordered:
-    """A number is smaller or larger than another one."""
-
-    name: str
-    order: Callable[[Any, Any], bool]
-    bound: float
-
-    def __call__(self, params: Mapping[str, Any]) -> bool:
-        """Whether it holds."""
-        return self.name in params and self.order(params[self.name], self.bound)
+        return self.name in params and self.relation(params[self.name], self.other)
 
 
 @dataclass(frozen=True)
@@ -98,15 +72,9 @@ class Condition:
 
 
 def read_condition(
-    where: str, node: ast.expr, find: Callable[[str], str | None], domains: Mapping[str, Domain]
+    where: str, node: ast.expr, find: Callable[[str], str | None], domains: Mapping[str, Entry]
 ) -> Condition:
     """Read a condition from its syntax tree.
-
-    Args:
-        where: for messages.
-        node: of the text behind ``if``.
-        find: a name as typed -> the space's own name for it, or None.
-        domains: of all names of the space.
 
     Raises:
         ValueError: for another form than :data:`FORMS`, an unknown name, or a value that the parameter never has.
@@ -120,7 +88,7 @@ def read_condition(
 class _Reader:
     where: str
     find: Callable[[str], str | None]
-    domains: Mapping[str, Domain]
+    domains: Mapping[str, Entry]
     names: list[str]
 
     def read(self, node: ast.expr) -> Test:
@@ -141,10 +109,10 @@ class _Reader:
         name, value = self.name(left), self.value(right)
         match op:
             case ast.Eq() | ast.NotEq():
-                return OneOf(name, self.stored(name, value), isinstance(op, ast.NotEq))
+                return Compared(name, _is_other if isinstance(op, ast.NotEq) else _is_among, self.stored(name, value))
             case ast.In() | ast.NotIn() if isinstance(value, list | tuple) and value:
                 stored = tuple(item for listed in value for item in self.stored(name, listed))
-                return OneOf(name, stored, isinstance(op, ast.NotIn))
+                return Compared(name, _is_other if isinstance(op, ast.NotIn) else _is_among, stored)
             case ast.Lt() | ast.LtE() | ast.Gt() | ast.GtE():
                 return self.ordered(name, op, value)
         raise ValueError(f"{self.where}: {_text(left, op, right)!r} is not of the form {FORMS}.")
@@ -191,14 +159,14 @@ class _Reader:
         self.number(name, value)
         if isinstance(domain.distribution, CategoricalDistribution):
             meanings = {choice: domain.meanings.get(choice, choice) for choice in domain.distribution.choices}
-            if not all(_is_number(choice) for choice in meanings.values()):
+            if not all(is_number(choice) for choice in meanings.values()):
                 raise ValueError(f"{self.where}: the choices of {name!r} are not all numbers: use == or in.")
-            return OneOf(name, tuple(stored for stored, choice in meanings.items() if order(choice, value)))
-        return Ordered(name, order, value)
+            return Compared(name, _is_among, tuple(kept for kept, choice in meanings.items() if order(choice, value)))
+        return Compared(name, order, value)
 
     def number(self, name: str, value: Any) -> None:
         distribution = self.domains[name].distribution
-        if not _is_number(value):
+        if not is_number(value):
             raise ValueError(f"{self.where}: {name!r} is compared with {masked(name, value)!r}, which is no number.")
         if isinstance(distribution, FloatDistribution | IntDistribution) and not (
             distribution.low <= value <= distribution.high
@@ -233,6 +201,14 @@ def dependency_order(names: Mapping[str, Any], conditions: Mapping[str, Conditio
     return tuple(order)
 
 
+def _is_among(value: Any, values: tuple[Any, ...]) -> bool:
+    return value in values
+
+
+def _is_other(value: Any, values: tuple[Any, ...]) -> bool:
+    return value not in values
+
+
 def _none(tests: Any) -> bool:
     return not any(tests)
 
@@ -254,10 +230,6 @@ def _text(left: ast.expr, op: ast.cmpop, right: ast.expr) -> str:
 
 def _same(value: Any, other: Any) -> bool:
     """Equality that tells 1 from True, and a list from a tuple."""
-    if _is_number(value) and _is_number(other):
+    if is_number(value) and is_number(other):
         return bool(value == other)
     return alike(value, other)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -25,8 +25,8 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lightning_hpo.space.values import Choice, has_label, is_label, is_literal, labels, literal, number
-from lightning_hpo.text import HIDDEN, is_secret, masked, nearest
+from lightning_hpo.space.values import Choice, Entry, has_label, is_label, is_literal, labels, literal, number
+from lightning_hpo.text import HIDDEN, is_number, is_secret, masked, nearest
 
 GRAMMAR = "uniform(low, high), loguniform(low, high), int(low, high), logint(low, high) or choice(a, b, ...)"
 _BUILDERS = ("uniform", "loguniform", "int", "logint", "choice")
@@ -58,23 +58,6 @@ def when(condition: str, value: Any) -> Conditional:
         "act == 'elu'"
     """
     return Conditional(condition, value)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One hyperparameter, read.
-
-    Args:
-        distribution: of what a study stores.
-        text: the same in the grammar, without the condition.
-        meanings: stored label -> the value that it stands for; empty if values are stored themselves.
-        condition: syntax tree of what stands behind ``if``, or None.
-    """
-
-    distribution: BaseDistribution
-    text: str
-    meanings: Mapping[Any, Any]
-    condition: ast.expr | None = None
 
 
 def read_entry(name: str, value: Any) -> Entry:
@@ -254,7 +237,7 @@ def _range(where: str, kind: str, arguments: list[Any], keywords: Mapping[str | 
 
 def _remedy(name: str, value: Any) -> str:
     """Say what to write instead of a value that no space takes."""
-    if isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value)):
+    if isinstance(value, tuple | list) and len(value) == 2 and all(map(is_number, value)):
         return f"may be a range or two values. Write {_range_text(*value)!r} or {_choice_text(value)!r}."
     if isinstance(value, tuple):
         written = _choice_text(value) if all(map(has_label, value)) else "choice(...)"
@@ -270,7 +253,7 @@ def _remedy(name: str, value: Any) -> str:
 
 def _remedy_for_mapping(name: str, value: Mapping[Any, Any]) -> str:
     low, high = (next((value[word] for word in words if word in value), None) for words in (_LOW_WORDS, _HIGH_WORDS))
-    if low is not None and high is not None and _is_number(low) and _is_number(high):
+    if low is not None and high is not None and is_number(low) and is_number(high):
         log = bool(value.get("log")) or "log" in str(value.get("distribution", value.get("type", "")))
         return f"is a dictionary. Write {_range_text(low, high, log=log)!r}."
     if isinstance(values := value.get("values", value.get("choices")), list | tuple) and all(map(has_label, values)):
@@ -293,7 +276,3 @@ def _range_text(low: float, high: float, *, log: bool | None = None) -> str:
 
 def _choice_text(values: Sequence[Any]) -> str:
     return f"choice({', '.join(map(literal, values))})"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lightning_hpo.space.conditions import Condition, Domain, dependency_order, read_condition
-from lightning_hpo.space.grammar import Entry, read_entry
+from lightning_hpo.space.conditions import Condition, dependency_order, read_condition
+from lightning_hpo.space.grammar import read_entry
 from lightning_hpo.space.names import nested_config, split_name
 from lightning_hpo.space.unit import from_unit
-from lightning_hpo.space.values import alike, delivered, is_literal, plain
-from lightning_hpo.text import masked, nearest
+from lightning_hpo.space.values import Entry, alike, delivered, is_literal, plain
+from lightning_hpo.text import is_number, masked, nearest
 
 Space: TypeAlias = Mapping[str, Any]
 """Dotted name -> text of the grammar, an Optuna distribution, a list, ``choice(...)`` or a fixed value."""
@@ -38,13 +38,12 @@ class SearchSpace(Mapping[str, BaseDistribution]):
                 raise ValueError(f"`space` names {'.'.join(place)!r} twice: as {owners[place]!r} and as {name!r}.")
             owners[place] = name
         self._entries: dict[str, Entry] = {name: read_entry(name, value) for name, value in space.items()}
-        domains = {name: Domain(entry.distribution, entry.meanings) for name, entry in self._entries.items()}
 
         def find(typed: str) -> str | None:
-            return typed if typed in domains else owners.get(split_name(typed))
+            return typed if typed in self._entries else owners.get(split_name(typed))
 
         self.conditions: Mapping[str, Condition] = {
-            name: read_condition(f"space[{name!r}]", entry.condition, find, domains)
+            name: read_condition(f"space[{name!r}]", entry.condition, find, self._entries)
             for name, entry in self._entries.items()
             if entry.condition is not None
         }
@@ -284,5 +283,4 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
         return any(type(choice) is type(value) and choice == value for choice in distribution.choices) or (
             value in distribution.choices and not isinstance(value, bool)
         )
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and distribution._contains(distribution.to_internal_repr(value))  # noqa: SLF001  # has no public name
+    return is_number(value) and distribution._contains(distribution.to_internal_repr(value))  # noqa: SLF001  # has no public name

@@ -5,6 +5,7 @@ list, a tuple, a dictionary, an enum, a class, a function, ``1`` beside ``True``
 every Optuna tool shows, and the module receives the value that the label stands for.
 """
 
+import ast
 import copy
 import keyword
 import math
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
+
+from optuna.distributions import BaseDistribution
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,23 @@ class Choice:
     """
 
     options: tuple[tuple[str | None, Any], ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One hyperparameter, read.
+
+    Args:
+        distribution: of what a study stores.
+        text: the same in the grammar, without the condition.
+        meanings: stored label -> the value that it stands for; empty if values are stored themselves.
+        condition: syntax tree of what stands behind ``if``, or None.
+    """
+
+    distribution: BaseDistribution
+    text: str
+    meanings: Mapping[Any, Any]
+    condition: ast.expr | None = None
 
 
 def choice(*values: Any, **named: Any) -> Choice:
@@ -54,11 +74,6 @@ def labels(
     where: str, options: Sequence[tuple[str | None, Any]], show: Callable[[Any], Any] = lambda value: value
 ) -> list[Any]:
     """Return what a study stores of each value of a choice: the value itself, or a label.
-
-    Args:
-        where: for messages.
-        options: label or None, and value.
-        show: makes a value fit for a message; it may be a secret.
 
     Raises:
         ValueError: if a value is given twice, or nothing says how to call it.

@@ -30,13 +30,6 @@ def compare(
 ) -> None:  # fmt: skip
     """Refuse a study that was made with other settings, or write down that it goes on with these.
 
-    Args:
-        where: the study, in words.
-        remedy: what to write instead, in words.
-        study: with the settings that it was begun with.
-        asked: settings of the search.
-        allow_changed: go on although code, space or sampler differ.
-
     Raises:
         StudyMismatchError: naming each difference.
     """
@@ -103,12 +96,6 @@ def validate_distributions(
     where: str, trials: Iterable[FrozenTrial], space: Mapping[str, Any], *, may_grow: bool = True
 ) -> None:  # fmt: skip
     """Refuse a space with another kind of distribution than the trials have, with which Optuna could not go on.
-
-    Args:
-        where: the study, in words.
-        trials: of the study.
-        space: name -> distribution of the search.
-        may_grow: whether a choice may have other values than before.
 
     Raises:
         StudyMismatchError: naming the parameter.

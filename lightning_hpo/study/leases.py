@@ -16,11 +16,7 @@ from lightning_hpo.study.locks import Lock
 
 
 class Leases:
-    """Which trials are at work, in whatever process. To be used under the study lock only.
-
-    Args:
-        trials: folder of the run that holds the trials' own folders.
-    """
+    """Which trials are at work, in whatever process. To be used under the study lock only."""
 
     def __init__(self, trials: Path) -> None:
         self._trials = trials

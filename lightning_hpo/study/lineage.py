@@ -153,12 +153,7 @@ def schedule_of(segment: Segment, segments: Sequence[Segment]) -> list[Phase]:
 
 
 def phases_of(number: int, rows: Sequence[Row]) -> list[Phase]:
-    """Return the hyperparameters that the weights of a trial were trained with, in optimizer steps, first to last.
-
-    Args:
-        number: of the trial.
-        rows: all trials of a population.
-    """
+    """Return the hyperparameters that the weights of a trial were trained with, in optimizer steps, first to last."""
     segments = [
         Segment(row.number, row.home, row.start, dict(row.params), dict(row.values), row.parent, row.forked_at)
         for row in rows

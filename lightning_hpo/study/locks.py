@@ -12,6 +12,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # its absence is looked for
 
+OWNER = "owner.json"
+"""Beside the lock of a run: which process holds it, on which machine."""
+
 
 def _nothing() -> None:
     pass

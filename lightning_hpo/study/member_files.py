@@ -50,15 +50,7 @@ class Record:
     def begin(
         self, start: int, params: Mapping[str, Any], parent: int | None, forked_at: int | None, members: int
     ) -> None:
-        """Begin a segment.
-
-        Args:
-            start: optimizer step of the member.
-            params: hyperparameters.
-            parent: number of the segment that it goes on from, or None.
-            forked_at: step of the parent at which its weights were taken.
-            members: of the population; numbers are unique in it.
-        """
+        """Begin a segment."""
         last = max(segment.number for segment in self.segments)
         number = (last // members + 1) * members + self.member
         self.segments.append(Segment(number, self.member, start, dict(params), parent=parent, forked_at=forked_at))

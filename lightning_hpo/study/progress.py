@@ -7,10 +7,11 @@ without a sync, by the process that trains, so every executor has it, and so has
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ class Progress:
 
     Args:
         trial: its number.
-        step: optimizer step where it stands.
+        step: optimizer step where it stands; below 0 for a function, which does not tell.
         begin: step at which the job began.
         target: step that the job trains to.
         steps: optimizer steps of the job that are timed: those after its first one, so that start-up does not count.
@@ -36,6 +37,7 @@ class Progress:
         curve: (step, value) of the monitored metric at validations, oldest first; a long curve is thinned out.
         at: time of writing, in seconds since the epoch.
         pid: process that trains.
+        host: machine that it runs on; empty in a file of an older version, which is of this one.
     """
 
     trial: int
@@ -47,6 +49,12 @@ class Progress:
     curve: Sequence[tuple[int, float]] = ()
     at: float = 0.0
     pid: int = 0
+    host: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the process is one of this machine."""
+        return self.host in ("", platform.node())
 
     @property
     def value(self) -> float | None:
@@ -64,12 +72,33 @@ def read_progress(folder: Path) -> Progress | None:
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         curve = tuple((int(step), float(value)) for step, value in content.pop("curve"))
-        numbers = {field.name: content[field.name] for field in fields(Progress) if field.name != "curve"}
+        host = str(content.pop("host", ""))
+        numbers = {field.name: content[field.name] for field in fields(Progress) if field.name not in ("curve", "host")}
         if not all(math.isfinite(value) for value in numbers.values()):
             return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
-    return Progress(**numbers, curve=curve)
+    return Progress(**numbers, curve=curve, host=host)
+
+
+def write_progress(folder: Path, progress: Progress) -> None:
+    """Replace the file of a trial, with the time and this process; on a full disk the search does without."""
+    fresh = folder / f".{FILE}.tmp"
+    content = asdict(replace(progress, at=time.time(), pid=os.getpid(), host=platform.node()))
+    with suppress(OSError):
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(open_new(fresh), "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        fresh.replace(folder / FILE)
+
+
+def note_job(folder: Path, trial: int, target: int) -> None:
+    """Write that a job of this process is at work, where it will not say how far it has come, as that of a function."""
+    before = read_progress(folder)
+    if before is None or before.step < 0:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_progress(folder, Progress(trial, step=-1, begin=0, target=target))
 
 
 class Training(Protocol):
@@ -124,7 +153,7 @@ class ProgressFile:
     ) -> None:
         self._folder = folder
         self._begin, self._earlier = begin, earlier
-        self._head = {"trial": trial, "begin": earlier + begin, "target": earlier + target, "pid": os.getpid()}
+        self._head: dict[str, Any] = {"trial": trial, "begin": earlier + begin, "target": earlier + target}
         self._should_pause = should_pause
         self._clock = clock
         self._followed: tuple[Training, Judged] | None = None
@@ -150,13 +179,7 @@ class ProgressFile:
         return self._should_pause()
 
     def next_job(self, trial: int, target: int, score: tuple[int, float | None]) -> None:
-        """Go on with the next job of a fit that stays alive, as those of a population's members do.
-
-        Args:
-            trial: its number.
-            target: step that it trains to.
-            score: step and value at the end of the job before.
-        """
+        """Go on with the next job of a fit that stays alive, as those of a population's members do."""
         step, value = score
         self._begin, self._first = step, None
         self._head |= {"trial": trial, "begin": step, "target": target}
@@ -176,20 +199,9 @@ class ProgressFile:
         points = [(self._earlier + at, value) for at, value in sorted(values.items()) if math.isfinite(value)]
         seen = {at for at, _ in points}
         curve = thinned([*(point for point in self._before if point[0] not in seen), *points])
-        content = Progress(
-            step=self._earlier + step,
-            steps=step - first,
-            seconds=round(now - started, 4),
-            curve=curve,
-            at=time.time(),
-            **self._head,
-        )
-        fresh = self._folder / f".{FILE}.tmp"
-        with suppress(OSError):  # a full disk: the search does without
-            fresh.unlink(missing_ok=True)
-            with os.fdopen(open_new(fresh), "w", encoding="utf-8") as file:
-                json.dump(asdict(content), file)
-            fresh.replace(self._folder / FILE)
+        seconds = round(now - started, 4)
+        content = Progress(step=self._earlier + step, steps=step - first, seconds=seconds, curve=curve, **self._head)
+        write_progress(self._folder, content)
 
 
 def thinned(points: Sequence[Any], count: int = _CURVE) -> list[Any]:

@@ -30,12 +30,14 @@ from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints.key import KEY_FILE
 from lightning_hpo.errors import StorageError, StudyMismatchError
 from lightning_hpo.study.journal import JOURNAL
+from lightning_hpo.study.storage_errors import readable_errors
 from lightning_hpo.text import hide_passwords
 
 LOCAL = "LIGHTNING_HPO_RUNS"
 """Environment variable: folder of the runs whose ``root`` is a URL."""
 _RECORD = "copies.json"
 _KEPT = ".copies"
+_BLOCK = 1 << 20  # bytes
 _STAYS = {KEY_FILE, _RECORD, "lock", "turn", "lease", "worker.lock", "owner.json", "ranks.json", "progress.json"}
 _FLATTENED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")  # what a Path makes of a URL
 
@@ -71,10 +73,6 @@ def local_root(root: str | Path) -> str | Path:
 
 class Remote:
     """The copy of a run in a store.
-
-    Args:
-        root: URL of all runs.
-        folder: of the run on this machine.
 
     Raises:
         StorageError: if the store does not take a file and give it back.
@@ -128,15 +126,16 @@ class Remote:
                 "another `name`, or move one of them away to go on with the other"
             )
         names = sorted({*self._sizes(), JOURNAL}, key=lambda name: name == JOURNAL)
-        with self._explained():
+        with readable_errors(self._folder):
             for name in names:
                 path = self._folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with self._store.open(self._place(name), "rb") as source, replacing(path) as target:
-                    shutil.copyfileobj(source, target)
+                with replacing(path) as target:
+                    for block in self._blocks(self._place(name)):
+                        target.write(block)
                 if name != JOURNAL:
                     self._copied[name] = _signature(path.stat())
-            self._record()
+        self._record()
         return len(names)
 
     def keep(self, folders: Iterable[Path]) -> None:
@@ -202,7 +201,7 @@ class Remote:
                 self._remove(name)
                 del self._copied[name]
             self._gone = gone
-            self._record()
+        self._record()
 
     def _compare(self) -> None:
         """Raise OSError if the journal in the store is no older version of ours; else go by what is there."""
@@ -253,15 +252,20 @@ class Remote:
         self._store.makedirs(str(place.parent), exist_ok=True)
         ours, theirs = hashlib.sha256(), hashlib.sha256()
         with self._store.open(part, "wb") as target:
-            while block := source.read(1 << 20):
+            while block := source.read(_BLOCK):
                 ours.update(block)
                 target.write(block)
-        with self._store.open(part, "rb") as written:
-            while block := written.read(1 << 20):
-                theirs.update(block)
+        for block in self._blocks(part):
+            theirs.update(block)
         if ours.digest() != theirs.digest():
             raise OSError(f"{name} is not read back as it was written")
         self._store.mv(part, str(place))
+
+    def _blocks(self, place: str) -> Iterator[bytes]:
+        """Read a file of the store; an error of the block that takes the bytes is not one of the store."""
+        with self._explained(), self._store.open(place, "rb") as source:
+            while block := source.read(_BLOCK):
+                yield block
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -285,7 +289,8 @@ class Remote:
         return {name: (written, size) for name, (written, size) in files.items() if sizes.get(name) == size}
 
     def _record(self) -> None:
-        atomic_write(self._folder / _RECORD, json.dumps({"url": self.url, "files": self._copied}))
+        with readable_errors(self._folder):
+            atomic_write(self._folder / _RECORD, json.dumps({"url": self.url, "files": self._copied}))
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         for path in sorted(self._folder.rglob("*")):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.errors import StorageError, StudyInUseError
 from lightning_hpo.study.journal import JOURNAL
 from lightning_hpo.study.leases import study_lock
-from lightning_hpo.study.locks import Lock
+from lightning_hpo.study.locks import OWNER, Lock
 from lightning_hpo.study.storage_errors import readable_errors
 from lightning_hpo.study.trial_folders import free_name
 
@@ -130,7 +131,7 @@ class RunFolder:
         Raises:
             StudyInUseError: if another process holds it, and not both share it.
         """
-        owner = self.path / "owner.json"
+        owner = self.path / OWNER
         lock = Lock(self.path / "lock")
         if not lock.take(together=shared):
             with contextlib.suppress(OSError, ValueError):  # the other one is just starting or leaving
@@ -142,7 +143,7 @@ class RunFolder:
             raise StudyInUseError(f"the study in {self.path} is in use by another process")
         try:
             with study_lock(self.path) if shared else nullcontext():  # others may be removing unfinished files
-                atomic_write(owner, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+                atomic_write(owner, json.dumps({"pid": os.getpid(), "host": platform.node()}))
             yield
         finally:
             if not shared:

@@ -168,9 +168,20 @@ class TrialTable(TrialRows):
 
     def note_place(self, number: int, outcome: Outcome) -> None:
         """Write down where a Trainer stood, what the score is made of and other notes, before the value there."""
-        self._rows[number], notes = _noted(self._rows[number], outcome)
+        notes, row = dict(outcome.notes), self._rows[number]
+        row = replace(row, folds=tuple(notes.get(FOLDS, row.folds)))
+        if outcome.global_step is not None:
+            at = {**row.global_steps, outcome.step: outcome.global_step}
+            row = replace(row, global_steps=at, full_steps=outcome.full_steps)
+            notes[OPTIMIZER_STEPS] = {"full": outcome.full_steps, **{str(step): at for step, at in at.items()}}
+        if outcome.scored_from:
+            seen = {**row.validations, **outcome.validations}
+            row = replace(row, scored_from=outcome.scored_from, validations=seen)
+            made_of = [list(validation) for validation in outcome.scored_from]
+            notes[VALIDATIONS] = {"score": made_of, **{str(step): value for step, value in seen.items()}}
         for key, note in notes.items():
             self._storage.set_trial_user_attr(self._ids[number], key, note)
+        self._rows[number] = row
 
     def note_decision(self, number: int, step: int) -> None:
         """Write down that a member of a population goes on to ``step`` as it is."""
@@ -185,19 +196,18 @@ class TrialTable(TrialRows):
 
     def constrain(self, number: int, step: int, constraints: Mapping[str, float]) -> None:
         """Write the values of the constraints at ``step``, as Optuna keeps them, in place of those at earlier steps."""
-        self._rows[number], notes = _constrained(self._rows[number], step, constraints)
+        row, violation = self._rows[number], sum(max(value, 0.0) for value in constraints.values())
+        violations = {**row.violations, **({step: violation} if violation else {})}
+        notes: dict[str, Any] = {f"constraints:{name}": value for name, value in constraints.items()}
+        if violation:
+            notes[VIOLATIONS] = {str(at): amount for at, amount in violations.items()}
         for key, value in notes.items():
             self._storage.set_trial_system_attr(self._ids[number], key, value)
+        self._rows[number] = replace(row, feasible=not violation, violations=violations)
         self._notes[number] |= notes
 
     def complete(self, number: int, values: Sequence[float], ended: str | None = None) -> None:
-        """End a trial that reached the full budget, or finished by itself before.
-
-        Args:
-            number: of the trial.
-            values: its last ones, one for each objective.
-            ended: why it finished by itself.
-        """
+        """End a trial that reached the full budget, or finished by itself before."""
         if ended is not None:
             self._storage.set_trial_user_attr(self._ids[number], ENDED, ended)
             self._rows[number] = replace(self._rows[number], ended=ended)
@@ -223,29 +233,3 @@ class TrialTable(TrialRows):
         self._rows[number] = replace(self._rows[number], target=None, state=STATES[state], scored=scored)
         if self._leases is not None:
             self._leases.free(number)
-
-
-def _constrained(row: Row, step: int, constraints: Mapping[str, float]) -> tuple[Row, dict[str, Any]]:
-    """Return a row with the values of its constraints at ``step``, and the system attributes that say so."""
-    violation = sum(max(value, 0.0) for value in constraints.values())
-    violations = {**row.violations, **({step: violation} if violation else {})}
-    notes: dict[str, Any] = {f"constraints:{name}": value for name, value in constraints.items()}
-    if violation:
-        notes[VIOLATIONS] = {str(at): amount for at, amount in violations.items()}
-    return replace(row, feasible=not violation, violations=violations), notes
-
-
-def _noted(row: Row, outcome: Outcome) -> tuple[Row, dict[str, Any]]:
-    """Row with the place of an outcome and the validations of its score, and user attributes: both, and its notes."""
-    notes = dict(outcome.notes)
-    row = replace(row, folds=tuple(notes.get(FOLDS, row.folds)))
-    if outcome.global_step is not None:
-        at = {**row.global_steps, outcome.step: outcome.global_step}
-        row = replace(row, global_steps=at, full_steps=outcome.full_steps)
-        notes[OPTIMIZER_STEPS] = {"full": outcome.full_steps, **{str(step): at for step, at in at.items()}}
-    if outcome.scored_from:
-        seen = {**row.validations, **outcome.validations}
-        row = replace(row, scored_from=outcome.scored_from, validations=seen)
-        made_of = [list(validation) for validation in outcome.scored_from]
-        notes[VALIDATIONS] = {"score": made_of, **{str(step): value for step, value in seen.items()}}
-    return row, notes

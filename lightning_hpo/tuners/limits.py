@@ -56,13 +56,7 @@ class Limits:
         return None if total is None else count_of(self.unit, total)
 
     def check_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
-        """Raise SearchFailedError if too many trials failed.
-
-        Args:
-            in_a_row: failed trials since the last one that did not fail.
-            rows: all trials.
-            last: reason of the last failure.
-        """
+        """Raise SearchFailedError if too many trials failed."""
         if self.max_failed >= 1:
             if in_a_row >= self.max_failed:
                 raise SearchFailedError(f"{in_a_row} trials in a row failed, the last one with: {last}")

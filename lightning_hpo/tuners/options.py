@@ -16,7 +16,7 @@ from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.scores import ScoreRule
 from lightning_hpo.schedulers.units import Unit
 from lightning_hpo.study.remote import is_url, validate_root
-from lightning_hpo.text import require_int
+from lightning_hpo.text import require_bool, require_int
 from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.limits import Limits, seconds
 from lightning_hpo.tuners.remedies import unknown_argument, validate_trainer
@@ -245,6 +245,9 @@ class RunOptions:
     verbose: bool | Literal["lines"] = True
 
     def __post_init__(self) -> None:
+        for name in ("allow_changed", "overwrite", "shared"):
+            require_bool(name, getattr(self, name))
+        require_bool("verbose", self.verbose, "lines")
         validate_root(self.root)
         if is_url(self.root) and (self.shared or self.storage is not None):
             other, reason = ("shared", "needs locks") if self.shared else ("storage", "has the study elsewhere")
@@ -276,6 +279,8 @@ class TrialOptions:
 
     def __post_init__(self) -> None:
         validate_trainer(self.trainer)
+        for name in ("keep_checkpoints", "stop_on_nan"):
+            require_bool(name, getattr(self, name))
         if self.on_oom not in ("fail", "halve"):
             raise ValueError(f"`on_oom` must be 'fail' or 'halve', got {self.on_oom!r}.")
 
@@ -301,6 +306,7 @@ class WorkerOptions:
     executor: int | RayExecutor | None = None
 
     def __post_init__(self) -> None:
+        require_bool("isolate", self.isolate)
         object.__setattr__(self, "workers", workers_of(self.executor, self.workers))
         object.__setattr__(self, "trial_timeout", seconds("trial_timeout", self.trial_timeout))
         for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):

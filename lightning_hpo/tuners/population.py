@@ -22,6 +22,7 @@ from lightning_hpo.schedulers.units import Budget, UnitName, read_budget
 from lightning_hpo.space import Space, parse_space, split_name
 from lightning_hpo.study.rows import SEGMENT
 from lightning_hpo.study.table import TrialTable
+from lightning_hpo.text import require_bool
 from lightning_hpo.training.member_fit import MemberFits
 from lightning_hpo.training.name_checks import ChangeableNames
 from lightning_hpo.training.places import BATCH_SIZE
@@ -120,6 +121,8 @@ class PopulationTuner(Tuner):
             assert budget.interval is not None
             unit = budget.unit.name
             _validate_budget(budget, parse_space(space))
+            if synchronous is not None:
+                require_bool("synchronous", synchronous)
             workers = group(WorkerOptions, options)
             here = workers.in_process
             taken = (*_TAKEN, "executor", *(() if here else _TAKEN_BY_WORKERS))

@@ -17,6 +17,7 @@ from lightning_hpo.schedulers import ASHA, AsyncHyperband, FullBudget, MedianSto
 from lightning_hpo.schedulers.direction import direction
 from lightning_hpo.schedulers.units import Budget, read_budget
 from lightning_hpo.space import Space
+from lightning_hpo.text import require_bool
 from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.limits import Limits
 from lightning_hpo.tuners.options import Options, group, validate_names
@@ -220,6 +221,7 @@ class BayesianTuner(Tuner):
             if stop_below is not None and not 0 < stop_below < 1:
                 raise ValueError(f"`stop_below` must be between 0 and 1, got {stop_below!r}.")
             budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
+            require_bool("median_stopping", median_stopping)
             scheduler: Scheduler = FullBudget(budget.full, n_trials)
             if median_stopping:
                 scheduler = MedianStopping(budget.full, n_trials, mode=mode)

@@ -170,12 +170,7 @@ class OptunaProposer:
 
 
 def make_proposer(opened: OpenStudy, *, random_share: RandomShare = lambda steps: 0.0) -> Proposer:  # noqa: ARG005  # as above
-    """Return the proposer of a tuner: for a function of a trial Optuna's study is asked, which then prunes nothing.
-
-    Args:
-        opened: the study.
-        random_share: as for :class:`SamplerProposer`.
-    """
+    """Return the proposer of a tuner: for a function of a trial Optuna's study is asked, which then prunes nothing."""
     if callable(opened.space):
         return OptunaProposer(opened, pruner=NopPruner(), random_share=random_share)
     return SamplerProposer(opened, random_share=random_share)

@@ -3,7 +3,6 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from lightning_hpo.errors import explained
@@ -48,73 +47,50 @@ _OURS = {word: ours for ours, words in _SYNONYMS.items() for word in words.split
 _SPACE = "the search space is the first argument: {'lr': 'loguniform(1e-5, 1e-1)'}"
 _FIT = "it belongs to fit: tuner.fit(Model, datamodule=Data)"
 _STOPPING = "a callback of the Trainer: trainer={'callbacks': [EarlyStopping(...)]}"
+_RUNGS = "only HyperbandTuner and ASHATuner judge trials before their full budget"
+_DATA = "write train_dataloaders=..., val_dataloaders=..., or datamodule=Data"
 _SAME_CALL = "the same call continues a run that was stopped; another `name` starts a new one"
-_SENTENCES: Mapping[str, str] = MappingProxyType(
-    {
-        **dict.fromkeys(("space_def", "search_space", "param_space", "params", "parameters", "config"), _SPACE),
-        **dict.fromkeys(("hyperparameters", "param_distributions", "hyperparam_mutations", "configspace"), _SPACE),
-        **dict.fromkeys(("model", "datamodule", "data", "train_dataloaders", "val_dataloaders"), _FIT),
-        **dict.fromkeys(("patience", "early_stopping", "early_stopping_rounds"), _STOPPING),
-        **dict.fromkeys(("resume", "load_if_exists", "restore", "continue_from"), _SAME_CALL),
-        **dict.fromkeys(("restart", "reset"), "write overwrite=True to begin anew"),
-        **dict.fromkeys(("silent", "quiet", "progress_bar", "show_progress_bar", "verbosity"), "write verbose=False"),
-        "pruner": "only OptunaTuner has a pruner; HyperbandTuner and ASHATuner stop bad trials by themselves",
-        "study": "only OptunaTuner takes a study; storage='sqlite:///...' keeps one anywhere",
-        "scheduler": "a tuner brings its own scheduler; to choose one, write Tuner(space, scheduler)",
-        "n_startup_trials": "an argument of BayesianTuner, or of a sampler: sampler=TPESampler(n_startup_trials=5)",
-        "catch": "a trial that fails does not end the search; `max_failed` in a row do",
-    }
-)
+_SENTENCES = {
+    **dict.fromkeys(["space_def", "search_space", "param_space", "params", "parameters", "config"], _SPACE),
+    **dict.fromkeys(["hyperparameters", "param_distributions", "hyperparam_mutations", "configspace"], _SPACE),
+    **dict.fromkeys(["model", "datamodule", "data", "train_dataloaders", "val_dataloaders"], _FIT),
+    **dict.fromkeys(["patience", "early_stopping", "early_stopping_rounds"], _STOPPING),
+    **dict.fromkeys(["resume", "load_if_exists", "restore", "continue_from"], _SAME_CALL),
+    **dict.fromkeys(["restart", "reset"], "write overwrite=True to begin anew"),
+    **dict.fromkeys(["silent", "quiet", "progress_bar", "show_progress_bar", "verbosity"], "write verbose=False"),
+    "pruner": "only OptunaTuner has a pruner; HyperbandTuner and ASHATuner stop bad trials by themselves",
+    "study": "only OptunaTuner takes a study; storage='sqlite:///...' keeps one anywhere",
+    "scheduler": "a tuner brings its own scheduler; to choose one, write Tuner(space, scheduler)",
+    "n_startup_trials": "an argument of BayesianTuner, or of a sampler: sampler=TPESampler(n_startup_trials=5)",
+    "catch": "a trial that fails does not end the search; `max_failed` in a row do",
+}
 # Our argument -> what a tuner without it has instead.
-_ELSEWHERE: Mapping[str, str] = MappingProxyType(
-    {
-        "n_trials": "HyperbandTuner plans its trials by itself; `iterations` repeats its brackets, `total_steps` "
-        "and `timeout` end it. ASHATuner and RandomTuner take n_trials",
-        "max_epochs": "the scheduler has the budget: Tuner(space, FullBudget(27, n_trials=20), unit='epochs')",
-        **dict.fromkeys(
-            ("min_steps", "min_epochs", "min_samples"),
-            "only HyperbandTuner and ASHATuner judge trials before their full budget",
-        ),
-        "iterations": "only HyperbandTuner repeats its brackets",
-        "eta": "only HyperbandTuner and ASHATuner have `eta`",
-        "population_size": "only PopulationTuner has a population",
-        "interval": "only PopulationTuner has an interval",
-        "factor": "only PopulationTuner perturbs hyperparameters",
-        "quantile": "only PopulationTuner has a quantile",
-        "resample": "only PopulationTuner resamples hyperparameters",
-    }
-)
-_MISSING: Mapping[str, str] = MappingProxyType(
-    {
-        "space": "name the hyperparameters to search, e.g. {'lr': 'loguniform(1e-5, 1e-1)'}",
-        "scheduler": "say which trial gets how many steps, e.g. FullBudget(900, n_trials=20), or use RandomTuner",
-        "n_trials": "say how many trials to run, e.g. n_trials=50",
-        "function": "give a function of a job and its parameters that returns the score",
-    }
-)
-_OF_FIT: Mapping[str, str] = MappingProxyType(
-    {
-        **dict.fromkeys(("data", "data_module", "dm"), "write datamodule=..."),
-        **dict.fromkeys(
-            (
-                "train_dataloader",
-                "train_loader",
-                "train_loaders",
-                "dataloader",
-                "dataloaders",
-                "loader",
-                "loaders",
-                "val_dataloader",
-                "val_loader",
-                "val_loaders",
-                "valid_dataloaders",
-            ),
-            "write train_dataloaders=..., val_dataloaders=..., or datamodule=Data",
-        ),
-        "ckpt_path": "every trial starts from scratch, and the same call continues a stopped run",
-        "trainer": "give Trainer arguments to the tuner: trainer={'accelerator': 'gpu'}",
-    }
-)
+_ELSEWHERE = {
+    "n_trials": "HyperbandTuner plans its trials by itself; `iterations` repeats its brackets, `total_steps` "
+    "and `timeout` end it. ASHATuner and RandomTuner take n_trials",
+    "max_epochs": "the scheduler has the budget: Tuner(space, FullBudget(27, n_trials=20), unit='epochs')",
+    **dict.fromkeys(["min_steps", "min_epochs", "min_samples"], _RUNGS),
+    "iterations": "only HyperbandTuner repeats its brackets",
+    "eta": "only HyperbandTuner and ASHATuner have `eta`",
+    "population_size": "only PopulationTuner has a population",
+    "interval": "only PopulationTuner has an interval",
+    "factor": "only PopulationTuner perturbs hyperparameters",
+    "quantile": "only PopulationTuner has a quantile",
+    "resample": "only PopulationTuner resamples hyperparameters",
+}
+_MISSING = {
+    "space": "name the hyperparameters to search, e.g. {'lr': 'loguniform(1e-5, 1e-1)'}",
+    "scheduler": "say which trial gets how many steps, e.g. FullBudget(900, n_trials=20), or use RandomTuner",
+    "n_trials": "say how many trials to run, e.g. n_trials=50",
+    "function": "give a function of a job and its parameters that returns the score",
+}
+_OF_FIT = {
+    **dict.fromkeys(["data", "data_module", "dm"], "write datamodule=..."),
+    **dict.fromkeys(["train_dataloader", "train_loader", "train_loaders", "dataloader", "dataloaders"], _DATA),
+    **dict.fromkeys(["loader", "loaders", "val_dataloader", "val_loader", "val_loaders", "valid_dataloaders"], _DATA),
+    "ckpt_path": "every trial starts from scratch, and the same call continues a stopped run",
+    "trainer": "give Trainer arguments to the tuner: trainer={'accelerator': 'gpu'}",
+}
 
 
 def checked_call(function: Function) -> Function:
@@ -130,14 +106,7 @@ def checked_call(function: Function) -> Function:
 
 
 def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise TypeError if a call does not fit, with the remedy.
-
-    Args:
-        function: a method.
-        owner: the tuner.
-        args: positional arguments.
-        kwargs: keyword arguments.
-    """
+    """Raise TypeError if a call does not fit, with the remedy."""
     parameters = dict(inspect.signature(function).parameters)
     parameters.pop("self")
     is_init = function.__name__ == "__init__"
@@ -175,12 +144,6 @@ def validate_call(function: Callable[..., Any], owner: Any, args: Sequence[Any],
 
 def unknown_argument(tuner: str, name: str, known: Sequence[str], value: Any = inspect.Parameter.empty) -> str:
     """Say what to write instead of an argument that a tuner does not have.
-
-    Args:
-        tuner: name of its class.
-        name: of the argument.
-        known: names of the tuner's arguments.
-        value: that was given.
 
     Example:
         >>> unknown_argument("RandomTuner", "metric", ["monitor", "max_retries"], "val_loss")

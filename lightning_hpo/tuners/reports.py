@@ -14,13 +14,7 @@ from lightning_hpo.training.trial_report import TrialReport
 
 @dataclass(frozen=True)
 class StoredTrials:
-    """Trials of a study by their number, from any process.
-
-    Args:
-        storage: of the study.
-        name: of the study.
-        pruner: of the study.
-    """
+    """Trials of a study by their number, from any process."""
 
     storage: BaseStorage
     name: str

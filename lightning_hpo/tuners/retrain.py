@@ -29,15 +29,7 @@ def retrain(
     seed: int | None,
     changes: Mapping[str, Any],
 ) -> Result:
-    """Train the answer of a search once more; see :meth:`~lightning_hpo.reporting.result.Result.retrain`.
-
-    Args:
-        tuner: of the search.
-        search: searches with a tuner over what the search was over.
-        result: of the search.
-        seed: of the trial.
-        changes: budget, or name -> value.
-    """
+    """Train the answer of a search once more; see :meth:`~lightning_hpo.reporting.result.Result.retrain`."""
     with explained(None):
         parts, goal = tuner._parts, tuner._goal  # noqa: SLF001  # a tuner like it is made
         if parts.no_function:

@@ -70,14 +70,7 @@ class Target:
 
     @classmethod
     def of(cls, objective: Any, work: Work, parts: Sequence[Any], deliver: Any) -> "Target":
-        """Make the target of a search over a module.
-
-        Args:
-            objective: the :class:`~lightning_hpo.training.objective.Objective`.
-            work: as above.
-            parts: as above.
-            deliver: as above.
-        """
+        """Make the target of a search over a module."""
         end = objective.end_trial if objective.attached.loggers else None
         own = objective.check, objective.builder, objective.use_key
         return cls(work, parts, *own, deliver, end, partial(_restored, objective))

@@ -34,11 +34,6 @@ def starting_points(
 ) -> tuple[Mapping[str, Any], ...]:
     """Return the starting points as a study stores them.
 
-    Args:
-        beginning: what a person has given.
-        space: name -> distribution, or a function of a trial.
-        builder: that knows default values; None for a plain function.
-
     Raises:
         ValueError: for a name or a value outside the space, or without any default value.
     """

@@ -1,6 +1,7 @@
 """A run that is copied to a store, and goes on from there."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -208,6 +209,20 @@ def test_a_store_that_fails_does_not_end_the_search(tmp_path, monkeypatch, capsy
     with pytest.warns(UserWarning, match="has changed"):
         again = optimize(breaks, root="failing://r")
     assert [row.score for row in again.trials()] == [row.score for row in result.trials()]
+
+
+def test_a_full_disk_here_is_not_blamed_on_the_store(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    optimize(lambda job, params: params["x"], root="memory://here")
+    shutil.rmtree("runs")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # less than the journal has
+    try:
+        with pytest.raises(StorageError, match=r"the run folder cannot be used: .*EFBIG") as found:
+            optimize(lambda job, params: params["x"], root="memory://here")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "memory://" not in str(found.value)
 
 
 def test_two_machines_that_have_gone_on_in_different_ways(tmp_path, monkeypatch):

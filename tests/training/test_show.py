@@ -10,8 +10,10 @@ import time
 
 import pytest
 
-from lightning_hpo import RandomTuner
+from lightning_hpo import ASHATuner, RandomTuner
 from lightning_hpo.__main__ import main
+from lightning_hpo.reporting.outside import to_json
+from lightning_hpo.reporting.run_view import read_run
 from lightning_hpo.study.progress import read_progress
 from tests.faults.scripts import Script
 from tests.unit.test_live import in_terminal
@@ -71,6 +73,20 @@ def test_one_trial(run, capsys):
     assert "hunter" not in text
     assert main(["show", path, "1"]) == 0
     assert "second line" in capsys.readouterr().out
+
+
+def test_a_function_at_its_second_rung_is_running(tmp_path):
+    seen = []
+
+    def look(job, params):
+        rows = json.loads(to_json(read_run(tmp_path / "r")))["rows"]
+        seen.append((job.max_steps, [row["number"] for row in rows if row["state"] == "running"] == [job.trial]))
+        return params["x"]
+
+    options = {"root": tmp_path, "name": "r", "verbose": False}
+    ASHATuner({"x": "uniform(0, 1)"}, max_steps=9, min_steps=3, n_trials=3, **options).optimize(look)
+    assert {steps for steps, _ in seen} == {3, 9}
+    assert all(alone for _, alone in seen)
 
 
 @pytest.mark.parametrize("arguments", [["99"], ["-1"], ["x"], ["--json", "--watch"]])

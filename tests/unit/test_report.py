@@ -4,6 +4,7 @@ import html.parser
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -96,8 +97,21 @@ def test_a_trial_that_nobody_trains_is_paused(tmp_path):
         run = view_run(study, tmp_path)
         assert run.counts == "2 trials: 1 paused, 1 running"
         page = table(run, run.rows)
+        for host, counts in (("elsewhere", "1 paused, 1 running"), ("", "2 paused")):
+            progress = Progress(1, 4, 3, 9, pid=2**30, host=host)  # no process of this machine has that number
+            (folder / "progress.json").write_text(json.dumps(asdict(progress)))
+            assert view_run(study, tmp_path).counts == f"2 trials: {counts}"
         search.kill()
     assert page.index("<td>paused</td>") < page.index("<td>running</td>")
+
+
+def test_a_process_of_another_machine_is_known_by_what_it_changes(tmp_path):
+    owner = tmp_path / "owner.json"
+    owner.write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+    study = optuna.create_study()
+    assert view_run(study, tmp_path).owner == 7
+    os.utime(owner, (0, 0))
+    assert view_run(study, tmp_path).owner is None
 
 
 def figures_of(text):

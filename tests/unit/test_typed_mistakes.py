@@ -1,8 +1,10 @@
 """What a person reads last after a mistake in a call: the value, and what to write."""
 
 import enum
+import inspect
 import warnings
 from dataclasses import dataclass, field
+from typing import get_args
 
 import lightning.pytorch as pl
 import pytest
@@ -23,6 +25,7 @@ from lightning_hpo import (
     choice,
 )
 from lightning_hpo.space import when
+from lightning_hpo.tuners.options import Options
 from tests.support.small import Data, Net
 
 LR = {"lr": "loguniform(1e-3, 1e-1)"}
@@ -232,6 +235,24 @@ def test_a_mistake_is_answered_with_what_to_write(mistake):
     assert "same command" not in last
     assert "__init__" not in last
     assert "unexpected keyword" not in last
+
+
+def switches(tuner):
+    """Names of the boolean options of a tuner."""
+    own = {name: given.annotation for name, given in inspect.signature(tuner).parameters.items()}
+    return [name for name, kind in {**Options.__annotations__, **own}.items() if bool in (kind, *get_args(kind))]
+
+
+@pytest.mark.parametrize("tuner", [RandomTuner, HyperbandTuner, ASHATuner, BayesianTuner, OptunaTuner, PopulationTuner])
+def test_a_switch_is_true_or_false(tuner):
+    names = switches(tuner)
+    assert {"allow_changed", "isolate", "keep_checkpoints", "overwrite", "shared", "stop_on_nan", "verbose"} <= {*names}
+    assert ("synchronous" in names, "median_stopping" in names) == (tuner is PopulationTuner, tuner is BayesianTuner)
+    trials = {"n_trials": 2} if tuner in (RandomTuner, BayesianTuner, OptunaTuner) else {}
+    for name in names:
+        for value, meant in (("no", False), (1, True)):
+            with pytest.raises(ValueError, match=rf"`{name}` (must be True.*: write {name}={meant}|means nothing for)"):
+                tuner(LR, max_steps=400, monitor="val_loss", **trials, **{name: value})
 
 
 def test_there_are_at_least_eighty():
