@@ -42,6 +42,8 @@ def speed_up(runs: Runs, method: str, workers: int, problem: str) -> float:
         name: [run["trace"] for key, run in runs.items() if key[:3] == (problem, name, workers)]
         for name in (method, "random")
     }
+    if not of["random"]:
+        return 0.0
     goal = statistics.mean(at(trace, BUDGETS[-1]) for trace in of["random"])
     for quarter in range(1, 4 * BUDGETS[-1] + 1):
         if statistics.mean(at(trace, quarter / 4) for trace in of[method]) <= goal:
