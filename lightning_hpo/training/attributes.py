@@ -10,6 +10,7 @@ import copy
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import IOBase
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -74,6 +75,15 @@ class Attributes:
             if packed:
                 changes[key] = packed
         return changes
+
+    def iterators(self) -> list[str]:
+        """Return the names of attributes whose position no checkpoint can hold, such as an iterator over a loader."""
+        parts = ((key, name, value) for key, owner in self._owners() for name, value in _vars(owner).items())
+        return [
+            f"{key}.{name}"
+            for key, name, value in parts
+            if isinstance(value, Iterator) and not isinstance(value, IOBase)
+        ]
 
     def _grown(self, key: str, name: str, value: Any) -> Any:
         """Return the value packed; of a container that has grown or shrunk, with its length at the beginning."""

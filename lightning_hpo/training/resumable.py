@@ -18,6 +18,7 @@ declare. A module that anneals a coefficient, unfreezes a layer, counts epochs o
 attributes; torchmetrics keep their sums there too.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -199,6 +200,7 @@ class LiveState:
         marks = self._buffers
         return {
             "attributes": self._attributes.changed(),
+            "iterators": self._attributes.iterators(),
             "requires_grad": {name: flag for name, flag in gradients.items() if self._gradients.get(name) != flag},
             "training": dict(self.modes() if modes is None else modes),
             "buffers": {k: buffer for k, buffer in _other_buffers(self._module) if marks.get(k) != mark_of(buffer)},
@@ -215,6 +217,12 @@ class LiveState:
     def restore(self, state: State, *, with_stop: bool = True) -> None:
         """Put the result of :meth:`state` back; the Trainer's ``should_stop`` too if ``with_stop``."""
         put_back(self._owners(), state["attributes"], self._module.device)
+        if with_stop and (names := state.get("iterators")):
+            warnings.warn(
+                f"{', '.join(names)}: a checkpoint holds no position of an iterator, so what this trial reads from it "
+                "is not what an uninterrupted trial reads. Return its loader from `train_dataloader` too, in a list.",
+                stacklevel=2,
+            )
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(state["requires_grad"].get(name, self._gradients[name]))
         for name, submodule in self._module.named_modules():

@@ -42,15 +42,23 @@ class Anneals(Net):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 
 
+class Resumes(pl.Callback):
+    """Keeps a state under a name that callbacks of this package use too."""
+
+    def state_dict(self):
+        return {"resume": True}
+
+
 @pytest.mark.parametrize("score", ["last", "best"])
 @pytest.mark.parametrize("kind", ["random", "population"])
 def test_a_validation_of_the_best_model_gives_the_score(tmp_path, kind, score):
     options = {"monitor": "val_loss", "root": tmp_path, "name": "s", "verbose": False, "score": score, "max_steps": 12}
     tuner: RandomTuner | PopulationTuner
+    given = {**QUIET, "callbacks": [Resumes()]}
     if kind == "random":
-        tuner = RandomTuner(SPACE, n_trials=1, trainer={**QUIET, "val_check_interval": 2}, **options)
+        tuner = RandomTuner(SPACE, n_trials=1, trainer={**given, "val_check_interval": 2}, **options)
     else:
-        tuner = PopulationTuner(SPACE, population_size=2, interval=4, trainer=QUIET, **options)
+        tuner = PopulationTuner(SPACE, population_size=2, interval=4, trainer=given, **options)
     result = tuner.fit(Anneals, datamodule=Data)
     data = Data()
     data.setup("fit")

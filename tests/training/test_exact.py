@@ -197,6 +197,7 @@ class PlateauOfSome(Plateau):
             self.log("first", loss, on_step=False, on_epoch=True)
         if batch_idx % 2 == 0:
             self.log("even", loss, on_step=True, on_epoch=True, reduce_fx="sum")
+            self.log("most", loss, on_step=False, on_epoch=True, reduce_fx=max)
         return loss
 
 
@@ -340,6 +341,21 @@ def test_a_killed_trial_has_the_same_files_of_a_model_checkpoint(tmp_path):
 
     whole, cut = files("whole", ()), files("cut", (3, 7, 11, 15, 19))
     torch.testing.assert_close(cut, whole, rtol=0, atol=0)
+
+
+class Iterates(Net):
+    """Reads a second loader by itself."""
+
+    def on_fit_start(self):
+        self.others = iter(DataLoader(rows(400, 3), batch_size=8, shuffle=True))
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + self.loss(next(self.others))
+
+
+def test_an_iterator_that_begins_anew_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="model.*others: a checkpoint holds no position of an iterator"):
+        run(tmp_path, [R], Iterates, Data, {}, crash=(7,))
 
 
 class Asked:
