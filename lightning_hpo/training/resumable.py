@@ -256,10 +256,7 @@ def complete(module: pl.LightningModule, saved: Mapping[str, Any]) -> None:
     """Give a module that has the weights of a checkpoint what the trained module had beside them.
 
     Attributes, hyperparameters and non-persistent buffers that had changed in training; not the sums of its metrics.
-
-    Args:
-        module: built with the parameters of the trial.
-        saved: content of a checkpoint that a job has saved; one of others changes nothing.
+    The content of a checkpoint that no job has saved changes nothing.
     """
     if (live := resume_in(saved).get("live")) is not None:
         parts, seen = [part for part in _parts_of(module) if not isinstance(part[1], Metric)], set[int]()

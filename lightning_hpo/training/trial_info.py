@@ -57,10 +57,8 @@ def trial_of(task: Task, saved: Mapping[str, Any] | None) -> Trial:
 def first_row(saved: Mapping[str, Any] | None) -> int:
     """Return the step of the first row that loggers are given by a job: Lightning counts batches for them.
 
-    Of several optimizers each counts in ``global_step``, but a batch once here.
-
-    Args:
-        saved: content of the checkpoint that the job goes on from, or None.
+    Of several optimizers each counts in ``global_step``, but a batch once here. The job goes on from ``saved``, the
+    content of a checkpoint, if there is one.
     """
     if saved is None:
         return 0
@@ -76,11 +74,9 @@ def resume_in(saved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def scores_of_folds(row: Row, folds: int) -> list[tuple[int | None, float | None]]:
-    """Return each fold that a trial has begun and its score; without folds, None and the score of the trial.
+    """Return each fold that an ended trial had begun, and its score; without folds, None and the score of the trial.
 
-    Args:
-        row: of a trial that has ended. One that has failed has no score on the fold that it was in.
-        folds: of the search.
+    A trial that has failed has no score on the fold that it was in.
     """
     if not folds:
         return [(None, row.score)]
