@@ -108,7 +108,7 @@ def test_a_search_at_work_is_shown_as_it_is(tmp_path, capsys):
     watcher, counts = None, re.compile(r"1 trials, [\d,]+ optimizer steps")
     try:
         deadline = time.monotonic() + 500
-        while (before := read_progress(folder)) is None or not before.steps:
+        while (before := read_progress(folder)) is None or not before.curve:  # until it has validated
             assert search.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
