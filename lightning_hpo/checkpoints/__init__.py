@@ -15,6 +15,7 @@ file says. So a run signs what it writes with its key (HMAC-SHA256 of the same h
 * A state that could not be read back is refused when it is written (:func:`require_readable`), by its place and cause.
 """
 
+import contextlib
 import io
 import logging
 import os
@@ -163,8 +164,9 @@ def read_newest(path: Path, key: Key) -> tuple[Path | None, dict[str, Any] | Non
     remove_leftovers(path)
     newest, damaged = newest_intact(path, key)
     for file in damaged:
-        aside = set_aside(file)  # the next save must not take it for the good file before
-        logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
+        with contextlib.suppress(FileNotFoundError):  # another rank has moved it
+            aside = set_aside(file)  # the next save must not take it for the good file before
+            logging.getLogger(__name__).warning("%s is damaged and was moved to %s", file, aside.name)
     return newest, None if newest is None else load(newest, key=key)
 
 

@@ -1,8 +1,6 @@
 """An actor as the driver sees it: started, given jobs, watched, and started again when it has died."""
 
-import math
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +16,6 @@ from lightning_hpo.records import Task
 _CARRY = 2.0  # seconds between two looks for new files of an actor that does not see the run folder
 _TRIES = 3  # actors that die while they start
 _ANSWER = 10.0  # seconds in which an actor that is not busy answers
-_MOMENT = 0.2  # seconds after an answer in which it is not asked whether it is alive
 
 
 class RayActor:
@@ -37,7 +34,7 @@ class RayActor:
         self._closed = False
         self._sees_folder = True
         self._held: dict[str, tuple[int, int]] = {}  # files that it has copies of, with the signatures of ours
-        self._count, self._answered = 0, -math.inf
+        self._count = 0
         self.folder: Path | None = None
         """Of the trial that it worked on last."""
 
@@ -63,9 +60,7 @@ class RayActor:
                 return
 
     def alive(self) -> bool:
-        """Whether it answers, if it has said nothing for a moment; else it is given up, and can be started again."""
-        if time.monotonic() < self._answered + _MOMENT:
-            return True
+        """Whether it answers; else it is given up, and can be started again."""
         try:
             self._ray.get(self._call("progress"), timeout=_ANSWER)
         except Exception:  # noqa: BLE001  # for whatever reason: of Ray, or closed by another thread
@@ -90,7 +85,6 @@ class RayActor:
                     raise JobError(f"no progress for {self._limit:g} s")
                 self._fetch(task)
             found = self._ray.get(answer)
-            self._answered = time.monotonic()
             self._fetch(task)
         except self._ray.exceptions.RayError as error:
             raise JobError(f"the Ray actor of the job was lost: {error}") from None
@@ -104,7 +98,7 @@ class RayActor:
     def end(self) -> None:
         """Kill it, whatever it does; it can be started again."""
         with self._lock:
-            handle, self._handle, self._answered = self._handle, None, -math.inf
+            handle, self._handle = self._handle, None
         if handle is not None:
             if not self._sees_folder:
                 with suppress(Exception):  # it is dead or busy

@@ -71,14 +71,15 @@ def _cell_ends(distribution: BaseDistribution) -> tuple[float, float, bool]:
 
 
 def joined(first: BaseDistribution, other: BaseDistribution) -> BaseDistribution | None:
-    """Return a distribution that holds the values of both, of the kind of the first; None of a choice and a range.
+    """Return a distribution that holds the values of both; None of a choice and a range.
 
     Example:
         >>> joined(IntDistribution(1, 4), IntDistribution(2, 8))
         IntDistribution(high=8, log=False, low=1, step=1)
     """
     if isinstance(first, CategoricalDistribution) and isinstance(other, CategoricalDistribution):
-        more = [choice for choice in other.choices if choice not in first.choices]
+        known = {(type(choice), choice) for choice in first.choices}
+        more = [choice for choice in other.choices if (type(choice), choice) not in known]
         return CategoricalDistribution([*first.choices, *more]) if more else first
     if isinstance(first, CategoricalDistribution) or isinstance(other, CategoricalDistribution):
         return None

@@ -213,7 +213,10 @@ class MemberJob(JobCallback):
         if before < trainer.steps_of(self._task.job.max_steps) <= self._step:
             self._ends = True
             self._resumable.before_validation()
-        followed = self._has_followers and _is_followed(trainer, self._validated, stepped=self._step > before)
+        followed = False
+        if self._has_followers:  # a rank may have logged what another has not, and all of them validate together
+            followed = _is_followed(trainer, self._validated, stepped=self._step > before)
+            followed = trainer.strategy.reduce_boolean_decision(followed, all=False)
         validate = self._ends or followed
         trainer.val_check_batch = 1 if validate else NEVER
         self._resumable.on_batch_end(trainer, may_validate=validate or trainer.is_last_batch)

@@ -56,12 +56,12 @@ class Limits:
         return None if total is None else count_of(self.unit, total)
 
     def check_failures(self, in_a_row: int, rows: Sequence[Row], last: str) -> None:
-        """Raise SearchFailedError if too many trials failed."""
+        """Raise SearchFailedError if too many trials failed, and the one that has ended now is among them."""
+        if not last:
+            return
         if self.max_failed >= 1:
             if in_a_row >= self.max_failed:
                 raise SearchFailedError(f"{in_a_row} trials in a row failed, the last one with: {last}")
-            return
-        if not in_a_row:
             return
         ended = [row for row in rows if row.state != "running"]
         failed = sum(row.state == "failed" for row in ended)
