@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 from optuna import create_study
 from optuna.distributions import FloatDistribution
@@ -250,9 +251,14 @@ def test_a_switch_is_true_or_false(tuner):
     assert ("synchronous" in names, "median_stopping" in names) == (tuner is PopulationTuner, tuner is BayesianTuner)
     trials = {"n_trials": 2} if tuner in (RandomTuner, BayesianTuner, OptunaTuner) else {}
     for name in names:
-        for value, meant in (("no", False), (1, True)):
+        for value, meant in (("no", False), (2, True)):
             with pytest.raises(ValueError, match=rf"`{name}` (must be True.*: write {name}={meant}|means nothing for)"):
                 tuner(LR, max_steps=400, monitor="val_loss", **trials, **{name: value})
+
+
+def test_a_switch_may_be_a_bool_of_numpy_or_a_number():
+    for value in (np.True_, np.False_, 0, 1):
+        tuned(shared=value, verbose=value)
 
 
 def test_there_are_at_least_eighty():
