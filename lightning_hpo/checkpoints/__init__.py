@@ -200,8 +200,7 @@ def remove_later(folder: Path, step: int) -> None:
 
     Where a file stands already, a ModelCheckpoint saves beside it, under a name of another version.
     """
-    for leftover in folder.glob(".*.ckpt.*.tmp"):
-        leftover.unlink()
+    _remove_all(folder.glob(".*.ckpt.*.tmp"))
     for file in sorted(folder.glob("*.ckpt")):
         if (outline(file) or {}).get("global_step", step) > step:
             remove(file)
@@ -223,7 +222,11 @@ def keep(path: str | os.PathLike[str], kept: str | os.PathLike[str]) -> None:
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Delete unfinished files that killed processes left beside ``path``."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    _remove_all(path.parent.glob(f".{path.name}.*.tmp"))
+
+
+def _remove_all(leftovers: Iterable[Path]) -> None:
+    for leftover in leftovers:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

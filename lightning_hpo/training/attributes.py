@@ -82,7 +82,7 @@ class Attributes:
         return [
             f"{key}.{name}"
             for key, name, value in parts
-            if isinstance(value, Iterator) and not isinstance(value, IOBase)
+            if isinstance(value, Iterator) and not isinstance(value, IOBase) and not _is_helper(value)
         ]
 
     def _grown(self, key: str, name: str, value: Any) -> Any:

@@ -1,5 +1,6 @@
 """A check of whether everything that follows a metric takes the same of its values for better."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,8 @@ import lightning.pytorch as pl
 
 from lightning_hpo.records import Mode
 from lightning_hpo.schedulers.direction import suggested
+
+_USUAL = re.compile(r"acc|auroc|f1|recall|precision|iou|dice|loss|error|mse|mae", re.IGNORECASE)
 
 
 class Directions(pl.Callback):
@@ -24,21 +27,26 @@ class Directions(pl.Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
         """Look at all callbacks, those of the module included."""
-        said = suggested(self._monitor)
-        if self._mode is not None and said not in (None, self._mode):
+        said = _surely(self._monitor)
+        if self._mode == "max" and said == "min":  # the other way round, the mode had to be given
             self.warnings.append(
                 f"the search has mode={self._mode!r} for {self._monitor!r}, {_words(said)}: "
                 f"give it mode={said!r} if that is not meant."
             )
         for owner, metric, mode in _followers(trainer):
             is_own = metric == self._monitor and self._mode is not None
-            better = self._mode if is_own else suggested(metric)
+            better = self._mode if is_own else _surely(metric)
             if better not in (None, mode):
                 reason = f"but the search has mode={better!r} for it" if is_own else _words(better)
                 self.warnings.append(
                     f"{owner} follows {metric!r} with mode={mode!r}, {reason}: give it mode={better!r}"
                     f"{'' if is_own else ' if that is not meant'}."
                 )
+
+
+def _surely(metric: str) -> Mode | None:
+    """Return the mode that a metric's name suggests, if it is one of the usual names: ``fid_score`` says little."""
+    return suggested(metric) if _USUAL.search(metric) else None
 
 
 def _words(mode: Mode | None) -> str:

@@ -182,7 +182,7 @@ class MemberJob(JobCallback):
 
     def after_start(self) -> None:
         """Put back what hooks at the start of training may have reset."""
-        self._resumable.begin()
+        self._resumable.begin(hparams=False)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read back what takes effect with an epoch."""

@@ -25,11 +25,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchmetrics import Metric
 
 from lightning_hpo.training.attributes import Attributes, mark_of, put_back, with_helpers
 from lightning_hpo.training.loaders import followed_objects, rewind
+from lightning_hpo.training.lr_schedule import nested
 from lightning_hpo.training.random_state import rng_state, set_rng_state
 from lightning_hpo.training.trainer import validation_is_due
 from lightning_hpo.training.trial_info import resume_in
@@ -125,10 +127,15 @@ class Resumable:
             loop.epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
             loop.epoch_loop._batches_that_stepped += not loop.epoch_loop._should_accumulate()  # noqa: SLF001  # as above
 
-    def begin(self) -> None:
-        """Put back what hooks after :meth:`on_train_start` may have reset; what comes next is a batch or an epoch."""
+    def begin(self, *, hparams: bool = True) -> None:
+        """Put back what hooks after :meth:`on_train_start` may have reset; what comes next is a batch or an epoch.
+
+        Hyperparameters only with ``hparams``: those of a population have been changed since.
+        """
         if self._restored is not None:
-            self._live.restore(self._restored["live"], with_stop=False)  # a stop that was asked for since counts
+            live = self._restored["live"]
+            changes = {k: v for k, v in live["attributes"].items() if hparams or not k.endswith(" hparams")}
+            self._live.restore({**live, "attributes": changes}, with_stop=False)  # a stop asked for since counts
             set_rng_state(self._restored["random"])
             if self._restored["point"] == "validated" and _returns_to_training(self._module):
                 self._module.on_validation_model_train()
@@ -204,7 +211,9 @@ class LiveState:
             "requires_grad": {name: flag for name, flag in gradients.items() if self._gradients.get(name) != flag},
             "training": dict(self.modes() if modes is None else modes),
             "buffers": {k: buffer for k, buffer in _other_buffers(self._module) if marks.get(k) != mark_of(buffer)},
-            "metrics": {k: value.detach().cpu().clone() for k, value in self._trainer.callback_metrics.items()},
+            "metrics": {
+                k: torch.as_tensor(v).detach().cpu().clone() for k, v in self._trainer.callback_metrics.items()
+            },
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
             "should_stop": self._trainer.should_stop and not self._trainer.stopped_by_job,
             "logged": _logged(self._trainer.fit_loop.epoch_loop._results),  # noqa: SLF001  # no public name
@@ -252,8 +261,9 @@ class LiveState:
         for index, callback in enumerate(self._trainer.callbacks):
             if _keeps_no_state(callback):
                 owners.append((f"callback.{index}.{type(callback).__qualname__}", callback))
-        known = (*self._trainer.optimizers, *(config.scheduler for config in self._trainer.lr_scheduler_configs))
-        others = {id(other) for other in (*followed_objects(self._trainer.train_dataloader), *known)}
+        schedules = (inner for config in self._trainer.lr_scheduler_configs for inner in nested(config.scheduler))
+        loaders = followed_objects(self._trainer.train_dataloader)
+        others = {id(other) for other in (*loaders, *self._trainer.optimizers, *schedules)}
         seen = others | {id(owner) for _, owner in owners}
         for key, owner in owners:
             seen.discard(id(owner))
@@ -276,7 +286,11 @@ def complete(module: pl.LightningModule, saved: Mapping[str, Any]) -> None:
 def _parts_of(module: pl.LightningModule) -> list[tuple[str, Any]]:
     """A module's submodules, and their hyperparameters."""
     parts: list[tuple[str, Any]] = [(f"model.{name}", submodule) for name, submodule in module.named_modules()]
-    return parts + [(f"{key} hparams", part.hparams) for key, part in parts if getattr(part, "hparams", None)]
+    return parts + [
+        (f"{key} hparams", part.hparams)
+        for key, part in parts
+        if isinstance(part, HyperparametersMixin) and part.hparams
+    ]
 
 
 def _other_buffers(module: pl.LightningModule) -> Iterator[tuple[str, torch.Tensor]]:
