@@ -1,5 +1,7 @@
 """A trial that is cut anywhere and continued equals one that is not, in the idioms of other people's modules."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -236,7 +238,7 @@ class Keeps(Net):
         self.save_hyperparameters()
         self.history, self.by_name = [0.5], {"epochs": [1.0]}
         self.part = torch.nn.Identity()
-        self.part.hparams = {"width": 64}  # not Lightning's
+        vars(self.part)["hparams"] = {"width": 64}  # not Lightning's
         self.dual = [torch.zeros(1, requires_grad=True)]
         self.dual_optimizer = torch.optim.Adam(self.dual, lr=0.1)
         self.dual_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.dual_optimizer, T_max=R)
@@ -249,7 +251,8 @@ class Keeps(Net):
 
     def on_train_epoch_end(self):
         self.hparams.beta *= 0.7
-        self.trainer.callback_metrics["by_hand"] = 0.8
+        metrics: dict[str, Any] = self.trainer.callback_metrics
+        metrics["by_hand"] = 0.8  # no tensor
         self.by_name["epochs"].append(1.0)
         self.by_name[f"epoch {self.current_epoch}"] = [0.1]
 
