@@ -79,7 +79,7 @@ def test_a_lost_actor_and_a_lost_node_cost_nothing(cluster, tmp_path):
 
 def test_a_population_has_the_lineage_of_one_process(cluster, tmp_path):
     options = {"population_size": 3, "interval": 5, "max_steps": 15, "monitor": "val_loss", "root": tmp_path}
-    options |= {"trainer": CPU, "verbose": False}
+    options |= {"trainer": CPU, "verbose": False, "synchronous": True}
     far = RayExecutor(workers=2, address=cluster.address)
     there = PopulationTuner(LR, name="ray", executor=far, **options).fit(Net, datamodule=Data)
     here = PopulationTuner(LR, name="here", **options).fit(Net, datamodule=Data)
