@@ -140,7 +140,9 @@ def test_worker_processes_with_classes_of_the_main_script(tmp_path):
     line = ["tune", "--trainer.accelerator", "cpu", "--space.model.lr", "loguniform(1e-3, 1)"]
     line += ["--space.data.batch_size", "choice(16, 32)", "--tuner", "HyperbandTuner", "--tuner.max_steps", "9"]
     line += ["--tuner.monitor", "val_loss", "--tuner.workers", "2", "--tuner.name", "two"]
-    line += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", str(tmp_path / "logs")]
+    # In full: a test that ran in this process may have made another class of this name.
+    line += ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger"]
+    line += ["--trainer.logger.save_dir", str(tmp_path / "logs")]
     code, out, err = Script(tmp_path, tmp_path / "main.py", *line, cwd=tmp_path).end()
     assert code == 0, err
     assert "failed" not in out
