@@ -7,13 +7,8 @@
     python train.py fit -c runs/<name>/best.yaml
 """
 
-import copy
-import re
 import sys
-import tempfile
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 try:
@@ -25,20 +20,16 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities import rank_zero_only
 
 import lightning_hpo
+from lightning_hpo.cli.dry_run import price
+from lightning_hpo.cli.messages import plain
 from lightning_hpo.cli.spaces import flat, whole_names
 from lightning_hpo.errors import UNFORESEEN, exit_code, leave
 from lightning_hpo.executors.ray import RayExecutor
-from lightning_hpo.records import CHECKPOINT, Job, Outcome, Task
 from lightning_hpo.reporting.console import Console
-from lightning_hpo.schedulers.units import STEPS
 from lightning_hpo.space import GRAMMAR, parse_space
-from lightning_hpo.text import hide_passwords, masked_config, say
-from lightning_hpo.training.builder import Builder
+from lightning_hpo.text import masked_config, say
 from lightning_hpo.training.config_builder import ConfigBuilder
-from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.tuners.base import Tuner
-from lightning_hpo.tuners.options import arguments_of
-from lightning_hpo.tuners.remedies import unknown_argument
 
 for _name in {*lightning_hpo.__all__} - {"HPOCLI"}:  # a class must be imported for its short name on the command line
     getattr(lightning_hpo, _name)
@@ -58,10 +49,6 @@ _DESCRIPTION = (
     "cannot be used, 130, 143 and 129 paused."
 )
 _OWN = ("space", "tuner", "dry_run")
-_TIMED_STEPS = 10
-_KEY = re.compile(r"Parser key \"(?P<name>\w+)\":\s+(?P<why>(?!Does not validate against any of the Union subtypes\s+"
-                  r"Subtypes: \[<class 'lightning_hpo).*)", re.DOTALL)  # fmt: skip
-_UNKNOWN = re.compile(r"given class_path '(?P<kind>[\w.]+)':\s+Option '(?P<name>\w+)' is not accepted")
 
 
 class _Parser(LightningArgumentParser):
@@ -69,7 +56,7 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> Any:
         """Print a message and exit, as ever."""
-        return super().error(_plain(message), *args, **kwargs)
+        return super().error(plain(message), *args, **kwargs)
 
 
 class HPOCLI(LightningCLI):
@@ -142,7 +129,11 @@ class HPOCLI(LightningCLI):
             shown = masked_config(value, name)
             _say(f"trainer.{name}={shown!r} of the config is not used: the tuner says how long and where a trial runs.")
         if dry_run:
-            _say_price(made, builder)
+            objective = made.objective(builder)
+            console = Console(objective.monitor, made.mode, verbose=True, unit=made.unit)
+            made.say_plan(console, f"plan of {type(made).__name__}; nothing is written", ())
+            for line in price(objective, made.plan(), made.planned_steps()):
+                console.line(line)
             return None
         return made.fit(builder)
 
@@ -189,82 +180,3 @@ def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:
             raise mistakes[0] from None
         raise
     return made
-
-
-def _say_price(tuner: Tuner, builder: Builder) -> None:
-    """Print the plan of a search, and what it would cost: optimizer steps, time, disk.
-
-    The time is an estimate from a trial in the middle of the space: one job of 1 and one of 11 optimizer steps, each
-    with its validation and checkpoint.
-
-    Raises:
-        ValueError: for every mistake that a search would find before its first training step.
-    """
-    objective = tuner.objective(builder)
-    console = Console(objective.monitor, tuner.mode, verbose=True, unit=tuner.unit)
-    tuner.say_plan(console, f"plan of {type(tuner).__name__}; nothing is written", ())
-    if (size := ranks_of(builder.distributed_arguments).size) > 1:
-        console.line(f"  not timed, as each trial trains in {size} processes")
-        return
-    objective.check()
-    params = objective.middle()
-    per_count = 1.0 if objective.checked_steps is None else objective.checked_steps / objective.max_steps
-    in_steps = copy.copy(objective)
-    in_steps.unit, in_steps.max_steps = STEPS, objective.checked_steps or objective.max_steps
-    fold = 0 if objective.folds else None
-    with tempfile.TemporaryDirectory() as folder:
-
-        def timed(name: str, steps: int) -> tuple[float, Outcome]:
-            start = time.perf_counter()
-            task = Task(Job(min(steps, in_steps.max_steps), trial=0, fold=fold), params, Path(folder) / name)
-            outcome = in_steps.run(task)
-            return time.perf_counter() - start, outcome
-
-        timed("warm-up", 1)
-        (short, first), (long, last) = timed("short", 1), timed("long", 1 + _TIMED_STEPS)
-        size = (Path(folder) / "long" / CHECKPOINT).stat().st_size
-    step = max(long - short, 0.0) / max(last.step - first.step, 1)
-    plan = tuner.plan()
-    jobs, counts = (sum(getattr(bracket, what) for bracket in plan) for what in ("jobs", "steps"))
-    steps = per_count * counts
-    share = tuner.planned_steps() / max(counts, 1)  # a limit can end the search before its plan does
-    job = max(short - step, 0.0)
-    console.line(
-        f"  a step takes {1e3 * step:.1f} ms, a job {1e3 * job:.0f} ms besides, a checkpoint {size / 1e6:.1f} MB"
-    )
-    if last.finished_early:
-        console.line(f"  a trial ends by itself ({last.ended}), so the plan is more than will be spent")
-    if plan and share:
-        console.line(f"  expected: {_clock(share * (jobs * job + steps * step))}")
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
-
-
-def _plain(message: str) -> str:
-    """Return jsonargparse's message, in short if it is about an option of the tuner."""
-    message = hide_passwords(message)
-    if not message.startswith('Parser key "tuner"'):
-        return message
-    if unknown := _UNKNOWN.search(message):
-        kind, name = unknown["kind"].rpartition(".")[2], unknown["name"]
-        known = arguments_of(getattr(lightning_hpo, kind)) if kind in lightning_hpo.__all__ else []
-        what = unknown_argument(kind, name, known).partition(f" {name!r}")[2].removesuffix(".")
-        return f"--tuner.{name} is no option of {kind}{what}.".replace("?.", "?")
-    wrong = _KEY.search(message, len("Parser key"))
-    if wrong is None:
-        return message
-    *accepted, _ = re.findall(r"Expected an? (.+?)(?:\. Got value|$)", wrong["why"], re.MULTILINE)  # the last: no tuner
-    value = re.search(r"(?:Got|Given) value: (.*)", wrong["why"])
-    if not accepted or value is None:
-        return message
-    return f"--tuner.{wrong['name']} must be {' or '.join(map(_type_name, accepted))}, got {value[1]}."
-
-
-def _type_name(text: str) -> str:
-    """A type for people."""
-    if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", text):
-        return f"one of {literal[1]}"
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("NoneType", "None")

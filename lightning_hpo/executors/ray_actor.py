@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hpo.atomic import atomic_write
-from lightning_hpo.checkpoints import previous_of
+from lightning_hpo.checkpoints.files import previous_of
 from lightning_hpo.errors import JobError, StorageError, WorkerStartError
 from lightning_hpo.executors.ray_worker import CONTROL, kept_files, signature_of
 from lightning_hpo.executors.watchdog import IdleTime

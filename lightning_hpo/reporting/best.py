@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, replacing
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference, outline
 from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, Mode, Row, reach
 from lightning_hpo.reporting.best_so_far import BestSoFar

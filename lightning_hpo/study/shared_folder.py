@@ -20,8 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.explore import Interval
 from lightning_hpo.schedulers.population import Rules

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.errors import JobError, StorageError
 from lightning_hpo.records import BEST_CHECKPOINT, CHECKPOINT, PAUSED, Outcome, Task

@@ -12,7 +12,8 @@ from lightning_hpo.training.builder import Builder, TrialComponents, fold_argume
 from lightning_hpo.training.folds import METHODS, has_attribute, has_methods
 from lightning_hpo.training.hyperparameters import Hyperparameters
 from lightning_hpo.training.leaves import same
-from lightning_hpo.training.rebuild import BUILDING, Build, Rebuild, reads, unread_names
+from lightning_hpo.training.rebuild import Build, Rebuild, unread_names
+from lightning_hpo.training.usage import BUILDING, reads
 
 
 class NameCheck(pl.Callback):

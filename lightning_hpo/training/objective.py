@@ -19,7 +19,7 @@ import lightning.pytorch as pl
 import optuna
 from optuna.samplers import RandomSampler
 
-from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_hpo import checkpoints
 from lightning_hpo.atomic import atomic_write, open_own
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import NO_KEY, Key
 from lightning_hpo.text import csv_cell
 

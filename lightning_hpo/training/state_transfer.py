@@ -22,7 +22,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_hpo.training.resumable import put_back_buffers
+from lightning_hpo.training.live_state import put_back_buffers
 
 State = dict[str, Any]
 

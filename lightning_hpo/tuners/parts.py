@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def data_of(datamodule: Any, train_dataloaders: Any, val_dataloaders: Any) -> Any:
     """Return what makes the data module of a trial, from what ``fit`` was given."""
-    from lightning_hpo.training.callable_builder import given_data  # noqa: PLC0415  # loads Lightning
+    from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
 
     return given_data(datamodule, train_dataloaders, val_dataloaders)
 

@@ -303,7 +303,7 @@ def answer(
 
 
 def _complete(module: Any, saved: Mapping[str, Any]) -> None:
-    from lightning_hpo.training.resumable import complete  # noqa: PLC0415  # it loads Lightning
+    from lightning_hpo.training.live_state import complete  # noqa: PLC0415  # it loads Lightning
 
     complete(module, saved)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from lightning_hpo import checkpoints
+from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.origin import difference
 from lightning_hpo.errors import SearchFailedError, failure_text
 from lightning_hpo.executors.base import Executor
