@@ -284,11 +284,11 @@ def best_row(rows: Sequence[Row], mode: Mode) -> Row | None:
     return (min if mode == "min" else max)(left, key=attrgetter("score"), default=None)
 
 
-def changed(before: Sequence[Row], rows: Sequence[Row], block: int = 100) -> list[int]:
-    """Return the numbers of the rows that are new or other objects than before; blocks of the same ones are fast."""
+def changed(before: Sequence[Row], rows: Sequence[Row]) -> list[int]:
+    """Return the numbers of the rows that are new or other objects than before."""
     shown = min(len(before), len(rows))
-    starts = [start for start in range(0, shown, block) if before[start : start + block] != rows[start : start + block]]
-    numbers = (number for start in starts for number in range(start, min(start + block, shown)))
+    blocks = [slice(start, min(start + 100, shown)) for start in range(0, shown, 100)]  # equal ones are passed over
+    numbers = [i for block in blocks if before[block] != rows[block] for i in range(block.start, block.stop)]
     return [*(number for number in numbers if before[number] is not rows[number]), *range(shown, len(rows))]
 
 

@@ -236,8 +236,9 @@ def nearest(name: object, known: Mapping[str, object] | Sequence[str], least: fl
 
 def require_bool(name: str, value: object, other: str | None = None) -> None:
     """Raise ValueError unless ``value`` is True or False, also as 0, 1 or NumPy's, or the text ``other``."""
-    is_number = isinstance(value, int) or getattr(getattr(value, "dtype", None), "kind", "") == "b"
-    if not (is_number and value in (0, 1)) and (other is None or value != other):
+    is_of_numpy = getattr(getattr(value, "dtype", None), "kind", "") == "b"
+    is_switch = (isinstance(value, int) or is_of_numpy) and value in (0, 1)
+    if not is_switch and (other is None or value != other):
         accepted = "True or False" if other is None else f"True, False or {other!r}"
         meant = str(value).strip().lower() not in ("", "no", "n", "false", "f", "off", "0", "0.0", "none")
         raise ValueError(f"`{name}` must be {accepted}, got {value!r}: write {name}={meant}.")

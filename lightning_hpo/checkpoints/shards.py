@@ -71,12 +71,17 @@ def _load(strategy: Any, own: Any, content: dict[str, Any], path: Path, weights_
     shards = content.pop(_PLACE, None)
     if shards is None:
         return own(path, weights_only=False)
-    folder = path.with_name(f".{path.name}.shards")
+    folder, failed = path.with_name(f".{path.name}.shards.tmp"), None
     if strategy.is_global_zero:
         import torch  # noqa: PLC0415  # as above
 
-        shards.write(folder)
-        torch.save(content, folder / _META)
+        try:
+            shards.write(folder)
+            torch.save(content, folder / _META)
+        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+            failed = error
+    if strategy.reduce_boolean_decision(failed is not None, all=False):  # no rank waits for one that has failed
+        raise OSError(f"the shards of {path} could not be written beside it") from failed
     loaded = own(folder, weights_only=False)
     strategy.barrier("lightning_hpo.shards")
     if strategy.is_global_zero:

@@ -117,7 +117,8 @@ class BestFiles:
         if found is None or found.get("global_step") != row.global_step:
             return config, ()
         steps = [step for step, _ in row.scored_from] or [row.global_step]
-        score = f"{self._monitor} = {row.score} at step {', '.join(map(str, steps))} of trial {row.number}"
+        where = f"at step {', '.join(map(str, steps))} of trial {row.number}"
+        score = f"{self._monitor} = {row.score} {where}"
         if self._complete_only:
             from lightning_hpo.study.lineage import phases_of, schedule  # noqa: PLC0415  # loads torch
 
@@ -128,18 +129,18 @@ class BestFiles:
         if note and row.scored_from:  # its other validations count too
             note["followed"] = True
         if row.folds:
-            score, note = self._of_fold(row, score, note)
+            score, note = self._of_fold(row, where, note)
         is_earlier = row.checkpoint_step < row.global_step
         keep = {"monitor": self._monitor, "mode": self._mode} if is_earlier else None
         return fit_config(config, row.seed, note, score, keep)
 
-    def _of_fold(self, row: Row, score: str, note: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _of_fold(self, row: Row, where: str, note: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Text of the score, and the note of a fit that a config with the last fold gives back; else an empty one."""
         fold = len(row.folds) - 1
         if not self._fold_arguments(fold):  # the data module is told by methods
-            return f"{score}, {over_folds(row)}", {}
-        whole = score.partition(" at step ")[2] + f", which has {row.score} {over_folds(row)}"
-        return f"{self._monitor} = {row.folds[-1]} on fold {fold} at step {whole}", note
+            return f"{self._monitor} = {row.score} {where}, {over_folds(row)}", {}
+        whole = f"which has {row.score} {over_folds(row)}"
+        return f"{self._monitor} = {row.folds[-1]} on fold {fold} {where}, {whole}", note
 
     def _budgeted(self, row: Row) -> Mapping[str, Any]:
         """Config of a trial with its full budget: ``max_epochs`` if that is whole, else ``max_steps``."""

@@ -92,10 +92,10 @@ class Console:
             least = "" if covers == "all" else "at least "
             scope = "each round" if covers == "round" else "in all"
             self.line(f"  {scope}: {trials} trials, {least}{jobs} jobs, {self.amount(steps)}")
-            seeds = sum(bracket.trials for bracket in brackets if bracket.label)
-            own = [row for row in rows if row.confirms is None]
-            if len(own) < len(rows) and len(own) < trials - seeds:
-                self.line(f"  up to {seeds} more trials, if others than those confirmed so far become the best")
+            confirming = sum(bracket.trials for bracket in brackets if bracket.label)
+            searched = sum(row.confirms is None for row in rows)
+            if searched < len(rows) and searched < trials - confirming:
+                self.line(f"  up to {confirming} more trials, if others than those confirmed so far become the best")
             if copies:
                 self.line(f"  members that copy go on as new trials: up to about {copies} more, in the same jobs")
             if covers == "round":

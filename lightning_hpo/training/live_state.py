@@ -25,8 +25,10 @@ State = dict[str, Any]
 _HOW = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx",
         "metric_attribute")  # fmt: skip
 _REDUCTIONS = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)  # all that `self.log` takes
-# What its `state_dict` leaves out, and what decides whether it saves at the end.
-_OF_MODEL_CHECKPOINT = ("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation")
+# Its folder, what its `state_dict` leaves out, and what decides whether it saves at the end.
+_OF_MODEL_CHECKPOINT = (
+    "dirpath", "_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation",
+)  # fmt: skip
 # Of a Trainer, that hooks of a module change and Lightning reads at each step or epoch.
 _SETTINGS = ("gradient_clip_val", "gradient_clip_algorithm", "check_val_every_n_epoch")
 
@@ -69,9 +71,10 @@ class LiveState:
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
             "should_stop": self._trainer.should_stop and not self._trainer.stopped_by_job,
             "logged": _logged(self._trainer.fit_loop.epoch_loop._results),  # noqa: SLF001  # no public name
-            "saved": [
-                {name: getattr(found, name) for name in _OF_MODEL_CHECKPOINT} for found in self._model_checkpoints()
-            ],
+            "saved": {
+                found.state_key: {name: getattr(found, name) for name in _OF_MODEL_CHECKPOINT}
+                for found in self._model_checkpoints()
+            },
             "settings": {k: now for k, now in self._settings_now().items() if now != self._settings[k]},
         }
 
@@ -89,11 +92,13 @@ class LiveState:
         for name, submodule in self._module.named_modules():
             submodule.training = state["training"].get(name, submodule.training)
         put_back_buffers(self._module, state["buffers"])
-        if "logged" in state:  # older checkpoints have neither
+        if "logged" in state:  # older checkpoints have none of the three
             _log_again(self._trainer, self._module, state["logged"])
             vars(self._trainer).update(state["settings"])
-            for callback, saved in zip(self._model_checkpoints(), state["saved"], strict=False):
-                vars(callback).update(saved)
+            for callback in self._model_checkpoints():
+                saved = state["saved"].get(callback.state_key, {})
+                if saved.get("dirpath") == callback.dirpath:  # else its files are not those of this trial
+                    vars(callback).update(saved)
         metrics = {name: torch.as_tensor(value).clone() for name, value in state["metrics"].items()}
         self._trainer.callback_metrics.update(metrics)
         self._trainer.accumulate_grad_batches = state["accumulate_grad_batches"]

@@ -199,7 +199,7 @@ class TrialTrainer(pl.Trainer):
         return self.max_steps if super().max_epochs in (None, -1) else super().estimated_stepping_batches
 
     fold: int | None = None
-    """Of the data."""
+    """Part of the data that validates; None without folds."""
     begins_at = -1
     """Optimizer step of the checkpoint that it goes on from."""
     failed_in_validation = False
