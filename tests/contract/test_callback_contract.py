@@ -42,7 +42,7 @@ from optuna.pruners import MedianPruner
 from lightning_hpo import BayesianTuner, HyperbandTuner, OptunaTuner, PopulationTuner, checkpoints
 from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
-from tests.training.test_exact import Data, Net
+from tests.support.idioms import Data, Net
 
 # What Lightning says of OnExceptionCheckpoint, and of ThroughputMonitor in a module that does not count its operations.
 pytestmark = pytest.mark.filterwarnings(r"ignore:.?\.fit\(ckpt_path=", "ignore:When using the `ThroughputMonitor`")

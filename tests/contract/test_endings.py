@@ -12,7 +12,8 @@ from lightning_hpo.errors import WRONG_CALL, ParameterMismatchError, exit_code
 from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
 from lightning_hpo.training.objective import Objective
-from tests.training.test_exact import BATCHES, Crash, Data, Net, R, TwoOptimizers
+from tests.support.idioms import BATCHES, Data, Net, R, TwoOptimizers
+from tests.training.test_exact import Crash
 
 SPACE = {"lr": "loguniform(1e-3, 1e-1)"}
 
@@ -122,7 +123,7 @@ def test_max_epochs_is_what_the_budget_makes_in_every_rung(tmp_path, trainer, ep
 
 
 def test_max_epochs_of_a_stream_is_refused_with_the_remedy(tmp_path):
-    from tests.training.test_exact import Endless
+    from tests.support.idioms import Endless
 
     with pytest.raises(Exception, match="trainer.max_epochs` is not known.*limit_train_batches"):
         RandomTuner(SPACE, monitor="val_loss", max_steps=4, n_trials=1, root=tmp_path, verbose=False).fit(

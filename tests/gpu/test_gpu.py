@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from lightning_hpo import HyperbandTuner, PopulationTuner, RandomTuner, checkpoints
-from tests.training.test_exact import Counts, Data, Net, Plateau, R, run
+from tests.support.idioms import Counts, Data, Net, Plateau, R
+from tests.training.test_exact import run
 from tests.training.test_shards import trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -7,7 +7,7 @@ import torchmetrics
 from torch import nn
 
 from lightning_hpo import PopulationTuner, RandomTuner
-from tests.training.test_exact import Data, Net
+from tests.support.idioms import Data, Net
 
 SPACE = {"lr": "loguniform(1e-2, 1)"}
 QUIET = {"accelerator": "cpu", "logger": False}

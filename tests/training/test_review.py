@@ -17,7 +17,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from lightning_hpo.interrupts import pausing_signals
 from lightning_hpo.training.apart import call_apart
-from tests.training.test_exact import BATCHES, CUTS, Data, Net, NetOfTwo, R, rows, run
+from tests.support.idioms import BATCHES, Data, Net, NetOfTwo, R, rows
+from tests.training.test_exact import CUTS, run
 
 
 def combined(mode):
