@@ -96,6 +96,37 @@ def test_an_iterator_that_begins_anew_is_warned_of(tmp_path):
         run(tmp_path, [R], Iterates, Data, {}, crash=(7,))
 
 
+class Countdown:
+    """An iterator with a state that a checkpoint holds."""
+
+    left = 1000
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.left -= 1
+        return self.left
+
+
+class Numbered(Net):
+    """Weighs its loss by an iterator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = Countdown()
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * next(self.numbers) / 1000
+
+
+def test_an_iterator_whose_state_is_kept_goes_on_without_a_warning(tmp_path):
+    (_, whole), (_, cut) = (
+        run(tmp_path / name, [R], Numbered, Data, {}, crash=crash) for name, crash in (("whole", ()), ("cut", (7,)))
+    )
+    torch.testing.assert_close(cut["state_dict"], whole["state_dict"], rtol=0, atol=0)
+
+
 class Crash(pl.Callback):
     def __init__(self, step):
         self.step = step

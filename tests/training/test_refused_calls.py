@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 
+import lightning.pytorch as pl
 import optuna
 import pytest
 import torch
@@ -26,6 +27,7 @@ from lightning_hpo import (
     Tuner,
 )
 from lightning_hpo.errors import StorageError, StudyInUseError, StudyMismatchError
+from lightning_hpo.training.directions import Directions
 from tests.support.small import Data, Net
 from tests.support.studies import study_of
 from tests.training.test_tuners import CPU, XY, loss, recorded
@@ -56,6 +58,15 @@ def test_a_mode_against_the_search_or_against_the_name_of_its_metric_is_warned_o
     ]  # fmt: skip
     first = warned(name="loss", monitor="val_loss", mode="max")[0]
     assert re.match(r"the search has mode='max' for 'val_loss', .* lower is better: give it mode='min' if", first)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("val_fid_score", "min"), ("anomaly_score", "min"), ("margin", "max")])
+def test_a_mode_that_a_name_says_little_about_is_not_warned_of(metric, mode):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[ModelCheckpoint(monitor=metric, mode=mode)])
+    for searched in (metric, "val_loss"):
+        check = Directions(searched, mode if searched == metric else "min")
+        check.on_fit_start(trainer, Net())
+        assert not check.warnings
 
 
 class TestRefuses:

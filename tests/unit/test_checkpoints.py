@@ -54,6 +54,15 @@ def test_truncated(tmp_path, share):
         checkpoints.load(path)
 
 
+@pytest.mark.parametrize("clear", [checkpoints.remove_later, checkpoints.remove_leftovers])
+def test_a_folder_of_shards_that_a_kill_left_is_removed(tmp_path, clear):
+    shards = tmp_path / ".last.ckpt.shards.tmp"
+    shards.mkdir()
+    (shards / "part").touch()
+    clear(*((tmp_path, 9) if clear is checkpoints.remove_later else (tmp_path / "last.ckpt",)))
+    assert not shards.exists()
+
+
 def test_a_damaged_file_falls_back_to_the_one_before(tmp_path):
     path = tmp_path / "last.ckpt"
     assert checkpoints.newest_intact(path) == (None, [])
