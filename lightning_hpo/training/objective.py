@@ -6,10 +6,9 @@ the user's own included, has the full budget as its horizon in each rung, and it
 
 import contextlib
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import call
 from pathlib import Path
@@ -24,11 +23,11 @@ from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.errors import UNFORESEEN, WRONG_CALL, exit_code
 from lightning_hpo.quiet import CHATTY, warnings_only
-from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Outcome, Row, Task, Work, never
+from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, Mode, Outcome, Row, Task, Work, never
 from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.direction import as_study, direction
 from lightning_hpo.schedulers.scores import ScoreRule
-from lightning_hpo.schedulers.units import read_budget
+from lightning_hpo.schedulers.units import Unit, read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.rows import ENDED, SEED, trial_seed
@@ -36,17 +35,17 @@ from lightning_hpo.study.trial_folders import identity_of, settle, study_id
 from lightning_hpo.text import listed
 from lightning_hpo.training import micro_batches
 from lightning_hpo.training.apart import call_apart
-from lightning_hpo.training.attachments import keep_states
+from lightning_hpo.training.attachments import Attachments, keep_states
 from lightning_hpo.training.builder import Builder, fold_arguments
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
 from lightning_hpo.training.directions import Directions
 from lightning_hpo.training.folds import FoldSetup, build_fold
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
-from lightning_hpo.training.name_checks import fold_checks
-from lightning_hpo.training.objective_options import ObjectiveOptions
+from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
 from lightning_hpo.training.plain_fit import written
 from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.random_state import one_thread
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
 from lightning_hpo.training.scores import Scores
@@ -54,6 +53,33 @@ from lightning_hpo.training.trainer import TrialTrainer
 from lightning_hpo.training.trial_info import scores_of_folds, trial_info, trial_of
 from lightning_hpo.training.trial_report import TrialReport
 from lightning_hpo.training.value_builder import ValueBuilder
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """What a tuner asks of an objective, beside what users give it.
+
+    Args:
+        unit: of the budget, if the scheduler counts parts of the unit that the budget was given in.
+        mode: whether lower or higher values of the metric are better; None goes by the study, or the metric's name.
+        also: further metrics that must be logged in validation: those of several objectives.
+        constraints: metrics that must be logged in validation, and are at most 0 in a feasible trial.
+        folds: number of folds that each trial is trained on; 0 trains on all data.
+        halves: whether a trial that is out of memory goes on with smaller batches.
+        check_on_one: whether the check uses one device although trials use several, which only workers have.
+        check_names: called with builder, space and parameters; makes what checks the names of the space.
+        attached: loggers and callbacks of each trial.
+    """
+
+    unit: Unit | None = None
+    mode: Mode | None = None
+    also: Sequence[str] = ()
+    constraints: Sequence[str] = ()
+    folds: int = 0
+    halves: bool = False
+    check_on_one: bool = False
+    check_names: Callable[..., NameCheck] = UnusedNames
+    attached: Attachments = field(default_factory=Attachments)
 
 
 class Objective:
@@ -100,7 +126,7 @@ class Objective:
         root: str | Path | None = None,
         stop_on_nan: bool = False,
         score: str = "last",
-        options: ObjectiveOptions = ObjectiveOptions(),  # noqa: B008  # it is frozen
+        options: ObjectiveOptions = ObjectiveOptions(),
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
@@ -182,7 +208,7 @@ class Objective:
             RuntimeError: if another thread of this process trains a trial.
         """
         assert task.job.trial is not None
-        with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
+        with one_thread(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
             begin, saved, is_own, parts = _begin(task, self.key, parts)
             target, fold, earlier = task.job.fit_steps, task.job.fold, task.job.max_steps - task.job.fit_steps
             whole, scores = build_fold(self.builder, task.params, fold, self.options.folds), self.scores(task)
@@ -351,27 +377,6 @@ def _wrong_call() -> Iterator[None]:
         if exit_code(error) == UNFORESEEN:
             error.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by errors.exit_code
         raise
-
-
-_TRAINS = threading.RLock()  # a trial may train others inside, in its own thread
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Refuse a second thread: both would draw from the same random numbers, and no trial could be repeated.
-
-    Raises:
-        RuntimeError: if another thread trains.
-    """
-    if not _TRAINS.acquire(blocking=False):
-        raise RuntimeError(
-            "another thread of this process trains a trial, and both would draw from the same random numbers: "
-            "use `n_jobs=1`, or OptunaTuner(workers=2) for two trials at a time in processes of their own"
-        )
-    try:
-        yield
-    finally:
-        _TRAINS.release()
 
 
 @contextlib.contextmanager

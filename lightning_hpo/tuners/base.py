@@ -53,8 +53,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
     from lightning_hpo.training.attachments import Attachments
-    from lightning_hpo.training.objective import Objective
-    from lightning_hpo.training.objective_options import ObjectiveOptions
+    from lightning_hpo.training.objective import Objective, ObjectiveOptions
 
 
 _DEFAULT = Parts()
@@ -320,7 +319,7 @@ class Tuner:
 def _objective_options(tuner: Tuner, attached: "Attachments") -> "ObjectiveOptions":
     """What a tuner asks of its objective, with the loggers and callbacks of each trial."""
     from lightning_hpo.training.name_checks import UnusedNames  # noqa: PLC0415  # loads Lightning
-    from lightning_hpo.training.objective_options import ObjectiveOptions  # noqa: PLC0415  # as above
+    from lightning_hpo.training.objective import ObjectiveOptions  # noqa: PLC0415  # as above
 
     goal = tuner._goal  # noqa: SLF001  # of this module
     return ObjectiveOptions(

@@ -7,7 +7,7 @@ import pytest
 from optuna.pruners import BasePruner, ThresholdPruner
 
 from lightning_hpo import Objective, OptunaTuner
-from lightning_hpo.training.objective_options import ObjectiveOptions
+from lightning_hpo.training.objective import ObjectiveOptions
 from lightning_hpo.tuners.search import Search
 from tests.contract.test_ledger import CPU, SPACE, Data, Net, options
 
