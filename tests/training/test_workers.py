@@ -60,7 +60,7 @@ class TestWorkers:
         assert len(pids - {os.getpid()}) == 2
         with pytest.raises(ValueError, match="`executor` is 2 and `workers` 3: leave `workers` out"):
             make(executor=2, workers=3)
-        with pytest.raises(TypeError, match="`executor` must be a number of worker processes or a RayExecutor, got 'r"):
+        with pytest.raises(TypeError, match="`executor` must be a number of worker processes, a RayExecutor or a Subm"):
             make(executor="ray")
         with pytest.raises(ValueError, match="`workers` must be an int >= 1, got 0"):
             RayExecutor(workers=0)
