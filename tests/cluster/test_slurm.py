@@ -41,7 +41,10 @@ def test_preempted_elements_are_queued_again_and_the_study_is_made_once(tmp_path
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
+        cwd=tmp_path,
+    )
+    assert printed.stderr == ""
+    printed = printed.stdout
     assert "#SBATCH --time=1:00:00\n" in printed
     (tmp_path / "job.sh").write_text(printed)
 
