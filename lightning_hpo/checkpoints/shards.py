@@ -56,7 +56,7 @@ def save(strategy: Any, content: dict[str, Any], path: Path, storage_options: An
     Raises:
         OSError: on each rank, if one of them could not write.
     """
-    from torch.distributed.checkpoint import CheckpointException  # noqa: PLC0415  # heavy, as below
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  # heavy, as below
 
     folder, failed = path.with_name(f".{path.name}.shards.tmp"), None
     if strategy.is_global_zero:  # before the strategy tells the other ranks where to write

@@ -218,9 +218,8 @@ class TrialTrainer(pl.Trainer):
         if not shards.writes_folder(self.strategy):
             super().save_checkpoint(filepath, weights_only, storage_options)
         elif not getattr(self.strategy.checkpoint_io, "closed", False):
-            with self.profiler.profile("save_checkpoint"):
-                content = self._checkpoint_connector.dump_checkpoint(weights_only)
-                shards.save(self.strategy, content, Path(filepath), storage_options)
+            content = self._checkpoint_connector.dump_checkpoint(weights_only)
+            shards.save(self.strategy, content, Path(filepath), storage_options)
 
     def epochs_of_budget(self) -> int | None:
         """Return the epochs of the budget, the last included if it is not whole; None if they are not known."""
