@@ -62,7 +62,7 @@ def train(job, params):
         print(job.trial, job.max_steps, file=file)
     return (params["x"] - 0.3) ** 2 + 1 / job.max_steps
 
-result = Tuner({"x": "uniform(0, 1)"}, Hyperband(3, 3), root=folder, name="s", verbose=False, max_retries=1,
+result = Tuner({"x": "uniform(0, 1)"}, Hyperband(9, 2), root=folder, name="s", verbose=False, max_retries=1,
     executor=SubmititExecutor(2, {"timeout_min": 60}, "local")).optimize(train)
 print(json.dumps([[row.params["x"], [*row.values.items()], row.state] for row in result.rows]))
 """
@@ -78,7 +78,7 @@ def test_a_killed_job_and_a_killed_driver_cost_nothing(tmp_path):
     (tmp_path / "go").touch()  # the job that has lost its driver goes on
     code, out, err = Script(tmp_path, tmp_path / "script.py", tmp_path).end()
     assert code == 0, err
-    here = Tuner(X, Hyperband(3, 3), root=tmp_path, name="here", verbose=False).optimize(loss)
+    here = Tuner(X, Hyperband(9, 2), root=tmp_path, name="here", verbose=False).optimize(loss)
     rows = json.loads(out.splitlines()[-1])
     assert rows == [[row.params["x"], [[*pair] for pair in row.values.items()], row.state] for row in here.rows]
     assert (tmp_path / "killed").exists()
