@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import time
 
 import pytest
 
@@ -51,10 +50,9 @@ def test_a_signal_is_a_pause(tmp_path, number, code):
     process = Script(tmp_path, SEARCH, root=tmp_path)
     process.wait_for("step 12")
     process.send_signal(number)
-    sent = time.monotonic()
     returned, out, err = process.end()
-    assert time.monotonic() - sent < 5
     assert returned == code
+    assert "finished" not in out
     last = err.strip().splitlines()[-1]
     assert re.match(rf"lightning_hpo: paused by {number.name}; .* is kept in .*; run the same command", last)
     before = last_step(out)
@@ -100,17 +98,18 @@ print(*(row.state for row in result.rows))
 
 
 def test_a_second_ctrl_c_means_now(tmp_path):
-    process = Script(
-        tmp_path,
-        "RandomTuner(X, max_steps=1, n_trials=2, root=ROOT, name='s')"
-        ".optimize(lambda job, params: print('at work', flush=True) or time.sleep(60))",
-    )
-    process.wait_for("at work")
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None  # it waits for the call to end
-    process.send_signal(signal.SIGINT)
-    assert process.end(timeout=5)[0] != 0
+    search = """
+def interrupted(job, params):
+    for press in ("first", "second"):
+        os.kill(os.getpid(), signal.SIGINT)
+        print("after the", press, flush=True)
+
+RandomTuner(X, max_steps=1, n_trials=2, root=ROOT, name="s").optimize(interrupted)
+"""
+    code, out, err = run(tmp_path, search)
+    assert code == 130, err
+    assert "after the first" in out  # the search waits for the call to end
+    assert "after the second" not in out
 
 
 def test_a_requeue_by_slurm_loses_no_step(tmp_path):

@@ -52,6 +52,7 @@ def asks(name):
 
 
 def test_metrics_of_torchmetrics_ask_for_the_mode_where_more_is_better_and_only_there():
+    assert {more for _, more in metrics()} >= {True, False}
     for name, more in metrics():
         for written in (name, f"val_{name}", f"val/{name}", f"val{name}"):
             if more is True:

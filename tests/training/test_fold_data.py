@@ -134,7 +134,7 @@ class TooFew(Cut):
 
 
 def test_more_folds_than_the_data_have_parts_are_found_before_training(tmp_path):
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="list index out of range"):
         RandomTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path)).fit(Plain, datamodule=TooFew)
     assert not (tmp_path / "s").exists()
 

@@ -330,6 +330,7 @@ def test_a_continued_member_keeps_its_hyperparameters(tmp_path, schedule):
     again.fit(net, datamodule=data, ckpt_path=saved, weights_only=True)
     assert seen[0][0] == 30
     assert seen[0][1:] == pytest.approx([asked.params[name] for name in ("weight_decay", "dropout")])
+    assert len(net.rates) == 5
     for step, rates in enumerate(net.rates, 30):
         assert rates == pytest.approx([rate * asked.params["lr"] / 0.1 for rate in plain.rates[step]])
     assert data.sizes[0] == asked.params["data.batch_size"]

@@ -240,6 +240,7 @@ def test_the_winner_is_replayed_by_a_plain_trainer(uninterrupted, tmp_path):
         enable_checkpointing=False,
         default_root_dir=tmp_path,
     ).fit(net, datamodule=Data())
+    assert len(net.rates) == STEPS
     for step, rates in enumerate(net.rates):
         asked = next(value for start, value in reversed(schedule) if start <= step) / (1 + step / 20)
         assert rates == pytest.approx([asked, asked / 10])
