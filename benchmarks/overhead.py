@@ -102,7 +102,7 @@ def per_job(jobs: int, rounds: int) -> None:
         runs = [[1e3 * seconds / jobs for seconds in run] for run in runs]
         means = [statistics.median(column) for column in zip(*runs, strict=True)]
         added = [sorted(run[2] - run[kind] for run in runs) for kind in (0, 1)]
-        spread = [f"{statistics.median(one):>8.1f} {one[0]:>7.1f} {one[-1]:>7.1f}" for one in added]
+        spread = [f"{statistics.median(times):>8.1f} {times[0]:>7.1f} {times[-1]:>7.1f}" for times in added]
         print(
             f"{steps:>5} {means[0]:>7.1f} {means[1]:>7.1f} {means[2]:>7.1f} {spread[0]:>24} {spread[1]:>24}", flush=True
         )
@@ -120,15 +120,15 @@ def per_decision() -> None:
                     Row(n, {"lr": 0.1, "hidden": 16, "dropout": 0.1}, {1: float(n)}, state="pruned")
                     for n in range(count)
                 ]
-                asker = SamplerAdapter(RandomSampler(), space, mode="min", seed=0)
+                adapter = SamplerAdapter(RandomSampler(), space, mode="min", seed=0)
                 notes = [{}] * count
-                asker.ask(rows, notes, 1)
+                adapter.ask(rows, notes, 1)
                 times = []
                 for _ in range(30):
                     started = time.process_time()
                     job = scheduler.next(rows)
                     if job.trial is None and what != "next":
-                        asker.ask(rows, notes, 1)
+                        adapter.ask(rows, notes, 1)
                     times.append(time.process_time() - started)
                 cost[count] = 1e6 * min(times)
             print(

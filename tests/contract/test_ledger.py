@@ -234,7 +234,7 @@ def failing(error, above, from_step):
     return Fails
 
 
-class TestOneAnswer:
+class TestBestFilesAndStudyAgree:
     @pytest.mark.parametrize("error", [True, False], ids=["raises", "NaN"])
     @pytest.mark.parametrize("above", [0.5, 2.0], ids=["some", "all"])
     @pytest.mark.parametrize("make", [ASHATuner, HyperbandTuner])
@@ -344,7 +344,7 @@ class TestTrialFolders:
             file.unlink()
         with pytest.warns(UserWarning, match="files of other trials are moved aside") as told:
             again = make(**options(tmp_path, keep_checkpoints=True)).fit(Net, datamodule=Data)
-        assert len({str(one.message) for one in told if "moved aside" in str(one.message)}) == 1
+        assert len({str(warning.message) for warning in told if "moved aside" in str(warning.message)}) == 1
         assert len(steps) == 2 * count
         assert [row.values for row in again.rows] == [row.values for row in first.rows]
         assert_one_answer(again, tmp_path / "s")

@@ -134,7 +134,7 @@ def test_a_trial_that_diverges_stops_at_the_step(tmp_path):
     assert len([line for line in steps.read_text().splitlines() if "/0001 " in line]) == 7
 
 
-def test_losses_on_another_device_are_looked_at_together():
+def test_losses_on_another_device_are_read_together():
     """A tensor that says it is on a GPU, whose values cost a wait: no loss is looked at in the step."""
 
     class Loss(torch.Tensor):

@@ -74,7 +74,7 @@ def test_a_signal_is_a_pause(tmp_path, number, code):
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
-def test_a_signal_after_the_last_look_at_it_fails_no_trial(tmp_path, hook):
+def test_a_signal_after_the_last_check_for_one_fails_no_trial(tmp_path, hook):
     """The module's hook runs after those of callbacks."""
     search = f"""
 class Hit(Net):
@@ -97,7 +97,7 @@ print(*(row.state for row in result.rows))
     assert out.splitlines()[-1] == "complete complete"
 
 
-def test_a_second_ctrl_c_means_now(tmp_path):
+def test_a_second_ctrl_c_ends_the_search_at_once(tmp_path):
     search = """
 def interrupted(job, params):
     for press in ("first", "second"):

@@ -65,7 +65,7 @@ def test_each_trial_is_run_once_and_every_process_sees_the_end(tmp_path):
     ]
 
 
-def test_one_or_several_but_not_both(tmp_path):
+def test_shared_and_unshared_searches_exclude_each_other(tmp_path):
     def busy(job, params):
         (tmp_path / "at work").touch()
         time.sleep(30)
@@ -119,7 +119,7 @@ def test_the_trial_of_a_dead_process_is_taken_over_from_its_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("shift", [3600, -3600])
-def test_no_clock_decides(tmp_path, shift):
+def test_a_wrong_clock_changes_nothing(tmp_path, shift):
     """One process's wall clock is an hour off, and jumps back."""
     wrong = f"""
 import datetime
@@ -274,7 +274,7 @@ def test_processes_that_start_at_once_may_tidy_each_others_probes_away(tmp_path,
 
 
 @pytest.mark.parametrize("seen", [True, False])
-def test_one_storage_and_two_roots_are_found_out(tmp_path, seen):
+def test_one_storage_with_two_roots_is_refused(tmp_path, seen):
     """At the start; or, if the other root cannot be seen, when both have worked on one trial.
 
     The locks are in the root, so the second process takes the first one's trial for a dead one's.

@@ -196,4 +196,4 @@ def test_numbers_of_numpy_among_choices_are_plain_numbers():
     numbers: Any = [np.int64(3), np.float32(0.5), torch.tensor(7)]
     (distribution,) = parse_space({"k": Choice(numbers)}).values()
     assert distribution.choices == (3, 0.5, 7)
-    assert [type(one) for one in distribution.choices] == [int, float, int]
+    assert [type(choice) for choice in distribution.choices] == [int, float, int]

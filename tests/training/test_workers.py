@@ -47,7 +47,7 @@ class TestWorkers:
             (row.params, row.values, row.state) for row in two.trials()
         ]
 
-    def test_they_stay_alive(self, tmp_path):
+    def test_workers_run_many_jobs(self, tmp_path):
         result = RandomTuner(X, max_steps=1, n_trials=12, workers=2, root=tmp_path, name="f").optimize(where)
         pids = {row.values[1] for row in result.trials()}
         assert len(pids) == 2
@@ -141,7 +141,7 @@ class TestWorkers:
             for child in multiprocessing.active_children():
                 child.kill()
 
-    def test_what_cannot_be_sent_is_named(self, tmp_path):
+    def test_a_function_that_cannot_be_pickled_is_named(self, tmp_path):
         with pytest.raises(TypeError, match="can be imported by name"):
             RandomTuner(X, max_steps=1, n_trials=2, workers=2, root=tmp_path, name="f").optimize(
                 lambda job, params: 0.0
@@ -260,7 +260,7 @@ if __name__ == "__main__":
     assert "trials 4" in start(code).end()[1]
 
 
-def test_gpus_are_dealt():
+def test_gpus_are_divided_among_workers():
     assert gpu_shares([], 2, 1) == [None, None]
     assert gpu_shares(["0", "1"], 2, 1) == ["0", "1"]
     assert gpu_shares(["0", "1"], 3, 1) == ["0", "1", "0"]

@@ -28,12 +28,12 @@ from lightning_hpo._moved import _HOMES
         ("lineage", "replay"),
     ],
 )
-def test_an_old_path_gives_the_name(module, name):
+def test_an_old_import_path_gives_the_name(module, name):
     found = importlib.import_module(f"lightning_hpo.{module}")
     assert getattr(found, name).__name__ == name
 
 
-def test_every_home_is_there_and_another_name_is_an_error():
+def test_every_moved_module_exists_and_an_unknown_name_is_an_error():
     for homes in _HOMES.values():
         for home in homes.split():
             importlib.import_module(f"lightning_hpo.{home}")

@@ -135,13 +135,13 @@ class TestAnySampler:
     def test_a_model_asks_near_the_best_of_the_rung(self, sampler):
         rows, _ = play(RandomSampler(), 150)
         step = model_rung(rows, 50)
-        rows = [Row(one.number, one.params, {step: one.values[step]}) for one in rows if step in one.values]
+        rows = [Row(row.number, row.params, {step: row.values[step]}) for row in rows if step in row.values]
         rows = [Row(number, one.params, one.values) for number, one in enumerate(rows)]
         asked = [
             SamplerAdapter(sampler(), SPACE, mode="min", seed=seed).ask(rows, [{}] * len(rows), 1)[0]
             for seed in range(30)
         ]
-        near = sum(abs(one["x"] - 0.3) < 0.2 and abs(math.log10(one["y"]) + 2) < 0.8 for one in asked)
+        near = sum(abs(params["x"] - 0.3) < 0.2 and abs(math.log10(params["y"]) + 2) < 0.8 for params in asked)
         assert near < 12 if sampler is RandomSampler else near > 15
 
     @pytest.mark.parametrize("sampler", [lambda: TPESampler(constant_liar=True), GPSampler, RandomSampler])
@@ -152,13 +152,13 @@ class TestAnySampler:
             params, note = adapter.ask(rows, notes, 1)
             rows.append(Row(len(rows), params, target=1))
             notes.append(note)
-        assert len({tuple(one.params.values()) for one in rows[30:]}) == 8
+        assert len({tuple(row.params.values()) for row in rows[30:]}) == 8
 
     def test_a_share_is_random_by_the_steps_at_which_a_trial_is_judged_first(self):
         def drawn(share, trials=400):
             rows, _ = play(Witness(), trials, random_share=lambda steps: share if steps == 1 else 0.0)
-            short = [one.params["x"] != 0.5 for one in rows if 1 in one.values]
-            long = [one.params["x"] != 0.5 for one in rows if 1 not in one.values and one.values]
+            short = [row.params["x"] != 0.5 for row in rows if 1 in row.values]
+            long = [row.params["x"] != 0.5 for row in rows if 1 not in row.values and row.values]
             assert long
             assert not any(long)
             return sum(short) / len(short)

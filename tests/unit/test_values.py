@@ -183,7 +183,7 @@ def spaces(draw):
         texts = dict.fromkeys(space, "int(1, 4)")
     conditional = {}
     for name, text in texts.items():
-        parents = [one for one in conditional if conditional[one].startswith("int(1, 4)")]
+        parents = [other for other in conditional if conditional[other].startswith("int(1, 4)")]
         if parents and draw(st.booleans()):
             test = draw(st.sampled_from(["> 1", "in (1, 2)", "!= 3"]))
             conditional[name] = f"{text} if {draw(st.sampled_from(parents))} {test}"

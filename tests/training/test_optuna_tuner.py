@@ -1,4 +1,4 @@
-"""Optuna's door: its samplers, pruners, storages and studies over Trainer.fit."""
+"""Optuna's samplers, pruners, storages and studies in OptunaTuner."""
 
 import json
 import multiprocessing
