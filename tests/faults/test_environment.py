@@ -1,4 +1,4 @@
-"""Unusual environments: a user without a home, output that goes nowhere, signals, processes that may have no children."""
+"""Unusual environments: a user without a home, output that goes nowhere, signals, processes without children."""
 
 import os
 import pathlib
