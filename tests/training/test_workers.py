@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -59,7 +60,7 @@ class TestWorkers:
         assert len(pids - {os.getpid()}) == 2
         with pytest.raises(ValueError, match="`executor` is 2 and `workers` 3: leave `workers` out"):
             make(executor=2, workers=3)
-        with pytest.raises(TypeError, match="`executor` must be a number of worker processes or a RayExecutor, got 'r"):
+        with pytest.raises(TypeError, match="`executor` must be a number of worker processes, a RayExecutor or a Subm"):
             make(executor="ray")
         with pytest.raises(ValueError, match="`workers` must be an int >= 1, got 0"):
             RayExecutor(workers=0)
@@ -258,6 +259,32 @@ if __name__ == "__main__":
     assert left == 130, err
     assert "paused by SIGINT" in err.splitlines()[-1]
     assert "trials 4" in start(code).end()[1]
+
+
+@pytest.mark.parametrize(("job", "collection", "after"), [(1, 3, [0, 3, 6, 9]), (3, 3, list(range(12))), (0.1, 3, [0])])
+def test_jobs_shorter_than_a_collection_are_collected_together(tmp_path, monkeypatch, job, collection, after):
+    """On a clock of the test: a job takes ``job`` seconds, a garbage collection ``collection``."""
+    now, trials, collected = [0.0], [], []
+
+    def f(job_of_trial, params):
+        trials.append(job_of_trial.trial)
+        now[0] += job
+        return params["x"]
+
+    def collecting(phase, info):
+        if phase == "start" and trials:
+            now[0] += collection
+            collected.append(trials[-1])
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    gc.callbacks.append(collecting)
+    gc.disable()  # only what the tuner collects
+    try:
+        RandomTuner(X, max_steps=1, n_trials=12, root=tmp_path, verbose=False).optimize(f)
+    finally:
+        gc.enable()
+        gc.callbacks.remove(collecting)
+    assert collected == after
 
 
 def test_gpus_are_divided_among_workers():
