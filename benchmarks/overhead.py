@@ -136,15 +136,15 @@ def per_decision() -> None:
                     Row(n, {"lr": 0.1, "hidden": 16, "dropout": 0.1}, {1: float(n)}, state="pruned")
                     for n in range(count)
                 ]
-                asker = SamplerAdapter(RandomSampler(), space, mode="min", seed=0)
+                adapter = SamplerAdapter(RandomSampler(), space, mode="min", seed=0)
                 notes = [{}] * count
-                asker.ask(rows, notes, 1)
+                adapter.ask(rows, notes, 1)
                 times = []
                 for _ in range(30):
                     started = time.process_time()
                     job = scheduler.next(rows)
                     if job.trial is None and what != "next":
-                        asker.ask(rows, notes, 1)
+                        adapter.ask(rows, notes, 1)
                     times.append(time.process_time() - started)
                 cost[count] = 1e6 * min(times)
             print(

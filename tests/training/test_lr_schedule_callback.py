@@ -243,7 +243,7 @@ def test_frequency_is_refused():
         ({"name": "cosine", "warmup": -3}, ValueError, "-3"),
         ({"name": "cosine", "max_lr": 0.1, "min_lr": 0.2}, ValueError, "0.2 > 0.1"),
         ({"warmup": 3}, TypeError, "no `name`"),
-        ({"on_resume": "stretch"}, ValueError, "stretch"),
+        ({"on_resume": "widen"}, ValueError, "widen"),
     ],
 )
 def test_bad_arguments_fail_at_construction(arguments, error, message):

@@ -138,7 +138,7 @@ def test_validation_is_split_by_itself(tmp_path):
 
 
 @pytest.mark.parametrize("on_oom", ["fail", "halve"])
-def test_what_cannot_be_helped_fails_its_trial(tmp_path, on_oom):
+def test_a_trial_that_fits_into_memory_in_no_part_fails(tmp_path, on_oom):
     """A sampler takes such trials for infeasible, and goes elsewhere."""
 
     class Wide(Heavy):

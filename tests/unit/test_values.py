@@ -97,10 +97,7 @@ class TestDelivery:
         assert written["model"]["cfg"]["opt"]["lr"] == best["model.cfg.opt.lr"]
         assert written["model"]["sizes"] == list(best["sizes"])
         assert written["model"]["act"] == best["act"].__name__
-        stored = optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path}/r/study.db") if (
-            tmp_path / "r" / "study.db"
-        ).exists() else result.study  # fmt: skip
-        assert isinstance(stored.trials[0].params["act"], str)
+        assert isinstance(result.study.trials[0].params["act"], str)
 
     def test_a_function_receives_values_too(self, tmp_path):
         got = []
@@ -186,7 +183,7 @@ def spaces(draw):
         texts = dict.fromkeys(space, "int(1, 4)")
     conditional = {}
     for name, text in texts.items():
-        parents = [one for one in conditional if conditional[one].startswith("int(1, 4)")]
+        parents = [other for other in conditional if conditional[other].startswith("int(1, 4)")]
         if parents and draw(st.booleans()):
             test = draw(st.sampled_from(["> 1", "in (1, 2)", "!= 3"]))
             conditional[name] = f"{text} if {draw(st.sampled_from(parents))} {test}"
