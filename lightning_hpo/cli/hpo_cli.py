@@ -24,8 +24,8 @@ from lightning_hpo.cli.dry_run import price
 from lightning_hpo.cli.messages import plain
 from lightning_hpo.cli.spaces import flat, whole_names
 from lightning_hpo.errors import UNFORESEEN, exit_code, leave
-from lightning_hpo.executors.queued_jobs import SubmititExecutor
 from lightning_hpo.executors.ray import RayExecutor
+from lightning_hpo.executors.submitit_executor import SubmititExecutor
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.text import masked_config, say

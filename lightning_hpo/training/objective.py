@@ -39,12 +39,12 @@ from lightning_hpo.training.attachments import Attachments, keep_states
 from lightning_hpo.training.builder import Builder, fold_arguments
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.directions import Directions
 from lightning_hpo.training.folds import FoldSetup, build_fold
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
 from lightning_hpo.training.plain_fit import written
-from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.random_state import one_thread
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
