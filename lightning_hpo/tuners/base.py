@@ -5,8 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from lightning_hpo.errors import explained
-from lightning_hpo.records import Job, Mode, Row
-from lightning_hpo.reporting.console import Console
+from lightning_hpo.records import Job, Mode
 from lightning_hpo.reporting.result import Result
 from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
 from lightning_hpo.schedulers.folds import fit_steps
@@ -16,7 +15,7 @@ from lightning_hpo.training.builder import Builder
 from lightning_hpo.tuners.functions import FunctionWork
 from lightning_hpo.tuners.options import Options, validate_names
 from lightning_hpo.tuners.parts import Parts, Setup
-from lightning_hpo.tuners.prepare import prepared, say_plan
+from lightning_hpo.tuners.prepare import prepared
 from lightning_hpo.tuners.remedies import checked_call, validate_function
 from lightning_hpo.tuners.retrain import retrain
 from lightning_hpo.tuners.run import Target
@@ -165,7 +164,9 @@ class Tuner:
             StudyPaused: after Ctrl-C, SIGTERM or SIGHUP; everything is saved.
         """
         with explained(None):
-            data = _data_of(datamodule, train_dataloaders, val_dataloaders)
+            from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
+
+            data = given_data(datamodule, train_dataloaders, val_dataloaders)
             objective = self.objective(model, datamodule=data)
             parts, work = [model or self._builder, data], self.setup.parts.work(objective)
             target = Target.of(objective, work, parts, self.space.deliver)
@@ -227,10 +228,6 @@ class Tuner:
                 search.run()
             return search.answer(partial(retrain, self, lambda tuner: tuner.optimize(function)))
 
-    def say_plan(self, console: Console, title: str, rows: Sequence[Row]) -> None:
-        """Print what is about to happen."""
-        say_plan(self.setup, console, title, rows)
-
 
 def _objective_options(setup: Setup, attached: "Attachments") -> "ObjectiveOptions":
     """What a tuner asks of its objective, with the loggers and callbacks of each trial."""
@@ -248,10 +245,3 @@ def _objective_options(setup: Setup, attached: "Attachments") -> "ObjectiveOptio
         check_names=setup.parts.check_names or UnusedNames,
         attached=attached,
     )
-
-
-def _data_of(datamodule: Any, train_dataloaders: Any, val_dataloaders: Any) -> Any:
-    """Return what makes the data module of a trial, from what ``fit`` was given."""
-    from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
-
-    return given_data(datamodule, train_dataloaders, val_dataloaders)
