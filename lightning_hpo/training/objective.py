@@ -103,7 +103,7 @@ class Objective:
             s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
             checked after every step, on other devices before each checkpoint and validation.
         score: what the validations of a trial make its score: ``"last"``, ``"best"`` or ``"mean(k)"``, as for tuners.
-        options: what a tuner asks for besides.
+        options: what a tuner asks for besides; in a loop of your own, the further metrics of several objectives.
 
     Raises:
         TypeError: if ``model`` or ``data`` is an instance, not a class or function.

@@ -319,9 +319,8 @@ def _callbacks_of(rows: Sequence[Row], study: str, folder: RunFolder, target: Ta
 
 
 def _restored(objective: Any, trial: Trial) -> list[Any]:
-    restored: list[Any] = objective.options.attached.restored(
-        trial, objective.key
-    )  # the key is there once the run is open
+    key = objective.key  # that of the run, once it is open
+    restored: list[Any] = objective.options.attached.restored(trial, key)
     return restored
 
 
