@@ -283,8 +283,8 @@ def table():
             if shared:
                 ranks = np.argsort(np.argsort([[means[m][p] for p in shared] for m in full], axis=0), axis=0) + 1
                 ranked = dict(zip(full, ranks.mean(axis=1), strict=True))
-                cells = " | ".join(f"{ranked[m]:.2f}" if m in ranked else "-" for m in methods)
-                print(f"| **mean rank** on {len(shared)} | {cells} |")
+                by_method = " | ".join(f"{ranked[m]:.2f}" if m in ranked else "-" for m in methods)
+                print(f"| **mean rank** on {len(shared)} | {by_method} |")
     print("\n### four asked at once: mean regret at 100 evaluations, same seeds\n\n| problem | at once | one by one |")
     print("|---|---|---|")
     for name in PROBLEMS:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         UnreadableStateError,
         WorkerStartError,
     )
+    from lightning_hpo.executors.queued_jobs import SubmititExecutor
     from lightning_hpo.executors.ray import RayExecutor
     from lightning_hpo.lr_schedules import (
         ClosedFormLR,
@@ -79,6 +80,7 @@ _NAMES = {
         "SearchFailedError StorageError StudyInUseError StudyMismatchError StudyPaused UnreadableStateError "
         "WorkerStartError"
     ),
+    "executors.queued_jobs": "SubmititExecutor",
     "executors.ray": "RayExecutor",
     "lr_schedules": (
         "ClosedFormLR CosineLR CosineRestartsLR InverseSqrtLR LinearDecayLR ReplayLR StepDecayLR "
@@ -107,9 +109,10 @@ __all__ = [  # noqa: RUF022  # in alphabetical order
     "LightningHPOError", "LinearDecayLR", "MedianStopping", "MultiFidelitySampler", "Objective", "OptunaTuner",
     "ParameterMismatchError", "PopulationBasedTraining", "PopulationReplay", "PopulationTuner", "RandomTuner",
     "RankLostError", "RayExecutor", "ReplayLR", "Result", "Row", "Scheduler", "SearchFailedError", "StepDecayLR",
-    "StorageError", "StudyInUseError", "StudyMismatchError", "StudyPaused", "SuccessiveHalving", "TrialReport",
-    "TrialValidation", "Tuner", "UnreadableStateError", "WarmupCosineLR", "WarmupStableDecayLR", "WorkerStartError",
-    "choice", "create_optuna_study", "make_lr_schedule", "parse_space", "plot_lr_schedule", "replay", "when",
+    "StorageError", "StudyInUseError", "StudyMismatchError", "StudyPaused", "SubmititExecutor", "SuccessiveHalving",
+    "TrialReport", "TrialValidation", "Tuner", "UnreadableStateError", "WarmupCosineLR", "WarmupStableDecayLR",
+    "WorkerStartError", "choice", "create_optuna_study", "make_lr_schedule", "parse_space", "plot_lr_schedule",
+    "replay", "when",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from lightning_hpo.cli.dry_run import price
 from lightning_hpo.cli.messages import plain
 from lightning_hpo.cli.spaces import flat, whole_names
 from lightning_hpo.errors import UNFORESEEN, exit_code, leave
+from lightning_hpo.executors.queued_jobs import SubmititExecutor
 from lightning_hpo.executors.ray import RayExecutor
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.space import GRAMMAR, parse_space
@@ -173,8 +174,9 @@ def _make_tuner(config: Namespace, space: Mapping[str, Any]) -> Tuner:
             raise
 
     config = parser.parse_object({"tuner": config})
+    kinds = (Tuner, RayExecutor, SubmititExecutor)
     try:
-        made: Tuner = parser.instantiate(config, instantiators=[(make, Tuner, True), (make, RayExecutor, True)]).tuner
+        made: Tuner = parser.instantiate(config, instantiators=[(make, kind, True) for kind in kinds]).tuner
     except Exception:
         if mistakes:  # said plainly, without what the parser adds
             raise mistakes[0] from None

@@ -276,7 +276,7 @@ from threadpoolctl import threadpool_info
 from lightning_hpo.samplers import GaussianProcessSampler
 
 def threads():
-    return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 study = optuna.create_study(sampler=GaussianProcessSampler(seed=0))
