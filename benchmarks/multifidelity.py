@@ -136,14 +136,14 @@ METHODS: dict[str, Entry] = {
 }
 
 
-def play(method: Method, of: Problem, workers: int) -> dict[str, Any]:
-    """Simulate one run up to the largest budget.
+def play(method: Method, of: Problem, workers: int, budget: float = BUDGETS[-1]) -> dict[str, Any]:
+    """Simulate one run up to a budget, in units of R.
 
     Returns:
         trace: [worker-epochs / R, regret] at each improvement; busy: share of worker time spent training; trials;
         ms: CPU milliseconds per question, the mean over the run.
     """
-    limit = BUDGETS[-1] * of.max_epochs / workers
+    limit = budget * of.max_epochs / workers
     now, busy, seconds, questions, trials = 0.0, 0.0, 0.0, 0, 0
     best = math.inf
     trace: list[list[float]] = []

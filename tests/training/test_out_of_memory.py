@@ -42,7 +42,7 @@ class Late(Heavy):
 
 class HeavyInValidation(Roomy):
     def validation_step(self, batch, batch_idx):
-        if len(batch[0]) > 100:
+        if len(batch[0]) > 50:
             raise torch.OutOfMemoryError("CUDA out of memory")
         super().validation_step(batch, batch_idx)
 
@@ -132,7 +132,7 @@ def test_validation_is_split_by_itself(tmp_path):
     tuner = RandomTuner({"data.batch_size": "choice(200)"}, n_trials=1, max_steps=2, **options(tmp_path, name="s"))
     result = tuner.fit(HeavyInValidation, datamodule=ValData)
     assert notes(result)[0]["batch_size"] == 200
-    assert notes(result)[0]["val_batch_size"] == 100
+    assert notes(result)[0]["val_batch_size"] == 50
     other = RandomTuner({"data.batch_size": "choice(200)"}, n_trials=1, max_steps=2, **options(tmp_path, name="t"))
     assert other.fit(Roomy, datamodule=ValData).best_score == pytest.approx(result.best_score, rel=1e-5)
 
