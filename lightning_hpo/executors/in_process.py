@@ -60,7 +60,7 @@ class InProcess:
             future.set_exception(error)
         ended = time.monotonic()
         self._since += ended - begun
-        if self._since >= self._collecting:
+        if self._since >= self._collecting or future.exception() is not None:  # a failed one may hold a full device
             gc.collect()
             self._collecting, self._since = time.monotonic() - ended, 0.0
         return future

@@ -98,7 +98,7 @@ class MemberFits:
         try:
             with quiet_and_seeded(objective.seed, task.member, task.job.seed, alone=False):
                 built = objective.builder.build(params)
-                own_callbacks = objective.attached.attach(built, _first_trial(task, first_row(saved)))
+                own_callbacks = objective.options.attached.attach(built, _first_trial(task, first_row(saved)))
                 trainer = make_trainer(
                     built,
                     task.folder,

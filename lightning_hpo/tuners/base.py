@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.cli import LightningCLI
 
-    from lightning_hpo.training.objective import Objective
+    from lightning_hpo.training.attachments import Attachments
+    from lightning_hpo.training.objective import Objective, ObjectiveOptions
 
 
 _DEFAULT = Parts()
@@ -225,15 +226,15 @@ class Tuner:
             model: as for :meth:`fit`.
             datamodule: as for :meth:`fit`, but no object.
         """
-        from lightning_hpo.training.attachments import attachments  # noqa: PLC0415  # loads Lightning
-        from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # loads Lightning, which a function needs not
+        from lightning_hpo.training.attachments import attachments  # noqa: PLC0415  # loads Lightning, which a function needs not
+        from lightning_hpo.training.objective import Objective  # noqa: PLC0415  # as above
 
         if (model := model or self._builder) is None:
             raise TypeError("`model` is missing: give the class of a LightningModule, or a function that returns one.")
         if self.monitor is None:
             raise ValueError("`monitor` is missing: name a metric that the module logs in validation, e.g. 'val_loss'.")
         attached, trainer = attachments(self._trials.logger, self._trials.callbacks, self._trials.trainer or {}, model)
-        objective = Objective(
+        return Objective(
             model,
             self._define or self.space,
             data=datamodule,
@@ -244,13 +245,8 @@ class Tuner:
             checkpoint_every=self._trials.checkpoint_every,
             stop_on_nan=self._trials.stop_on_nan,
             score=self._goal.score,
+            options=_objective_options(self, attached),
         )
-        objective.attached = attached
-        objective.unit, objective.mode, objective.halves = self.unit, self.mode, self._trials.on_oom == "halve"
-        objective.check_on_one, objective.folds = not self._workers.in_process, getattr(self.scheduler, "folds", 0)
-        objective.also, objective.constraints = (*map(str, self._goal.monitors[1:]),), self._goal.constraints
-        objective.check_names = self._parts.check_names or objective.check_names
-        return objective
 
     @checked_call
     def optimize(self, function: Callable[[Job, Mapping[str, Any]], float]) -> Result:
@@ -318,6 +314,25 @@ class Tuner:
         """Print what is about to happen."""
         space = {} if self._define else self.space
         console.plan(title, space, self.plan(), rows, covers=self.plan_covers, stops=self._limits.texts())
+
+
+def _objective_options(tuner: Tuner, attached: "Attachments") -> "ObjectiveOptions":
+    """What a tuner asks of its objective, with the loggers and callbacks of each trial."""
+    from lightning_hpo.training.name_checks import UnusedNames  # noqa: PLC0415  # loads Lightning
+    from lightning_hpo.training.objective import ObjectiveOptions  # noqa: PLC0415  # as above
+
+    goal = tuner._goal  # noqa: SLF001  # of this module
+    return ObjectiveOptions(
+        unit=tuner.unit,
+        mode=tuner.mode,
+        also=tuple(map(str, goal.monitors[1:])),
+        constraints=goal.constraints,
+        folds=getattr(tuner.scheduler, "folds", 0),
+        halves=tuner._trials.on_oom == "halve",  # noqa: SLF001  # as above
+        check_on_one=not tuner._workers.in_process,  # noqa: SLF001  # as above
+        check_names=tuner._parts.check_names or UnusedNames,  # noqa: SLF001  # as above
+        attached=attached,
+    )
 
 
 def _observers(tuner: Tuner, run: Run, title: str) -> list[Observer]:

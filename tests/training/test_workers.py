@@ -48,7 +48,7 @@ class TestWorkers:
             (row.params, row.values, row.state) for row in two.trials()
         ]
 
-    def test_they_stay_alive(self, tmp_path):
+    def test_workers_run_many_jobs(self, tmp_path):
         result = RandomTuner(X, max_steps=1, n_trials=12, workers=2, root=tmp_path, name="f").optimize(where)
         pids = {row.values[1] for row in result.trials()}
         assert len(pids) == 2
@@ -125,7 +125,7 @@ class TestWorkers:
         os.waitpid(in_a_child(dies_with_the_lock), 0)
         pause = threading.Thread(target=processes.pause, daemon=True)
         pause.start()
-        pause.join(10)
+        pause.join(120)
         assert not pause.is_alive()
         assert processes._pause.value == 1
 
@@ -142,7 +142,7 @@ class TestWorkers:
             for child in multiprocessing.active_children():
                 child.kill()
 
-    def test_what_cannot_be_sent_is_named(self, tmp_path):
+    def test_a_function_that_cannot_be_pickled_is_named(self, tmp_path):
         with pytest.raises(TypeError, match="can be imported by name"):
             RandomTuner(X, max_steps=1, n_trials=2, workers=2, root=tmp_path, name="f").optimize(
                 lambda job, params: 0.0
@@ -216,7 +216,7 @@ def test_kill_9_of_the_parent_leaves_no_orphan_and_loses_nothing(start):
         time.sleep(chance.uniform(0.1, 0.7))
         children = descendants(process.pid)
         process.kill()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while any(map(alive, children)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert children
@@ -287,7 +287,7 @@ def test_jobs_shorter_than_a_collection_are_collected_together(tmp_path, monkeyp
     assert collected == after
 
 
-def test_gpus_are_dealt():
+def test_gpus_are_divided_among_workers():
     assert gpu_shares([], 2, 1) == [None, None]
     assert gpu_shares(["0", "1"], 2, 1) == ["0", "1"]
     assert gpu_shares(["0", "1"], 3, 1) == ["0", "1", "0"]
