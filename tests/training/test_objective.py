@@ -388,7 +388,7 @@ class WithDefaults(Net):
 
 
 def test_default_arguments_that_training_may_change_are_each_trials_own():
-    objective = Objective(WithDefaults, {}, data=Data, monitor="val_loss", max_steps=4)
+    objective = Objective(WithDefaults, lambda trial: {}, data=Data, monitor="val_loss", max_steps=4)
     first = objective.build_model({})
     first.given["step"] = 1
     first.settings.widths.append(16)
