@@ -98,7 +98,7 @@ def ray_tune(workers: int, jobs: int, sleep: Callable[[Mapping[str, float]], flo
 
     clock = Clock()
 
-    class Ends(tune.Callback):  # type: ignore[misc]  # Ray has no types here
+    class Ends(tune.Callback):
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # Ray calls it so
             clock.note()
 

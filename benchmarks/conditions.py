@@ -40,10 +40,10 @@ def function(params):
 
 def curve(space, sampler, seed, trials):
     """Best value so far, after each trial."""
-    asker = SamplerAdapter(sampler, parse_space(space), mode="min", seed=seed)
+    adapter = SamplerAdapter(sampler, parse_space(space), mode="min", seed=seed)
     rows, notes, best = [], [], []
     for number in range(trials):
-        params, note = asker.ask(rows, notes, 1)
+        params, note = adapter.ask(rows, notes, 1)
         value = function(params)
         rows.append(Row(number, params=params, values={1: value}, state="complete"))
         notes.append(note)
@@ -86,7 +86,7 @@ def main():
             curves = [curve(space, make(seed), seed, given.trials) for seed in range(given.seeds)]
             cells = ""
             for mark in marks:
-                regrets = [one[mark - 1] for one in curves]
+                regrets = [curve[mark - 1] for curve in curves]
                 cells += f"{statistics.median(regrets):>14.2e}{statistics.mean(regrets):>14.2e}"
             print(f"{name:<38}{kind:<14}{cells}  {time.perf_counter() - start:.0f} s", flush=True)
 

@@ -122,8 +122,8 @@ def main() -> None:
         print(f"{seed:>4} " + " ".join(f"{value:>15.4f}" for value in rows[-1]), flush=True)
     columns = list(zip(*rows, strict=True))
     print("mean " + " ".join(f"{statistics.fmean(column):>15.4f}" for column in columns))
-    for name, plain, other in (("test", columns[0], columns[1]), ("expected", columns[2], columns[3])):
-        gaps = [before - after for before, after in zip(plain, other, strict=True)]
+    for name, without, other in (("test", columns[0], columns[1]), ("expected", columns[2], columns[3])):
+        gaps = [before - after for before, after in zip(without, other, strict=True)]
         error = statistics.stdev(gaps) / math.sqrt(len(gaps))
         print(f"{name}: confirmed is better by {statistics.fmean(gaps):.4f} (standard error {error:.4f})")
 

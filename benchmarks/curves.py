@@ -170,8 +170,8 @@ class Synthetic:
         rng = np.random.default_rng(0)
         units = rng.uniform(size=(5000, len(self.space)))
         low = self._curve(units, epoch) + self._noise / math.sqrt(epoch) * rng.standard_normal(5000)
-        ranks = [np.argsort(np.argsort(values)) for values in (low, self._curve(units, self.max_epochs))]
-        return float(np.corrcoef(*ranks)[0, 1])
+        noisy, final = (np.argsort(np.argsort(values)) for values in (low, self._curve(units, self.max_epochs)))
+        return float(np.corrcoef(noisy, final)[0, 1])
 
     def _curve(self, units: NDArray[np.float64], epoch: int) -> NDArray[np.float64]:
         """Values without noise at ``units`` of shape (n, dims)."""

@@ -37,14 +37,14 @@ def milliseconds(sampler: BaseSampler, rows: list[Row], questions: int) -> list[
     """CPU of each (decision, suggestion) while the table grows; the first one fills the view and is left out."""
     of = problem("digits")
     scheduler = asynchronous_hyperband(of.max_epochs)
-    asker = SamplerAdapter(sampler, of.space, mode="min", seed=0)
+    adapter = SamplerAdapter(sampler, of.space, mode="min", seed=0)
     notes: list[Mapping[str, Any]] = [{}] * len(rows)
     rows = list(rows)
     spent = []
     for _ in range(questions + 1):
         began = time.process_time()
         scheduler.next(rows)
-        params, note = asker.ask(rows, notes, 1)
+        params, note = adapter.ask(rows, notes, 1)
         spent.append(1000 * (time.process_time() - began))
         rows.append(Row(len(rows), params, {1: of.value(params, 1)}))
         notes.append(note)

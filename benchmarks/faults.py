@@ -18,10 +18,11 @@ from unittest import mock
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent.parent / "examples")]
 warnings.simplefilter("ignore")
 
-from examples.digits import DigitsData, DigitsNet  # noqa: E402
+from digits import DigitsData, DigitsNet  # noqa: E402
+
 from lightning_hpo import HyperbandTuner, checkpoints  # noqa: E402
 from lightning_hpo.quiet import warnings_only  # noqa: E402
 from lightning_hpo.study import fingerprint as fingerprints  # noqa: E402

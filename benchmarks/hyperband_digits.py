@@ -9,6 +9,7 @@ import statistics
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,7 +22,7 @@ from digits import SPACE, DigitsData, DigitsNet  # noqa: E402
 from lightning_hpo import HyperbandTuner, RandomTuner, Tuner  # noqa: E402
 
 
-def best(tuner: type[Tuner], seed: int, max_steps: int, total_steps: int, **arguments: int) -> float:
+def best(tuner: Callable[..., Tuner], seed: int, max_steps: int, total_steps: int, **arguments: int) -> float:
     with tempfile.TemporaryDirectory() as root:
         search = tuner(
             SPACE,

@@ -12,7 +12,7 @@ import warnings
 
 import lightning.pytorch as L
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_hpo.callbacks import LRSchedule
@@ -40,7 +40,7 @@ def seconds_per_step(scheduler, steps):
 def against_torch(groups, rounds=9):
     steps = max(50, 20_000 // groups)
     horizon = 2 * rounds * steps
-    candidates = {"torch CosineAnnealingLR": CosineAnnealingLR(optimizer(groups), horizon)}
+    candidates: dict[str, LRScheduler] = {"torch CosineAnnealingLR": CosineAnnealingLR(optimizer(groups), horizon)}
     for name in LR_SCHEDULES:
         decay = {"decay": 1.0} if name == "warmup_stable_decay" else {}  # no cheap phase: all of it is decay
         candidates[name] = make_lr_schedule(name, optimizer(groups), max_steps=horizon, warmup=0, **decay)

@@ -46,9 +46,9 @@ SEEDS = 20
 class Ours:
     """A scheduler and a sampler of this project, over rows in memory."""
 
-    def __init__(self, scheduler: Scheduler, sampler: BaseSampler, of: Problem, seed: int, **asker: Any) -> None:
+    def __init__(self, scheduler: Scheduler, sampler: BaseSampler, of: Problem, seed: int, **options: Any) -> None:
         self.scheduler = scheduler
-        self.asker = SamplerAdapter(sampler, of.space, mode="min", seed=seed, **asker)
+        self.adapter = SamplerAdapter(sampler, of.space, mode="min", seed=seed, **options)
         self.rows: list[Row] = []
         self.notes: list[Mapping[str, Any]] = []
 
@@ -57,7 +57,7 @@ class Ours:
         if job is None:
             return None
         if job.trial is None:
-            params, notes = self.asker.ask(self.rows, self.notes, job.max_steps)
+            params, notes = self.adapter.ask(self.rows, self.notes, job.max_steps)
             number = len(self.rows)
             self.rows.append(Row(number, params, target=job.max_steps))
             self.notes.append(notes)
@@ -85,8 +85,8 @@ def gaussian_process() -> BaseSampler:
     return GaussianProcessSampler(seed=0)
 
 
-def ours(make_scheduler: Callable[[int], Scheduler], make_sampler: Callable[[], BaseSampler], **asker: Any) -> Any:
-    return lambda of, seed: Ours(make_scheduler(of.max_epochs), make_sampler(), of, seed, **asker)
+def ours(make_scheduler: Callable[[int], Scheduler], make_sampler: Callable[[], BaseSampler], **options: Any) -> Any:
+    return lambda of, seed: Ours(make_scheduler(of.max_epochs), make_sampler(), of, seed, **options)
 
 
 def tuner(name: str) -> Callable[[Problem, int], Method]:
@@ -96,7 +96,7 @@ def tuner(name: str) -> Callable[[Problem, int], Method]:
         import lightning_hpo
 
         made = getattr(lightning_hpo, name)(of.space, max_steps=of.max_epochs, min_steps=1, timeout=1.0, seed=seed)
-        sampler, share = made._goal.sampler, made._parts.propose.keywords["random_share"]  # noqa: SLF001  # the rule itself is measured
+        sampler, share = made.setup.goal.sampler, made.setup.parts.propose.keywords["random_share"]
         return Ours(made.scheduler, sampler, of, seed, random_share=share)
 
     return make
@@ -136,14 +136,14 @@ METHODS: dict[str, Entry] = {
 }
 
 
-def play(method: Method, of: Problem, workers: int) -> dict[str, Any]:
-    """Simulate one run up to the largest budget.
+def play(method: Method, of: Problem, workers: int, budget: float = BUDGETS[-1]) -> dict[str, Any]:
+    """Simulate one run up to a budget, in units of R.
 
     Returns:
         trace: [worker-epochs / R, regret] at each improvement; busy: share of worker time spent training; trials;
         ms: CPU milliseconds per question, the mean over the run.
     """
-    limit = BUDGETS[-1] * of.max_epochs / workers
+    limit = budget * of.max_epochs / workers
     now, busy, seconds, questions, trials = 0.0, 0.0, 0.0, 0, 0
     best = math.inf
     trace: list[list[float]] = []

@@ -110,7 +110,7 @@ def differences(runs: Runs, workers: int, problems: Sequence[str], ours: str = O
         if theirs.ndim != 3 or mine.shape != theirs.shape or not theirs.size:
             continue
         apart = (mine - theirs).mean(axis=1)  # (budgets, seeds)
-        cells = " | ".join(f"{one.mean():+.4f} ± {standard_error(one):.4f}" for one in apart)
+        cells = " | ".join(f"{gap.mean():+.4f} ± {standard_error(gap):.4f}" for gap in apart)
         yield f"| {other} | {cells} |"
 
 

@@ -35,16 +35,14 @@ from tests.support.small import Data, Net  # noqa: E402
 SPACE = {"lr": "loguniform(1e-3, 1)", "hidden": "logint(16, 17)", "dropout": "uniform(0, 0.5)"}
 
 
-def bare(steps: int, jobs: int, *, checkpoints: bool = False) -> float:
-    """CPU seconds of the plain loop: build, fit to ``steps`` with a validation at the end, free the memory.
+def bare(steps: int, *, checkpoints: bool) -> float:
+    """CPU seconds of a plain fit to ``steps`` with a validation at the end: build, train, free the memory.
 
     With ``checkpoints``, Lightning's own ModelCheckpoint saves every 25 steps, as the tuner does.
     """
     started = time.process_time()
-    gc.freeze()
-    for _ in range(jobs):
-        folder = tempfile.TemporaryDirectory()
-        callbacks = [ModelCheckpoint(folder.name, every_n_train_steps=25, save_top_k=1)] if checkpoints else []
+    with tempfile.TemporaryDirectory() as folder:
+        callbacks = [ModelCheckpoint(folder, every_n_train_steps=25, save_top_k=1)] if checkpoints else []
         trainer = pl.Trainer(
             callbacks=callbacks,
             accelerator="cpu",
@@ -58,21 +56,41 @@ def bare(steps: int, jobs: int, *, checkpoints: bool = False) -> float:
             num_sanity_val_steps=0,
         )
         trainer.fit(Net(), datamodule=Data())
-        del trainer
-        folder.cleanup()
-        gc.collect()
-    gc.unfreeze()
+    del trainer, callbacks
+    gc.collect()
     return time.process_time() - started
 
 
-def tuned(steps: int, jobs: int) -> float:
-    """CPU seconds of the tuner for the same fits, with study, checkpoints and the check before the first one."""
+class InTurn:
+    """Runs two plain fits after each job of a search, one that saves nothing first, and notes CPU seconds of the three.
+
+    The time of a job counts from the end of the plain fits before it, so it holds the decision, the study and the
+    search's files too. The first job is left out.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._began: float | None = None
+        self.seconds: list[tuple[float, float, float]] = []
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, JobEnded):
+            job = None if self._began is None else time.process_time() - self._began
+            plain = [bare(self._steps, checkpoints=checkpoints) for checkpoints in (False, True)]
+            if job is not None:
+                self.seconds.append((plain[0], plain[1], job))
+            gc.freeze()  # what the plain fits have loaded, as the tuner does with what was there before
+            self._began = time.process_time()
+
+
+def in_turn(steps: int, jobs: int) -> list[tuple[float, float, float]]:
+    """CPU seconds of plain fits, plain fits that save, and jobs of a search."""
+    turns = InTurn(steps)
     with tempfile.TemporaryDirectory() as root:
-        started = time.process_time()
-        RandomTuner(
+        Tuner(
             SPACE,
-            max_steps=steps,
-            n_trials=jobs,
+            FullBudget(steps, jobs + 1),
+            sampler=RandomSampler(seed=0),
             monitor="val_loss",
             root=root,
             trainer={
@@ -82,29 +100,27 @@ def tuned(steps: int, jobs: int) -> float:
                 "logger": False,
             },
             verbose=False,
+            parts=Parts(observers=lambda _: [turns]),
         ).fit(Net, datamodule=Data)
-        return time.process_time() - started
+    return turns.seconds
 
 
-def per_job(jobs: int, rounds: int) -> None:
-    print(
-        "CPU ms per job: bare fit; fit with ModelCheckpoint every 25 steps; tuner;"
-        " and what the tuner adds to each (median, min, max)"
-    )
-    print(f"{'steps':>5} {'bare':>7} {'saving':>7} {'tuner':>7} {'added to bare':>24} {'added to saving':>24}")
+def per_job(jobs: int) -> None:
+    print("CPU ms per job: bare fit; fit with ModelCheckpoint every 25 steps; tuner (medians);")
+    print("and what the tuner adds to each: median of the differences in turn (quartiles), share of the fit")
+    print(f"{'steps':>5} {'bare':>7} {'saving':>7} {'tuner':>7} {'added to bare':>30} {'added to saving':>30}")
     for steps in (10, 25, 50, 100, 300):
-        bare(steps, 2), tuned(steps, 2)
-        # The difference of two searches leaves out what a search costs once (making the study, checking the model).
-        runs = [
-            (bare(steps, jobs), bare(steps, jobs, checkpoints=True), tuned(steps, jobs + 5) - tuned(steps, 5))
-            for _ in range(rounds)
-        ]
-        runs = [[1e3 * seconds / jobs for seconds in run] for run in runs]
-        means = [statistics.median(column) for column in zip(*runs, strict=True)]
-        added = [sorted(run[2] - run[kind] for run in runs) for kind in (0, 1)]
-        spread = [f"{statistics.median(one):>8.1f} {one[0]:>7.1f} {one[-1]:>7.1f}" for one in added]
+        columns = [[1e3 * seconds for seconds in column] for column in zip(*in_turn(steps, jobs), strict=True)]
+        medians = [statistics.median(column) for column in columns]
+        texts = []
+        for plain, median in zip(columns[:2], medians[:2], strict=True):
+            low, middle, high = statistics.quantiles(
+                [ours - theirs for ours, theirs in zip(columns[2], plain, strict=True)], n=4
+            )
+            texts.append(f"{middle:.1f} ({low:.1f}, {high:.1f}), {middle / median:.0%}")
         print(
-            f"{steps:>5} {means[0]:>7.1f} {means[1]:>7.1f} {means[2]:>7.1f} {spread[0]:>24} {spread[1]:>24}", flush=True
+            f"{steps:>5} {medians[0]:>7.1f} {medians[1]:>7.1f} {medians[2]:>7.1f} {texts[0]:>30} {texts[1]:>30}",
+            flush=True,
         )
 
 
@@ -120,15 +136,15 @@ def per_decision() -> None:
                     Row(n, {"lr": 0.1, "hidden": 16, "dropout": 0.1}, {1: float(n)}, state="pruned")
                     for n in range(count)
                 ]
-                asker = SamplerAdapter(RandomSampler(), space, mode="min", seed=0)
+                adapter = SamplerAdapter(RandomSampler(), space, mode="min", seed=0)
                 notes = [{}] * count
-                asker.ask(rows, notes, 1)
+                adapter.ask(rows, notes, 1)
                 times = []
                 for _ in range(30):
                     started = time.process_time()
                     job = scheduler.next(rows)
                     if job.trial is None and what != "next":
-                        asker.ask(rows, notes, 1)
+                        adapter.ask(rows, notes, 1)
                     times.append(time.process_time() - started)
                 cost[count] = 1e6 * min(times)
             print(
@@ -201,14 +217,13 @@ def records(root: Path, storage: str | None, count: int) -> tuple[float, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=40, help="jobs of each length, in turn with plain fits")
     parser.add_argument("--only", choices=["jobs", "decisions", "study", "long"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with warnings_only("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         if arguments.only in (None, "jobs"):
-            per_job(arguments.jobs, arguments.rounds)
+            per_job(arguments.jobs)
         if arguments.only in (None, "decisions"):
             per_decision()
         if arguments.only in (None, "study"):

@@ -113,7 +113,7 @@ def toy_run(rules, ready):
     theta = np.full((2, 2), 0.9)
     params = [{"h0": 1.0, "h1": 0.0}, {"h0": 0.0, "h1": 1.0}]
     for step in range(1, 201):
-        h = np.array([[one["h0"], one["h1"]] for one in params])
+        h = np.array([[values["h0"], values["h1"]] for values in params])
         theta = theta - 0.02 * h * theta
         if rules is not None and step % ready == 0:
             table = {m: MemberScore(1.2 - float((theta[m] ** 2).sum()), params[m]) for m in range(2)}
@@ -290,11 +290,11 @@ def ray():
 
     def family():
         seconds, memory = {}, 0
-        for one in [mine, *mine.children(recursive=True)]:
+        for process in [mine, *mine.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                times = one.cpu_times()
-                seconds[one.pid] = times.user + times.system
-                memory += one.memory_full_info().pss / 2**20
+                times = process.cpu_times()
+                seconds[process.pid] = times.user + times.system
+                memory += process.memory_full_info().pss / 2**20
         return seconds, memory
 
     def train(config):

@@ -57,7 +57,7 @@ def run(seeds: range, rules: Callable[[int], Rules] | None, *, constant: Mapping
     history = [[] for _ in seeds]
     before = [None] * count
     for step in range(1, STEPS + 1):
-        lr, decay, dropout = (torch.tensor([one[name] for one in params]) for name in SPACE)
+        lr, decay, dropout = (torch.tensor([values[name] for values in params]) for name in SPACE)
         rows = torch.randint(500, (count, BATCH), generator=batches)
         owner = torch.arange(count).div(MEMBERS, rounding_mode="floor")[:, None]
         loss = _loss(weights, train_x[owner, rows], train_y[owner, rows], dropout, batches).sum()
@@ -77,7 +77,7 @@ def run(seeds: range, rules: Callable[[int], Rules] | None, *, constant: Mapping
     test_loss, accuracy = _evaluate(weights, test_x, test_y)
     by_seed = score.nan_to_num(nan=1e9, posinf=1e9).view(len(seeds), MEMBERS)
     best = by_seed.argmin(1) + torch.arange(len(seeds)) * MEMBERS
-    rates = np.array([params[int(one)]["lr"] for one in best])
+    rates = np.array([params[int(member)]["lr"] for member in best])
     return Study(score[best].numpy(), test_loss[best].numpy(), accuracy[best].numpy(), rates)
 
 
@@ -87,9 +87,12 @@ def _decide(rules, seeds, step, score, params, history, before):
     for place, seed in enumerate(seeds):
         base = place * MEMBERS
         rule = rules(seed)
-        member_scores = {one: MemberScore(float(score[base + one]), params[base + one]) for one in range(MEMBERS)}
+        member_scores = {
+            number: MemberScore(float(score[base + number]), params[base + number]) for number in range(MEMBERS)
+        }
         history[place] += [
-            Interval(params[base + one], step, before[base + one], float(score[base + one])) for one in range(MEMBERS)
+            Interval(params[base + number], step, before[base + number], float(score[base + number]))
+            for number in range(MEMBERS)
         ]
         forks = [rule.decide(member, step, member_scores, history[place]) for member in range(MEMBERS)]
         for member, fork in enumerate(forks):

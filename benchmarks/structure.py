@@ -32,7 +32,7 @@ _CHANGES = {
 _LOCKS = {"Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"}
 PROCESS_WIDE = {
     "samplers.gaussian_process._alone": "the number of threads of BLAS belongs to the process",
-    "training.objective._TRAINS": "so do the global random numbers, which a trial draws from",
+    "training.random_state._TRAINS": "so do the global random numbers, which a trial draws from",
 }
 """Locks that stand at the level of a file, with the reason."""
 

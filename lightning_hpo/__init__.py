@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         WorkerStartError,
     )
     from lightning_hpo.executors.ray import RayExecutor
+    from lightning_hpo.executors.submitit_executor import SubmititExecutor
     from lightning_hpo.lr_schedules import (
         ClosedFormLR,
         CosineLR,
@@ -80,6 +81,7 @@ _NAMES = {
         "WorkerStartError"
     ),
     "executors.ray": "RayExecutor",
+    "executors.submitit_executor": "SubmititExecutor",
     "lr_schedules": (
         "ClosedFormLR CosineLR CosineRestartsLR InverseSqrtLR LinearDecayLR ReplayLR StepDecayLR "
         "WarmupCosineLR WarmupStableDecayLR make_lr_schedule"
@@ -107,9 +109,10 @@ __all__ = [  # noqa: RUF022  # in alphabetical order
     "LightningHPOError", "LinearDecayLR", "MedianStopping", "MultiFidelitySampler", "Objective", "OptunaTuner",
     "ParameterMismatchError", "PopulationBasedTraining", "PopulationReplay", "PopulationTuner", "RandomTuner",
     "RankLostError", "RayExecutor", "ReplayLR", "Result", "Row", "Scheduler", "SearchFailedError", "StepDecayLR",
-    "StorageError", "StudyInUseError", "StudyMismatchError", "StudyPaused", "SuccessiveHalving", "TrialReport",
-    "TrialValidation", "Tuner", "UnreadableStateError", "WarmupCosineLR", "WarmupStableDecayLR", "WorkerStartError",
-    "choice", "create_optuna_study", "make_lr_schedule", "parse_space", "plot_lr_schedule", "replay", "when",
+    "StorageError", "StudyInUseError", "StudyMismatchError", "StudyPaused", "SubmititExecutor", "SuccessiveHalving",
+    "TrialReport", "TrialValidation", "Tuner", "UnreadableStateError", "WarmupCosineLR", "WarmupStableDecayLR",
+    "WorkerStartError", "choice", "create_optuna_study", "make_lr_schedule", "parse_space", "plot_lr_schedule",
+    "replay", "when",
 ]  # fmt: skip
 
 

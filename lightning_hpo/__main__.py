@@ -6,6 +6,7 @@ Nothing that the run's config names is imported. ``lightning-hpo slurm`` prints 
 
 import argparse
 import sys
+from pathlib import Path
 
 from lightning_hpo.cli.slurm import add_arguments, slurm_script
 from lightning_hpo.errors import STORAGE
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "slurm":
             say(slurm_script(given.script, rest, given.workers, given.grace, given.sbatch).rstrip("\n"))
+            if not Path(given.script).is_file():
+                say(f"lightning_hpo: {given.script} is no file here; call sbatch where it is one", sys.stderr)
             return 0
         _act(given)
     except KeyboardInterrupt:  # of a watch; the search goes on

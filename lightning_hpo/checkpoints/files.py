@@ -255,8 +255,8 @@ def _write_sealed(state: dict[str, Any], path: Path, key: Key) -> None:
             torch.save(state, sealing)  # type: ignore[arg-type]  # it only writes and flushes
         except Exception as error:
             require_readable(state, key)  # says which part of it
-            if isinstance(error, RuntimeError):  # torch's writer reports a full disk in this way
-                raise OSError(f"{path} could not be written: {error}") from error
+            if isinstance(error, RuntimeError):  # torch's writer, whose own text does not say that the disk is full
+                raise OSError(f"{path} could not be written: {error.__context__ or error}") from error
             raise
         sealing.finish(key)
         os.fsync(file.fileno())

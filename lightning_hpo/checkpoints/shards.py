@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_hpo.errors import StorageError
+
 _PLACE = "lightning_hpo_shards"  # key in a checkpoint
 _META = "meta.pt"  # what Lightning keeps beside the shards
 _WEIGHTS = ("state_dict", "model")  # where they are among the shards of FSDP2 and of FSDP
@@ -42,7 +44,42 @@ def writes_folder(strategy: Any) -> bool:
     return is_sharded or bool(getattr(strategy, "_save_distributed_checkpoint", False))
 
 
-def pack(folder: Path) -> dict[str, Any]:
+def save(strategy: Any, content: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+    """Let a strategy write its folder of shards, and make one file of it.
+
+    Args:
+        strategy: of the Trainer that saves; each of its ranks calls this.
+        content: of the checkpoint.
+        path: of the file.
+        storage_options: as the strategy takes them.
+
+    Raises:
+        OSError: on each rank, if one of them could not write.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  # heavy, as below
+
+    folder, failed = path.with_name(f".{path.name}.shards.tmp"), None
+    if strategy.is_global_zero:  # before the strategy tells the other ranks where to write
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        strategy.save_checkpoint(content, folder, storage_options=storage_options)
+        if strategy.is_global_zero:
+            strategy.checkpoint_io.save_checkpoint(_pack(folder), path)
+    except (OSError, RuntimeError, CheckpointException) as error:  # the last two are what torch makes of a full disk
+        failed = error
+    room = _room(path)
+    if strategy.is_global_zero:
+        shutil.rmtree(folder, ignore_errors=True)
+    if strategy.reduce_boolean_decision(failed is not None, all=False):  # no rank waits for one that has failed
+        raise OSError(f"{path} or its shards could not be written; {room}") from failed
+
+
+def _room(path: Path) -> str:
+    """Say how full the disk of a file is, as torch does not say that it is full."""
+    return f"{shutil.disk_usage(path.parent).free / 1e6:.1f} MB are free on the disk"
+
+
+def _pack(folder: Path) -> dict[str, Any]:
     """Return the content of a checkpoint that a strategy has written as a folder; tensors stay in its files."""
     import torch  # noqa: PLC0415  # heavy, and a search over a plain function reads no checkpoint
 
@@ -78,10 +115,12 @@ def _load(strategy: Any, own: Any, content: dict[str, Any], path: Path, weights_
         try:
             shards.write(folder)
             torch.save(content, folder / _META)
-        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        except (OSError, RuntimeError) as error:
             failed = error
-    if strategy.reduce_boolean_decision(failed is not None, all=False):  # no rank waits for one that has failed
-        raise OSError(f"the shards of {path} could not be written beside it") from failed
+    if strategy.reduce_boolean_decision(failed is not None, all=False):
+        room = _room(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StorageError(f"the shards of {path}, to be restored, could not be written beside it; {room}") from failed
     loaded = own(folder, weights_only=False)
     strategy.barrier("lightning_hpo.shards")
     if strategy.is_global_zero:

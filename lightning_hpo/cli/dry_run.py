@@ -33,12 +33,12 @@ def price(objective: Objective, plan: Sequence[Bracket], planned_steps: int) -> 
     if (size := ranks_of(objective.builder.distributed_arguments).size) > 1:
         yield f"  not timed, as each trial trains in {size} processes"
         return
-    objective.check()
+    checked_steps = objective.check()
     params = objective.middle()
-    per_count = 1.0 if objective.checked_steps is None else objective.checked_steps / objective.max_steps
     in_steps = copy.copy(objective)
-    in_steps.unit, in_steps.max_steps = STEPS, objective.checked_steps or objective.max_steps
-    fold = 0 if objective.folds else None
+    in_steps.unit, in_steps.max_steps = STEPS, checked_steps or objective.max_steps
+    per_count = in_steps.max_steps / objective.max_steps
+    fold = 0 if objective.options.folds else None
     with tempfile.TemporaryDirectory() as folder:
 
         def timed(name: str, steps: int) -> tuple[float, Outcome]:

@@ -79,7 +79,7 @@ class Leader:
 
         return together
 
-    def lead_check(self, check: Callable[[], None]) -> Callable[[], None]:
+    def lead_check(self, check: Callable[[], object]) -> Callable[[], object]:
         """Return a check that all ranks do together."""
         return lambda: self._together(check, op="check")
 
@@ -108,7 +108,7 @@ class Leader:
         return [f"{key}/{rank}" for rank in range(1, self._ranks.size)]
 
 
-def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], None] | None) -> None:
+def follow(folder: Path, ranks: Ranks, work: Work, check: Callable[[], object] | None) -> None:
     """Run the jobs that rank 0 sends, until its search is over.
 
     A job that fails here and not on rank 0 would leave rank 0 waiting for this process: then this process ends with

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
@@ -29,10 +30,12 @@ class InProcess:
         self._work = work
         self._should_pause = should_pause
         self._watchdog = None if trial_timeout is None else Watchdog(trial_timeout)
+        self._collecting = self._since = 0.0  # seconds of the last garbage collection, and of the jobs since
 
     def __enter__(self) -> Self:
-        # A Trainer and its module refer to each other, so only the collector frees them, after every job. Objects that
-        # exist already are frozen, so that each collection is short.
+        # A Trainer and its module refer to each other, so only the collector frees them: after each job, or after
+        # several if they are shorter than a collection, which looks through the rows of all trials. Objects that exist
+        # already are frozen, so that each collection is short.
         gc.freeze()
         return self
 
@@ -44,6 +47,7 @@ class InProcess:
     def submit(self, task: Task) -> "Future[Outcome]":
         """Run the job to its end and return its finished future."""
         future: Future[Outcome] = Future()
+        begun = time.monotonic()
         try:
             with contextlib.nullcontext() if self._watchdog is None else self._watchdog.watching(task):
                 future.set_result(self._work(task, self._pause_wanted))
@@ -54,7 +58,11 @@ class InProcess:
                 raise KeyboardInterrupt from error
             free_frames(error)
             future.set_exception(error)
-        gc.collect()
+        ended = time.monotonic()
+        self._since += ended - begun
+        if self._since >= self._collecting or future.exception() is not None:  # a failed one may hold a full device
+            gc.collect()
+            self._collecting, self._since = time.monotonic() - ended, 0.0
         return future
 
     def _pause_wanted(self) -> bool:

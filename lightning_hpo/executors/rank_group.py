@@ -51,8 +51,9 @@ class RankGroup:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         _become_rank(0, port)
-        # Classes of a script are sent by value where Ray has sent them so.
-        pickler: Any = sys.modules["ray"].cloudpickle if "ray" in sys.modules else pickle
+        # Classes of a script are sent by value where Ray or submitit has sent them so.
+        loaded = (sys.modules.get(name) for name in ("ray.cloudpickle", "cloudpickle"))
+        pickler: Any = next(filter(None, loaded), pickle)
         others = pickler.dumps(self._others)
         leader = Leader(folder, Ranks(0, self._size, _always))
         leader.__enter__()

@@ -45,7 +45,7 @@ class RayExecutor:
         self.runtime_env = runtime_env
 
     @staticmethod
-    def validate_installed() -> None:
+    def validate() -> None:
         """Raise ImportError without Ray."""
         if importlib.util.find_spec("ray") is None:
             error = ImportError("`executor` is a RayExecutor, which needs Ray: pip install 'lightning-hpo-suite[ray]'")
@@ -55,18 +55,3 @@ class RayExecutor:
     def __repr__(self) -> str:
         """Show the arguments."""
         return f"RayExecutor(workers={self.workers}, address={self.address!r}, resources={self.resources!r})"
-
-
-def workers_of(executor: Any, workers: int) -> int:
-    """Return the number of workers, given both options of a tuner.
-
-    Raises:
-        TypeError, ValueError: if ``executor`` is neither a number nor a RayExecutor, or ``workers`` is given too.
-    """
-    if executor is None:
-        return workers
-    if not isinstance(executor, RayExecutor) and type(executor) is not int:
-        raise TypeError(f"`executor` must be a number of worker processes or a RayExecutor, got {executor!r}.")
-    if workers != 1:
-        raise ValueError(f"`executor` is {executor!r} and `workers` {workers}: leave `workers` out.")
-    return executor if isinstance(executor, int) else executor.workers

@@ -82,7 +82,7 @@ class RayWorkers:
                 ray.init(address=address or "local", logging_level="ERROR", **local)
         try:
             self._validate_address()
-            self._options = self._actor_options()
+            self._worker = ray.remote(**self._actor_options())(RayWorker)  # once: Ray sends it to the cluster each time
             try:
                 self._sent = ray.put(self._work)
             except TypeError as error:
@@ -132,7 +132,7 @@ class RayWorkers:
         return waiting.future
 
     def _make_actor(self) -> Any:
-        return self._ray.remote(**self._options)(RayWorker).remote(self._sent, self._token)
+        return self._worker.remote(self._sent, self._token)
 
     def _serve(self, actor: RayActor) -> None:
         """Give jobs to an actor until there are no more."""

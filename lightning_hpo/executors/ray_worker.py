@@ -8,19 +8,18 @@ import contextlib
 import gc
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from lightning_hpo.executors.worker import carry_out
 from lightning_hpo.quiet import hide_known_warnings
 from lightning_hpo.records import Task, Work
-from lightning_hpo.study.locks import Lock
+from lightning_hpo.study.leases import WORKER_LOCK, trial_held
 
 CONTROL = "control"
 """Concurrency group of the calls that are answered while a job is at work."""
-_LOCK = "worker.lock"
-_NOT_CARRIED = (_LOCK, "lease")
+_NOT_CARRIED = (WORKER_LOCK, "lease")
 
 
 class RayWorker:
@@ -57,7 +56,7 @@ class RayWorker:
         self._progress += 1
         if self._copy is not None:
             task = self._receive(self._copy, task, files)
-        with _at_work(task.folder):
+        with trial_held(task.folder):
             answer = carry_out(self._work, task, self._should_pause)
         gc.collect()  # a Trainer and its module refer to each other
         return answer
@@ -121,20 +120,6 @@ def signature_of(path: Path) -> tuple[int, int]:
     """Return what changes when a file is written: its time and its size."""
     status = path.stat()
     return status.st_mtime_ns, status.st_size
-
-
-@contextlib.contextmanager
-def _at_work(folder: Path) -> Iterator[None]:
-    """Hold a trial's folder: the actor of a driver that was killed may still be writing in it, and ends soon."""
-    if not folder.is_dir():  # a function keeps nothing in a folder
-        yield
-        return
-    lock = Lock(folder / _LOCK)
-    lock.take(wait=True)
-    try:
-        yield
-    finally:
-        lock.free()
 
 
 def _reads(token: Path, content: str) -> bool:

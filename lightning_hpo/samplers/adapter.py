@@ -109,7 +109,8 @@ class SamplerAdapter:
         Returns:
             The parameters, as plain Python values inside their distributions, and the sampler's notes on this trial.
         """
-        rows, notes = [*self._prior, *rows], [*({} for _ in self._prior), *notes]
+        if self._prior:
+            rows, notes = [*self._prior, *rows], [*({} for _ in self._prior), *notes]
         number = len(rows)
         sampler = self._random if is_random(self._seed, number, self._random_share(steps)) else self._sampler
         fixed = {"fixed_params": dict(given)} if given else {}  # where Optuna's own study keeps them
@@ -156,7 +157,7 @@ class SamplerAdapter:
         """What the sampler wrote about the whole study, to be given to the next process."""
         return self._storage.get_study_system_attrs(self._study_id)
 
-    def _show(self, rows: list[Row], notes: Sequence[Mapping[str, Any]]) -> None:
+    def _show(self, rows: Sequence[Row], notes: Sequence[Mapping[str, Any]]) -> None:
         """Bring the view up to date; of many trials few have changed since the last question."""
         shown = min(len(self._rows), len(rows))
         fresh = changed(self._rows, rows)

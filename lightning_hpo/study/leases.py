@@ -14,6 +14,9 @@ from typing import Self
 
 from lightning_hpo.study.locks import Lock
 
+WORKER_LOCK = "worker.lock"
+"""In a trial's folder: held by a worker elsewhere, which may outlive the process that has sent it the job."""
+
 
 class Leases:
     """Which trials are at work, in whatever process. To be used under the study lock only."""
@@ -68,6 +71,20 @@ class Leases:
 def study_lock(run: Path) -> Iterator[None]:
     """Wait until no other process decides, and keep it so while the block runs."""
     lock = Lock(run / "turn")
+    lock.take(wait=True)
+    try:
+        yield
+    finally:
+        lock.free()
+
+
+@contextmanager
+def trial_held(folder: Path) -> Iterator[None]:
+    """Wait until no worker of a driver that was killed writes in a trial's folder, and keep it so in the block."""
+    if not folder.is_dir():  # a function keeps nothing in a folder
+        yield
+        return
+    lock = Lock(folder / WORKER_LOCK)
     lock.take(wait=True)
     try:
         yield

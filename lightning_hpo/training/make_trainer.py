@@ -19,8 +19,9 @@ from lightning_hpo.checkpoints.shards import let_strategy_load
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
 from lightning_hpo.training.attributes import Attributes, Changes, changed_for_a_while, with_helpers
 from lightning_hpo.training.builder import TrialComponents, as_list
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.loaders import follow
-from lightning_hpo.training.plugins import METRICS, MetricsFile, SealedCheckpointIO
+from lightning_hpo.training.metrics_file import METRICS, MetricsFile
 from lightning_hpo.training.random_state import seeded, seeded_everything
 from lightning_hpo.training.trainer import (
     STEP_HOOKS,

@@ -18,11 +18,11 @@ from lightning_hpo.study.population_folder import storage_error
 from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.trial_folders import identity_in
 from lightning_hpo.training.attachments import keep_states
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.member_job import NEVER, HandOver, MemberJob, kept_in, train_to_the_end
 from lightning_hpo.training.name_checks import build_of
 from lightning_hpo.training.objective import Objective
-from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.rebuild import Effect, Rebuild
 from lightning_hpo.training.state_transfer import State
 from lightning_hpo.training.trial_info import Trial, first_row, trial_info
@@ -97,7 +97,7 @@ class MemberFits:
         try:
             with quiet_and_seeded(objective.seed, task.member, task.job.seed, alone=False):
                 built = objective.builder.build(params)
-                own_callbacks = objective.attached.attach(built, _first_trial(task, first_row(saved)))
+                own_callbacks = objective.options.attached.attach(built, _first_trial(task, first_row(saved)))
                 trainer = make_trainer(
                     built,
                     task.folder,

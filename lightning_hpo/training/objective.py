@@ -6,10 +6,9 @@ the user's own included, has the full budget as its horizon in each rung, and it
 
 import contextlib
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import call
 from pathlib import Path
@@ -28,7 +27,7 @@ from lightning_hpo.records import BEST_CHECKPOINT, BUDGET, CHECKPOINT, PAUSED, M
 from lightning_hpo.schedulers import Job
 from lightning_hpo.schedulers.direction import as_study, direction
 from lightning_hpo.schedulers.scores import ScoreRule
-from lightning_hpo.schedulers.units import read_budget
+from lightning_hpo.schedulers.units import Unit, read_budget
 from lightning_hpo.space import SearchSpace, Space, parse_space, suggest
 from lightning_hpo.study.progress import ProgressFile
 from lightning_hpo.study.rows import ENDED, SEED, trial_seed
@@ -40,12 +39,13 @@ from lightning_hpo.training.attachments import Attachments, keep_states
 from lightning_hpo.training.builder import Builder, fold_arguments
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.directions import Directions
 from lightning_hpo.training.folds import FoldSetup, build_fold
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
 from lightning_hpo.training.plain_fit import written
-from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.random_state import one_thread
 from lightning_hpo.training.ranks import ranks_of
 from lightning_hpo.training.run_to_step import RunToStep, finished_outcome, is_cut_at_its_end
 from lightning_hpo.training.scores import Scores
@@ -53,6 +53,33 @@ from lightning_hpo.training.trainer import TrialTrainer
 from lightning_hpo.training.trial_info import scores_of_folds, trial_info, trial_of
 from lightning_hpo.training.trial_report import TrialReport
 from lightning_hpo.training.value_builder import ValueBuilder
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """What a tuner asks of an objective, beside what users give it.
+
+    Args:
+        unit: of the budget, if the scheduler counts parts of the unit that the budget was given in.
+        mode: whether lower or higher values of the metric are better; None goes by the study, or the metric's name.
+        also: further metrics that must be logged in validation: those of several objectives.
+        constraints: metrics that must be logged in validation, and are at most 0 in a feasible trial.
+        folds: number of folds that each trial is trained on; 0 trains on all data.
+        halves: whether a trial that is out of memory goes on with smaller batches.
+        check_on_one: whether the check uses one device although trials use several, which only workers have.
+        check_names: called with builder, space and parameters; makes what checks the names of the space.
+        attached: loggers and callbacks of each trial.
+    """
+
+    unit: Unit | None = None
+    mode: Mode | None = None
+    also: Sequence[str] = ()
+    constraints: Sequence[str] = ()
+    folds: int = 0
+    halves: bool = False
+    check_on_one: bool = False
+    check_names: Callable[..., NameCheck] = UnusedNames
+    attached: Attachments = field(default_factory=Attachments)
 
 
 class Objective:
@@ -76,6 +103,7 @@ class Objective:
             s``. Off by default: under automatic mixed precision a single overflow is harmless. Losses on a CPU are
             checked after every step, on other devices before each checkpoint and validation.
         score: what the validations of a trial make its score: ``"last"``, ``"best"`` or ``"mean(k)"``, as for tuners.
+        options: what a tuner asks for besides; in a loop of your own, the further metrics of several objectives.
 
     Raises:
         TypeError: if ``model`` or ``data`` is an instance, not a class or function.
@@ -98,47 +126,35 @@ class Objective:
         root: str | Path | None = None,
         stop_on_nan: bool = False,
         score: str = "last",
+        options: ObjectiveOptions = ObjectiveOptions(),
     ) -> None:
         if checkpoint_every < 1:
             raise ValueError(f"`checkpoint_every` must be an int >= 1, got {checkpoint_every!r}.")
         self.space = SearchSpace({}) if callable(space) else parse_space(space)
         self._suggest_from = space if callable(space) else self.space
-        self.also: tuple[str, ...] = ()
-        """More metrics that must be logged in validation."""
-        self.halves, self.folds = False, 0
-        """Whether a trial that is out of memory goes on with smaller batches; folds that it is trained on."""
-        self.constraints: Sequence[str] = ()
-        """Metrics that must be logged in validation and are at most 0 in a feasible trial."""
+        self.options = options
         self.key = Key.new()
-        self.check_names: Callable[..., NameCheck] = UnusedNames
-        """Called with builder, space and parameters; the callback checks the names of the space before training."""
         self.monitor = monitor
         self.rule = ScoreRule.read(score)
         """That makes the score of a trial."""
-        self.mode: Mode | None = None
-        """Whether lower or higher values are better; None goes by the study, or the name of the metric."""
+        self.mode = options.mode
+        """Whether lower or higher values are better; the study says it where the options do not."""
         budget = read_budget({"steps": max_steps, "epochs": max_epochs, "samples": max_samples})
-        self.unit = budget.unit
+        self.unit = options.unit or budget.unit
         """Of the budget."""
         self.max_steps = budget.full
         """The full budget, as a scheduler counts it in the unit."""
-        self.checked_steps: int | None = None
-        """Optimizer steps of the full budget in the trial that was checked, where the budget is in another unit."""
-        self.check_on_one = False
-        """Whether the check is on one device, although trials train on several: in workers, which are not there yet."""
         self.seed = seed
         builder = model if isinstance(model, Builder) else CallableBuilder(model, data, trainer)
         self.builder = ValueBuilder(builder, self.space)
         self._every, self._root, self._stop_on_nan = checkpoint_every, root, stop_on_nan
-        self.attached = Attachments()
-        """Loggers and callbacks of each trial."""
         self.builder.check_space(self.space)
 
     def __call__(self, trial: optuna.Trial) -> float | tuple[float, ...]:
         """Train an Optuna trial to the full budget, so that ``study.optimize(objective)`` works.
 
         Every validation is reported, and the trial ends where the study's pruner says so. In a study with several
-        objectives, which Optuna does not prune, :attr:`also` names the metrics after the first.
+        objectives, which Optuna does not prune, ``options.also`` names the metrics after the first.
 
         Raises:
             optuna.TrialPruned: if the pruner ended the trial.
@@ -162,12 +178,12 @@ class Objective:
         if (ended := outcome.early_end(self.max_steps)) is not None:
             trial.set_user_attr(ENDED, ended)
         assert outcome.score is not None
-        return outcome.score if single else tuple(outcome.metrics[name] for name in (self.monitor, *self.also))
+        return outcome.score if single else tuple(outcome.metrics[name] for name in (self.monitor, *self.options.also))
 
     @property
     def work(self) -> Work:
         """Carries out a job: :meth:`run`, again with smaller batches where that is wanted."""
-        return partial(micro_batches.in_parts, self.run) if self.halves else self.run
+        return partial(micro_batches.in_parts, self.run) if self.options.halves else self.run
 
     def run(
         self,
@@ -186,23 +202,23 @@ class Objective:
             parts: into which batches are split.
 
         Raises:
-            TooLargeError: if :attr:`halves`, and the trial is out of memory but can be split further.
+            TooLargeError: if ``options.halves``, and the trial is out of memory but can be split further.
             KeyError: if the monitored metric is not logged.
             ParameterMismatchError: if a hyperparameter does not take effect.
             RuntimeError: if another thread of this process trains a trial.
         """
         assert task.job.trial is not None
-        with _alone(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
+        with one_thread(), quiet_and_seeded(self.seed, task.job.trial, task.job.seed), _naming(task.params):
             begin, saved, is_own, parts = _begin(task, self.key, parts)
             target, fold, earlier = task.job.fit_steps, task.job.fold, task.job.max_steps - task.job.fit_steps
-            whole, scores = build_fold(self.builder, task.params, fold, self.folds), self.scores(task)
+            whole, scores = build_fold(self.builder, task.params, fold, self.options.folds), self.scores(task)
             notes = parts.note(whole)
             outcome = finished_outcome(saved, target, scores) if is_own and saved else None
             if outcome is not None:  # a kill fell between the end of the job and its record
                 return replace(outcome, notes=notes)
             components = micro_batches.split(whole, parts, saved)
             start = 0 if saved is None else int(saved["global_step"])
-            own = self.attached.attach(components, trial_of(task, saved))
+            own = self.options.attached.attach(components, trial_of(task, saved))
             progress = ProgressFile(task.folder, task.job.trial, start, target, should_pause, earlier=earlier)
             job = RunToStep(
                 target,
@@ -220,7 +236,7 @@ class Objective:
                 task.folder,
                 job,
                 SealedCheckpointIO(begin, saved, self.key),
-                callbacks=[*([] if fold is None else [FoldSetup(fold, self.folds)]), *callbacks],
+                callbacks=[*([] if fold is None else [FoldSetup(fold, self.options.folds)]), *callbacks],
                 saved=saved,
                 max_steps=self.max_steps,
                 unit=self.unit,
@@ -228,7 +244,9 @@ class Objective:
             trainer.parts, trainer.val_parts, trainer.scores, trainer.fold = parts.train, parts.val, scores, fold
             progress.follow(trainer, scores)
             try:
-                with micro_batches.splitting(whole, parts, trainer) if self.halves else contextlib.nullcontext():
+                with (
+                    micro_batches.splitting(whole, parts, trainer) if self.options.halves else contextlib.nullcontext()
+                ):
                     trainer.fit(components.module, datamodule=components.data, ckpt_path=begin, weights_only=True)
             except SystemExit:
                 if not job.paused:  # Lightning leaves with SystemExit on SIGTERM, also after we have saved
@@ -248,14 +266,17 @@ class Objective:
 
     def build_model(self, params: Mapping[str, Any]) -> pl.LightningModule:
         """Build an untrained module with the ``model.`` parameters."""
-        fold = 0 if self.folds else None
-        return self.builder.build_model({**params, **fold_arguments(self.builder, fold, self.folds)})
+        fold = 0 if self.options.folds else None
+        return self.builder.build_model({**params, **fold_arguments(self.builder, fold, self.options.folds)})
 
-    def check(self, params: Mapping[str, Any] | None = None) -> None:
+    def check(self, params: Mapping[str, Any] | None = None) -> int | None:
         """Fit a batch and validate a batch, as a trial does: mistakes show before the first step.
 
         Args:
             params: to build with; the middle of the space by default.
+
+        Returns:
+            Optimizer steps of the full budget with these parameters; None if the device has no room for the check.
 
         Raises:
             ValueError: if model or data cannot be built with parameters of the space, an argument of the Trainer
@@ -266,25 +287,26 @@ class Objective:
         """
         params = self.middle() if params is None else params
         with _naming(params), _wrong_call():
-            alone = self.check_on_one or ranks_of(self.builder.distributed_arguments).size == 1  # no group to copy
+            ranks = 1 if self.options.check_on_one else ranks_of(self.builder.distributed_arguments).size
+            run = call_apart if ranks == 1 else call  # a copy of this process would not be in the group
             fitted = micro_batches.unless_out_of_memory(
-                partial(call_apart if alone else call, partial(micro_batches.in_parts, _fit_one_batch, self, params))
+                partial(run, partial(micro_batches.in_parts, _fit_one_batch, self, params))
             )
             if fitted is None:
-                return
+                return None
             logged, messages, steps = fitted
-            self.checked_steps = None if self.unit.is_steps else steps
             for message in messages:
                 warnings.warn(message, stacklevel=2)
-            validate_logged(logged, self.constraints, (self.monitor, *self.also))
+            validate_logged(logged, self.options.constraints, (self.monitor, *self.options.also))
+            return steps
 
     def end_trial(self, folder: Path, row: Row, identity: Mapping[str, Any]) -> None:
         """Let the loggers of a trial, or of its folds, say how it has ended: complete, pruned or failed."""
         assert row.state != "running"
         with warnings_only(*CHATTY):
-            for fold, score in scores_of_folds(row, self.folds):
+            for fold, score in scores_of_folds(row, self.options.folds):
                 info = trial_info(folder, row.params, identity, row.step, fold)
-                self.attached.end(info, score, row.global_step, row.state)
+                self.options.attached.end(info, score, row.global_step, row.state)
 
     def middle(self) -> dict[str, Any]:
         """Return parameters in the middle of the space; from a function of a trial, those of a random trial."""
@@ -296,7 +318,7 @@ class Objective:
     def _outcome(self, job: RunToStep, trainer: TrialTrainer) -> Outcome:
         if job.paused:
             return Outcome(None, trainer.place()["step"], values=job.scores.values, ended=PAUSED)
-        validate_logged(job.scores.metrics, self.constraints, (self.monitor, *self.also))
+        validate_logged(job.scores.metrics, self.options.constraints, (self.monitor, *self.options.also))
         place: dict[str, Any] = trainer.place(ended=job.ended != BUDGET)
         return Outcome(**job.scores.outcome(place["step"]), values=job.scores.values, ended=job.ended, **place)
 
@@ -305,22 +327,23 @@ def _fit_one_batch(
     objective: Objective, params: Mapping[str, Any], parts: micro_batches.MicroBatches
 ) -> tuple[dict[str, float], list[str], int]:
     """Return what the check logs, sentences to warn with, and the optimizer steps of a full budget."""
+    options = objective.options
     with quiet_and_seeded(objective.seed, 0), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        fold = objective.folds - 1 if objective.folds else None  # the one that too few parts of the data lack
-        params = {**params, **fold_arguments(objective.builder, fold, objective.folds)}
-        names = objective.check_names(objective.builder, objective.space, params)
-        whole = build_fold(objective.builder, params, fold, objective.folds)
+        fold = options.folds - 1 if options.folds else None  # the one that too few parts of the data lack
+        params = {**params, **fold_arguments(objective.builder, fold, options.folds)}
+        names = options.check_names(objective.builder, objective.space, params)
+        whole = build_fold(objective.builder, params, fold, options.folds)
         checks, directions = [names], Directions(objective.monitor, objective.mode)
-        if objective.folds:
-            checks += fold_checks(objective.builder, objective.space, params, whole, objective.folds)
-        if objective.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
+        if options.folds:
+            checks += fold_checks(objective.builder, objective.space, params, whole, options.folds)
+        if options.check_on_one and ranks_of(objective.builder.distributed_arguments).size > 1:
             whole.trainer.update(devices=1, num_nodes=1, strategy="auto")
-        loader = micro_batches.validate_components(whole) if objective.halves else None
+        loader = micro_batches.validate_components(whole) if options.halves else None
         components = micro_batches.split(whole, parts)
-        objective.attached.attach(components, trial_info(folder, params, {}, 0, fold), logging=False)
-        more = [*checks, directions, *([] if fold is None else [FoldSetup(fold, objective.folds)])]
-        with micro_batches.splitting(whole, parts) if objective.halves else contextlib.nullcontext():
+        options.attached.attach(components, trial_info(folder, params, {}, 0, fold), logging=False)
+        more = [*checks, directions, *([] if fold is None else [FoldSetup(fold, options.folds)])]
+        with micro_batches.splitting(whole, parts) if options.halves else contextlib.nullcontext():
             logged, steps = fit_one_batch(
                 components, folder, objective.max_steps, objective.key, more, unit=objective.unit
             )
@@ -362,27 +385,6 @@ def _wrong_call() -> Iterator[None]:
         if exit_code(error) == UNFORESEEN:
             error.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by errors.exit_code
         raise
-
-
-_TRAINS = threading.RLock()  # a trial may train others inside, in its own thread
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Refuse a second thread: both would draw from the same random numbers, and no trial could be repeated.
-
-    Raises:
-        RuntimeError: if another thread trains.
-    """
-    if not _TRAINS.acquire(blocking=False):
-        raise RuntimeError(
-            "another thread of this process trains a trial, and both would draw from the same random numbers: "
-            "use `n_jobs=1`, or OptunaTuner(workers=2) for two trials at a time in processes of their own"
-        )
-    try:
-        yield
-    finally:
-        _TRAINS.release()
 
 
 @contextlib.contextmanager

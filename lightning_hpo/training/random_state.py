@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,27 @@ _NUMPY_WORDS = 624  # of the Mersenne twister
 
 
 _SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables of ``lightning.seed_everything``
+
+
+_TRAINS = threading.RLock()  # a trial may train others inside, in its own thread
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Refuse a second thread: both would draw from the same random numbers, and no trial could be repeated.
+
+    Raises:
+        RuntimeError: if another thread trains.
+    """
+    if not _TRAINS.acquire(blocking=False):
+        raise RuntimeError(
+            "another thread of this process trains a trial, and both would draw from the same random numbers: "
+            "use `n_jobs=1`, or OptunaTuner(workers=2) for two trials at a time in processes of their own"
+        )
+    try:
+        yield
+    finally:
+        _TRAINS.release()
 
 
 @contextmanager
@@ -34,7 +56,8 @@ def seeded_everything(seed: int) -> Iterator[None]:
 def seeded(seeds: Sequence[int] = (0, 0, 0)) -> Iterator[None]:
     """Seed torch, numpy and Python while the block runs; the caller gets its random numbers back afterwards."""
     before = rng_state()
-    torch.manual_seed(seeds[0])
+    # Without an accelerator, torch.manual_seed formats the stack for each kind of them, which takes .4 ms.
+    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seeds[0])
     np.random.seed(seeds[1])  # noqa: NPY002  # user code may draw from the global generator
     random.seed(seeds[2])
     try:

@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import BUDGET, Outcome
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.lr_schedule import bind_to_steps
+from lightning_hpo.training.metrics_file import write_row_ahead
 from lightning_hpo.training.plain_fit import NOTE, plain_fit
-from lightning_hpo.training.plugins import SealedCheckpointIO, write_row_ahead
 from lightning_hpo.training.resumable import Point, Resumable
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups

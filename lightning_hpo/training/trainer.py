@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +22,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
-from lightning_hpo.checkpoints.shards import pack, writes_folder
+from lightning_hpo.checkpoints import shards
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
 from lightning_hpo.training.attributes import Changes
@@ -220,18 +219,11 @@ class TrialTrainer(pl.Trainer):
         self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
     ) -> None:
         """Save as Lightning does; where the strategy writes a folder of shards, that becomes one file."""
-        io, path = self.strategy.checkpoint_io, Path(filepath)
-        if not writes_folder(self.strategy):
+        if not shards.writes_folder(self.strategy):
             super().save_checkpoint(filepath, weights_only, storage_options)
-        elif not getattr(io, "closed", False):
-            shards = path.with_name(f".{path.name}.shards.tmp")
-            if self.is_global_zero:  # before the strategy tells the other ranks where to write
-                shutil.rmtree(shards, ignore_errors=True)
-            super().save_checkpoint(shards, weights_only, storage_options)
-            if self.is_global_zero:
-                io.save_checkpoint(pack(shards), path)
-                shutil.rmtree(shards)
-            self.strategy.barrier("Trainer.save_checkpoint")
+        elif not getattr(self.strategy.checkpoint_io, "closed", False):
+            content = self._checkpoint_connector.dump_checkpoint(weights_only)
+            shards.save(self.strategy, content, Path(filepath), storage_options)
 
     def epochs_of_budget(self) -> int | None:
         """Return the epochs of the budget, the last included if it is not whole; None if they are not known."""

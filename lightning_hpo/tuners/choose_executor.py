@@ -1,31 +1,30 @@
-"""Which executor the options ask for: this process, worker processes, or actors of Ray."""
+"""Which executor the options ask for: this process, worker processes, actors of Ray, or jobs of SLURM."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any
 
-from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
 from lightning_hpo.executors.processes import WorkerProcesses
+from lightning_hpo.executors.queued_jobs import QueuedJobs
 from lightning_hpo.executors.ray import RayExecutor
 from lightning_hpo.executors.ray_pool import RayWorkers
+from lightning_hpo.executors.submitit_executor import SubmititExecutor
 from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
 from lightning_hpo.tuners.options import WorkerOptions
 
-MakeExecutor: TypeAlias = Callable[[Work, WorkerOptions, Interrupts], AbstractContextManager[Executor]]
-
 
 def make_executor(
     work: Work, options: WorkerOptions, interrupts: Interrupts
-) -> InProcess | WorkerProcesses | RayWorkers:
-    """Make the executor that the options ask for: in this process, worker processes, or actors of Ray."""
+) -> InProcess | WorkerProcesses | RayWorkers | QueuedJobs:
+    """Make the executor that the options ask for."""
     if options.in_process:
         return InProcess(work, interrupts.pause_wanted, trial_timeout=options.trial_timeout)
     watched: Any = {"trial_timeout": options.trial_timeout, "max_retries": options.max_retries}
-    executor: WorkerProcesses | RayWorkers
-    if isinstance(options.executor, RayExecutor):
+    executor: WorkerProcesses | RayWorkers | QueuedJobs
+    if isinstance(options.executor, SubmititExecutor):
+        executor = QueuedJobs(work, options.executor, options.max_retries)
+    elif isinstance(options.executor, RayExecutor):
         executor = RayWorkers(work, options.executor, devices_per_trial=options.devices_per_trial, **watched)
     else:
         executor = WorkerProcesses(work, options.workers, options.devices_per_trial, **watched)
@@ -34,7 +33,7 @@ def make_executor(
 
 
 def validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:
-    """Raise ValueError for workers, or processes of each trial, that cannot be had, and ImportError without Ray."""
+    """Raise ValueError for workers, or processes of each trial, that cannot be had; ImportError without an extra."""
     if ranks > 1 and single_process:
         raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
     if options.in_process:
@@ -44,7 +43,12 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
             f"`workers` is {options.workers} with `devices_per_trial`={options.devices_per_trial}, but `trainer` "
             f"trains a trial in {ranks} processes: leave `devices`, `num_nodes` out and give devices_per_trial={ranks}."
         )
-    if isinstance(options.executor, RayExecutor):
-        options.executor.validate_installed()
+    if isinstance(options.executor, SubmititExecutor) and options.trial_timeout is not None:
+        raise ValueError(
+            f"`trial_timeout` is {options.trial_timeout:g} s, but the jobs of a SubmititExecutor are ended by SLURM: "
+            "give it parameters={'timeout_min': 60}."
+        )
+    if isinstance(options.executor, RayExecutor | SubmititExecutor):
+        options.executor.validate()
     else:
         validate_can_start(options.workers)

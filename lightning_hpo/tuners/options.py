@@ -9,7 +9,8 @@ from typing import Any, Literal, TypedDict, TypeVar
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from lightning_hpo.executors.ray import RayExecutor, workers_of
+from lightning_hpo.executors.ray import RayExecutor
+from lightning_hpo.executors.submitit_executor import SubmititExecutor
 from lightning_hpo.records import Mode
 from lightning_hpo.schedulers.confirmed import read_confirm
 from lightning_hpo.schedulers.direction import direction
@@ -98,7 +99,8 @@ class Options(TypedDict, total=False):
             (``docs/spaces.md``). Members of a population begin with them.
         from_run: folder of another run, ``"runs/earlier"``. The sampler learns from its finished trials too, where
             their names and values belong to this space; they are copied once, and are no trials of this study.
-        executor: in place of ``workers``: a number, or a ``RayExecutor`` for a Ray cluster (``docs/cluster.md``).
+        executor: in place of ``workers``: a number, a ``RayExecutor`` for a Ray cluster, or a ``SubmititExecutor`` for
+            jobs of SLURM (``docs/cluster.md``).
     """
 
     monitor: str | None
@@ -134,7 +136,7 @@ class Options(TypedDict, total=False):
     confirm: int | tuple[int, int] | None
     start: Sequence[Mapping[str, Any]] | Literal["defaults"] | None
     from_run: str | Path | None
-    executor: int | RayExecutor | None
+    executor: int | RayExecutor | SubmititExecutor | None
 
 
 @dataclass(frozen=True)
@@ -303,11 +305,11 @@ class WorkerOptions:
     isolate: bool = False
     trial_timeout: float | None = None
     max_retries: int = 0
-    executor: int | RayExecutor | None = None
+    executor: int | RayExecutor | SubmititExecutor | None = None
 
     def __post_init__(self) -> None:
         require_bool("isolate", self.isolate)
-        object.__setattr__(self, "workers", workers_of(self.executor, self.workers))
+        object.__setattr__(self, "workers", _workers(self.executor, self.workers))
         object.__setattr__(self, "trial_timeout", seconds("trial_timeout", self.trial_timeout))
         for name, least in (("workers", 1), ("devices_per_trial", 1), ("max_retries", 0)):
             require_int(name, getattr(self, name), least)
@@ -315,7 +317,20 @@ class WorkerOptions:
     @property
     def in_process(self) -> bool:
         """Whether jobs run in this process."""
-        return self.workers == 1 and not self.isolate and not isinstance(self.executor, RayExecutor)
+        return self.workers == 1 and not self.isolate and not isinstance(self.executor, RayExecutor | SubmititExecutor)
+
+
+def _workers(executor: Any, workers: int) -> int:
+    """Return the number of workers, given both options."""
+    if executor is None:
+        return workers
+    if not isinstance(executor, RayExecutor | SubmititExecutor) and type(executor) is not int:
+        raise TypeError(
+            f"`executor` must be a number of worker processes, a RayExecutor or a SubmititExecutor, got {executor!r}."
+        )
+    if workers != 1:
+        raise ValueError(f"`executor` is {executor!r} and `workers` {workers}: leave `workers` out.")
+    return executor if isinstance(executor, int) else executor.workers
 
 
 DEFAULTS = {

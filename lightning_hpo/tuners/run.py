@@ -60,7 +60,7 @@ class Target:
 
     work: Work
     parts: Sequence[Any]
-    check: Callable[[], None] | None = None
+    check: Callable[[], object] | None = None
     builder: Builder | None = None
     use_key: Callable[[Key], None] | None = None
     deliver: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
@@ -71,7 +71,7 @@ class Target:
     @classmethod
     def of(cls, objective: Any, work: Work, parts: Sequence[Any], deliver: Any) -> "Target":
         """Make the target of a search over a module."""
-        end = objective.end_trial if objective.attached.loggers else None
+        end = objective.end_trial if objective.options.attached.loggers else None
         own = objective.check, objective.builder, objective.use_key
         return cls(work, parts, *own, deliver, end, partial(_restored, objective))
 
@@ -236,7 +236,7 @@ def follow_run(
     given: optuna.Study | None = None,
 ) -> Result:
     """Train along with rank 0 until its search is over, and return its answer; arguments are those of open_run."""
-    from lightning_hpo.executors.distributed import follow  # loads torch, and few searches need it  # noqa: PLC0415  # loads torch, and few searches need it
+    from lightning_hpo.executors.distributed import follow  # noqa: PLC0415  # loads torch, and few searches need it
 
     follow(folder.path, ranks, target.work, target.check)
     study, _ = _study(options, folder, goal, fingerprint, given)
@@ -319,7 +319,8 @@ def _callbacks_of(rows: Sequence[Row], study: str, folder: RunFolder, target: Ta
 
 
 def _restored(objective: Any, trial: Trial) -> list[Any]:
-    restored: list[Any] = objective.attached.restored(trial, objective.key)  # the key is there once the run is open
+    key = objective.key  # that of the run, once it is open
+    restored: list[Any] = objective.options.attached.restored(trial, key)
     return restored
 
 
@@ -356,7 +357,7 @@ def _led(folder: RunFolder, target: Target, ranks: Ranks, storage: BaseStorage) 
         raise ValueError(
             f"`storage` is in the memory of one process, but {ranks.size} train: give a file's or a database's."
         )
-    from lightning_hpo.executors.distributed import Leader  # loads torch, and few searches need it  # noqa: PLC0415  # loads torch, and few searches need it
+    from lightning_hpo.executors.distributed import Leader  # noqa: PLC0415  # loads torch, and few searches need it
 
     with Leader(folder.path, ranks) as leader:
         yield replace(

@@ -185,7 +185,7 @@ class TestFromCLI:
         with pytest.raises(TypeError, match="must be a LightningCLI"):
             RandomTuner.from_cli(Plain, space, n_trials=3, **options)
 
-    def test_two_legs_equal_one_leg(self, tmp_path):
+    def test_two_jobs_equal_one_job(self, tmp_path):
         from lightning_hpo.schedulers import Job
         from lightning_hpo.training.objective import Task
 

@@ -109,7 +109,7 @@ def test_fit_with_each_schedule_what_is_printed_and_what_is_refused(tmp_path):
         assert left == code, (name, text)
         assert said in " ".join(text.split()), (name, text)
         assert (code == 0) or "Traceback" not in text
-    assert {one.name for one in (tmp_path / "runs").iterdir()} == {"p", "w"}
+    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"p", "w"}
     best = yaml.safe_load((tmp_path / "runs" / "p" / "best.yaml").read_text())
     assert best["trainer"]["max_steps"] == 20
 

@@ -10,8 +10,6 @@ from lightning_hpo.callbacks import LRSchedule
 from lightning_hpo.lr_schedules import CosineLR, StepDecayLR, WarmupCosineLR
 from tests.training.test_lr_schedule_callback import Batches, Regression, UsedLR, curve, fit
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 class PlainModel(Regression):
     """Leaves configure_optimizers to LightningCLI."""
@@ -46,7 +44,14 @@ OPTIMIZER = ("--optimizer=SGD", "--optimizer.lr=0.1")
 @pytest.mark.parametrize("flags", [[], ["--lr_scheduler.max_steps=30"]])
 def test_stock_cli_without_the_callback_says_what_to_add(monkeypatch, flags):
     with pytest.raises(RuntimeError, match=r"--trainer.callbacks\+=lightning_hpo.LRSchedule"):
-        cli("fit", *OPTIMIZER, "--lr_scheduler=WarmupCosineLR", *flags, monkeypatch=monkeypatch)
+        cli(
+            "fit",
+            *OPTIMIZER,
+            "--lr_scheduler=WarmupCosineLR",
+            "--trainer.max_epochs=3",
+            *flags,
+            monkeypatch=monkeypatch,
+        )
 
 
 def test_stock_cli_by_flags(monkeypatch):

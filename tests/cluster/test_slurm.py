@@ -36,12 +36,15 @@ def test_preempted_elements_are_queued_again_and_the_study_is_made_once(tmp_path
     (tmp_path / "train.py").write_text(SEARCH)
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\n[ "$1" = requeue ] && touch {tmp_path}/again.${{2#*_}}\n')
     (tmp_path / "scontrol").chmod(0o755)
-    printed = subprocess.run(
+    command = subprocess.run(
         [sys.executable, "-m", "lightning_hpo", "slurm", "train.py", "--workers", "3", "--sbatch=--time=1:00:00"],
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
+        cwd=tmp_path,
+    )
+    assert command.stderr == ""
+    printed = command.stdout
     assert "#SBATCH --time=1:00:00\n" in printed
     (tmp_path / "job.sh").write_text(printed)
 

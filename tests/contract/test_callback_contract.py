@@ -62,7 +62,7 @@ class Tuned(Net):
 
     def configure_optimizers(self):
         return torch.optim.SGD(
-            [one for one in self.parameters() if one.requires_grad], lr=self.hparams.lr, momentum=0.5
+            [parameter for parameter in self.parameters() if parameter.requires_grad], lr=self.hparams.lr, momentum=0.5
         )
 
 
@@ -170,7 +170,7 @@ def population(tmp_path, name, callback, **killed):
 TUNERS = {"Hyperband": hyperband, "Bayesian": bayesian, "Optuna with a pruner": optuna, "population": population}
 
 
-def test_every_public_callback_of_lightning_has_its_place():
+def test_every_public_callback_of_lightning_is_in_the_table():
     public = {getattr(lightning_callbacks, name) for name in lightning_callbacks.__all__}
     assert public == set(CALLBACKS)
 
@@ -205,7 +205,7 @@ def test_a_search_with_the_callback_is_exact_or_refused(kind, tuner, tmp_path, m
             make(tmp_path, "cut", CALLBACKS[kind](), killed=2).fit(Tuned, datamodule=Data)
         cut = make(tmp_path, "cut", CALLBACKS[kind]()).fit(Tuned, datamodule=Data)
         assert found(cut) == found(whole)
-        weights = [checkpoints.load(one.best_checkpoint)["state_dict"] for one in (cut, whole)]
+        weights = [checkpoints.load(result.best_checkpoint)["state_dict"] for result in (cut, whole)]
         torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 

@@ -88,7 +88,7 @@ class DiesInValidation(Callback):
             raise RuntimeError("killed")
 
 
-def test_a_validation_that_a_kill_swallowed_is_made_up_for(tmp_path):
+def test_a_validation_that_a_kill_prevented_is_repeated(tmp_path):
     whole = run(tmp_path / "whole")
     for _ in range(2):
         with pytest.raises(RuntimeError, match="killed"):

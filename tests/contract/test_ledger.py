@@ -234,7 +234,7 @@ def failing(error, above, from_step):
     return Fails
 
 
-class TestOneAnswer:
+class TestBestFilesAndStudyAgree:
     @pytest.mark.parametrize("error", [True, False], ids=["raises", "NaN"])
     @pytest.mark.parametrize("above", [0.5, 2.0], ids=["some", "all"])
     @pytest.mark.parametrize("make", [ASHATuner, HyperbandTuner])
@@ -289,7 +289,7 @@ class TestOneAnswer:
         assert main(["show", str(path)]) == 0
 
     @pytest.mark.parametrize("pruner", [NopPruner(), MedianPruner(n_startup_trials=2)], ids=["", "pruned"])
-    def test_an_infeasible_trial_is_never_best_before_a_feasible_one(self, tmp_path, pruner, capsys):
+    def test_an_infeasible_trial_is_never_best_before_a_feasible_one(self, tmp_path, pruner):
         class Limited(Net):
             def validation_step(self, batch, batch_idx):
                 super().validation_step(batch, batch_idx)
@@ -303,9 +303,6 @@ class TestOneAnswer:
         assert result.best_trial == result.study.best_trial.number
         assert all(row.feasible == (row.params["x"] >= 0.4) for row in result.rows)
         assert_one_answer(result, tmp_path / "s")
-        first = capsys.readouterr().out.splitlines()
-        assert next(line for line in first if line.lstrip().startswith("trial")) is not None
-        assert result.rows[result.best_trial].feasible
 
     def test_a_fit_under_way_has_no_score_yet(self, tmp_path):
         """A trial that was killed after a good report is not the best before it has ended."""
@@ -347,7 +344,7 @@ class TestTrialFolders:
             file.unlink()
         with pytest.warns(UserWarning, match="files of other trials are moved aside") as told:
             again = make(**options(tmp_path, keep_checkpoints=True)).fit(Net, datamodule=Data)
-        assert len({str(one.message) for one in told if "moved aside" in str(one.message)}) == 1
+        assert len({str(warning.message) for warning in told if "moved aside" in str(warning.message)}) == 1
         assert len(steps) == 2 * count
         assert [row.values for row in again.rows] == [row.values for row in first.rows]
         assert_one_answer(again, tmp_path / "s")

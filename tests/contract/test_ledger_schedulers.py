@@ -26,7 +26,7 @@ class TestValueAtARung:
         assert [row.at(rung) for rung in (1, 3, 4, 9, 81)] == [0.5, 0.5, 0.4, 0.4, 0.4]
         assert Row(0, values={3: 0.5, 5: 0.4}).at(9) is None
 
-    def test_a_value_beyond_the_promised_step_keeps_the_promise(self):
+    def test_a_trial_is_idle_once_it_has_a_value_at_its_target_or_beyond(self):
         assert Row(0, values={6: 0.1}, target=5).idle
         assert not Row(0, values={4: 0.1}, target=5).idle
 
@@ -92,7 +92,7 @@ class TestSchedulers:
         assert any(max(row.values) >= scheduler.max_steps for row in run.rows)
         assert all(len(row.values) == sum(job.trial == row.number for job in run.jobs) for row in run.rows)
 
-    def test_medians_know_finished_trials_and_looks_that_were_overrun(self):
+    def test_medians_count_finished_trials_and_values_beyond_an_evaluation(self):
         rows = [finished(n, {3: 1.0}) for n in range(5)]
         assert MedianStopping(20, 10, 5).retired([*rows, Row(5, values={5: 2.0})]) == [5]
         rows = [Row(n, values={6: 1.0}) for n in range(5)]

@@ -22,7 +22,9 @@ from tests.support.random_cases import HOOKS, Asked, Case, Counting, Data, Fails
 
 EXAMPLES = int(os.environ.get("HPO_EXAMPLES", "60"))
 """Random modules of each test; more of them look further."""
-pytestmark = pytest.mark.filterwarnings("ignore")  # what is drawn gives Lightning much to advise about
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You requested to overfit but enabled", "ignore:.ModelCheckpoint.monitor='val_loss'.. could not find"
+)
 PROPERTY = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), print_blob=True
 )

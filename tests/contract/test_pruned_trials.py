@@ -7,6 +7,7 @@ import pytest
 from optuna.pruners import BasePruner, ThresholdPruner
 
 from lightning_hpo import Objective, OptunaTuner
+from lightning_hpo.training.objective import ObjectiveOptions
 from lightning_hpo.tuners.search import Search
 from tests.contract.test_ledger import CPU, SPACE, Data, Net, options
 
@@ -45,8 +46,7 @@ class TestPlainOptuna:
         assert study.trials[0].user_attrs["ended"] == "max_epochs=2 reached at step 16"
 
     def test_several_objectives_are_not_reported(self):
-        objective = self.objective()
-        objective.also = ("val_loss",)
+        objective = self.objective(options=ObjectiveOptions(also=("val_loss",)))
         study = optuna.create_study(directions=["minimize", "minimize"])
         study.optimize(objective, n_trials=1)
         assert len(study.trials[0].values) == 2

@@ -8,7 +8,6 @@ import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)

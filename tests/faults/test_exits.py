@@ -44,7 +44,7 @@ def runs(tmp_path):
     return code
 
 
-def test_a_failed_search_is_3(tmp_path):
+def test_a_failed_search_exits_with_3(tmp_path):
     failing = TUNER.format("X", 50) + ".optimize(lambda job, params: 1 / 0)"
     err = check(run(tmp_path, failing), 3, "5 trials in a row failed, the last one with: ZeroDivisionError", "show")
     assert "SearchFailedError" in err  # an ordinary traceback, for people
@@ -61,7 +61,7 @@ def test_the_interpreter_itself_ends_with_the_code(tmp_path):
     check((done.returncode, done.stdout, done.stderr), 3, "5 trials in a row failed")
 
 
-def test_a_wrong_call_and_another_study_are_2(tmp_path, runs):
+def test_a_wrong_call_and_another_study_exit_with_2(tmp_path, runs):
     before = (tmp_path / "runs" / "r" / "study.journal").read_bytes()
     changed = runs.replace("(X,", "({'x': 'uniform(0, 2)'},")
     check(run(tmp_path, changed), 2, 'was "x": "uniform(0.0, 1.0)"', 'now "x": "uniform(0.0, 2.0)"')
@@ -92,7 +92,7 @@ def test_a_wrong_call_and_another_study_are_2(tmp_path, runs):
         (lambda: PopulationBasedTraining("p", SPACE, member=8, population_size=8), "`member` must be an int"),
     ],
 )
-def test_a_wrong_argument_of_a_constructor_is_2_with_its_last_line(make, words):
+def test_a_wrong_argument_of_a_constructor_exits_with_2_and_its_last_line(make, words):
     with pytest.raises((ValueError, TypeError)) as caught:
         make()
     (line,) = caught.value.__notes__
@@ -101,7 +101,7 @@ def test_a_wrong_argument_of_a_constructor_is_2_with_its_last_line(make, words):
     assert exit_code(caught.value) == 2
 
 
-def test_a_study_in_use_is_2(tmp_path):
+def test_a_study_in_use_exits_with_2(tmp_path):
     code = "SECONDS = {}\n" + TUNER.replace("{}", "X", 1).replace("{}", "2")
     code += ".optimize(lambda job, params: print('at work', flush=True) or time.sleep(SECONDS) or 0.5)"
     first = Script(tmp_path, code.format(60))
@@ -113,7 +113,7 @@ def test_a_study_in_use_is_2(tmp_path):
     assert run(tmp_path, code.format(0))[0] == 0  # freed by the death
 
 
-def test_a_storage_in_use_from_another_root_is_2(tmp_path):
+def test_a_storage_in_use_from_another_root_exits_with_2(tmp_path):
     url = f"sqlite:///{tmp_path}/s.db"
     code = TUNER.replace("{}", "X", 1).replace("{}", "2").replace("root=ROOT", f"root=ROOT, storage='{url}'")
     code += ".optimize(lambda job, params: print('at work', flush=True) or time.sleep(SECONDS) or 0.5)"
@@ -127,7 +127,7 @@ def test_a_storage_in_use_from_another_root_is_2(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "flipped"])
-def test_a_damaged_study_is_4_and_stays_as_it_is(tmp_path, runs, damage):
+def test_a_damaged_study_exits_with_4_and_is_not_changed(tmp_path, runs, damage):
     file = tmp_path / "runs" / "r" / "study.journal"
     good = file.read_bytes()
     damaged = {
@@ -141,7 +141,7 @@ def test_a_damaged_study_is_4_and_stays_as_it_is(tmp_path, runs, damage):
     assert main(["show", str(file.parent)]) == 4
 
 
-def test_what_cannot_be_read_by_optuna_is_4(tmp_path, runs):
+def test_a_study_that_optuna_cannot_read_exits_with_4(tmp_path, runs):
     with (tmp_path / "runs" / "r" / "study.journal").open("a") as journal:
         journal.write(f'{{"op_code":2,"worker_id":"","study_id":0,"user_attr":{{"a":{"[" * 100_000}}}}}\n')
     check(run(tmp_path, runs), 4, "study.journal is damaged in line")
@@ -152,7 +152,7 @@ def test_what_cannot_be_read_by_optuna_is_4(tmp_path, runs):
     check(run(tmp_path, in_sqlite), 4, "cannot be read: RecursionError")
 
 
-def test_an_unforeseen_error_is_1(tmp_path):
+def test_an_unforeseen_error_exits_with_1(tmp_path):
     code = "from lightning_hpo import FullBudget, Tuner\nfrom lightning_hpo.tuners.parts import Parts\n"
     code += "def odd(run):\n    raise RuntimeError('oh')\n"
     code += "tuner = Tuner(X, FullBudget(1, 1), parts=Parts(observers=odd), root=ROOT, name='r', verbose=False)\n"
@@ -160,7 +160,7 @@ def test_an_unforeseen_error_is_1(tmp_path):
     check(run(tmp_path, code), 1, "RuntimeError: oh")
 
 
-def test_whoever_catches_the_error_goes_on(tmp_path):
+def test_a_script_that_catches_the_error_goes_on(tmp_path):
     code = "try:\n    " + TUNER.format("X", 9) + ".optimize(lambda job, params: 1 / 0)\n"
     code += "except RuntimeError as error:\n    print('caught', error)\nraise LookupError('mine')"
     rc, out, err = run(tmp_path, code)
@@ -169,7 +169,7 @@ def test_whoever_catches_the_error_goes_on(tmp_path):
     assert err.splitlines()[-1] == "LookupError: mine"
 
 
-def test_an_interactive_session_lives_on(tmp_path):
+def test_an_error_does_not_end_an_interactive_session(tmp_path):
     """As ``python -i`` sees it: the hook is called, and must not end the session."""
     failing = TUNER.format("X", 9) + ".optimize(lambda job, params: 1 / 0)"
     code = "sys.ps1 = '>>> '\ntry:\n    " + failing + "\nexcept Exception:\n    sys.excepthook(*sys.exc_info())\n"

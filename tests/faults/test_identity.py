@@ -184,12 +184,14 @@ def test_what_the_code_itself_collects_or_counts_is_no_change(tmp_path):
 
 
 def test_the_hash_is_the_same_in_another_process():
-    code = "from tests.faults.test_identity import *\nprint([code_parts([made(one)]) for one in sum(PAIRS, ())])"
+    code = (
+        "from tests.faults.test_identity import *\nprint([code_parts([made(function)]) for function in sum(PAIRS, ())])"
+    )
     command = [sys.executable, "-W", "ignore", "-c", code]
     other = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "1"}
     )
-    assert other.stdout.strip() == str([code_parts([made(one)]) for one in sum(PAIRS, ())])
+    assert other.stdout.strip() == str([code_parts([made(function)]) for function in sum(PAIRS, ())])
 
 
 def f(job, params):

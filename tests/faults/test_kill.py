@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import time
 
 import pytest
 
@@ -51,10 +50,9 @@ def test_a_signal_is_a_pause(tmp_path, number, code):
     process = Script(tmp_path, SEARCH, root=tmp_path)
     process.wait_for("step 12")
     process.send_signal(number)
-    sent = time.monotonic()
     returned, out, err = process.end()
-    assert time.monotonic() - sent < 5
     assert returned == code
+    assert "finished" not in out
     last = err.strip().splitlines()[-1]
     assert re.match(rf"lightning_hpo: paused by {number.name}; .* is kept in .*; run the same command", last)
     before = last_step(out)
@@ -76,7 +74,7 @@ def test_a_signal_is_a_pause(tmp_path, number, code):
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
-def test_a_signal_after_the_last_look_at_it_fails_no_trial(tmp_path, hook):
+def test_a_signal_after_the_last_check_for_one_fails_no_trial(tmp_path, hook):
     """The module's hook runs after those of callbacks."""
     search = f"""
 class Hit(Net):
@@ -99,18 +97,19 @@ print(*(row.state for row in result.rows))
     assert out.splitlines()[-1] == "complete complete"
 
 
-def test_a_second_ctrl_c_means_now(tmp_path):
-    process = Script(
-        tmp_path,
-        "RandomTuner(X, max_steps=1, n_trials=2, root=ROOT, name='s')"
-        ".optimize(lambda job, params: print('at work', flush=True) or time.sleep(60))",
-    )
-    process.wait_for("at work")
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None  # it waits for the call to end
-    process.send_signal(signal.SIGINT)
-    assert process.end(timeout=5)[0] != 0
+def test_a_second_ctrl_c_ends_the_search_at_once(tmp_path):
+    search = """
+def interrupted(job, params):
+    for press in ("first", "second"):
+        os.kill(os.getpid(), signal.SIGINT)
+        print("after the", press, flush=True)
+
+RandomTuner(X, max_steps=1, n_trials=2, root=ROOT, name="s").optimize(interrupted)
+"""
+    code, out, err = run(tmp_path, search)
+    assert code == 130, err
+    assert "after the first" in out  # the search waits for the call to end
+    assert "after the second" not in out
 
 
 def test_a_requeue_by_slurm_loses_no_step(tmp_path):

@@ -159,9 +159,9 @@ def test_a_module_is_refused_and_a_data_module_copied_as_ever_and_other_things_s
     assert len(result.trials()) == 1
     assert type(given) is data
     ours = made(new)[0]()
-    for one in (ours, nn.Linear(2, 2), 3, "text", [1]):
-        before = type(one)
-        assert type(of_lightning(one)) is before
+    for value in (ours, nn.Linear(2, 2), 3, "text", [1]):
+        before = type(value)
+        assert type(of_lightning(value)) is before
 
 
 @pytest.mark.parametrize("package", [new, old])

@@ -111,7 +111,7 @@ def study(root):
 
 
 def told(root):
-    return [(one.params, one.values, one.parent, one.notes()) for one in lineage(study(root))]
+    return [(segment.params, segment.values, segment.parent, segment.notes()) for segment in lineage(study(root))]
 
 
 def test_a_run_folder_that_is_deleted_is_named(tmp_path):
@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_stays(tmp_path, nu
             file.write_bytes(file.read_bytes()[:-100])
     ACTIONS.clear()
     result = tune(tmp_path)
-    assert {one.member for one in lineage(result) if 24 in one.values} == {0, 1, 2}
+    assert {segment.member for segment in lineage(result) if 24 in segment.values} == {0, 1, 2}
     assert list(file.parent.glob("last.ckpt.corrupt-*"))
 
 
@@ -300,12 +300,12 @@ def test_a_member_of_a_shared_folder_that_early_stopping_stops_copies(tmp_path, 
     callbacks = (pbt, stopping) if where == "after" else (stopping, pbt)
     trainer = train(callbacks[0], *callbacks[1:])
     record = read_record(tmp_path / "pbt", 0)
-    assert [(one.start, one.parent) for one in record.segments] == [(0, None), (16, 1)]
+    assert [(segment.start, segment.parent) for segment in record.segments] == [(0, None), (16, 1)]
     assert record.stopped == 16
     assert (record.status, trainer.global_step) == ("finished", 24)
 
 
-def test_a_member_of_a_shared_folder_that_nobody_can_help_stops_as_it_was_asked_to(tmp_path):
+def test_a_member_of_a_shared_folder_without_a_donor_stops_where_early_stopping_asked(tmp_path):
     trainer = train(member(tmp_path), EarlyStopping("val_loss", patience=1, min_delta=9.0))
     record = read_record(tmp_path / "pbt", 0)
     assert (record.status, record.step, trainer.global_step) == ("finished", 16, 16)
@@ -314,4 +314,4 @@ def test_a_member_of_a_shared_folder_that_nobody_can_help_stops_as_it_was_asked_
 
 def test_a_decision_of_a_shared_folder_falls_at_the_first_validation_after_an_interval(tmp_path):
     train(member(tmp_path), max_steps=40, val_check_interval=5, check_val_every_n_epoch=None)
-    assert sorted(step for one in lineage(tmp_path / "pbt") for step in one.values) == [10, 20, 30, 40]
+    assert sorted(step for segment in lineage(tmp_path / "pbt") for step in segment.values) == [10, 20, 30, 40]

@@ -1,5 +1,6 @@
 """A run that is copied to a store, and goes on from there."""
 
+import io
 import os
 import resource
 import shutil
@@ -90,6 +91,7 @@ class Failing(MemoryFileSystem):
     store = {}  # as the class above has it
     pseudo_dirs = [""]
     broken = lost = False
+    garbled = unreadable = "none"  # the end of a path
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -98,7 +100,11 @@ class Failing(MemoryFileSystem):
     def _open(self, path, mode="rb", **options):
         if Failing.broken and "w" in mode:
             raise OSError("out of order")
+        if path.endswith(Failing.unreadable):
+            raise OSError("out of order")
         file = super()._open(path, mode, **options)
+        if mode == "rb" and path.endswith(Failing.garbled):
+            return io.BytesIO(file.read()[:-1])
         return Plain(file) if mode == "rb" else file
 
     def mv(self, path1, path2, **options):
@@ -176,6 +182,26 @@ def test_an_answer_of_the_store_that_is_lost(tmp_path, monkeypatch, capsys):
     optimize(lambda job, params: params["x"], root="failing://lost", verbose="lines")
     assert not Failing.lost
     assert capsys.readouterr().out.splitlines()[-1] == "copied to failing://lost/a"
+
+
+def test_a_file_that_the_store_gives_back_otherwise_is_no_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Failing, "garbled", ".part")
+    with pytest.raises(StorageError, match="is not read back as it was written"):
+        optimize(lambda job, params: params["x"], root="failing://garbled")
+
+
+def test_the_study_comes_back_after_all_other_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = optimize(lambda job, params: params["x"], root="failing://back")
+    shutil.rmtree("runs")
+    monkeypatch.setattr(Failing, "unreadable", "best.yaml")
+    with pytest.raises(StorageError, match="failing://back/a, .* out of order"):
+        optimize(lambda job, params: params["x"], root="failing://back")
+    assert not Path("runs", "a", "study.journal").exists()
+    monkeypatch.setattr(Failing, "unreadable", "none")
+    again = optimize(lambda job, params: params["x"], root="failing://back")
+    assert [row.score for row in again.trials()] == [row.score for row in result.trials()]
 
 
 def optimize(function, **options):

@@ -65,7 +65,7 @@ def test_each_trial_is_run_once_and_every_process_sees_the_end(tmp_path):
     ]
 
 
-def test_one_or_several_but_not_both(tmp_path):
+def test_shared_and_unshared_searches_exclude_each_other(tmp_path):
     def busy(job, params):
         (tmp_path / "at work").touch()
         time.sleep(30)
@@ -119,7 +119,7 @@ def test_the_trial_of_a_dead_process_is_taken_over_from_its_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("shift", [3600, -3600])
-def test_no_clock_decides(tmp_path, shift):
+def test_a_wrong_clock_changes_nothing(tmp_path, shift):
     """One process's wall clock is an hour off, and jumps back."""
     wrong = f"""
 import datetime
@@ -180,25 +180,28 @@ def test_a_population_that_cannot_share_says_so(tmp_path):
 
 def test_processes_share_a_study_that_optuna_asks(tmp_path):
     """Its sampler and pruner see the trials of all processes; a killed one's trial is taken over."""
-    log = tmp_path / "log"
 
-    class Logs(Net):
-        def on_fit_start(self):
-            if self.trainer.max_steps == 8 and not self.trainer.fast_dev_run:
-                with log.open("a") as file:
-                    file.write(f"{self.hparams.lr}\n")
+    class Dies(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            if self.global_step == 5 and os.environ.get("DIES"):
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def search(name="s", **options):
         return OptunaTuner(
             {"lr": "loguniform(1e-3, 1)"}, max_steps=8, n_trials=9, monitor="val_loss", root=tmp_path, name=name,
             shared=True, pruner=MedianPruner(n_startup_trials=2), verbose=False,
             trainer={"accelerator": "cpu", "logger": False, "val_check_interval": 2, "check_val_every_n_epoch": None},
-        ).fit(Logs, datamodule=Data)  # fmt: skip
+        ).fit(Dies, datamodule=Data)  # fmt: skip
 
-    children = [in_a_child(search) for _ in range(3)]
-    os.kill(children[0], signal.SIGKILL)
-    ended(children[0])
-    assert [ended(child) for child in children[1:]] == [0, 0]
+    def dying_search():
+        os.environ["DIES"] = "1"
+        search()
+
+    assert ended(in_a_child(dying_search)) == -signal.SIGKILL
+    (left,) = trials(tmp_path)
+    assert left.state.name == "RUNNING"
+    children = [in_a_child(search) for _ in range(2)]
+    assert [ended(child) for child in children] == [0, 0]
     found = trials(tmp_path)
     assert len(found) == 9
     assert {trial.state.name for trial in found} <= {"COMPLETE", "PRUNED"}
@@ -271,7 +274,7 @@ def test_processes_that_start_at_once_may_tidy_each_others_probes_away(tmp_path,
 
 
 @pytest.mark.parametrize("seen", [True, False])
-def test_one_storage_and_two_roots_are_found_out(tmp_path, seen):
+def test_one_storage_with_two_roots_is_refused(tmp_path, seen):
     """At the start; or, if the other root cannot be seen, when both have worked on one trial.
 
     The locks are in the root, so the second process takes the first one's trial for a dead one's.

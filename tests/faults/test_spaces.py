@@ -52,6 +52,7 @@ def asks(name):
 
 
 def test_metrics_of_torchmetrics_ask_for_the_mode_where_more_is_better_and_only_there():
+    assert {more for _, more in metrics()} >= {True, False}
     for name, more in metrics():
         for written in (name, f"val_{name}", f"val/{name}", f"val{name}"):
             if more is True:
@@ -195,4 +196,4 @@ def test_numbers_of_numpy_among_choices_are_plain_numbers():
     numbers: Any = [np.int64(3), np.float32(0.5), torch.tensor(7)]
     (distribution,) = parse_space({"k": Choice(numbers)}).values()
     assert distribution.choices == (3, 0.5, 7)
-    assert [type(one) for one in distribution.choices] == [int, float, int]
+    assert [type(choice) for choice in distribution.choices] == [int, float, int]

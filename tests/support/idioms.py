@@ -279,7 +279,9 @@ class Backbone(Net):
         self.backbone = self.net[0]
 
     def configure_optimizers(self):
-        return torch.optim.SGD([one for one in self.parameters() if one.requires_grad], lr=0.2, momentum=0.9)
+        return torch.optim.SGD(
+            [parameter for parameter in self.parameters() if parameter.requires_grad], lr=0.2, momentum=0.9
+        )
 
 
 class LeavesEpochs(Net):

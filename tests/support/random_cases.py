@@ -248,6 +248,6 @@ def cases(draw, shuffle=False):
         assume(not isinstance(made.trainer.get("val_check_interval"), float))
     # A stream that ends before its limit, and before a step is made, trains for ever in Lightning; so has this.
     limits = {"limit_train_batches", "overfit_batches"}
-    schedules = [one for one in made.callbacks if one[0] is GradientAccumulationScheduler]
+    schedules = [callback for callback in made.callbacks if callback[0] is GradientAccumulationScheduler]
     assume(made.data.sized or limits.isdisjoint(names) or not (schedules or "accumulate_grad_batches" in names))
     return made

@@ -149,7 +149,6 @@ def answered(make, tmp_path, module, model, data):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings("ignore")  # of Lightning and its CLI, in the plain fit
 def test_a_plain_fit_gives_the_score_back(tmp_path, case):
     module, model, data, options = CASES[case]
     if "max_epochs" not in options:
@@ -168,16 +167,22 @@ def test_a_plain_fit_gives_the_score_back(tmp_path, case):
     assert seed == saved["lightning_hpo"]["seed"] == result.study.trials[0].user_attrs["seed"] == result.rows[0].seed
 
 
-@pytest.mark.filterwarnings("ignore")  # as above
 def test_a_score_before_the_end_is_of_the_checkpoint_that_a_plain_fit_keeps(tmp_path):
     options = {"monitor": "val_loss", "mode": "max", "score": "best", "max_steps": 17, "n_trials": 1}
     trainer = {"accelerator": "cpu", "val_check_interval": 3}  # of a falling loss the first validation is the largest
     tuner = RandomTuner({"lr": "choice(0.01)"}, root=tmp_path, name="r", verbose=False, trainer=trainer, **options)
-    best = tuner.fit(Module, datamodule=Images).rows[0]
+    with pytest.warns(UserWarning, match="its name suggests that lower is better"):
+        best = tuner.fit(Module, datamodule=Images).rows[0]
     text = (tmp_path / "r" / "best.yaml").read_text()
     assert text.startswith(f"# val_loss = {best.score} at step 3 of trial 0; ")
     assert "ModelCheckpoint keeps the checkpoint of its step" in text
-    args = ["fit", "-c", str(tmp_path / "r" / "best.yaml"), f"--trainer.default_root_dir={tmp_path}"]
+    args = [
+        "fit",
+        "-c",
+        str(tmp_path / "r" / "best.yaml"),
+        f"--trainer.default_root_dir={tmp_path}",
+        "--trainer.logger=false",
+    ]
     saved = LightningCLI(Module, Images, args=args, save_config_callback=None).trainer.checkpoint_callback
     assert float(saved.best_model_score) == best.score
     assert torch.load(saved.best_model_path, weights_only=True)["global_step"] == 3
@@ -190,7 +195,6 @@ class Bare(Module):
 
 
 @pytest.mark.parametrize("kind", [Module, Bare])
-@pytest.mark.filterwarnings("ignore")  # as above
 def test_a_population_replays_its_schedule(tmp_path, kind):
     name = "lr" if kind is Module else "optimizer.lr"
     options = {"population_size": 2, "interval": 4, "max_steps": 12, "explore": "all", "monitor": "val_loss"}
@@ -220,7 +224,6 @@ def test_a_population_replays_its_schedule(tmp_path, kind):
     assert rates == pytest.approx(expected)
 
 
-@pytest.mark.filterwarnings("ignore")  # as above
 def test_a_promoted_trial(tmp_path):
     make = partial(ASHATuner, max_steps=9, min_steps=3, n_trials=3)
     result, plain = answered(make, tmp_path, Module, {}, {})

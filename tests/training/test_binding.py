@@ -54,7 +54,7 @@ class Base(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
     def groups(self, key):
-        return [float(group[key]) for one in self.trainer.optimizers for group in one.param_groups]
+        return [float(group[key]) for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
 
 
 def population(model, tmp_path, space=None, **options):
@@ -338,10 +338,12 @@ def check_what_is_in_effect(kind, tmp_path):
     kind.seen = {}
     result = population(kind, tmp_path)
     segments = lineage(result)
-    assert len({str(one.params) for one in segments}) > 3
+    assert len({str(segment.params) for segment in segments}) > 3
     assert len(kind.seen) == 3 * STEPS
     for (member, step), effective in kind.seen.items():
-        (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
+        (segment,) = [
+            segment for segment in segments if segment.member == member and segment.start <= step < segment.stop
+        ]
         assert effective == pytest.approx(kind.right(step, **segment.params), rel=1e-5), (member, step)
 
 
@@ -370,6 +372,8 @@ def test_reductions_of_a_plateau_schedule_stay_in_effect_over_changes(tmp_path):
     segments = lineage(population(Plateau, tmp_path))
     reductions = {}
     for (member, step), (rate,) in Plateau.seen.items():
-        (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
+        (segment,) = [
+            segment for segment in segments if segment.member == member and segment.start <= step < segment.stop
+        ]
         reductions.setdefault(step, set()).add(round(rate / segment.params["lr"], 6))
     assert [reductions[step] for step in (0, 7, 13, 19)] == [{1.0}, {0.5}, {0.25}, {0.125}]

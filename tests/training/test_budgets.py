@@ -157,6 +157,7 @@ class TestEpochs:
         rows = tuner.fit(Spy, datamodule=Data).trials()
         assert {step for row in rows for step in row.values} == {1, 2, 4}  # quarters of an epoch
         for row in rows:
+            assert row.global_steps.keys() == row.values.keys()
             for step, at in row.global_steps.items():
                 batches = -(-SAMPLES // row.params["data.batch_size"])
                 assert (at - 1) * 4 < step * batches <= at * 4

@@ -107,7 +107,7 @@ def test_a_wrong_number(confirm):
         RandomTuner(X, max_steps=9, n_trials=3, confirm=confirm)
 
 
-def test_what_cannot_be_confirmed():
+def test_searches_that_cannot_be_confirmed_are_refused():
     with pytest.raises(ValueError, match="leaves nothing for the search"):
         HyperbandTuner(X, max_steps=9, total_steps=100, confirm=3)
     with pytest.raises(ValueError, match="needs a search with one `monitor`"):

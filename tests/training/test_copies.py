@@ -200,6 +200,9 @@ def test_workers_that_live_on_get_the_new_value_with_the_next_epoch(data, tmp_pa
     )  # fmt: skip
     segments = lineage(tuner.fit(Workers, datamodule=data))
     assert len(segments) > 2
+    assert {member for member, _ in Workers.seen} == {0, 1}
     for (member, step), effective in Workers.seen.items():
-        (segment,) = [one for one in segments if one.member == member and one.start <= step < one.stop]
+        (segment,) = [
+            segment for segment in segments if segment.member == member and segment.start <= step < segment.stop
+        ]
         assert effective == pytest.approx([segment.params["data.noise"]]), (member, step)

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from lightning_hpo import checkpoints
 from lightning_hpo.records import CHECKPOINT, Task
 from lightning_hpo.schedulers import Job
+from lightning_hpo.training.metrics_file import METRICS
 from lightning_hpo.training.objective import Objective
-from lightning_hpo.training.plugins import METRICS
 from tests.support.idioms import (
     BATCHES,
     Backbone,

@@ -35,7 +35,7 @@ class Methods(Plain):
     train_dataloader, val_dataloader = OwnLoaders.train_dataloader, OwnLoaders.val_dataloader
 
 
-def test_a_model_with_loaders_of_its_own_is_told_by_its_attribute(tmp_path):
+def test_a_model_with_its_own_loaders_gets_its_fold_as_an_attribute(tmp_path):
     result = RandomTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path)).fit(Methods)
     assert len(set(result.rows[0].folds)) == 3
 
@@ -61,7 +61,7 @@ def make_held():
     return Held()
 
 
-def test_a_data_module_that_is_an_object_or_comes_from_a_function_is_told_too(tmp_path):
+def test_a_data_module_that_is_an_object_or_comes_from_a_function_gets_its_fold(tmp_path):
     seen = [
         RandomTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path, name)).fit(Plain, datamodule=data).rows[0].folds
         for name, data in (("class", Cut), ("object", Cut()), ("held", Held()), ("function", make_held))
@@ -134,7 +134,7 @@ class TooFew(Cut):
 
 
 def test_more_folds_than_the_data_have_parts_are_found_before_training(tmp_path):
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="list index out of range"):
         RandomTuner(SPACE, max_steps=2, n_trials=1, **options(tmp_path)).fit(Plain, datamodule=TooFew)
     assert not (tmp_path / "s").exists()
 

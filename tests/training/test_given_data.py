@@ -50,7 +50,7 @@ def test_objects_give_what_the_class_gives(tmp_path):
     assert search(tmp_path / "workers", isolate=True, **given) == expected
 
 
-def test_what_is_shared_says_so_and_other_settings_are_another_study(tmp_path):
+def test_data_that_refuse_a_copy_are_shared_and_other_settings_are_another_study(tmp_path):
     class Shared(Data):
         asked = []  # of the class, to be seen
 
@@ -63,8 +63,8 @@ def test_what_is_shared_says_so_and_other_settings_are_another_study(tmp_path):
 
     data = Shared(32)
     search(tmp_path, datamodule=data)
-    assert len({id(one) for one in Shared.asked}) > 1  # hooks of one trial are not those of another
-    assert all(one.hparams is data.hparams for one in Shared.asked)
+    assert len({id(module) for module in Shared.asked}) > 1  # hooks of one trial are not those of another
+    assert all(module.hparams is data.hparams for module in Shared.asked)
     with pytest.raises(ValueError, match="the code of partial.*Shared.* changed"):
         search(tmp_path, datamodule=Shared(16))
 

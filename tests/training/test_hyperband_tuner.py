@@ -20,7 +20,7 @@ def rungs(tuner):
 
 
 class TestPlan:
-    def test_defaults_need_no_thought(self):
+    def test_the_default_brackets(self):
         assert rungs(HyperbandTuner(XY, max_steps=900)) == [
             [(27, 33), (9, 99), (3, 297), (1, 900)],
             [(12, 99), (4, 297), (1, 900)],
@@ -108,7 +108,7 @@ def test_killed_after_any_job_and_continued_it_is_the_same_study(tmp_path, tuner
         assert recorded(make(name=f"killed{kill_at}").optimize(killed)) == recorded(whole)
 
 
-def test_the_model_is_asked_above_the_lowest_rung(tmp_path):
+def test_trials_above_the_lowest_rung_come_from_the_model(tmp_path):
     """Trials that enter above the lowest rung are good more often than those at the lowest, which are random."""
     quick = {"root": tmp_path, "storage": InMemoryStorage(), "verbose": False}
     rows = HyperbandTuner(XY, max_steps=81, min_steps=1, **quick).optimize(loss).trials()
@@ -123,7 +123,7 @@ def test_the_model_is_asked_above_the_lowest_rung(tmp_path):
     assert min(dear) - least < (min(cheap) - least) / 10
 
 
-def test_a_sampler_of_ones_own_proposes_two_thirds_everywhere(tmp_path):
+def test_a_given_sampler_proposes_two_thirds_of_the_trials(tmp_path):
     class Middle(RandomSampler):
         def sample_independent(self, study, trial, param_name, param_distribution):
             return 0.5

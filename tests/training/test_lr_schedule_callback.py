@@ -16,7 +16,10 @@ from lightning_hpo.callbacks import LRSchedule
 from lightning_hpo.lr_schedules import CosineLR, InverseSqrtLR, LinearDecayLR, WarmupCosineLR
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore")
+# A resumed run has not the ModelCheckpoint that saved, and the loader is a plain one.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Be aware that when using `ckpt_path`, callbacks", "ignore:You.re resuming from a checkpoint that ended"
+)
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -243,7 +246,7 @@ def test_frequency_is_refused():
         ({"name": "cosine", "warmup": -3}, ValueError, "-3"),
         ({"name": "cosine", "max_lr": 0.1, "min_lr": 0.2}, ValueError, "0.2 > 0.1"),
         ({"warmup": 3}, TypeError, "no `name`"),
-        ({"on_resume": "stretch"}, ValueError, "stretch"),
+        ({"on_resume": "widen"}, ValueError, "widen"),
     ],
 )
 def test_bad_arguments_fail_at_construction(arguments, error, message):

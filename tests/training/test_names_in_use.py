@@ -30,7 +30,7 @@ def search(model, space, tmp_path, data=Data, **trainer):
         warnings.simplefilter("always")
         result = tuner.fit(model, datamodule=data)
     assert [row.state for row in result.rows] == ["complete"] * 2
-    return [str(one.message) for one in caught if "is in the space, but nothing" in str(one.message)]
+    return [str(warning.message) for warning in caught if "is in the space, but nothing" in str(warning.message)]
 
 
 class Plain(Net):
@@ -45,7 +45,7 @@ class Plain(Net):
 
 def test_a_rate_that_no_optimizer_uses_is_said_once(tmp_path):
     said = search(Plain, {"lr": "loguniform(1e-3, 1)", "hidden": "int(4, 8)", "act": "choice(relu, gelu)"}, tmp_path)
-    assert [one.split("'")[1] for one in said] == ["lr", "act"]
+    assert [text.split("'")[1] for text in said] == ["lr", "act"]
 
 
 class Used(Plain):
@@ -164,7 +164,7 @@ def test_a_fork_trains_at_its_own_rate_in_float32(tmp_path):
     assert seen == pytest.approx([0.1] * 5 + [0.3] * 5, rel=1e-6)
 
 
-def test_a_fork_stands_where_a_schedule_with_its_own_floor_stands(tmp_path):
+def test_a_fork_trains_at_the_rate_of_a_schedule_with_its_own_minimum(tmp_path):
     seen = []
     fork(Floor, tmp_path, seen)
     net = Net(0.3)
@@ -232,11 +232,11 @@ def test_a_schedule_inside_sequential_is_continued(ours_first, cut, tmp_path):
         return lr_scheduler.SequentialLR(optimizer, [ours, other] if ours_first else [other, ours], [10])
 
     seen = [[], []]
-    for legs, cuts in zip(seen, ([25], [cut, 25]), strict=True):
+    for taken, cuts in zip(seen, ([25], [cut, 25]), strict=True):
 
         class Look(pl.Callback):
-            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx, legs=legs):
-                legs.append(trainer.optimizers[0].param_groups[0]["lr"])
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx, taken=taken):
+                taken.append(trainer.optimizers[0].param_groups[0]["lr"])
 
             def __deepcopy__(self, memo):
                 return self

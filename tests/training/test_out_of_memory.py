@@ -42,7 +42,7 @@ class Late(Heavy):
 
 class HeavyInValidation(Roomy):
     def validation_step(self, batch, batch_idx):
-        if len(batch[0]) > 100:
+        if len(batch[0]) > 50:
             raise torch.OutOfMemoryError("CUDA out of memory")
         super().validation_step(batch, batch_idx)
 
@@ -132,13 +132,13 @@ def test_validation_is_split_by_itself(tmp_path):
     tuner = RandomTuner({"data.batch_size": "choice(200)"}, n_trials=1, max_steps=2, **options(tmp_path, name="s"))
     result = tuner.fit(HeavyInValidation, datamodule=ValData)
     assert notes(result)[0]["batch_size"] == 200
-    assert notes(result)[0]["val_batch_size"] == 100
+    assert notes(result)[0]["val_batch_size"] == 50
     other = RandomTuner({"data.batch_size": "choice(200)"}, n_trials=1, max_steps=2, **options(tmp_path, name="t"))
     assert other.fit(Roomy, datamodule=ValData).best_score == pytest.approx(result.best_score, rel=1e-5)
 
 
 @pytest.mark.parametrize("on_oom", ["fail", "halve"])
-def test_what_cannot_be_helped_fails_its_trial(tmp_path, on_oom):
+def test_a_trial_that_fits_into_memory_in_no_part_fails(tmp_path, on_oom):
     """A sampler takes such trials for infeasible, and goes elsewhere."""
 
     class Wide(Heavy):

@@ -158,7 +158,7 @@ def test_every_hyperparameter_takes_effect_and_stays(tmp_path, schedule):
     # The unperturbed schedule of a plain run, per unit of base learning rate.
     plain, unit = Net(schedule=schedule), trainer(tmp_path)
     unit.fit(plain, datamodule=Data())
-    segments = [one for one in lineage(tmp_path / "pbt") if one.member == 0]
+    segments = [segment for segment in lineage(tmp_path / "pbt") if segment.member == 0]
     assert len(segments) > 1
     assert segments[1].parent == 1
     for one, until in zip(segments, [*(later.start for later in segments[1:]), STEPS], strict=True):
@@ -183,8 +183,8 @@ def test_batch_size_follows_with_the_next_epoch(tmp_path):
     explore = lambda params, space, generator: {"data.batch_size": other[params["data.batch_size"]]}  # noqa: E731
     pbt, spy, data = member(tmp_path, space=space, explore=explore), Spy(), Data(10)
     trainer(tmp_path, pbt, spy).fit(Net(), datamodule=data)
-    segments = [one for one in lineage(tmp_path / "pbt") if one.member == 0]
-    sizes = [one.params["data.batch_size"] for one in segments]
+    segments = [segment for segment in lineage(tmp_path / "pbt") if segment.member == 0]
+    sizes = [segment.params["data.batch_size"] for segment in segments]
     assert spy.seen[0][1] == sizes[0]  # the first loader has it already
     assert len(set(sizes)) > 1
     changed_at = next(step for step, size in spy.seen if size != sizes[0])
@@ -243,7 +243,7 @@ def test_no_tensor_is_shared_with_the_donor(tmp_path, adam, fresh):
         fits[1].optimizers[0].state.clear()
     transplant(capture(fits[0], a), fits[1], b)
     moments = [
-        {id_ for values in fit.optimizers[0].state.values() for one in values.values() if (id_ := pointer(one))}
+        {id_ for values in fit.optimizers[0].state.values() for value in values.values() if (id_ := pointer(value))}
         for fit in fits
     ]
     assert len(moments[0]) == len(moments[1]) > 0
@@ -318,7 +318,7 @@ def test_a_continued_member_keeps_its_hyperparameters(tmp_path, schedule):
     first.callbacks.append(Save())
     with pytest.raises(SystemExit):
         first.fit(Net(schedule=schedule), datamodule=Data())
-    asked = next(one for one in lineage(tmp_path / "pbt") if one.member == 0 and one.start == INTERVAL)
+    asked = next(segment for segment in lineage(tmp_path / "pbt") if segment.member == 0 and segment.start == INTERVAL)
     net, data, seen = Net(schedule=schedule), Data(), []
 
     class Look(pl.Callback):
@@ -330,10 +330,11 @@ def test_a_continued_member_keeps_its_hyperparameters(tmp_path, schedule):
     again.fit(net, datamodule=data, ckpt_path=saved, weights_only=True)
     assert seen[0][0] == 30
     assert seen[0][1:] == pytest.approx([asked.params[name] for name in ("weight_decay", "dropout")])
+    assert len(net.rates) == 5
     for step, rates in enumerate(net.rates, 30):
         assert rates == pytest.approx([rate * asked.params["lr"] / 0.1 for rate in plain.rates[step]])
     assert data.sizes[0] == asked.params["data.batch_size"]
-    assert [one.number for one in lineage(tmp_path / "pbt") if one.member == 0] == [0, 2]
+    assert [segment.number for segment in lineage(tmp_path / "pbt") if segment.member == 0] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +371,10 @@ def test_a_module_may_apply_what_only_it_knows(tmp_path):
     good_donor(tmp_path, space)
     net = Smooth()
     trainer(tmp_path, member(tmp_path, space=space)).fit(net, datamodule=Data())
-    assert net.smoothing == [one for one in lineage(tmp_path / "pbt") if one.member == 0][-1].params["smoothing"]
+    assert (
+        net.smoothing
+        == [segment for segment in lineage(tmp_path / "pbt") if segment.member == 0][-1].params["smoothing"]
+    )
 
 
 def test_a_value_that_does_not_hold_stops_the_run(tmp_path):

@@ -124,14 +124,14 @@ def tune(root, model=Net, data=Data, space=SPACE, trainer=None, **options):
 def steps_of(result):
     """Steps with a score of each member, in order."""
     found = {}
-    for one in lineage(result):
-        found.setdefault(one.member, []).extend(one.values)
+    for segment in lineage(result):
+        found.setdefault(segment.member, []).extend(segment.values)
     return {member: sorted(steps) for member, steps in found.items()}
 
 
 def history(result):
     return [(row.params, dict(row.values), row.parent, row.state) for row in result.rows], [
-        one.notes() for one in lineage(result)
+        segment.notes() for segment in lineage(result)
     ]
 
 
@@ -159,7 +159,7 @@ def test_a_member_is_judged_at_the_last_step_of_each_interval_and_nowhere_else(t
     asked = list(range(INTERVAL, STEPS + 1, INTERVAL))
     assert steps_of(result) == dict.fromkeys(range(SIZE), asked)
     assert sorted(Judged.seen) == [(f"{member:03d}", step) for member in range(SIZE) for step in asked]
-    assert any(one.parent is not None for one in lineage(result))
+    assert any(segment.parent is not None for segment in lineage(result))
     assert all(row.state in ("complete", "pruned") for row in result.rows)
     saved = checkpoints.load(result.best_checkpoint)
     assert (saved["global_step"], saved["lightning_hpo"]["trial"]) == (STEPS, result.best_trial)
@@ -201,12 +201,12 @@ class StopsIn(pl.Callback):
 def test_a_member_that_a_callback_stops_goes_on_as_a_copy(tmp_path, hook):
     """Here the second best one at step 12, which goes on as it is unless it is stopped."""
     whole = tune(tmp_path / "whole", population_size=5)
-    scores = {one.member: one.values[12] for one in lineage(whole) if 12 in one.values}
+    scores = {segment.member: segment.values[12] for segment in lineage(whole) if 12 in segment.values}
     member = sorted(scores, key=scores.get)[1]
-    assert not [one for one in lineage(whole) if (one.member, one.start) == (member, 12)]
+    assert not [segment for segment in lineage(whole) if (segment.member, segment.start) == (member, 12)]
     callbacks = {"callbacks": [StopsIn(hook, member)]}
     result = tune(tmp_path / "stopped", trainer=callbacks, population_size=5)
-    (copied,) = [one for one in lineage(result) if (one.member, one.start) == (member, 12)]
+    (copied,) = [segment for segment in lineage(result) if (segment.member, segment.start) == (member, 12)]
     assert lineage(result)[copied.parent].member != member
     assert steps_of(result) == {member: [6, 12, 18, 24] for member in range(5)}
     assert history(tune(tmp_path / "stopped", trainer=callbacks, population_size=5)) == history(result)
@@ -225,7 +225,7 @@ class Stale(Net):
 def test_early_stopping_of_the_module_makes_a_member_copy(tmp_path):
     result = tune(tmp_path, Stale, population_size=5, max_steps=30, quantile=0.2)
     assert steps_of(result) == {member: [6, 12, 18, 24, 30] for member in range(5)}
-    copied = {one.member for one in lineage(result) if one.start == 12}
+    copied = {segment.member for segment in lineage(result) if segment.start == 12}
     assert len(copied & {1, 2, 3}) >= 2  # the share of losers is one, and one has copied before
     assert sum(row.state == "complete" for row in result.rows) == 5
 
@@ -234,17 +234,17 @@ def test_early_stopping_of_the_module_makes_a_member_copy(tmp_path):
 def test_a_population_that_early_stopping_stops_as_a_whole_comes_to_its_end(tmp_path, reason):
     result = tune(tmp_path, trainer={"callbacks": [EarlyStopping("val_loss", **reason)]})
     assert steps_of(result) == {member: [6, 12, 18, 24] for member in range(SIZE)}
-    assert [one.member for one in lineage(result) if one.start == 6]
+    assert [segment.member for segment in lineage(result) if segment.start == 6]
     assert checkpoints.load(result.best_checkpoint)["global_step"] == STEPS
 
 
 def test_a_goal_that_a_member_reaches_is_not_thrown_away(tmp_path):
     whole = tune(tmp_path / "whole")
-    first = {one.member: one.values[6] for one in lineage(whole) if 6 in one.values}
+    first = {segment.member: segment.values[6] for segment in lineage(whole) if 6 in segment.values}
     best = min(first, key=first.get)
     goal = {"callbacks": [EarlyStopping("val_loss", stopping_threshold=first[best] + 1e-6)]}
     result = tune(tmp_path / "goal", trainer=goal)
-    assert not [one for one in lineage(result) if (one.member, one.start) == (best, 6)]
+    assert not [segment for segment in lineage(result) if (segment.member, segment.start) == (best, 6)]
 
 
 @pytest.mark.parametrize("callbacks", [[], [EarlyStopping("val_loss")]], ids=["", "EarlyStopping"])
@@ -256,7 +256,7 @@ def test_a_member_whose_score_is_no_number_copies(tmp_path, callbacks):
     ACTIONS.append(spoil)
     result = tune(tmp_path, trainer={"callbacks": callbacks})
     assert steps_of(result) == {member: [6, 12, 18, 24] for member in range(SIZE)}
-    (copied,) = [one for one in lineage(result) if (one.member, one.start) == (1, 12)]
+    (copied,) = [segment for segment in lineage(result) if (segment.member, segment.start) == (1, 12)]
     assert lineage(result)[copied.parent].member != 1
     assert all(map(math.isfinite, copied.values.values()))
 
@@ -297,7 +297,7 @@ def test_what_would_end_members_at_other_steps_is_refused(tmp_path, argument):
     assert not list(tmp_path.iterdir())
 
 
-def test_time_that_is_over_ends_no_member(tmp_path):
+def test_a_timer_that_has_run_out_ends_no_member(tmp_path):
     result = tune(tmp_path, trainer={"callbacks": [Timer({"milliseconds": 30})]})
     assert steps_of(result) == {member: [6, 12, 18, 24] for member in range(SIZE)}
 
@@ -373,11 +373,11 @@ def test_a_reduced_rate_is_no_mismatch_and_a_copy_takes_the_reduction_along(tmp_
     """A reduction with each epoch: the rate of a step is the hyperparameter, halved as often as its way was."""
     Plateau.config, Plateau.rates = {"monitor": "val_loss"}, {}
     result = tune(tmp_path, Plateau)
-    assert any(one.parent is not None for one in lineage(result))
-    for one in lineage(result):
-        for step in range(one.start, one.stop):
-            rate, epochs = Plateau.rates[f"{one.member:03d}", step]
-            assert rate == pytest.approx(one.params["lr"] * 0.5 ** max(epochs - 1, 0), rel=1e-6)
+    assert any(segment.parent is not None for segment in lineage(result))
+    for segment in lineage(result):
+        for step in range(segment.start, segment.stop):
+            rate, epochs = Plateau.rates[f"{segment.member:03d}", step]
+            assert rate == pytest.approx(segment.params["lr"] * 0.5 ** max(epochs - 1, 0), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -392,5 +392,5 @@ def test_a_reduced_rate_is_no_mismatch_and_a_copy_takes_the_reduction_along(tmp_
         ({0: math.nan, 1: 2.0, 2: 3.0}, [2], [2, 0], [1]),
     ],
 )
-def test_who_was_asked_to_stop_ranks_last(scores, stopped, losers, top):
+def test_members_that_were_asked_to_stop_rank_last(scores, stopped, losers, top):
     assert truncate(scores, quantile=0.2, stopped=stopped) == (losers, top)

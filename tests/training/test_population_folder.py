@@ -47,7 +47,7 @@ def test_a_damaged_donor_is_left_alone_and_named(tmp_path, damage):
     trainer(tmp_path, member(tmp_path)).fit(Net(), datamodule=Data())
     record = read_record(tmp_path / "pbt", 0)
     assert record.status == "finished"
-    assert [one.parent for one in record.segments] == [None]
+    assert [segment.parent for segment in record.segments] == [None]
     assert any("did not copy member 1" in event for event in record.events)
     assert not (tmp_path / "exploded").exists()
 
@@ -72,8 +72,8 @@ def test_a_dead_member_does_not_block_a_synchronous_population(tmp_path):
 def test_only_donors_keep_a_state_on_disk(tmp_path):
     rules = Rules(parse_space({"lr": "loguniform(1e-3, 1)"}), quantile=0.2)
     folders = [
-        SharedFolder(tmp_path, rules, member=one, population_size=5, agreed={}, synchronous=False, timeout=60.0)
-        for one in range(5)
+        SharedFolder(tmp_path, rules, member=number, population_size=5, agreed={}, synchronous=False, timeout=60.0)
+        for number in range(5)
     ]
     for folder in folders:
         folder.join(0, None)

@@ -14,7 +14,7 @@ from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.study.lineage import lineage, schedule_of
 from lightning_hpo.study.member_files import read_record
-from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from tests.faults.scripts import run
 from tests.faults.test_kill import in_a_child
 from tests.training.test_population_callback import SPACE, Data, Net, assert_equal, good_donor, trainer
@@ -40,16 +40,16 @@ def exit_code(child):
 @pytest.mark.parametrize("synchronous", [False, True])
 def test_two_processes_on_one_folder(tmp_path, synchronous):
     members = [start(tmp_path, number, 2, synchronous=synchronous) for number in range(2)]
-    assert [exit_code(one) for one in members] == [0, 0]
+    assert [exit_code(pid) for pid in members] == [0, 0]
     segments = lineage(tmp_path / "pbt")
     assert [read_record(tmp_path / "pbt", number).status for number in range(2)] == ["finished"] * 2
     for number in range(2):
-        steps = sorted(step for one in segments if one.member == number for step in one.values)
+        steps = sorted(step for segment in segments if segment.member == number for step in segment.values)
         assert steps == [20, 40, 60, 80, 100]
     if synchronous:
-        forks = [one for one in segments if one.parent is not None]
-        assert sorted(one.start for one in forks) == [20, 40, 60, 80]  # one of two loses at each decision
-        assert all(one.forked_at == one.start for one in forks)
+        forks = [segment for segment in segments if segment.parent is not None]
+        assert sorted(segment.start for segment in forks) == [20, 40, 60, 80]  # one of two loses at each decision
+        assert all(segment.forked_at == segment.start for segment in forks)
 
 
 def test_a_member_killed_for_good_leaves_the_others_running(tmp_path):
@@ -74,7 +74,7 @@ from tests.training.test_population_callback import *
 class Ranked(Net):
     def on_train_batch_start(self, batch, batch_idx):
         # runs after the callbacks: a copy that was due has been made
-        weights = torch.cat([one.detach().flatten() for one in self.parameters()])
+        weights = torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
         other = [torch.zeros_like(weights) for _ in range(2)]
         torch.distributed.all_gather(other, weights)
         settings = [None, None]
@@ -104,7 +104,7 @@ def test_ddp_copies_the_same_to_every_rank(tmp_path):
     script.write_text(DDP)
     code, _, err = run(tmp_path, script, tmp_path)
     assert code == 0, err[-3000:]
-    segments = [one for one in lineage(tmp_path / "pbt") if one.member == 0]
+    segments = [segment for segment in lineage(tmp_path / "pbt") if segment.member == 0]
     assert segments[1].parent == 1
     copied = torch.load(tmp_path / "copied.pt", weights_only=True)
     names = [name for name in state["module"] if "running" not in name and "num_batches" not in name]
@@ -220,7 +220,10 @@ def steps_of(root, size):
 def starts(root, size):
     """How often each member has joined so far: at first, and whenever it went on from a checkpoint."""
     records = [read_record(root / "pbt", number) for number in range(size)]
-    return [1 + sum("continued from a checkpoint" in event for event in one.events) if one else 0 for one in records]
+    return [
+        1 + sum("continued from a checkpoint" in event for event in record.events) if record else 0
+        for record in records
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch")
@@ -229,7 +232,9 @@ def test_a_whole_population_of_processes_is_killed_and_continued(tmp_path):
     for kill in range(kills):
         members = [continue_member(tmp_path, number, size, kill) for number in range(size)]
         reached = 30 + 35 * kill
-        files = [tmp_path / f"{one}" / "last.ckpt" for one in range(size)]  # what each goes on from after the kill
+        files = [
+            tmp_path / f"{number}" / "last.ckpt" for number in range(size)
+        ]  # what each goes on from after the kill
         while (
             max(steps_of(tmp_path, size)) < reached
             or not all(file.exists() for file in files)
@@ -237,27 +242,31 @@ def test_a_whole_population_of_processes_is_killed_and_continued(tmp_path):
         ):
             time.sleep(0.002)
         time.sleep(generator.uniform(0, 0.1))
-        for one in members:
-            os.kill(one, signal.SIGKILL)
-        codes = [exit_code(one) for one in members]
+        for pid in members:
+            os.kill(pid, signal.SIGKILL)
+        codes = [exit_code(pid) for pid in members]
         assert set(codes) <= {-signal.SIGKILL, 0}  # a fast one may have finished
         was_done |= {number for number, code in enumerate(codes) if code == 0}
     members = [continue_member(tmp_path, number, size, kills) for number in range(size)]
-    assert [exit_code(one) for one in members] == [0] * size
+    assert [exit_code(pid) for pid in members] == [0] * size
     segments = lineage(tmp_path / "pbt")
-    by_number = {one.number: one for one in segments}
+    by_number = {segment.number: segment for segment in segments}
     assert len(by_number) == len(segments)
-    assert {one.member for one in segments} == set(range(size))
+    assert {segment.member for segment in segments} == set(range(size))
     assert starts(tmp_path, size) == [1 + kills] * size
     for number in range(size):
         record = read_record(tmp_path / "pbt", number)
         assert (record.status, record.step) == ("finished", 200)
-        *earlier, end = [one for one in segments if one.member == number and 200 in one.values]
+        *earlier, end = [segment for segment in segments if segment.member == number and 200 in segment.values]
         assert not earlier or number in was_done  # that one reached the end once more, from its last checkpoint
         assert schedule_of(end, segments)[0].start == 0  # its way up the parents is whole
-    for one in segments:
-        if one.parent is not None:  # trained as far as it was copied, unless it was copied before its first score
-            parent = by_number[one.parent]
-            assert one.forked_at in parent.values or one.forked_at == parent.start
-    copies = [one for one in segments if one.parent is not None and by_number[one.parent].member != one.member]
+    for segment in segments:
+        if segment.parent is not None:  # trained as far as it was copied, unless it was copied before its first score
+            parent = by_number[segment.parent]
+            assert segment.forked_at in parent.values or segment.forked_at == parent.start
+    copies = [
+        segment
+        for segment in segments
+        if segment.parent is not None and by_number[segment.parent].member != segment.member
+    ]
     assert len(copies) >= 4

@@ -51,7 +51,7 @@ def tune(root, model=Small, **options):
 
 def history(result):
     rows = [(row.params, dict(row.values), row.parent, row.state) for row in result.rows]
-    return rows, [one.notes() for one in lineage(result)]
+    return rows, [segment.notes() for segment in lineage(result)]
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +63,16 @@ def test_the_population_and_its_lineage_are_whole(uninterrupted):
     segments = lineage(uninterrupted)
     assert len(segments) > SIZE
     for member in range(SIZE):
-        own = [one for one in segments if one.member == member]
+        own = [segment for segment in segments if segment.member == member]
         assert own[0].start == 0
         assert own[0].parent is None
-        steps = sorted(step for one in own for step in one.values)
+        steps = sorted(step for segment in own for step in segment.values)
         assert steps == list(range(INTERVAL, STEPS + 1, INTERVAL))  # each step is told once, by one segment
         for before, after in pairwise(own):
             assert before.stop == after.start
             assert segments[after.parent].member != member
             assert after.start in segments[after.parent].values
-    assert uninterrupted.best_score == min(one.values[STEPS] for one in segments if STEPS in one.values)
+    assert uninterrupted.best_score == min(segment.values[STEPS] for segment in segments if STEPS in segment.values)
     module = uninterrupted.best_model()
     (scores,) = pl.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False).validate(
         module, datamodule=Data()
@@ -117,7 +117,7 @@ def test_killed_ten_times_and_continued_equals_uninterrupted(uninterrupted, tmp_
 def test_the_study_is_a_journal_that_optuna_and_the_command_line_read(uninterrupted, capsys):
     run = uninterrupted.best_checkpoint.parent
     plain = study_of(run)
-    assert [one.params for one in lineage(plain)] == [one.params for one in lineage(uninterrupted)]
+    assert [segment.params for segment in lineage(plain)] == [segment.params for segment in lineage(uninterrupted)]
     assert main(["show", str(run)]) == 0
     out = capsys.readouterr().out
     assert f"{SIZE} complete" in out
@@ -147,7 +147,7 @@ def test_a_population_in_another_storage(tmp_path):
     result = tune(tmp_path, storage=f"sqlite:///{tmp_path}/s.db", population_size=2, max_steps=30)
     assert not (tmp_path / "run" / "study.journal").exists()
     again = optuna.load_study(study_name="run", storage=f"sqlite:///{tmp_path}/s.db")
-    assert [one.notes() for one in lineage(again)] == [one.notes() for one in lineage(result)]
+    assert [segment.notes() for segment in lineage(again)] == [segment.notes() for segment in lineage(result)]
 
 
 def test_a_damaged_checkpoint_costs_an_interval(uninterrupted, tmp_path):
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_costs_an_interval(uninterrupted, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     result = tune(tmp_path)
     assert list(file.parent.glob("last.ckpt.corrupt-*"))
-    assert {one.member for one in lineage(result) if STEPS in one.values} == set(range(SIZE))
+    assert {segment.member for segment in lineage(result) if STEPS in segment.values} == set(range(SIZE))
 
 
 def test_a_failing_member_does_not_stop_the_others(tmp_path):
@@ -179,7 +179,7 @@ def test_a_failing_member_does_not_stop_the_others(tmp_path):
     failed = [row for row in result.rows if row.state == "failed"]
     assert len(failed) == 1
     assert "out of luck" in result.study.trials[failed[0].number].user_attrs["failure"]
-    assert {one.member for one in lineage(result) if STEPS in one.values} == {0, 1, 3}
+    assert {segment.member for segment in lineage(result) if STEPS in segment.values} == {0, 1, 3}
 
 
 def test_a_nan_member_is_replaced(tmp_path):
@@ -189,7 +189,7 @@ def test_a_nan_member_is_replaced(tmp_path):
             return super().training_step(batch, batch_idx) * (float("nan") if bad else 1)
 
     result = tune(tmp_path, Breaks)
-    second = [one for one in lineage(result) if one.member == 1][1]
+    second = [segment for segment in lineage(result) if segment.member == 1][1]
     assert second.start == INTERVAL
     assert all(map(math.isfinite, second.values.values()))
 
@@ -240,6 +240,7 @@ def test_the_winner_is_replayed_by_a_plain_trainer(uninterrupted, tmp_path):
         enable_checkpointing=False,
         default_root_dir=tmp_path,
     ).fit(net, datamodule=Data())
+    assert len(net.rates) == STEPS
     for step, rates in enumerate(net.rates):
         asked = next(value for start, value in reversed(schedule) if start <= step) / (1 + step / 20)
         assert rates == pytest.approx([asked, asked / 10])
@@ -275,8 +276,12 @@ def test_replay_continues_from_a_checkpoint_and_checks_its_input():
 def test_lineage_as_a_study_and_a_plot(uninterrupted):
     segments = lineage(uninterrupted)
     copied = lineage(to_study(segments, parse_space(SPACE)))
-    assert [one.params for one in copied] == [one.params for one in sorted(segments, key=lambda s: (s.start, s.number))]
-    assert sum(one.parent is not None for one in copied) == sum(one.parent is not None for one in segments)
+    assert [segment.params for segment in copied] == [
+        segment.params for segment in sorted(segments, key=lambda s: (s.start, s.number))
+    ]
+    assert sum(segment.parent is not None for segment in copied) == sum(
+        segment.parent is not None for segment in segments
+    )
     figure = plot(segments, "lr")
     assert len(figure.axes[0].lines) >= len(segments)
 

@@ -178,7 +178,7 @@ def test_other_ranks_get_the_whole_job(tmp_path):
     assert task_of(json.loads(json.dumps(message_of(task)))) == task
 
 
-def test_what_cannot_be(tmp_path):
+def test_what_ranks_cannot_do_is_refused(tmp_path):
     spawned = {**CPU, "strategy": "ddp_spawn", "devices": 2}
     with pytest.raises(ValueError, match="'ddp_spawn', which trains in processes that the tuner cannot see"):
         RandomTuner({"lr": "uniform(0, 1)"}, max_steps=2, n_trials=1, monitor="val_loss", root=tmp_path,

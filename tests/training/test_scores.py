@@ -255,13 +255,13 @@ class TestTuners:
         saved = torch.load(result.best_checkpoint, weights_only=True)
         assert saved["global_step"] == steps[-1] == row.checkpoint_step
         assert score == "best" or steps[-1] == row.global_step
-        for one in rows:
-            per = 1 if one.full_steps is None else 6  # optimizer steps of a count
-            assert one.validations == {step: wave(step * per) for step in one.values}
+        for row in rows:
+            per = 1 if row.full_steps is None else 6  # optimizer steps of a count
+            assert row.validations == {step: wave(step * per) for step in row.values}
             if score == "best":
-                ordered = [one.values[step] for step in sorted(one.values)]
+                ordered = [row.values[step] for step in sorted(row.values)]
                 assert ordered == sorted(ordered)  # it never gets worse
-                assert all(one.values[step] >= one.validations[step] for step in one.values)
+                assert all(row.values[step] >= row.validations[step] for step in row.values)
         page = (tmp_path / "s" / "report.html").read_text()
         assert f"wave ({score})" in page
 

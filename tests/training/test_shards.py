@@ -83,3 +83,45 @@ def test_shards_are_one_sealed_file_that_two_ranks_restore(tmp_path):
     best.write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match="differs"):
         checkpoints.verify(best)
+
+
+FULL = """
+import resource, signal, sys
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
+from lightning_hpo import FullBudget, Tuner
+from tests.support.small import Data, Net
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+class Sharded(Net):
+    def __init__(self, lr):
+        super().__init__(lr, hidden=1024)
+
+    def configure_model(self):
+        if self._trainer is not None and self.device_mesh is not None:
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def on_train_start(self):
+        if "trials" in self.trainer.default_root_dir:  # not in the check; below a shard, above all else
+            resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+    def log(self, name, value):
+        super().log(name, value, sync_dist=True)
+
+if __name__ == "__main__":
+    trainer = {"strategy": ModelParallelStrategy(2, 1), "accelerator": "cpu", "devices": 2}
+    Tuner({"lr": "loguniform(1e-3, 1)"}, FullBudget(4, 1), monitor="val_loss", root=sys.argv[1], name="r",
+        trainer=trainer, checkpoint_every=2, verbose=False).fit(Sharded, datamodule=Data)
+"""
+
+
+def test_shards_that_do_not_fit_on_the_disk_cost_no_trial(tmp_path):
+    (tmp_path / "script.py").write_text(FULL)
+    code, _, err = run(tmp_path, tmp_path / "script.py", tmp_path / "runs")
+    assert code == 0, err
+    assert "step 2: no checkpoint was saved, the trial goes on without" in err
+    assert "MB are free on the disk" in err
+    assert not [*(tmp_path / "runs").rglob("*.shards*")]
+    wait_for_no_process_with(str(tmp_path / "script.py"))

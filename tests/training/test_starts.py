@@ -54,7 +54,7 @@ def search(kind, root, function=loss, **more):
 
 
 @pytest.mark.parametrize("kind", TUNERS)
-def test_every_tuner_begins_with_them_and_a_killed_search_goes_on_with_them(tmp_path, kind):
+def test_every_tuner_begins_with_the_starting_points_also_after_kills(tmp_path, kind):
     whole = search(kind, tmp_path / "whole").trials()
     assert all(row.params.items() >= point.items() for row, point in zip(whole, STORED, strict=False))
     assert [len(row.params) for row in whole if row.params["kind"] == "a"] >= [4]
@@ -81,7 +81,7 @@ def test_other_starting_points_are_another_study(tmp_path):
         search("random", tmp_path, name="s", start=[{**START[0], "x": 0.75}, START[1]])
 
 
-def test_a_function_of_a_trial_begins_with_them(tmp_path):
+def test_a_function_of_a_trial_begins_with_the_starting_points(tmp_path):
     def define(trial):
         kind = trial.suggest_categorical("kind", ["a", "b"])
         return {"kind": kind, "x": trial.suggest_float("x", 0, 1 if kind == "a" else 2)}
@@ -141,7 +141,7 @@ def test_defaults_are_those_of_the_signatures(tmp_path):
     }  # fmt: skip
 
 
-def test_members_of_a_population_begin_with_them(tmp_path):
+def test_members_of_a_population_begin_with_the_starting_points(tmp_path):
     space = {"lr": "loguniform(1e-3, 1)", "dropout": "uniform(0, 0.5)"}
     options = {"max_steps": 4, "interval": 2, "population_size": 3}
     start = [{"lr": 0.3}, {"lr": 0.2, "dropout": 0.25}]
@@ -157,7 +157,7 @@ class Typed(Net):
         super().__init__(lr, hidden)
 
 
-def test_flags_and_files_say_them(tmp_path):
+def test_starting_points_by_flags_and_files(tmp_path):
     args = ["tune", "--trainer.accelerator", "cpu", "--tuner.max_steps", "1", "--tuner.n_trials", "2"]
     args += ["--tuner.monitor", "val_loss", "--tuner.root", str(tmp_path), "--model.hidden", "12"]
     args += ["--space.model.lr", "uniform(0, 1)", "--space.model.hidden", "int(4, 20)"]

@@ -10,7 +10,7 @@ from optuna.pruners import NopPruner, ThresholdPruner
 from lightning_hpo import TrialReport
 from tests.faults.scripts import run
 from tests.support.small import Data, Net
-from tests.training.test_optuna_door import EVERY_5
+from tests.training.test_optuna_tuner import EVERY_5
 
 
 class TestTrialReport:

@@ -177,7 +177,7 @@ class TestInterrupted:
         assert "running" in {row.state for row in result.trials()}
         result = HyperbandTuner(XY, max_steps=27, min_steps=1, root=tmp_path, name="s").optimize(loss)
         assert len(result.trials()) == 49
-        with pytest.raises(SearchFailedError):
+        with pytest.raises(SearchFailedError, match="no trial"):
             HyperbandTuner(XY, max_steps=81, timeout=1e-9, root=tmp_path, name="t").optimize(loss)
 
 

@@ -11,7 +11,7 @@ def test_every_import_goes_down():
     assert STRUCTURE.upward() == []
 
 
-@pytest.mark.parametrize("limit", figures(STRUCTURE), ids=lambda limit: limit[0])
+@pytest.mark.parametrize("limit", [limit for limit in figures(STRUCTURE) if limit[2] is not None], ids=lambda it: it[0])
 def test_the_package_keeps_its_size(limit):
     name, figure, most, where = limit
-    assert most is None or figure <= most, f"{name}: {where}"
+    assert figure <= most, f"{name}: {where}"

@@ -177,7 +177,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
         plot_slices(new_study())
 
 
-def test_nothing_to_believe_is_an_error():
+def test_a_study_without_finished_trials_is_an_error():
     with pytest.raises(ValueError, match="no finished trials"):
         predicted_best(new_study())
     study = new_study(surrogate=Forest(n_estimators=5))

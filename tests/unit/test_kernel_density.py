@@ -1,5 +1,7 @@
 """KernelDensitySampler: Optuna's contract, exact resumption, and that it learns."""
 
+import math
+
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -46,17 +48,17 @@ def test_suggestions_resemble_the_best(direction):
 
 
 def test_values_that_are_no_numbers_and_other_ranges_do_not_count():
-    study = optuna.create_study(sampler=KernelDensitySampler(0))
-    known(study)
-    before = study.ask(SPACE).params
-    again = optuna.create_study(sampler=KernelDensitySampler(0))
-    known(again)
-    again.tell(again.ask(SPACE), state=TrialState.FAIL)
-    study.ask(SPACE)
-    assert again.ask(SPACE).params != before  # another trial number
+    def asked_after(**last):
+        study = optuna.create_study(sampler=KernelDensitySampler(0))
+        known(study)
+        study.add_trial(create_trial(**last))
+        return study.ask(SPACE).params
+
+    odd = {"lr": 1e-5, "units": 512, "act": "gelu", "batch": 64}
+    failed = asked_after(state=TrialState.FAIL)
+    assert asked_after(params=odd, distributions=SPACE, value=-math.inf) == failed
     wider = {"lr": FloatDistribution(1e-9, 1.0, log=True)}
-    again.add_trial(create_trial(params={"lr": 1e-8}, distributions=wider, value=-9.0))
-    assert 1e-5 <= again.ask(SPACE).params["lr"] <= 1e-1
+    assert 1e-5 <= asked_after(params={"lr": 1e-8}, distributions=wider, value=-9.0)["lr"] <= 1e-1
 
 
 def test_a_resumed_study_asks_the_same():

@@ -28,17 +28,17 @@ from lightning_hpo._moved import _HOMES
         ("lineage", "replay"),
     ],
 )
-def test_an_old_path_gives_the_name(module, name):
+def test_an_old_import_path_gives_the_name(module, name):
     found = importlib.import_module(f"lightning_hpo.{module}")
     assert getattr(found, name).__name__ == name
 
 
-def test_every_home_is_there_and_another_name_is_an_error():
+def test_every_moved_module_exists_and_an_unknown_name_is_an_error():
     for homes in _HOMES.values():
         for home in homes.split():
             importlib.import_module(f"lightning_hpo.{home}")
-    with pytest.raises(ImportError):
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         exec("from lightning_hpo.search import nothing")
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(ModuleNotFoundError, match="No module named 'lightning_hpo.nothing'"):
         importlib.import_module("lightning_hpo.nothing")
     assert lightning_hpo.__version__

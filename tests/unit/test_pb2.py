@@ -54,20 +54,24 @@ def proposals(space, seen, step, *, count=8, mode="min"):
 def test_it_goes_where_scores_got_better(mode):
     for best in (0.2, 0.8):
         chosen = proposals(LINE, told(LINE, lambda step, best=best: best, mode=mode), 30, mode=mode)
-        assert np.mean([abs(to_unit(LINE["lr"], one["lr"]) - best) for one in chosen]) < 0.1  # at random: 0.34
+        assert np.mean([abs(to_unit(LINE["lr"], params["lr"]) - best) for params in chosen]) < 0.1  # at random: 0.34
 
 
 def test_it_follows_an_optimum_that_moves():
     moved = told(LINE, lambda step: 0.9 - 0.02 * step, steps=(10, 20, 30, 40))  # at 0.1 by now
-    chosen = [to_unit(LINE["lr"], one["lr"]) for one in proposals(LINE, moved, 40)]
+    chosen = [to_unit(LINE["lr"], params["lr"]) for params in proposals(LINE, moved, 40)]
     assert np.mean(chosen) < 0.3
 
 
 def test_an_interval_that_diverged_is_kept_away_from():
     seen = told(LINE, lambda step: 0.8, steps=(10, 20))
-    broken = [Interval(one.params, one.step, one.before, math.nan) for one in seen if one.params["lr"] > 0.01]
-    kept = [one for one in seen if one.params["lr"] <= 0.01]
-    assert all(one["lr"] < 0.03 for one in proposals(LINE, kept + broken, 20))
+    broken = [
+        Interval(interval.params, interval.step, interval.before, math.nan)
+        for interval in seen
+        if interval.params["lr"] > 0.01
+    ]
+    kept = [interval for interval in seen if interval.params["lr"] <= 0.01]
+    assert all(params["lr"] < 0.03 for params in proposals(LINE, kept + broken, 20))
 
 
 def test_it_stays_inside_the_space_and_returns_plain_values():
@@ -95,7 +99,10 @@ def test_intervals_of_a_lineage_by_hand():
     first = Segment(0, 0, 0, {"lr": 0.1}, {10: 0.9, 20: 0.5})
     second = Segment(1, 1, 0, {"lr": 0.2}, {10: 1.5})
     child = Segment(2, 1, 10, {"lr": 0.3}, {20: 0.7}, parent=0, forked_at=10)
-    found = [(one.params["lr"], one.step, one.before, one.after) for one in intervals([first, second, child])]
+    found = [
+        (interval.params["lr"], interval.step, interval.before, interval.after)
+        for interval in intervals([first, second, child])
+    ]
     assert found == [(0.1, 10, None, 0.9), (0.2, 10, None, 1.5), (0.1, 20, 0.9, 0.5), (0.3, 20, 0.9, 0.7)]
     assert len(intervals([first, second, child], until=10)) == 2
 
@@ -110,7 +117,7 @@ def test_wrong_arguments_are_named():
 def test_a_member_of_a_folder_asks_it(tmp_path):
     good_donor(tmp_path)
     trainer(tmp_path, member(tmp_path, explore="pb2")).fit(Net(), datamodule=Data())
-    segments = [one for one in lineage(tmp_path / "pbt") if one.member == 0]
+    segments = [segment for segment in lineage(tmp_path / "pbt") if segment.member == 0]
     assert segments[1].parent == 1
     assert read_record(tmp_path / "pbt", 0).status == "finished"
 

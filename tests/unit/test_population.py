@@ -141,7 +141,7 @@ def toy(rules, seed, ready, steps=200):
     theta = np.full((2, 2), 0.9)
     params = [{"h0": 1.0, "h1": 0.0}, {"h0": 0.0, "h1": 1.0}]
     for step in range(1, steps + 1):
-        h = np.array([[one["h0"], one["h1"]] for one in params])
+        h = np.array([[values["h0"], values["h1"]] for values in params])
         theta = theta - 0.01 * 2 * h * theta
         if step % ready == 0:
             table = {m: MemberScore(1.2 - float((theta[m] ** 2).sum()), params[m]) for m in range(2)}

@@ -260,7 +260,7 @@ def test_best(run, capsys):
     assert capsys.readouterr().out == (run / "best.yaml").read_text()
 
 
-def test_what_is_not_there(tmp_path, capsys):
+def test_a_missing_run_and_an_unknown_command_are_errors(tmp_path, capsys):
     assert main(["show", str(tmp_path / "nope")]) == 4
     assert "holds no study.journal" in capsys.readouterr().err
     assert not (tmp_path / "nope").exists()

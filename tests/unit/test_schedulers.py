@@ -232,10 +232,12 @@ class TestAsynchronous:
             ASHA(most, least, rungs="left")
 
     @pytest.mark.parametrize(
-        "scheduler", [ASHA(27, n_trials=60), AsyncHyperband(27, iterations=2), MedianStopping(27, 40, 3)], ids=repr
+        ("scheduler", "workers"),
+        [(ASHA(27, n_trials=60), 5), (AsyncHyperband(27, iterations=2), 5), (MedianStopping(27, 40, 3), 1)],
+        ids=repr,
     )
     @pytest.mark.parametrize("seed", range(4))
-    def test_a_retired_trial_is_never_continued(self, scheduler, seed):
+    def test_a_retired_trial_is_never_continued(self, scheduler, workers, seed):
         retired = set()
 
         class Watched:
@@ -244,17 +246,15 @@ class TestAsynchronous:
             def next(self, rows):
                 job = scheduler.next(rows)
                 assert job is None or job.trial not in retired
-                if not isinstance(scheduler, MedianStopping):  # its verdicts can change with several workers
-                    retired.update(scheduler.retired(rows))
+                retired.update(scheduler.retired(rows))
                 return job
 
         def value(number, step):
             chance = random.Random(f"{seed} {number} {step}")
             return math.nan if chance.random() < 0.1 else float(chance.randrange(20))
 
-        run = simulate(Watched(), value, workers=5, seed=seed)
-        paused = {row.number for row in run.rows if row.state == "running"}
-        assert isinstance(scheduler, MedianStopping) or retired >= paused
+        run = simulate(Watched(), value, workers=workers, seed=seed)
+        assert retired == {row.number for row in run.rows if row.state == "running"}
 
     def test_without_a_cap_no_worker_waits(self):
         for scheduler in (ASHA(27), AsyncHyperband(27, iterations=None)):
@@ -280,5 +280,4 @@ class TestAsynchronous:
                 AsyncHyperband(81, iterations=None).next(rows)
             return (time.process_time() - began) / 3
 
-        assert seconds(500) < 0.010
-        assert seconds(10_000) < 0.5
+        assert seconds(10_000) < 100 * seconds(500)  # linear is 20, quadratic 400

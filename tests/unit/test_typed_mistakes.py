@@ -275,7 +275,7 @@ def test_a_shape_error_in_the_check_is_a_mistake_of_the_call(tmp_path):
     assert "same command" not in last
 
 
-def test_what_is_right_is_let_through(tmp_path):
+def test_correct_arguments_are_accepted(tmp_path):
     class Own(Tuner):
         def __init__(self, space, **anything):
             super().__init__(space, FullBudget(1, 2), **anything)

@@ -1,4 +1,4 @@
-"""The package and its pages use the words of docs/glossary.md."""
+"""The package, its pages and its tests use the words of docs/glossary.md."""
 
 import re
 from pathlib import Path
@@ -15,11 +15,12 @@ PAGES = [
     *ROOT.glob("lightning_hpo/**/*.py"),
     *ROOT.glob("docs/**/*.md"),
     ROOT / "README.md",
-    *ROOT.glob("examples/*.py"),
+    *(page for folder in ("examples", "benchmarks", "tests") for page in ROOT.glob(f"{folder}/**/*.py")),
 ]
+OWN = {"glossary.md", "test_words.py"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "glossary.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in OWN], ids=lambda page: page.name)
 def test_no_replaced_word(page):
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
     assert [(number, found[0]) for number, line in lines for found in REPLACED.finditer(line)] == []

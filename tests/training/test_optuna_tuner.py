@@ -1,4 +1,4 @@
-"""Optuna's door: its samplers, pruners, storages and studies over Trainer.fit."""
+"""Optuna's samplers, pruners, storages and studies in OptunaTuner."""
 
 import json
 import multiprocessing
@@ -176,7 +176,7 @@ class TestTuner:
         result = tuner(tmp_path, space).fit(Net, datamodule=Data)
         for trial in result.study.trials:
             assert ("hidden" in trial.params) == trial.params["wide"]
-        with pytest.raises(StudyMismatchError):
+        with pytest.raises(StudyMismatchError, match="space"):
             tuner(tmp_path, SPACE).fit(Net, datamodule=Data)
 
     def test_several_objectives_and_constraints(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Odd surroundings: a user without a home, output that goes nowhere, signals, processes that may have no children."""
+"""Unusual environments: a user without a home, output that goes nowhere, signals, processes without children."""
 
 import os
 import pathlib
@@ -73,7 +73,7 @@ def test_a_search_whose_output_cannot_be_written_goes_on_and_says_so_at_most_onc
     assert finished(tmp_path)
 
 
-def test_at_the_end_of_the_process_too_and_with_its_own_exit_code(tmp_path):
+def test_output_that_cannot_be_flushed_at_the_end_keeps_the_exit_code(tmp_path):
     """In an interpreter of its own, which flushes its output when it ends."""
     read, write = os.pipe()
     os.close(read)
@@ -89,7 +89,9 @@ def test_at_the_end_of_the_process_too_and_with_its_own_exit_code(tmp_path):
 
 @pytest.mark.parametrize(("where", "number"), [("closed", 0), ("full", 4)])
 @pytest.mark.parametrize("command", ["show", "best", "report"])
-def test_a_look_at_a_run_is_there_for_its_output(tmp_path, where, number, command):
+def test_a_full_disk_for_the_output_of_a_command_exits_with_4_and_a_closed_pipe_with_0(
+    tmp_path, where, number, command
+):
     assert run(tmp_path, PRINTING)[0] == 0
     code = f"{NOWHERE[where]}os.dup2(nowhere, 1)\nfrom lightning_hpo.__main__ import main\n"
     code += f"number = main(['{command}', ROOT + '/r']){BACK}raise SystemExit(number)"
@@ -155,7 +157,7 @@ child.join()
     assert not (tmp_path / "runs" / "r" / "study.journal").exists()
 
 
-def test_a_run_folder_that_is_deleted_meanwhile_is_4(tmp_path):
+def test_a_run_folder_that_is_deleted_meanwhile_exits_with_4(tmp_path):
     code = """
 import shutil
 class Gone(Net):

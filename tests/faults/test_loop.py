@@ -1,4 +1,4 @@
-"""Faults that a second reader found in the one loop: each test fails without its mend."""
+"""Faults of the one loop and of shared studies: each test fails without its mend."""
 
 import math
 import os
