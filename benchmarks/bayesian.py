@@ -25,6 +25,7 @@ import optuna
 import torch
 from bayesian_problems import PROBLEMS, is_development
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.stats import rankdata
 
 from lightning_hpo.samplers import GaussianProcessSampler, predicted_best
 
@@ -284,17 +285,6 @@ def table():
                 ranked = dict(zip(full, ranks.mean(axis=1), strict=True))
                 by_method = " | ".join(f"{ranked[m]:.2f}" if m in ranked else "-" for m in methods)
                 print(f"| **mean rank** on {len(shared)} | {by_method} |")
-    print("\n### geometric mean on the same (problem, seed) pairs: ours / other\n\n| other | 50 | 100 |\n|---|---|---|")
-    for other in methods:
-        cells = []
-        for n in (50, 100):
-            logs = []
-            for p in PROBLEMS:
-                own, theirs = values.get((p, "ours", n), {}), values.get((p, other, n), {})
-                if shared := sorted(own.keys() & theirs.keys()):
-                    logs.append([math.log(max(np.mean([v[s] for s in shared]), 1e-6)) for v in (own, theirs)])
-            cells.append("{:.2e} / {:.2e} ({})".format(*np.exp(np.mean(logs, axis=0)), len(logs)) if logs else "-")
-        print(f"| {other} | " + " | ".join(cells) + " |")
     print("\n### four asked at once: mean regret at 100 evaluations, same seeds\n\n| problem | at once | one by one |")
     print("|---|---|---|")
     for name in PROBLEMS:
@@ -313,29 +303,44 @@ def table():
             print(f"| {r['space']} | {r['n']} | {r['method']} | {1e3 * r['first']:.1f} | {1e3 * r['later']:.1f} |")
 
 
-def against(older):
-    """Print the ratio of ours to an older version of it: geometric means over problems of means over seeds."""
+def paired():
+    """Regret by (problem, "lowest value" or "model's mean", n), then by method and seed; peers have the former only."""
     values = {}
-    for r in (r for r in records() if r["kind"] == "regret" and r["method"] in ("ours", older)):
-        for name in ("regret", "by_model"):
-            values.setdefault((r["problem"], name, r["n"]), {}).setdefault(r["method"], {})[r["seed"]] = r[name]
-    rng = np.random.default_rng(0)
+    for r in (r for r in records() if r["kind"] == "regret"):
+        for title, name in (("lowest value", "regret"), ("model's mean", "by_model")):
+            regret = r["regret"] if r[name] is None else r[name]
+            values.setdefault((r["problem"], title, r["n"]), {}).setdefault(r["method"], {})[r["seed"]] = regret
+    return values
+
+
+def halves():
+    """Each half of the problems, and both."""
+    for title in ("development", "other", "both"):
+        yield (
+            title,
+            [name for name in PROBLEMS if title in ("both", "development" if is_development(name) else "other")],
+        )
+
+
+def against(other):
+    """Print the ratio of ours to another method or version: geometric means over problems of means over seeds."""
+    values, rng = paired(), np.random.default_rng(0)
     groups = {
+        "all": lambda p: True,  # noqa: ARG005
         "functions": lambda p: not p.endswith("_noisy") and not p.startswith("hpolib"),
         "tables": lambda p: p.startswith("hpolib"),
         "noisy, lowest value": lambda p: p.endswith("_noisy"),
         "noisy, model's mean": lambda p: p.endswith("_noisy"),
     }
     print(f"| problems | half | {' | '.join(map(str, CHECKPOINTS))} |\n|---|---|{'---|' * len(CHECKPOINTS)}")
-    for (title, chosen), half in itertools.product(groups.items(), ("development", "other", "both")):
+    for (title, chosen), (half, names) in itertools.product(groups.items(), halves()):
         cells = []
         for n in CHECKPOINTS:
             pairs = []
-            for p in filter(chosen, PROBLEMS):
-                found = values.get((p, "by_model" if "mean" in title else "regret", n), {})
-                if len(found) == 2 and half in ("both", "development" if is_development(p) else "other"):
-                    seeds = sorted(found["ours"].keys() & found[older].keys())
-                    pairs.append(np.array([[found[m][s] for s in seeds] for m in ("ours", older)]))
+            for p in filter(chosen, names):
+                found = values.get((p, "model's mean" if "mean" in title else "lowest value", n), {})
+                if seeds := sorted(found.get("ours", {}).keys() & found.get(other, {}).keys()):
+                    pairs.append(np.array([[found[m][s] for s in seeds] for m in ("ours", other)]))
             ratios = [_ratio(pairs)] if pairs else []
             for _ in range(400 if pairs else 0):
                 drawn = [pairs[i] for i in rng.integers(len(pairs), size=len(pairs))]
@@ -343,6 +348,21 @@ def against(older):
             low, high = np.quantile(ratios, [0.05, 0.95]) if ratios else (math.nan, math.nan)
             cells.append(f"{ratios[0]:.2f} ({low:.2f}-{high:.2f}), {len(pairs)}" if ratios else "-")
         print(f"| {title} | {half} | {' | '.join(cells)} |")
+
+
+def ranks(methods):
+    """Print mean ranks by the mean over the seeds that all methods have, on the problems that all were run on."""
+    values = paired()
+    print(f"| evaluations | half | problems | {' | '.join(methods)} |\n{'|---' * (len(methods) + 3)}|")
+    for n, (half, names) in itertools.product(CHECKPOINTS, halves()):
+        means = []
+        for p in names:
+            found = values.get((p, "lowest value", n), {})
+            if seeds := set.intersection(*(set(found.get(m, {})) for m in methods)):
+                means.append([np.mean([found[m][s] for s in seeds]) for m in methods])
+        if means:
+            cells = np.mean(rankdata(means, axis=1), axis=0)
+            print(f"| {n} | {half} | {len(means)} | {' | '.join(f'{cell:.2f}' for cell in cells)} |")
 
 
 def _ratio(pairs):
@@ -360,10 +380,13 @@ def main():
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 200, 500, 1000, 5000])
     parser.add_argument("--asks", type=int, default=20)
     parser.add_argument("--table", action="store_true", help="print the summary of the results file")
-    parser.add_argument("--against", metavar="METHOD", help="compare ours with an older version of it")
+    parser.add_argument("--against", metavar="METHOD", help="compare ours with a peer or an older version of it")
+    parser.add_argument("--ranks", nargs="+", metavar="METHOD", help="mean ranks of these")
     arguments = parser.parse_args()
     if arguments.against:
         against(arguments.against)
+    elif arguments.ranks:
+        ranks(arguments.ranks)
     elif arguments.table:
         table()
     elif arguments.cost:

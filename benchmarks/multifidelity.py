@@ -96,7 +96,7 @@ def tuner(name: str) -> Callable[[Problem, int], Method]:
         import lightning_hpo
 
         made = getattr(lightning_hpo, name)(of.space, max_steps=of.max_epochs, min_steps=1, timeout=1.0, seed=seed)
-        sampler, share = made._goal.sampler, made._parts.propose.keywords["random_share"]  # noqa: SLF001  # the rule itself is measured
+        sampler, share = made.setup.goal.sampler, made.setup.parts.propose.keywords["random_share"]
         return Ours(made.scheduler, sampler, of, seed, random_share=share)
 
     return make
@@ -136,14 +136,14 @@ METHODS: dict[str, Entry] = {
 }
 
 
-def play(method: Method, of: Problem, workers: int) -> dict[str, Any]:
-    """Simulate one run up to the largest budget.
+def play(method: Method, of: Problem, workers: int, budget: float = BUDGETS[-1]) -> dict[str, Any]:
+    """Simulate one run up to a budget, in units of R.
 
     Returns:
         trace: [worker-epochs / R, regret] at each improvement; busy: share of worker time spent training; trials;
         ms: CPU milliseconds per question, the mean over the run.
     """
-    limit = BUDGETS[-1] * of.max_epochs / workers
+    limit = budget * of.max_epochs / workers
     now, busy, seconds, questions, trials = 0.0, 0.0, 0.0, 0, 0
     best = math.inf
     trace: list[list[float]] = []

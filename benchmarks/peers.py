@@ -43,11 +43,11 @@ def rungs_up_to(max_epochs: int) -> list[int]:
 class OptunaHyperband:
     """TPE with HyperbandPruner: a trial runs on while it is not pruned."""
 
-    def __init__(self, of: Problem, seed: int) -> None:
+    def __init__(self, of: Problem, seed: int, *, constant_liar: bool = False) -> None:
         self.rungs = rungs_up_to(of.max_epochs)
         self.study = optuna.create_study(
             study_name=f"seed{seed}",  # the bracket is a hash of the name
-            sampler=TPESampler(seed=seed),
+            sampler=TPESampler(seed=seed, constant_liar=constant_liar),
             pruner=optuna.pruners.HyperbandPruner(1, of.max_epochs, 3),
         )
         self.space = of.space

@@ -32,7 +32,7 @@ WARPS = ("auto", "none", "half_log", "better_log", "half_rank")
 # Noise variance, in units of the targets' variance, from which every second trial is optimistic, and up to which a
 # stalled search looks closely: a model of few rows cannot tell noise from a gain.
 _NOISY, QUIET = 1e-2, 3e-3
-_SHORT, _LONG = 5, 12  # rows without a gain
+_SHORT, _LONG = 5, 12  # rows without a gain, beside as many as there are trials at work
 _LIKELY = math.log(0.5)  # log probability of a pending row to be feasible, from which its expected value is undercut
 _optimistic: AcquisitionFunction = partial(lower_confidence_bound, beta=3.0)
 
@@ -318,10 +318,10 @@ def _next_configuration(
     whole = search(model)
     if function is log_expected_improvement and noise < QUIET and not (acquisition or fixed):
         values = np.where(observations.candidates(), observations.values, np.nan)
-        unit = None
-        if number % 4 == 1 and is_stalled(values, _LONG):
+        unit, at_work = None, len(observations.pending)  # so many rows were suggested before the last ones were known
+        if number % 4 == 1 and is_stalled(values, _LONG + at_work):
             unit = whole.jump(observations.units[int(np.nanargmin(values))])
-        elif number % 2 == 0 and is_stalled(values, _SHORT):
+        elif number % 2 == 0 and is_stalled(values, _SHORT + at_work):
             local = local_model(model.encoding, observations, values)
             unit = None if local is None else search(local).maximise()
         if unit is not None and not whole.is_known(unit):

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
 from lightning_hpo.samplers import GaussianProcessSampler, predicted_best, recommended
 from lightning_hpo.samplers.acquisition import log_expected_improvement, lower_confidence_bound
@@ -142,6 +142,21 @@ def test_every_second_trial_is_optimistic_under_noise_and_local_in_a_stalled_sea
         assert (asked["default"] == asked["bound"]) == bound
         assert (asked["default"] == asked["improvement"]) == (not bound and not local)
         assert not local or abs(asked["default"]["x"] - 0.3) < 1e-3
+
+
+def test_a_search_has_stalled_only_if_rows_beside_those_at_work_gain_nothing():
+    told = new_study()
+    told.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2, n_trials=20)
+    space = told.trials[0].distributions
+    for at_work in (0, 2):
+        asked = []
+        for function in (None, log_expected_improvement):
+            study = new_study(acquisition=function)
+            study.add_trials(told.trials)
+            for x in (0.7, 0.9)[:at_work]:
+                study.add_trial(create_trial(state=TrialState.RUNNING, params={"x": x}, distributions=space))
+            asked.append(study.ask(space).params)
+        assert (asked[0] == asked[1]) == (at_work > 0)
 
 
 def test_a_search_that_stays_stalled_changes_one_parameter():
