@@ -96,7 +96,7 @@ def tuner(name: str) -> Callable[[Problem, int], Method]:
         import lightning_hpo
 
         made = getattr(lightning_hpo, name)(of.space, max_steps=of.max_epochs, min_steps=1, timeout=1.0, seed=seed)
-        sampler, share = made._goal.sampler, made._parts.propose.keywords["random_share"]  # noqa: SLF001  # the rule itself is measured
+        sampler, share = made.setup.goal.sampler, made.setup.parts.propose.keywords["random_share"]
         return Ours(made.scheduler, sampler, of, seed, random_share=share)
 
     return make

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
         UnreadableStateError,
         WorkerStartError,
     )
-    from lightning_hpo.executors.queued_jobs import SubmititExecutor
     from lightning_hpo.executors.ray import RayExecutor
+    from lightning_hpo.executors.submitit_executor import SubmititExecutor
     from lightning_hpo.lr_schedules import (
         ClosedFormLR,
         CosineLR,
@@ -80,8 +80,8 @@ _NAMES = {
         "SearchFailedError StorageError StudyInUseError StudyMismatchError StudyPaused UnreadableStateError "
         "WorkerStartError"
     ),
-    "executors.queued_jobs": "SubmititExecutor",
     "executors.ray": "RayExecutor",
+    "executors.submitit_executor": "SubmititExecutor",
     "lr_schedules": (
         "ClosedFormLR CosineLR CosineRestartsLR InverseSqrtLR LinearDecayLR ReplayLR StepDecayLR "
         "WarmupCosineLR WarmupStableDecayLR make_lr_schedule"

@@ -24,13 +24,14 @@ from lightning_hpo.cli.dry_run import price
 from lightning_hpo.cli.messages import plain
 from lightning_hpo.cli.spaces import flat, whole_names
 from lightning_hpo.errors import UNFORESEEN, exit_code, leave
-from lightning_hpo.executors.queued_jobs import SubmititExecutor
 from lightning_hpo.executors.ray import RayExecutor
+from lightning_hpo.executors.submitit_executor import SubmititExecutor
 from lightning_hpo.reporting.console import Console
 from lightning_hpo.space import GRAMMAR, parse_space
 from lightning_hpo.text import masked_config, say
 from lightning_hpo.training.config_builder import ConfigBuilder
 from lightning_hpo.tuners.base import Tuner
+from lightning_hpo.tuners.prepare import say_plan
 
 for _name in {*lightning_hpo.__all__} - {"HPOCLI"}:  # a class must be imported for its short name on the command line
     getattr(lightning_hpo, _name)
@@ -132,7 +133,7 @@ class HPOCLI(LightningCLI):
         if dry_run:
             objective = made.objective(builder)
             console = Console(objective.monitor, made.mode, verbose=True, unit=made.unit)
-            made.say_plan(console, f"plan of {type(made).__name__}; nothing is written", ())
+            say_plan(made.setup, console, f"plan of {type(made).__name__}; nothing is written", ())
             for line in price(objective, made.plan(), made.planned_steps()):
                 console.line(line)
             return None

@@ -8,12 +8,13 @@ the Trainer; ``model.cfg.opt.lr`` is a value inside an argument. What stands beh
 
 from lightning_hpo.space.grammar import GRAMMAR, format_distribution, when
 from lightning_hpo.space.names import nested_config, part, replaced, split_name
-from lightning_hpo.space.search_space import SearchSpace, Space, parse_space, suggest
+from lightning_hpo.space.search_space import Define, SearchSpace, Space, parse_space, suggest
 from lightning_hpo.space.unit import from_unit, joined, to_unit
 from lightning_hpo.space.values import choice
 
 __all__ = [
     "GRAMMAR",
+    "Define",
     "SearchSpace",
     "Space",
     "choice",

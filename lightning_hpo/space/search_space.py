@@ -15,6 +15,8 @@ from lightning_hpo.text import is_number, masked, nearest
 
 Space: TypeAlias = Mapping[str, Any]
 """Dotted name -> text of the grammar, an Optuna distribution, a list, ``choice(...)`` or a fixed value."""
+Define: TypeAlias = Callable[[optuna.Trial], Mapping[str, Any]]
+"""A function of a trial that takes the place of a space: it asks the trial for values, and returns name -> value."""
 
 
 class SearchSpace(Mapping[str, BaseDistribution]):
@@ -259,7 +261,7 @@ def parse_space(space: Space) -> SearchSpace:
     return SearchSpace(space)
 
 
-def suggest(trial: optuna.Trial, space: SearchSpace | Callable[[optuna.Trial], Mapping[str, Any]]) -> dict[str, Any]:
+def suggest(trial: optuna.Trial, space: SearchSpace | Define) -> dict[str, Any]:
     """Let a trial suggest a value for each name of a space that it has, or let a function of the trial do it."""
     if callable(space):
         return dict(space(trial))

@@ -16,8 +16,8 @@ from lightning_hpo.checkpoints import files as checkpoints
 from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.training.builder import Builder, TrialComponents, as_list
 from lightning_hpo.training.logged_rows import hiding_secrets
+from lightning_hpo.training.metrics_file import METRICS, MetricsFile
 from lightning_hpo.training.namespaces import is_a, of_lightning
-from lightning_hpo.training.plugins import METRICS, MetricsFile
 from lightning_hpo.training.trial_info import Trial
 from lightning_hpo.training.trial_loggers import MakeLogger, Status, TrialLogger, known_logger, trial_logger
 

@@ -13,9 +13,9 @@ from lightning_hpo.checkpoints.key import Key
 from lightning_hpo.schedulers.units import STEPS, Unit
 from lightning_hpo.text import nearest
 from lightning_hpo.training.builder import TrialComponents
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.lr_schedule import bind_to_steps
 from lightning_hpo.training.make_trainer import make_trainer
-from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.trainer import JobCallback, stop, validate_callbacks
 
 

@@ -39,15 +39,15 @@ from lightning_hpo.training.attachments import Attachments, keep_states
 from lightning_hpo.training.builder import Builder, fold_arguments
 from lightning_hpo.training.callable_builder import CallableBuilder
 from lightning_hpo.training.check import fit_one_batch, validate_logged
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.directions import Directions
 from lightning_hpo.training.folds import FoldSetup, build_fold
 from lightning_hpo.training.make_trainer import make_trainer, quiet_and_seeded
 from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_checks
 from lightning_hpo.training.plain_fit import written
-from lightning_hpo.training.plugins import SealedCheckpointIO
 from lightning_hpo.training.random_state import one_thread
 from lightning_hpo.training.ranks import ranks_of
-from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
+from lightning_hpo.training.run_to_step import RunToStep, finished_outcome, is_cut_at_its_end
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.trainer import TrialTrainer
 from lightning_hpo.training.trial_info import scores_of_folds, trial_info, trial_of
@@ -359,13 +359,21 @@ def _begin(
     task.folder.mkdir(parents=True, exist_ok=True)
     checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
     own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, key)
+    if own is not None and saved is not None and _fold_of(saved) == task.job.fold and is_cut_at_its_end(saved):
+        own.unlink()  # no record says that the job came to its end, so it comes there again
+        own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, key)
     begin = own or task.source
     if own is None and begin is not None:
         saved = checkpoints.load(begin, key=key)
     parts = parts.at_least(micro_batches.parts_of(saved))
-    if saved is not None and saved.get(STAMP, {}).get("fold") != task.job.fold:  # of the fold before, which is recorded
+    if saved is not None and _fold_of(saved) != task.job.fold:  # of the fold before, which is recorded
         return None, None, False, parts
     return begin, saved, own is not None, parts
+
+
+def _fold_of(saved: Mapping[str, Any]) -> int | None:
+    fold: int | None = saved.get(STAMP, {}).get("fold")
+    return fold
 
 
 @contextlib.contextmanager

@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from lightning_hpo.checkpoints.origin import STAMP
 from lightning_hpo.records import BUDGET, Outcome
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.losses import LossWatch
 from lightning_hpo.training.lr_schedule import bind_to_steps
+from lightning_hpo.training.metrics_file import write_row_ahead
 from lightning_hpo.training.plain_fit import NOTE, plain_fit
-from lightning_hpo.training.plugins import SealedCheckpointIO, write_row_ahead
 from lightning_hpo.training.resumable import Point, Resumable
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_groups
@@ -283,6 +284,12 @@ class RunToStep(JobCallback):
         if ends and isinstance(trainer.strategy.checkpoint_io, SealedCheckpointIO):
             # What follows is no part of the trial's own course: a validation at the rung, the end of the Trainer.
             trainer.strategy.checkpoint_io.closed = True
+
+
+def is_cut_at_its_end(saved: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds the last validation of a trial, behind which the last hooks and rows were due."""
+    state = saved["callbacks"].get(RunToStep.__qualname__, {})
+    return bool(state.get(NOTE)) and state["resume"]["point"] == "validated"
 
 
 def finished_outcome(saved: Mapping[str, Any], target: int, scores: Scores) -> Outcome | None:

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_hpo.records import BEST_CHECKPOINT, Mode, Task
 from lightning_hpo.schedulers.scores import LAST, ScoreRule
 from lightning_hpo.text import nearest
-from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 
 
 class Scores:

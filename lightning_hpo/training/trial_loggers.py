@@ -21,8 +21,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo.study.locks import Lock
 from lightning_hpo.training.logged_rows import Logged, log_once, own_folder, reopen, rows_before
+from lightning_hpo.training.metrics_file import METRICS
 from lightning_hpo.training.namespaces import is_a, of_lightning
-from lightning_hpo.training.plugins import METRICS
 from lightning_hpo.training.trial_info import Trial
 
 Status: TypeAlias = Literal["complete", "pruned", "failed"]

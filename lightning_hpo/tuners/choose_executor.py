@@ -1,21 +1,17 @@
 """Which executor the options ask for: this process, worker processes, actors of Ray, or jobs of SLURM."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any
 
-from lightning_hpo.executors.base import Executor
 from lightning_hpo.executors.in_process import InProcess
 from lightning_hpo.executors.processes import WorkerProcesses
-from lightning_hpo.executors.queued_jobs import QueuedJobs, SubmititExecutor
+from lightning_hpo.executors.queued_jobs import QueuedJobs
 from lightning_hpo.executors.ray import RayExecutor
 from lightning_hpo.executors.ray_pool import RayWorkers
+from lightning_hpo.executors.submitit_executor import SubmititExecutor
 from lightning_hpo.executors.worker import validate_can_start
 from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
 from lightning_hpo.tuners.options import WorkerOptions
-
-MakeExecutor: TypeAlias = Callable[[Work, WorkerOptions, Interrupts], AbstractContextManager[Executor]]
 
 
 def make_executor(

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypedDict, TypeVar
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from lightning_hpo.executors.queued_jobs import SubmititExecutor
 from lightning_hpo.executors.ray import RayExecutor
+from lightning_hpo.executors.submitit_executor import SubmititExecutor
 from lightning_hpo.records import Mode
 from lightning_hpo.schedulers.confirmed import read_confirm
 from lightning_hpo.schedulers.direction import direction

@@ -13,12 +13,12 @@ from lightning_hpo.errors import StudyMismatchError, explained
 from lightning_hpo.records import Mode
 from lightning_hpo.schedulers import FullBudget
 from lightning_hpo.schedulers.units import read_budget
-from lightning_hpo.space import Space, parse_space, suggest
+from lightning_hpo.space import Define, Space, parse_space, suggest
 from lightning_hpo.study.remote import is_url
 from lightning_hpo.text import say
 from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.parts import Parts
-from lightning_hpo.tuners.proposers import Define, OptunaProposer
+from lightning_hpo.tuners.proposers import OptunaProposer
 
 
 class OptunaTuner(Tuner):
@@ -89,9 +89,9 @@ class OptunaTuner(Tuner):
             if study is not None:
                 minimize = StudyDirection.MINIMIZE
                 directions = ["min" if direction is minimize else "max" for direction in study.directions]
-                if directions != list(self._goal.modes):
+                if directions != list(self.setup.goal.modes):
                     raise StudyMismatchError(
-                        f"`study` has the directions {directions}, but `mode` is {list(self._goal.modes)}."
+                        f"`study` has the directions {directions}, but `mode` is {list(self.setup.goal.modes)}."
                     )
 
 

@@ -1,29 +1,49 @@
-"""What a tuner is composed of beside its scheduler."""
+"""What a tuner is made of: what it was asked for, and what its search is composed of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeAlias
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.storages import InMemoryStorage
+from optuna.samplers import RandomSampler
 
+from lightning_hpo.executors.base import Executor
+from lightning_hpo.interrupts import Interrupts
 from lightning_hpo.records import Work
+from lightning_hpo.reporting.console import Console
 from lightning_hpo.reporting.events import Observer
-from lightning_hpo.tuners.choose_executor import MakeExecutor, make_executor
+from lightning_hpo.schedulers.base import Bracket, Coverage, Scheduler
+from lightning_hpo.schedulers.confirmed import confirmed
+from lightning_hpo.schedulers.folds import folded
+from lightning_hpo.schedulers.units import Unit, UnitName
+from lightning_hpo.space import Define, SearchSpace, Space, parse_space
+from lightning_hpo.study.fingerprint import label
+from lightning_hpo.study.run_folder import RunFolder
+from lightning_hpo.tuners.beginning import Beginning
+from lightning_hpo.tuners.limits import Limits
+from lightning_hpo.tuners.options import Goal, RunOptions, TrialOptions, WorkerOptions, group
 from lightning_hpo.tuners.proposers import MakeProposer, make_proposer
-from lightning_hpo.tuners.run import Run
+from lightning_hpo.tuners.starts import validate_beginning
 
-if TYPE_CHECKING:
-    from lightning_hpo.training.name_checks import NameCheck
-    from lightning_hpo.training.objective import Objective
+MakeExecutor: TypeAlias = Callable[[Work, WorkerOptions, Interrupts], AbstractContextManager[Executor]]
 
 
-def data_of(datamodule: Any, train_dataloaders: Any, val_dataloaders: Any) -> Any:
-    """Return what makes the data module of a trial, from what ``fit`` was given."""
-    from lightning_hpo.training.given_data import given_data  # noqa: PLC0415  # loads Lightning
+class OpenedRun(Protocol):
+    """What observers are made from."""
 
-    return given_data(datamodule, train_dataloaders, val_dataloaders)
+    @property
+    def study(self) -> optuna.Study:
+        """Everything that was decided or measured."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where it is kept."""
+
+    @property
+    def console(self) -> Console:
+        """Prints lines."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,7 @@ class Parts:
     Args:
         propose: makes the proposer. Default: the sampler, asked for all parameters at once.
         work: carries out the jobs of an objective. Default: its own.
-        executor: makes the executor. Default: this process, or worker processes, as the options say.
+        executor: makes the executor. Default: the one that the options ask for.
         observers: made when the run is open, and told what happens in the search.
         converged: of the study: start no more trials.
         study: a study of the user's own, in place of the run's.
@@ -44,32 +64,83 @@ class Parts:
     """
 
     propose: MakeProposer = make_proposer
-    work: "Callable[[Objective], Work]" = lambda objective: objective.work
-    executor: MakeExecutor = make_executor
-    observers: Callable[[Run], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader
+    work: Callable[[Any], Work] = lambda objective: objective.work  # of an Objective; its module loads Lightning
+    executor: MakeExecutor | None = None
+    observers: Callable[[OpenedRun], Sequence[Observer]] = lambda run: ()  # noqa: ARG005  # a name for the reader
     converged: Callable[[optuna.Study], bool] = lambda study: False  # noqa: ARG005  # as above
     study: optuna.Study | None = None
     pruner: BasePruner | None = None
-    check_names: "Callable[..., NameCheck] | None" = None
+    check_names: Callable[..., Any] | None = None  # as in ObjectiveOptions
     no_function: str = ""
     parts_of_unit: int = 1
 
 
-def work_of(run: Run, pruner: BasePruner | None, group: int, *, in_process: bool) -> Work:
-    """Return the work of a job: with a pruner, its trial reports validations; a worker may start a group of ranks."""
-    work = others = run.target.work
-    if pruner is not None:
-        if not in_process and isinstance(run.storage, InMemoryStorage):
-            raise ValueError(
-                "trials are to train in worker processes, but the study is in the memory of this process: give it a "
-                "storage that others can report to, a file's or a database's."
-            )
-        from lightning_hpo.tuners.reports import along, reporting  # noqa: PLC0415  # loads Lightning
+@dataclass(frozen=True)
+class Setup:
+    """What a tuner was asked for.
 
-        monitor = str(run.goal.monitors[0])
-        work, others = reporting(work, run.study, run.storage, monitor), along(work, monitor)
-    if group == 1:
-        return work
-    from lightning_hpo.executors.rank_group import RankGroup  # noqa: PLC0415  # loads torch
+    Args:
+        space: name -> distribution; of a function of a trial, its name for the fingerprint.
+        define: function of a trial that takes the place of the space; None for names with distributions.
+        scheduler: which trial gets how many steps, with the folds and confirmations that the goal asks for.
+        unit: what the scheduler counts.
+        parts: what the search is composed of beside the scheduler.
+        goal, run, trials, workers, limits, beginning: the options that all tuners share, in groups.
+    """
 
-    return RankGroup(work, others, group)
+    space: SearchSpace
+    define: Define | None
+    scheduler: Scheduler
+    unit: Unit
+    parts: Parts
+    goal: Goal
+    run: RunOptions
+    trials: TrialOptions
+    workers: WorkerOptions
+    limits: Limits
+    beginning: Beginning
+
+    @classmethod
+    def read(
+        cls, space: Space | Define, scheduler: Scheduler, unit: UnitName, parts: Parts, options: Mapping[str, Any]
+    ) -> "Setup":
+        """Read the arguments of a tuner.
+
+        Raises:
+            TypeError, ValueError: for an argument that is wrong, with its value and what is accepted.
+        """
+        counted = Unit(unit, parts.parts_of_unit)
+        sampler = RandomSampler() if options.get("sampler") is None else options["sampler"]
+        goal = group(Goal, {**options, "sampler": sampler})
+        run, trials, workers = group(RunOptions, options), group(TrialOptions, options), group(WorkerOptions, options)
+        limits = group(Limits, {**options, "unit": counted})
+        define = space if callable(space) else None
+        parsed = parse_space({"defined_by": [label(space)]} if callable(space) else space)
+        mode, asked = getattr(scheduler, "mode", goal.modes[0]), goal.modes[0]
+        if mode != asked:
+            raise ValueError(f"`mode` is {asked!r} for the tuner and {mode!r} for its scheduler.")
+        beginning = group(Beginning, options)
+        validate_beginning(beginning, define or parsed, scheduler)
+        scheduler = confirmed(folded(scheduler, goal.folds, asked), goal.confirm, asked, limits.count)
+        return cls(parsed, define, scheduler, counted, parts, goal, run, trials, workers, limits, beginning)
+
+    @property
+    def source(self) -> Define | SearchSpace:
+        """What parameters are drawn from."""
+        return self.define or self.space
+
+    @property
+    def folds(self) -> int:
+        """Number of folds that each trial is trained on; 0 without folds."""
+        return getattr(self.scheduler, "folds", 0)
+
+    @property
+    def plan(self) -> tuple[Bracket, ...]:
+        """Brackets of the search; empty if the scheduler has no plan."""
+        return tuple(getattr(self.scheduler, "plan", tuple)())
+
+    @property
+    def plan_covers(self) -> Coverage:
+        """Which share of what will happen the plan counts."""
+        covers: Coverage = getattr(self.scheduler, "plan_covers", "all")
+        return covers

@@ -21,9 +21,8 @@ from lightning_hpo.text import require_bool
 from lightning_hpo.tuners.base import Tuner
 from lightning_hpo.tuners.limits import Limits
 from lightning_hpo.tuners.options import Options, group, validate_names
-from lightning_hpo.tuners.parts import Parts
+from lightning_hpo.tuners.parts import OpenedRun, Parts
 from lightning_hpo.tuners.proposers import make_proposer
-from lightning_hpo.tuners.run import Run
 
 _MOST_MODELLED = 60  # parameters of a Gaussian process over configuration and step
 _RANDOM = 1 / 3  # share of trials that no sampler proposes, as in BOHB (Falkner et al. 2018, Algorithm 2)
@@ -259,7 +258,7 @@ def _least(budget: Budget, eta: int) -> int:
     return max(budget.full // max(eta, 1) ** 3, 1)
 
 
-def _beliefs(run: Run) -> Sequence[Observer]:
+def _beliefs(run: OpenedRun) -> Sequence[Observer]:
     return [Beliefs(run.study, run.folder.path, run.console)]
 
 

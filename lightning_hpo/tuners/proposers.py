@@ -13,11 +13,9 @@ from lightning_hpo.records import Job, Row, searched
 from lightning_hpo.samplers.adapter import SamplerAdapter, is_random
 from lightning_hpo.samplers.keyed import KeyedSampler
 from lightning_hpo.samplers.prior import prior_trials
-from lightning_hpo.space import Space, parse_space, suggest
+from lightning_hpo.space import Define, Space, parse_space, suggest
 from lightning_hpo.study.table import TrialTable
 from lightning_hpo.tuners.options import Goal
-
-Define: TypeAlias = Callable[[optuna.Trial], Mapping[str, Any]]
 
 
 class ProposalError(LightningHPOError):

@@ -17,7 +17,9 @@ from lightning_hpo.schedulers.units import UNITS, UnitName, read_budget
 from lightning_hpo.space import choice, parse_space, suggest
 from lightning_hpo.study.rows import trial_seed
 from lightning_hpo.text import nearest
+from lightning_hpo.tuners.beginning import Beginning
 from lightning_hpo.tuners.limits import Limits
+from lightning_hpo.tuners.parts import Parts, Setup
 
 _SEED_LIMIT = 2**32
 
@@ -31,38 +33,46 @@ def retrain(
 ) -> Result:
     """Train the answer of a search once more; see :meth:`~lightning_hpo.reporting.result.Result.retrain`."""
     with explained(None):
-        parts, goal = tuner._parts, tuner._goal  # noqa: SLF001  # a tuner like it is made
-        if parts.no_function:
+        if tuner.setup.parts.no_function:
             raise ValueError("the answer of a population is a schedule, not one configuration: fit with its best.yaml.")
         if seed is None:
             seed = trial_seed(tuner.seed, len(result.rows))
         if type(seed) is not int or not 0 <= seed < _SEED_LIMIT:
             raise ValueError(f"`seed` must be an int from 0 to {_SEED_LIMIT - 1}, got {seed!r}.")
-        most: dict[UnitName, Any] = {unit: changes.get(f"max_{unit}") for unit in UNITS}
         again = copy.copy(tuner)
-        again.scheduler = FullBudget(fit_steps(tuner.scheduler), 1)
-        if any(value is not None for value in most.values()):
-            budget = read_budget(most)
-            again.unit, again.scheduler = budget.unit, FullBudget(budget.full, 1)
-        again.scheduler = folded(again.scheduler, goal.folds, tuner.mode)
-        params = dict(result.best_params)
-        if (define := tuner._define) is not None:  # noqa: SLF001  # as above
-            found: Any = FixedTrial(dict(result.rows[result.best_trial].params))
-            params = suggest(found, define)
-        for name, value in changes.items():
-            if name not in (f"max_{unit}" for unit in UNITS):
-                params[_full_name(name, params)] = value
-        again.space, again._define = parse_space({name: choice(value) for name, value in params.items()}), None  # noqa: SLF001
-        again._goal = replace(goal, sampler=RandomSampler(), confirm=None, trial_seed=seed)  # noqa: SLF001
-        again._beginning = type(tuner._beginning)()  # noqa: SLF001  # as above
-        again._limits = Limits(unit=again.unit, max_failed=1)  # noqa: SLF001
-        again._parts = type(parts)(parts_of_unit=again.unit.parts)  # noqa: SLF001
-        text = repr(sorted(changes.items()))
-        mark = f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if changes else ""
-        name = f"{result.study.study_name}-again-{seed}{mark}"
-        again._run = replace(tuner._run, name=name, storage=None, overwrite=False, shared=False)  # noqa: SLF001
-        again._workers = replace(tuner._workers, workers=1)  # noqa: SLF001
+        again.setup = _once_more(tuner.setup, result, seed, changes)
     return search(again)
+
+
+def _once_more(setup: Setup, result: Result, seed: int, changes: Mapping[str, Any]) -> Setup:
+    """Return what a search is asked for that trains the answer of another one, with changed values, in one trial."""
+    full, unit = fit_steps(setup.scheduler), setup.unit
+    most: dict[UnitName, Any] = {name: changes.get(f"max_{name}") for name in UNITS}
+    if any(value is not None for value in most.values()):
+        budget = read_budget(most)
+        full, unit = budget.full, budget.unit
+    params = dict(result.best_params)
+    if setup.define is not None:
+        found: Any = FixedTrial(dict(result.rows[result.best_trial].params))
+        params = suggest(found, setup.define)
+    for name, value in changes.items():
+        if name not in (f"max_{known}" for known in UNITS):
+            params[_full_name(name, params)] = value
+    mark = f"-{hashlib.sha256(repr(sorted(changes.items())).encode()).hexdigest()[:8]}" if changes else ""
+    name = f"{result.study.study_name}-again-{seed}{mark}"
+    return Setup(
+        space=parse_space({name: choice(value) for name, value in params.items()}),
+        define=None,
+        scheduler=folded(FullBudget(full, 1), setup.goal.folds, setup.goal.modes[0]),
+        unit=unit,
+        parts=Parts(parts_of_unit=unit.parts),
+        goal=replace(setup.goal, sampler=RandomSampler(), confirm=None, trial_seed=seed),
+        run=replace(setup.run, name=name, storage=None, overwrite=False, shared=False),
+        trials=setup.trials,
+        workers=replace(setup.workers, workers=1),
+        limits=Limits(unit=unit, max_failed=1),
+        beginning=Beginning(),
+    )
 
 
 def _full_name(name: str, params: Mapping[str, Any]) -> str:

@@ -10,11 +10,10 @@ from optuna.trial import FrozenTrial
 
 from lightning_hpo.quiet import warnings_only
 from lightning_hpo.schedulers.base import Bracket, Scheduler
-from lightning_hpo.space import SearchSpace
+from lightning_hpo.space import Define, SearchSpace
 from lightning_hpo.text import nearest
 from lightning_hpo.training.builder import Builder
 from lightning_hpo.tuners.beginning import Beginning
-from lightning_hpo.tuners.proposers import Define
 
 
 def validate_beginning(beginning: Beginning, space: SearchSpace | Define, scheduler: Scheduler) -> None:

@@ -52,7 +52,7 @@ def tune(root, executor=None, *, model=Net, data=Data, space=SPACE, trainer=None
     given = {"accelerator": "cpu", "logger": False, **(trainer or {})}
     tuner = PopulationTuner(space, root=root, name="run", trainer=given, verbose=False, **{**arguments, **options})
     if executor is not None:
-        tuner._parts = replace(tuner._parts, executor=executor)
+        tuner.setup = replace(tuner.setup, parts=replace(tuner.setup.parts, executor=executor))
     return tuner.fit(model, datamodule=data)
 
 

@@ -14,7 +14,7 @@ from lightning_hpo import checkpoints
 from lightning_hpo.callbacks.population import PopulationBasedTraining
 from lightning_hpo.study.lineage import lineage, schedule_of
 from lightning_hpo.study.member_files import read_record
-from lightning_hpo.training.plugins import SealedCheckpointIO
+from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from tests.faults.scripts import run
 from tests.faults.test_kill import in_a_child
 from tests.training.test_population_callback import SPACE, Data, Net, assert_equal, good_donor, trainer

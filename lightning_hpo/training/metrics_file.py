@@ -1,82 +1,38 @@
-"""Plugins of a Trainer: checkpoints that are whole or absent, and a metrics file that only grows."""
+"""The metrics of a trial as a logger that appends to one file."""
 
 import csv
 import io
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_hpo.atomic import atomic_write, open_own
-from lightning_hpo.checkpoints import files as checkpoints
-from lightning_hpo.checkpoints.key import NO_KEY, Key
 from lightning_hpo.text import csv_cell
 
 METRICS = "metrics.csv"
 """In the folder of a trial."""
 
 
-class SealedCheckpointIO(CheckpointIO):
-    """Saves and loads every checkpoint of a Trainer through :mod:`lightning_hpo.checkpoints`.
-
-    Args:
-        path: of a checkpoint that has been loaded already, or None.
-        content: of that checkpoint; returned by the first load, and then dropped.
-        key: of the run: checkpoints are signed with it, and a checkpoint that it has signed may hold objects of any
-            class.
-    """
-
-    def __init__(self, path: Path | None = None, content: dict[str, Any] | None = None, key: Key = NO_KEY) -> None:
-        super().__init__()
-        self._key = key
-        self._path = path
-        self._content = content
-        self.closed = False
-        """Whether checkpoints are neither saved nor removed any more."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write atomically; raises OSError where Lightning's own plugin can lose the file without a word."""
-        if storage_options is not None:
-            raise TypeError(f"`storage_options` are not supported, got {storage_options!r}.")
-        if not self.closed:
-            checkpoints.save(checkpoint, path, self._key)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Verify the hash, and load more than tensors and plain values only from a file that the run has signed.
-
-        ``weights_only`` is ignored: the caller cannot know who wrote the file.
-        """
-        content, self._content = self._content, None
-        if content is not None and path == self._path and map_location is None:
-            return content
-        return checkpoints.load(path, map_location=map_location or "cpu", key=self._key)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete the checkpoint and its predecessor."""
-        if not self.closed:
-            checkpoints.remove(path)
-
-
 class MetricsFile(Logger):
     """Appends the metrics that a module logs to a CSV file with the columns ``step, metric, value``.
 
-    Rows from the step ``start`` on are dropped first: those steps will be repeated.
+    Rows from the step ``start`` on are dropped first: those steps will be repeated. What the step before has, such as
+    the means of an epoch that ended there, is not appended again.
     """
 
     def __init__(self, path: Path, start: int) -> None:
         super().__init__()
         self._path = path
         self._rows: list[tuple[int, str, float]] = []
-        self._ahead: tuple[int, Mapping[str, float]] = -1, {}  # step and metrics of a row that was written ahead
-        if path.exists():
-            _drop_after(path, start)  # on rank 0 only, as all that writes here
+        # Step of a row that is in the file, and what it has.
+        self._ahead: tuple[int, Collection[str]] = start - 1, _drop_after(path, start) or ()
 
     @property
     def name(self) -> str:
@@ -100,7 +56,7 @@ class MetricsFile(Logger):
         """Append a row that Lightning logs a moment later; it is not appended again then."""
         self.log_metrics(metrics, step)
         self.save()
-        self._ahead = step, metrics
+        self._ahead = step, metrics.keys()
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the study has them."""
@@ -142,12 +98,15 @@ def write_row_ahead(trainer: Any) -> None:
 
 
 @rank_zero_only
-def _drop_after(path: Path, start: int) -> None:
+def _drop_after(path: Path, start: int) -> list[str]:
+    """Return the metrics of the last step that stays."""
+    if not path.exists():
+        return []
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     kept = [row for row in rows if len(row) == 3 and row[0].isdigit() and int(row[0]) < start]
-    if len(kept) == len(rows):
-        return
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([header, *kept])
-    atomic_write(path, text.getvalue())
+    if len(kept) < len(rows):
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([header, *kept])
+        atomic_write(path, text.getvalue())
+    return [name for step, name, _ in kept if int(step) == start - 1]
