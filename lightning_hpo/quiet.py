@@ -15,6 +15,8 @@ CHATTY = tuple(
 _KNOWN_WARNINGS = (
     # Lightning 2.6 about itself under torch 2.13; a user can do nothing about it.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # Lightning, of a folder for checkpoints that is a trial's own, when the trial goes on.
+    r"Checkpoint directory .*[\\/]trials[\\/]\d{4,}[\\/]checkpoints([\\/]fold\d+)? exists and is not empty",
     # Optuna, of a choice that is a list: it can be stored, and the warning is about nothing else.
     r"Choices for a categorical .* which is of type (list|dict)",
 )

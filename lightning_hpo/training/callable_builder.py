@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -226,11 +227,11 @@ def _default(factory: Callable[..., Any], argument: str) -> Any:
 
 
 def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy default arguments that are modules (a loss, a metric): Python shares a default among all trials."""
+    """Copy default arguments that training may change (a loss, a dictionary): Python shares them among all trials."""
     return {
         name: copy.deepcopy(parameter.default)
         for name, parameter in inspect.signature(factory).parameters.items()
-        if isinstance(parameter.default, nn.Module)
+        if (isinstance(parameter.default, nn.Module | list | dict | set) or is_dataclass(parameter.default))
         and name not in params
         and parameter.kind is not parameter.POSITIONAL_ONLY
     }

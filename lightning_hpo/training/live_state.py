@@ -13,11 +13,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from torch.nn.modules.lazy import LazyModuleMixin
 from torchmetrics import Metric
 
-from lightning_hpo.training.attributes import Attributes, mark_of, put_back, with_helpers
+from lightning_hpo.training.attributes import Attributes, missing, put_back, with_helpers
 from lightning_hpo.training.loaders import followed_objects
 from lightning_hpo.training.lr_schedule import nested
+from lightning_hpo.training.packing import mark_of
 from lightning_hpo.training.trial_info import resume_in
 
 State = dict[str, Any]
@@ -47,6 +49,7 @@ class LiveState:
         self._trainer: Any = trainer
         self._module = module
         self._attributes = Attributes(self._owners)
+        self._kinds = {name: type(submodule) for name, submodule in module.named_modules()}
         self._gradients = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
         self._buffers = {name: mark_of(buffer) for name, buffer in _other_buffers(self._module)}
         self._settings = self._settings_now()
@@ -62,6 +65,7 @@ class LiveState:
         return {
             "attributes": self._attributes.changed(),
             "iterators": self._attributes.iterators(),
+            "code": [*self._attributes.other_code(), *self._other_submodules()],
             "requires_grad": {name: flag for name, flag in gradients.items() if self._gradients.get(name) != flag},
             "training": dict(self.modes() if modes is None else modes),
             "buffers": {k: buffer for k, buffer in _other_buffers(self._module) if marks.get(k) != mark_of(buffer)},
@@ -81,6 +85,14 @@ class LiveState:
     def restore(self, state: State, *, with_stop: bool = True) -> None:
         """Put the result of :meth:`state` back; the Trainer's ``should_stop`` too if ``with_stop``."""
         put_back(self._owners(), state["attributes"], self._module.device)
+        lost = [*state.get("code", ()), *missing(self._owners(), state["attributes"])]
+        if not with_stop and lost:  # the last hooks at the start have run
+            warnings.warn(
+                f"{', '.join(lost)}: replaced or made in training, and a checkpoint holds no functions, and no objects "
+                "that a new module does not have, so this trial goes on without them, unlike an uninterrupted trial. "
+                "Choose a function by an attribute that is a number or a text, and make objects in __init__ or setup.",
+                stacklevel=2,
+            )
         if with_stop and (names := state.get("iterators")):
             warnings.warn(
                 f"{', '.join(names)}: a checkpoint holds no position of an iterator, so what this trial reads from it "
@@ -107,6 +119,15 @@ class LiveState:
 
     def _model_checkpoints(self) -> list[ModelCheckpoint]:
         return [callback for callback in self._trainer.callbacks if isinstance(callback, ModelCheckpoint)]
+
+    def _other_submodules(self) -> list[str]:
+        """Names of submodules of another class than when training began."""
+        now = {name: type(submodule) for name, submodule in self._module.named_modules()}
+        return [
+            f"model.{name}"
+            for name, kind in now.items()
+            if (before := self._kinds.get(name, kind)) is not kind and not issubclass(before, LazyModuleMixin)
+        ]
 
     def _settings_now(self) -> dict[str, Any]:
         return {name: getattr(self._trainer, name) for name in _SETTINGS}

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_hpo.checkpoints.files import remove_later
 from lightning_hpo.checkpoints.shards import let_strategy_load
 from lightning_hpo.quiet import CHATTY, known_warnings_hidden, warnings_only
+from lightning_hpo.training.attributes import Attributes, Changes, changed_for_a_while, with_helpers
 from lightning_hpo.training.builder import TrialComponents, as_list
 from lightning_hpo.training.checkpoint_io import SealedCheckpointIO
 from lightning_hpo.training.loaders import follow
@@ -30,7 +31,7 @@ from lightning_hpo.training.trainer import (
     validate_callbacks,
     without_hooks,
 )
-from lightning_hpo.training.trial_info import first_row
+from lightning_hpo.training.trial_info import first_row, resume_in
 
 # Defaults for many short fits, unlike those for a single fit; `trainer={...}` overrides each.
 TRAINER_DEFAULTS = {
@@ -111,9 +112,18 @@ def make_trainer(
     positions = [] if saved is None else saved["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     owner = components.loader_owner
     loaders = owner.train_dataloader
+    reloads = given.get("reload_dataloaders_every_n_epochs")
+    owner_before: list[Attributes] = []
 
     def followed() -> Any:
-        made = follow(loaders(), trainer.limit_train_batches, list(positions))
+        changes: Changes = {}
+        if reloads and not owner_before:
+            owner_before.append(Attributes(partial(_parts_of_owner, owner)))
+            changes = resume_in(saved or {}).get("owner", {})
+        with changed_for_a_while(_parts_of_owner(owner), changes):
+            if reloads:  # the loaders may depend on attributes that training has changed before they were made
+                trainer.owner_changes = owner_before[0].changed()
+            made = follow(loaders(), trainer.limit_train_batches, list(positions))
         positions.clear()  # loaders that are made anew for a later epoch start at its beginning
         if "log_every_n_steps" not in given:
             _log_each_epoch(trainer, made, usual)
@@ -143,6 +153,12 @@ def make_trainer(
     made: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by Trainer
     made.sort(key=lambda callback: 2 if isinstance(callback, Checkpoint) else 1 if callback is job else 0)
     return trainer
+
+
+def _parts_of_owner(owner: Any) -> Iterator[tuple[str, Any]]:
+    """What loaders are made from: their owner with its helper objects, and its hyperparameters."""
+    yield from with_helpers("owner", owner, set())
+    yield "hparams", owner.hparams
 
 
 def call_after(module: Any, hook: str, then: Callable[..., None], count: int) -> None:

@@ -62,10 +62,9 @@ class MemberFits:
             StorageError: if a disk is full or gone.
             JobError: if the fit ended before the job.
         """
-        own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, self._objective.key)
-        checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
-        if (ended := _ended_before(saved, task)) is not None:
-            return ended  # a kill fell between the end of the job and its record
+        own, saved, ended = self._read(task)
+        if ended is not None:
+            return ended
         copied = self._copied(task, saved) if copied is None else copied
         params = task.params if saved is None else dict(kept_in(saved)["params"])
         objective = self._objective
@@ -130,6 +129,17 @@ class MemberFits:
                 f"its fit ended before the decision after step {trainer.global_step}, though `max_steps` is more"
             )
         return job.outcome
+
+    def _read(self, task: Task) -> tuple[Path | None, dict[str, Any] | None, Outcome | None]:
+        """Return the member's checkpoint, its content, and the outcome of the job if only its record is due."""
+        file, key = task.folder / CHECKPOINT, self._objective.key
+        checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
+        own, saved = checkpoints.read_newest(file, key)
+        ended = _ended_before(saved, task)
+        if own is None or ended is None or ended.step < self._objective.max_steps:
+            return own, saved, ended
+        own.unlink()  # the last hooks and rows of the member are due too, so it comes to its end again
+        return *checkpoints.read_newest(file, key), None
 
     def _copied(self, task: Task, saved: Mapping[str, Any] | None) -> State | None:
         """State that the first job of a trial copies from its parent's checkpoint; None if it copies none."""

@@ -5,7 +5,7 @@ import io
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ METRICS = "metrics.csv"
 class MetricsFile(Logger):
     """Appends the metrics that a module logs to a CSV file with the columns ``step, metric, value``.
 
-    Rows from the step ``start`` on are dropped first: those steps will be repeated.
+    Rows from the step ``start`` on are dropped first: those steps will be repeated. What the step before has, such as
+    the means of an epoch that ended there, is not appended again.
     """
 
     def __init__(self, path: Path, start: int) -> None:
         super().__init__()
         self._path = path
         self._rows: list[tuple[int, str, float]] = []
-        self._ahead: tuple[int, Mapping[str, float]] = -1, {}  # step and metrics of a row that was written ahead
-        if path.exists():
-            _drop_after(path, start)  # on rank 0 only, as all that writes here
+        # Step of a row that is in the file, and what it has.
+        self._ahead: tuple[int, Collection[str]] = start - 1, _drop_after(path, start) or ()
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class MetricsFile(Logger):
         """Append a row that Lightning logs a moment later; it is not appended again then."""
         self.log_metrics(metrics, step)
         self.save()
-        self._ahead = step, metrics
+        self._ahead = step, metrics.keys()
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the study has them."""
@@ -98,12 +98,15 @@ def write_row_ahead(trainer: Any) -> None:
 
 
 @rank_zero_only
-def _drop_after(path: Path, start: int) -> None:
+def _drop_after(path: Path, start: int) -> list[str]:
+    """Return the metrics of the last step that stays."""
+    if not path.exists():
+        return []
     with path.open(newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     kept = [row for row in rows if len(row) == 3 and row[0].isdigit() and int(row[0]) < start]
-    if len(kept) == len(rows):
-        return
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([header, *kept])
-    atomic_write(path, text.getvalue())
+    if len(kept) < len(rows):
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([header, *kept])
+        atomic_write(path, text.getvalue())
+    return [name for step, name, _ in kept if int(step) == start - 1]

@@ -47,7 +47,7 @@ from lightning_hpo.training.name_checks import NameCheck, UnusedNames, fold_chec
 from lightning_hpo.training.plain_fit import written
 from lightning_hpo.training.random_state import one_thread
 from lightning_hpo.training.ranks import ranks_of
-from lightning_hpo.training.run_to_step import RunToStep, finished_outcome
+from lightning_hpo.training.run_to_step import RunToStep, finished_outcome, is_cut_at_its_end
 from lightning_hpo.training.scores import Scores
 from lightning_hpo.training.trainer import TrialTrainer
 from lightning_hpo.training.trial_info import scores_of_folds, trial_info, trial_of
@@ -359,13 +359,21 @@ def _begin(
     task.folder.mkdir(parents=True, exist_ok=True)
     checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
     own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, key)
+    if own is not None and saved is not None and _fold_of(saved) == task.job.fold and is_cut_at_its_end(saved):
+        own.unlink()  # no record says that the job came to its end, so it comes there again
+        own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, key)
     begin = own or task.source
     if own is None and begin is not None:
         saved = checkpoints.load(begin, key=key)
     parts = parts.at_least(micro_batches.parts_of(saved))
-    if saved is not None and saved.get(STAMP, {}).get("fold") != task.job.fold:  # of the fold before, which is recorded
+    if saved is not None and _fold_of(saved) != task.job.fold:  # of the fold before, which is recorded
         return None, None, False, parts
     return begin, saved, own is not None, parts
+
+
+def _fold_of(saved: Mapping[str, Any]) -> int | None:
+    fold: int | None = saved.get(STAMP, {}).get("fold")
+    return fold
 
 
 @contextlib.contextmanager

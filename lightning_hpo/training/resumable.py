@@ -64,7 +64,7 @@ class Resumable:
         reloaded = loop._last_train_dl_reload_epoch if now_and_then else trainer.current_epoch  # noqa: SLF001  # as above
         random = rng_state()
         kept = {"point": point, "random": random, "live": live, "parts": parts}
-        return {**kept, "reloaded": reloaded}
+        return {**kept, "reloaded": reloaded, "owner": getattr(trainer, "owner_changes", {})}
 
     def state_of_module(self, trainer: Any) -> dict[str, Any]:
         """Return what a checkpoint that is not continued has to hold, right after a validation."""
@@ -75,6 +75,9 @@ class Resumable:
     def load(self, state: dict[str, Any], loops: dict[str, Any]) -> None:
         """Take over what a checkpoint holds, and change the progress that Lightning restores its loops from."""
         self._restored = state
+        batches = loops["epoch_loop.batch_progress"]
+        for part in ("started", "completed"):  # behind by each batch at which a hook has left an epoch
+            batches["total"][part] = batches["total"]["ready"] - batches["current"]["ready"] + batches["current"][part]
         if state["point"] == "epoch":
             for progress in loops["epoch_progress"].values():  # as if the next one had not been asked for
                 progress["ready"] = progress["started"] = progress["processed"] = progress["completed"]

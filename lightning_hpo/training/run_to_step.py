@@ -286,6 +286,12 @@ class RunToStep(JobCallback):
             trainer.strategy.checkpoint_io.closed = True
 
 
+def is_cut_at_its_end(saved: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds the last validation of a trial, behind which the last hooks and rows were due."""
+    state = saved["callbacks"].get(RunToStep.__qualname__, {})
+    return bool(state.get(NOTE)) and state["resume"]["point"] == "validated"
+
+
 def finished_outcome(saved: Mapping[str, Any], target: int, scores: Scores) -> Outcome | None:
     """Return the outcome that a checkpoint of the trial's own holds, if its job has come to its end."""
     step = int(saved["global_step"])

@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning_hpo.checkpoints import shards
 from lightning_hpo.errors import ParameterMismatchError
 from lightning_hpo.schedulers.units import STEPS, Pace, Unit
+from lightning_hpo.training.attributes import Changes
 from lightning_hpo.training.lr_schedule import accumulation_of
 from lightning_hpo.training.places import batch_size_in_use
 
@@ -190,6 +191,7 @@ class TrialTrainer(pl.Trainer):
                     "`limit_train_batches` in `trainer`."
                 )
             return given
+        known = max(known, self.current_epoch)  # hooks may have left epochs early, so that there are more of them
         return known if given in (None, -1) else min(known, int(given or 0))
 
     @property
@@ -201,6 +203,8 @@ class TrialTrainer(pl.Trainer):
     """Part of the data that validates; None without folds."""
     begins_at = -1
     """Optimizer step of the checkpoint that it goes on from."""
+    owner_changes: Changes = {}  # noqa: RUF012  # replaced, never changed
+    """What had changed in the owner of the training loaders when they were made; empty if they are made once."""
     failed_in_validation = False
     parts = val_parts = 1
     """Micro-batches of each training and validation batch (see :mod:`lightning_hpo.training.micro_batches`)."""

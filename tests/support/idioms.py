@@ -1,6 +1,8 @@
 """Modules and data in the idioms of other people: state in attributes, hyperparameters, hooks, streams, loaders."""
 
-from typing import Any
+from collections import deque
+from enum import Enum
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -214,6 +216,16 @@ class TwoOptimizers(Net):
         return [torch.optim.SGD(self.net[0].parameters(), lr=0.1), torch.optim.Adam(self.net[3].parameters())]
 
 
+class Phase(Enum):
+    WARM = 1
+    COOL = 2
+
+
+class Seen(NamedTuple):
+    batches: int
+    loss: float
+
+
 class Keeps(Net):
     """State in its hyperparameters, in containers, and in objects that Lightning does not know; sets the Trainer."""
 
@@ -223,6 +235,8 @@ class Keeps(Net):
         self.history, self.by_name = [0.5], {"epochs": [1.0]}
         self.part = torch.nn.Identity()
         vars(self.part)["hparams"] = {"width": 64}  # not Lightning's
+        self.phase, self.seen = Phase.WARM, deque([Seen(0, 0.0)], maxlen=3)
+        self.shift = [nn.Parameter(torch.zeros(2))]
         self.dual = [torch.zeros(1, requires_grad=True)]
         self.dual_optimizer = torch.optim.Adam(self.dual, lr=0.1)
         self.dual_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.dual_optimizer, T_max=R)
@@ -232,6 +246,14 @@ class Keeps(Net):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.history.append(float(outputs["loss"]))
+        self.seen.append(Seen(self.seen[-1].batches + 1, float(outputs["loss"])))
+        self.phase = Phase.COOL if self.global_step > 6 else Phase.WARM
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([*self.parameters(), *self.shift], lr=0.2, momentum=0.9)
+
+    def loss(self, batch):
+        return nn.functional.cross_entropy(self.net(batch[0]) + self.shift[0], batch[1])
 
     def on_train_epoch_end(self):
         self.hparams.beta *= 0.7
@@ -247,6 +269,7 @@ class Keeps(Net):
         self.dual_optimizer.step()
         self.dual_schedule.step()
         kept = sum(self.history) / len(self.history) + sum(map(sum, self.by_name.values()))
+        kept += sum(seen.batches * seen.loss for seen in self.seen) / 10 + self.phase.value
         return loss * (self.hparams.beta + 0.1 * kept + self.dual[0].detach().sum())
 
 
@@ -259,6 +282,28 @@ class Backbone(Net):
         return torch.optim.SGD(
             [parameter for parameter in self.parameters() if parameter.requires_grad], lr=0.2, momentum=0.9
         )
+
+
+class LeavesEpochs(Net):
+    """Each epoch ends before its fourth batch."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if batch_idx == 3 else None
+
+
+class HarderEachEpoch(Data):
+    """More of its data are read in each epoch, by an attribute that the module changes."""
+
+    level = 1
+
+    def train_dataloader(self):
+        part = torch.utils.data.Subset(self.train, range(min(16 * self.level, 40)))
+        return DataLoader(part, batch_size=8, shuffle=True)
+
+
+class Raises(Net):
+    def on_train_epoch_end(self):
+        self.trainer.datamodule.level += 1
 
 
 class Workers(Data):

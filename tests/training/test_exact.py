@@ -1,5 +1,8 @@
 """A trial that is cut anywhere and continued equals one that is not, in the idioms of other people's modules."""
 
+import warnings
+from dataclasses import dataclass
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -24,7 +27,9 @@ from tests.support.idioms import (
     Data,
     Endless,
     EvaluatesOnly,
+    HarderEachEpoch,
     Keeps,
+    LeavesEpochs,
     MetricOfValidation,
     Metrics,
     Net,
@@ -34,6 +39,7 @@ from tests.support.idioms import (
     PlateauOfTraining,
     PlateauPerStep,
     R,
+    Raises,
     Steps,
     Streams,
     TwoLoaders,
@@ -81,6 +87,41 @@ def test_a_killed_trial_has_the_same_files_of_a_model_checkpoint(tmp_path):
     torch.testing.assert_close(cut, whole, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("given", [{}, {"dirpath": "mine"}])
+def test_lightning_warns_of_checkpoints_in_a_folder_of_the_users_own_only(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.resetwarnings()  # else the filters of pytest come first
+        run(tmp_path / "trials" / "0000", [9, R], Net, Data, {"callbacks": [ModelCheckpoint(**given)]})
+    assert any("exists and is not empty" in str(warning.message) for warning in said) == bool(given)
+
+
+class EndsWithARow(Net):
+    def on_train_epoch_end(self):
+        self.log("epoch_ended", float(self.current_epoch))
+
+
+class DiesAtTheEnd(pl.Callback):
+    """Ends a trial behind its last validation and checkpoint."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.global_step >= R:
+            raise RuntimeError("killed")
+
+
+def test_a_trial_that_is_killed_behind_its_last_checkpoint_has_all_rows_and_files(tmp_path):
+    trainer = {"callbacks": [ModelCheckpoint(save_on_train_epoch_end=True, save_top_k=-1)]}
+    run(tmp_path / "whole", [R], EndsWithARow, Data, trainer)
+    objective = Objective(EndsWithARow, lambda trial: {}, data=Data, monitor="val_loss", max_steps=R, trainer=trainer)
+    with pytest.raises(RuntimeError, match="killed"):
+        objective.run(Task(Job(R, trial=0), {}, tmp_path / "cut"), callbacks=[DiesAtTheEnd()])
+    assert checkpoints.load(tmp_path / "cut" / CHECKPOINT)["global_step"] == R
+    run(tmp_path / "cut", [R], EndsWithARow, Data, trainer)
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+    files = [sorted(file.name for file in (tmp_path / name / "checkpoints").iterdir()) for name in ("cut", "whole")]
+    assert files[0] == files[1]
+
+
 class Iterates(Net):
     """Reads a second loader by itself."""
 
@@ -94,6 +135,49 @@ class Iterates(Net):
 def test_an_iterator_that_begins_anew_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match="model.*others: a checkpoint holds no position of an iterator"):
         run(tmp_path, [R], Iterates, Data, {}, crash=(7,))
+
+
+@dataclass
+class Stage:
+    weight: float
+
+
+STAGES = [Stage(1.0), Stage(0.5)]
+
+
+class Staged(Net):
+    """Replaces an object by another one that all trials share."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage, self.reduce = STAGES[0], torch.sum
+        self.extra: torch.nn.Module = torch.nn.Identity()
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.global_step == 3:
+            self.stage = STAGES[1]
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * self.stage.weight
+
+
+def test_an_object_that_all_trials_share_is_not_changed_when_a_trial_goes_on(tmp_path):
+    (_, whole), (_, cut) = (
+        run(tmp_path / name, [R], Staged, Data, {}, crash=crash) for name, crash in (("whole", ()), ("cut", (7,)))
+    )
+    torch.testing.assert_close(cut["state_dict"], whole["state_dict"], rtol=0, atol=0)
+    assert [stage.weight for stage in STAGES] == [1.0, 0.5]
+
+
+class Rewires(Staged):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if batch_idx == 0 and self.current_epoch == 0:
+            self.reduce, self.extra = torch.mean, torch.nn.Tanh()
+
+
+def test_a_function_that_training_replaces_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"model\.\.reduce, model\.extra: replaced or made in training"):
+        run(tmp_path, [R], Rewires, Data, {}, crash=(7,))
 
 
 class Countdown:
@@ -166,6 +250,8 @@ CASES = {
     "a stream": (Net, Streams, {}),
     "an endless stream": (Net, Endless, {"val_check_interval": 4}),
     "reloaded loaders": (Net, Data, {"reload_dataloaders_every_n_epochs": 1}),
+    "loaders by an attribute": (Raises, HarderEachEpoch, {"reload_dataloaders_every_n_epochs": 1}),
+    "epochs that a hook leaves": (LeavesEpochs, Data, {"val_check_interval": 2}),
 }
 CUTS = {
     "inside and at the end of epochs": ([3, BATCHES, 12, R], ()),

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
 import optuna
@@ -373,3 +374,23 @@ def test_our_schedules_get_the_full_budget_as_horizon(tmp_path):
     objective(model=Scheduled, callbacks=[Hooks(fork)]).run(task)
     assert [call[1] for call in parts if call[0] == "lr"] == pytest.approx(curve[:20], rel=1e-12)
     assert [call[1] for call in fork if call[0] == "lr"] == pytest.approx([lr / 2 for lr in curve[20:40]], rel=1e-12)
+
+
+@dataclass
+class Settings:
+    widths: list = field(default_factory=lambda: [8])
+
+
+class WithDefaults(Net):
+    def __init__(self, given={}, settings=Settings()):  # noqa: B006, B008  # as people write it
+        super().__init__()
+        self.given, self.settings = given, settings
+
+
+def test_default_arguments_that_training_may_change_are_each_trials_own():
+    objective = Objective(WithDefaults, lambda trial: {}, data=Data, monitor="val_loss", max_steps=4)
+    first = objective.build_model({})
+    first.given["step"] = 1
+    first.settings.widths.append(16)
+    second = objective.build_model({})
+    assert (second.given, second.settings.widths) == ({}, [8])

@@ -1,11 +1,14 @@
 """A population that is cut anywhere and continued equals one that is not, with hyperparameters that its data read."""
 
+import os
+import signal
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 
 from lightning_hpo import PopulationTuner
+from tests.faults.test_kill import in_a_child
 from tests.support import idioms
 
 SPACE = {"lr": "loguniform(1e-3, 1)", "data.cutoff": "uniform(0.1, 2)"}
@@ -36,14 +39,18 @@ class Net(idioms.Net):
 
 
 class Cuts(pl.Callback):
-    """Cuts the search at its n-th batch."""
+    """Cuts the search at its n-th batch, or behind the last checkpoint of a member."""
 
-    batches, at = 0, 0
+    batches, at, at_end = 0, 0, False
 
     def on_train_batch_start(self, *args: Any) -> None:
         Cuts.batches += 1
         if Cuts.batches == Cuts.at:
             raise KeyboardInterrupt
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if Cuts.at_end and trainer.global_step == trainer.max_steps:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def tune(root, name):
@@ -63,3 +70,19 @@ def test_a_cut_population_whose_data_read_their_hyperparameters(tmp_path, at):
         tune(tmp_path, "cut")
     Cuts.at = 0
     assert tune(tmp_path, "cut") == whole
+
+
+def test_a_member_that_is_killed_behind_its_last_checkpoint_has_all_rows(tmp_path):
+    def logged(name):
+        return [
+            sorted(file.read_text().splitlines()) for file in sorted((tmp_path / name).glob("trials/*/metrics.csv"))
+        ]
+
+    Cuts.at, Cuts.at_end = 0, False
+    whole = tune(tmp_path, "whole")
+    Cuts.at_end = True
+    child = in_a_child(lambda: tune(tmp_path, "cut"))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    Cuts.at_end = False
+    assert tune(tmp_path, "cut") == whole
+    assert logged("cut") == logged("whole")
