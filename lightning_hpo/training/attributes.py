@@ -89,7 +89,7 @@ class Attributes:
         """Return the names of attributes whose position no checkpoint can hold, such as an iterator over a loader."""
         parts = ((key, name, value) for key, owner in self._owners() for name, value in _vars(owner).items())
         return [
-            f"{key}.{name}"
+            _path(key, name)
             for key, name, value in parts
             if isinstance(value, Iterator) and not isinstance(value, IOBase) and not _is_helper(value)
         ]
@@ -98,7 +98,7 @@ class Attributes:
         """Return the names of attributes that hold another function, or an object of another class, than before."""
         classes = [k for k, owner in self._owners() if type(self._objects.get(k, owner)) is not type(owner)]
         code = ((key, name, value) for key, owner in self._owners() for name, value in _code_in(owner).items())
-        return classes + [f"{k}.{name}" for k, name, value in code if self._code.get(k, {}).get(name, value) != value]
+        return classes + [_path(k, name) for k, name, value in code if self._code.get(k, {}).get(name, value) != value]
 
     def _grown(self, key: str, name: str, value: Any) -> Any:
         """Return the value packed; of a container that has grown or shrunk, with its length at the beginning."""
@@ -234,9 +234,14 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     return [("", value)]
 
 
+def _path(key: str, name: str) -> str:
+    return f"{key.removesuffix('.')}.{name}"  # the module itself is "model."
+
+
 def _code_in(owner: Any) -> dict[str, Any]:
     """Functions, classes and methods among the attributes of an object."""
-    return {name: value for name, value in _vars(owner).items() if callable(value) and not _is_helper(value)}
+    found = {name: value for name, value in _vars(owner).items() if callable(value) and not _is_helper(value)}
+    return {name: value for name, value in found.items() if not isinstance(value, nn.Module)}  # found as helpers are
 
 
 def _is_helper(value: Any) -> bool:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from lightning_hpo import checkpoints
 from lightning_hpo.records import CHECKPOINT, Task
@@ -145,11 +146,17 @@ class Stage:
 STAGES = [Stage(1.0), Stage(0.5)]
 
 
+class Holder:
+    def __init__(self):
+        self.metric = MeanMetric()
+
+
 class Staged(Net):
-    """Replaces an object by another one that all trials share."""
+    """Replaces an object by another one that all trials share; a metric in a helper object stays the same."""
 
     def __init__(self):
         super().__init__()
+        self.holder = Holder()
         self.stage, self.reduce = STAGES[0], torch.sum
         self.extra: torch.nn.Module = torch.nn.Identity()
 
@@ -176,7 +183,7 @@ class Rewires(Staged):
 
 
 def test_a_function_that_training_replaces_is_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match=r"model\.\.reduce, model\.extra: replaced or made in training"):
+    with pytest.warns(UserWarning, match=r"model\.reduce, model\.extra: replaced or made in training"):
         run(tmp_path, [R], Rewires, Data, {}, crash=(7,))
 
 
