@@ -122,7 +122,11 @@ class BestFiles:
         if self._complete_only:
             from lightning_hpo.study.lineage import phases_of, schedule  # noqa: PLC0415  # loads torch
 
-            schedules = {name: schedule(phases_of(row.number, rows), name) for name in row.params}
+            phases = phases_of(row.number, rows)
+            schedules = {name: schedule(phases, name) for name in row.params}
+            if (steps := sum(phase.steps for phase in phases)) != row.full_steps:  # a copy of a member that was ahead
+                trainer = {name: value for name, value in config["trainer"].items() if name != "max_epochs"}
+                config = {**config, "trainer": {**trainer, "max_steps": steps}}
             made, lines = replay_config(config, schedules, self._texts, score)
             return made if row.seed is None else {**made, "seed_everything": row.seed}, lines
         note = dict(found.get("callbacks", {}).get("RunToStep", {}).get("fit") or {})

@@ -77,6 +77,13 @@ class Copies:
                     self._console.line(f"copied to {self._remote.url}")
                 return
             time.sleep(trial * _LEAST)
+        if self._remote.is_ahead:
+            say(
+                f"{self._folder.path} was deleted or moved while the search ran; nothing was removed from "
+                f"{self._remote.url}, and the same command goes on from there",
+                sys.stderr,
+            )
+            return
         names = self._remote.missing()
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         what = f"not copied to {self._remote.url}: {', '.join(names[:_NAMED])}{more}"

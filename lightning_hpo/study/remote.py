@@ -8,7 +8,8 @@ files under the same names at ``root/name``. Locks, unfinished files and the key
   what a process killed at that moment leaves behind. Hard links in ``.copies`` keep such files until they are copied. A
   file is removed there only when the journal in the store knows that it is not needed.
 * Where the journal in the store goes on from the one here, all files come back, the journal last. Where each says
-  something else, the run is refused.
+  something else, the run is refused. Where both say the same, the files of trials come back whose folder is gone.
+* While the journal here is shorter than the one in the store, the run folder was deleted, and nothing changes there.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -49,10 +50,13 @@ def is_url(root: str | Path) -> bool:
 
 def validate_root(root: str | Path) -> None:
     """Raise ValueError or ImportError for a URL that fsspec cannot open, or a Path that was a URL."""
-    if isinstance(root, Path) and _FLATTENED.match(str(root)):
-        raise ValueError(f"`root` is {root!r}, and a Path is no URL: give it as text.")
+    if _FLATTENED.match(str(root)):
+        reason = "and a Path is no URL: give it as text" if isinstance(root, Path) else "which is no URL: write '://'"
+        raise ValueError(f"`root` is {root!r}, {reason}.")
     if not is_url(root):
         return
+    if re.match(r"(file|local)://[^/]", str(root)):
+        raise ValueError(f"`root` is {root!r}, and a folder of this machine has three slashes: 'file:///folder/runs'.")
     import fsspec  # noqa: PLC0415  # few runs need it
 
     try:
@@ -119,13 +123,16 @@ class Remote:
             if self._length:
                 there = self._store.cat_file(self._place(JOURNAL))
         if here.startswith(there):
-            return 0
+            trials = {path.name for path in (self._folder / "trials").glob("*")}
+            return self._bring([name for name in self._sizes() if _is_below(name, "trials", but=trials)])
         if not there.startswith(here):
             raise StudyMismatchError(
                 f"the study in {self._folder} and its copy at {self.url} have gone on in different ways: choose "
                 "another `name`, or move one of them away to go on with the other"
             )
-        names = sorted({*self._sizes(), JOURNAL}, key=lambda name: name == JOURNAL)
+        return self._bring(sorted({*self._sizes(), JOURNAL}, key=lambda name: name == JOURNAL))
+
+    def _bring(self, names: Sequence[str]) -> int:
         with readable_errors(self._folder):
             for name in names:
                 path = self._folder / name
@@ -135,7 +142,8 @@ class Remote:
                         target.write(block)
                 if name != JOURNAL:
                     self._copied[name] = _signature(path.stat())
-        self._record()
+        if names:
+            self._record()
         return len(names)
 
     def keep(self, folders: Iterable[Path]) -> None:
@@ -177,6 +185,11 @@ class Remote:
         new = [name for name, path in self._files() if self._copied.get(name) != _signature(path.stat())]
         return [*journal, *new, *self._absent()]
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the store has more of the study than the run folder, which was then deleted while the search ran."""
+        return len(_journal_of(self._folder)) < self._length
+
     def copy(self, at_work: Collection[Path] = (), *, last: bool = False) -> None:
         """Copy what is new: what was kept, the journal of that time, and files that no decision depends on.
 
@@ -185,8 +198,10 @@ class Remote:
             last: nothing is at work any more, so everything is copied as it is.
 
         Raises:
-            StorageError: if the store cannot be used, or somebody else has written there.
+            StorageError: if the store cannot be used, somebody else has written there, or the run folder was deleted.
         """
+        if self.is_ahead:
+            raise StorageError(f"{self._folder} was deleted or moved while the search ran")
         gone = self._absent()
         with self._explained():
             self._compare()
@@ -317,6 +332,12 @@ def _is_kept(name: str) -> bool:
     """Whether a file of a run belongs into the store, and may come from there."""
     parts = PurePosixPath(name).parts
     return bool(parts) and parts[-1] not in _STAYS and not any(part.startswith(".") for part in parts)
+
+
+def _is_below(name: str, folder: str, *, but: Collection[str]) -> bool:
+    """Whether a file is in a folder of the run, and not below these folders in it."""
+    parts = PurePosixPath(name).parts
+    return parts[0] == folder and len(parts) > 2 and parts[1] not in but
 
 
 def _is_of_trial(name: str) -> bool:

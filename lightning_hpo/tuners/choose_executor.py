@@ -1,5 +1,6 @@
 """Which executor the options ask for: this process, worker processes, actors of Ray, or jobs of SLURM."""
 
+import math
 from typing import Any
 
 from lightning_hpo.executors.in_process import InProcess
@@ -46,7 +47,7 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
     if isinstance(options.executor, SubmititExecutor) and options.trial_timeout is not None:
         raise ValueError(
             f"`trial_timeout` is {options.trial_timeout:g} s, but the jobs of a SubmititExecutor are ended by SLURM: "
-            "give it parameters={'timeout_min': 60}."
+            f"give it parameters={{'timeout_min': {math.ceil(options.trial_timeout / 60)}}}."
         )
     if isinstance(options.executor, RayExecutor | SubmititExecutor):
         options.executor.validate()

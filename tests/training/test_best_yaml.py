@@ -194,11 +194,12 @@ class Bare(Module):
     configure_optimizers = pl.LightningModule.configure_optimizers
 
 
-@pytest.mark.parametrize("kind", [Module, Bare])
-def test_a_population_replays_its_schedule(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "synchronous"), [(Module, True), (Bare, True), (Module, False)])
+def test_a_population_replays_its_schedule(tmp_path, kind, synchronous):
+    """In an asynchronous one, weights of a member that was ahead have trained for more steps than the budget."""
     name = "lr" if kind is Module else "optimizer.lr"
     options = {"population_size": 2, "interval": 4, "max_steps": 12, "explore": "all", "monitor": "val_loss"}
-    options |= {"root": tmp_path, "name": "r", "verbose": False}
+    options |= {"root": tmp_path, "name": "r", "verbose": False, "synchronous": synchronous}
     space = {name: "loguniform(0.01, 0.3)"}
     if kind is Module:
         result = PopulationTuner(space, trainer=CPU, **options).fit(Module, datamodule=Images)
@@ -206,8 +207,9 @@ def test_a_population_replays_its_schedule(tmp_path, kind):
         args = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--optimizer=SGD"]
         cli = LightningCLI(Bare, Images, args=args, run=False, save_config_callback=None)
         result = PopulationTuner.from_cli(cli, space, **options).fit()
-    schedule = replay(result).schedule(name)
+    schedule, steps = replay(result).schedule(name), replay(result).max_steps
     assert len(schedule) > 1
+    assert (steps == 12) is synchronous
     text = (tmp_path / "r" / "best.yaml").read_text()
     assert "# it needs the package lightning_hpo" in text
     assert ("ReplayLR" in text) is (kind is Bare)
@@ -220,7 +222,7 @@ def test_a_population_replays_its_schedule(tmp_path, kind):
     args = ["fit", "-c", str(tmp_path / "r" / "best.yaml"), "--trainer.enable_progress_bar=false"]
     args += ["--trainer.enable_checkpointing=false", "--trainer.logger=false"]
     LightningCLI(kind, Images, args=args, save_config_callback=None, trainer_defaults={"callbacks": Watch()})
-    expected = [next(value for start, value in reversed(schedule) if start <= step) for step in range(12)]
+    expected = [next(value for start, value in reversed(schedule) if start <= step) for step in range(steps)]
     assert rates == pytest.approx(expected)
 
 
