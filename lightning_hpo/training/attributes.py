@@ -109,10 +109,8 @@ class Attributes:
         return {KIND: "grown", "length": length, "value": content}
 
     def _values(self, key: str, owner: Any) -> dict[str, Any]:
-        if isinstance(owner, _Weights):
-            return dict(owner.tensors)
-        if isinstance(owner, _StateDict):
-            return {"state_dict": owner.object.state_dict()}
+        if isinstance(owner, _OWN_STATE):
+            return owner.now()
         skipped = self._leave_out | self._data.get(key, set())
         return {k: v for k, v in _vars(owner).items() if k not in skipped and is_kept(v)}
 
@@ -124,10 +122,10 @@ def put_back(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: t
         for name, value in changes.get(key, {}).items():
             if name == KIND:
                 continue
-            if isinstance(owner, _Weights | _StateDict):
+            if isinstance(owner, _OWN_STATE):
                 owner.put_back(name, value)
                 continue
-            attributes: Any = owner if isinstance(owner, dict) else vars(owner)
+            attributes = _attributes(owner)
             now = attributes.get(name)
             content, length = (value["value"], value["length"]) if is_grown(value) else (value, None)
             expected = (0, length, length_of(content))
@@ -140,18 +138,33 @@ def put_back(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: t
 @contextmanager
 def changed_for_a_while(owners: Owners, changes: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
     """Put changes back into objects, and take them out again at the end of the block."""
-    cpu, found = torch.device("cpu"), {key: owner for key, owner in owners if key in changes}
-    holders: dict[str, Any] = {k: owner if isinstance(owner, dict) else vars(owner) for k, owner in found.items()}
-    before = {key: {n: packed(v) for n, v in holder.items() if n in changes[key]} for key, holder in holders.items()}
-    put_back(found.items(), changes, cpu)
+    found = list(owners)
+    attributes = [(_attributes(owner), dict(_attributes(owner))) for _, owner in found]
+    values = [value for _, before in attributes for value in before.values()]
+    elements = [(part, part.copy()) for part in values if type(part) in (list, dict) and len(part) <= _MOST_HELPERS]
+    contents = [
+        (value, packed(value))
+        for key, owner in found
+        for name, value in _attributes(owner).items()
+        if name in changes.get(key, {}) and is_kept(value)
+    ]
+    states = [(owner, owner.state()) for key, owner in found if isinstance(owner, _OWN_STATE) and key in changes]
+    put_back(found, changes, torch.device("cpu"))
     try:
         yield
     finally:
-        for key, holder in holders.items():
-            for name in changes[key].keys() & holder.keys():
-                now = holder.pop(name)
-                if name in before[key]:
-                    holder[name] = unpacked(before[key][name], now, cpu)
+        for holder, before in attributes:
+            for name in holder.keys() - before.keys():
+                del holder[name]
+            holder.update(before)
+        for part, before in elements:
+            part.clear()
+            part.extend(before) if isinstance(part, list) else part.update(before)
+        for value, content in contents:  # those that are changed in place
+            unpacked(content, value, value.device if isinstance(value, torch.Tensor) else torch.device("cpu"))
+        for owner, state in states:
+            for name, value in state.items():
+                owner.put_back(name, value)
 
 
 def missing(owners: Owners, changes: Mapping[str, Any]) -> list[str]:
@@ -167,14 +180,27 @@ def _with_copies(found: list[tuple[str, Any]], replaced: Iterable[str]) -> list[
         if not _is_helper(now):
             continue
         own = copy.copy(now)
-        holders: list[Any] = [holder if isinstance(holder, dict) else vars(holder) for _, holder in found]
-        holders += [value for holder in holders for value in holder.values() if type(value) in (list, dict)]
-        for holder in holders:
-            places = holder.items() if isinstance(holder, dict) else enumerate(holder)
-            for place in [place for place, value in places if value is now]:
-                holder[place] = own
+        for _, owner in found:
+            attributes = _attributes(owner)
+            for name, value in list(attributes.items()):
+                if (new := _exchanged(value, now, own)) is not value:
+                    attributes[name] = new
         found = [(name, own if owner is now else owner) for name, owner in found]
     return found
+
+
+def _exchanged(value: Any, now: Any, new: Any) -> Any:
+    """Return the value with one object in place of another; a list or a dictionary is changed in place."""
+    if value is now:
+        return new
+    if all(part is not now for _, part in _parts(value)):
+        return value
+    if isinstance(value, tuple):
+        return tuple(new if part is now else part for part in value)
+    for place, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        if part is now:
+            value[place] = new
+    return value
 
 
 def with_helpers(key: str, owner: Any, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -209,6 +235,12 @@ class _Weights:
         own = {**module._parameters, **module._buffers}  # noqa: SLF001  # without those of submodules
         self.tensors = {name: tensor for name, tensor in own.items() if tensor is not None}
 
+    def now(self) -> dict[str, Any]:
+        return dict(self.tensors)
+
+    def state(self) -> dict[str, Any]:
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
     @torch.no_grad()
     def put_back(self, name: str, value: torch.Tensor) -> None:
         own = self.tensors.get(name)
@@ -222,8 +254,17 @@ class _StateDict:
     def __init__(self, owner: Any) -> None:
         self.object = owner
 
+    def now(self) -> dict[str, Any]:
+        return {"state_dict": self.object.state_dict()}
+
+    def state(self) -> dict[str, Any]:
+        return copy.deepcopy(self.now())
+
     def put_back(self, name: str, value: Any) -> None:  # as of weights
         self.object.load_state_dict(copy.deepcopy(value))
+
+
+_OWN_STATE = (_Weights, _StateDict)
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
@@ -256,8 +297,16 @@ def _is_helper(value: Any) -> bool:
     )
 
 
+def _attributes(owner: Any) -> dict[str, Any]:
+    """All attributes of an object, to be changed; of hyperparameters, themselves."""
+    if isinstance(owner, _OWN_STATE):
+        return {}
+    return owner if isinstance(owner, dict) else vars(owner)
+
+
 def _vars(owner: Any) -> dict[str, Any]:
-    if isinstance(owner, _Weights | _StateDict):
+    """The attributes of an object that are its own."""
+    if isinstance(owner, _OWN_STATE):
         return {}
     if isinstance(owner, dict):  # hyperparameters
         return owner
