@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from lightning_hpo.space import choice, parse_space, when
     from lightning_hpo.study.lineage import replay
     from lightning_hpo.training.folds import KFold
-    from lightning_hpo.training.objective import Objective
+    from lightning_hpo.training.objective import Objective, ObjectiveOptions
     from lightning_hpo.tuners.base import Tuner
     from lightning_hpo.tuners.optuna import OptunaTuner, create_optuna_study
     from lightning_hpo.tuners.population import PopulationTuner
@@ -94,7 +94,7 @@ _NAMES = {
     "schedulers": "ASHA AsyncHyperband FullBudget Hyperband MedianStopping Scheduler SuccessiveHalving",
     "study.lineage": "replay",
     "training.folds": "KFold",
-    "training.objective": "Objective",
+    "training.objective": "Objective ObjectiveOptions",
     "tuners.base": "Tuner",
     "tuners.optuna": "OptunaTuner create_optuna_study",
     "tuners.population": "PopulationTuner",
@@ -106,13 +106,13 @@ __all__ = [  # noqa: RUF022  # in alphabetical order
     "ASHA", "ASHATuner", "AsyncHyperband", "BayesianTuner", "ClosedFormLR", "CosineLR", "CosineRestartsLR",
     "DamagedCheckpointError", "DivergedError", "FullBudget", "GaussianProcessSampler", "HPOCLI", "Hyperband",
     "HyperbandTuner", "InverseSqrtLR", "Job", "JobError", "KFold", "KernelDensitySampler", "LRSchedule",
-    "LightningHPOError", "LinearDecayLR", "MedianStopping", "MultiFidelitySampler", "Objective", "OptunaTuner",
-    "ParameterMismatchError", "PopulationBasedTraining", "PopulationReplay", "PopulationTuner", "RandomTuner",
-    "RankLostError", "RayExecutor", "ReplayLR", "Result", "Row", "Scheduler", "SearchFailedError", "StepDecayLR",
-    "StorageError", "StudyInUseError", "StudyMismatchError", "StudyPaused", "SubmititExecutor", "SuccessiveHalving",
-    "TrialReport", "TrialValidation", "Tuner", "UnreadableStateError", "WarmupCosineLR", "WarmupStableDecayLR",
-    "WorkerStartError", "choice", "create_optuna_study", "make_lr_schedule", "parse_space", "plot_lr_schedule",
-    "replay", "when",
+    "LightningHPOError", "LinearDecayLR", "MedianStopping", "MultiFidelitySampler", "Objective", "ObjectiveOptions",
+    "OptunaTuner", "ParameterMismatchError", "PopulationBasedTraining", "PopulationReplay", "PopulationTuner",
+    "RandomTuner", "RankLostError", "RayExecutor", "ReplayLR", "Result", "Row", "Scheduler", "SearchFailedError",
+    "StepDecayLR", "StorageError", "StudyInUseError", "StudyMismatchError", "StudyPaused", "SubmititExecutor",
+    "SuccessiveHalving", "TrialReport", "TrialValidation", "Tuner", "UnreadableStateError", "WarmupCosineLR",
+    "WarmupStableDecayLR", "WorkerStartError", "choice", "create_optuna_study", "make_lr_schedule", "parse_space",
+    "plot_lr_schedule", "replay", "when",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_hpo.errors import StorageError
+from lightning_hpo.text import one_line
 
 _PLACE = "lightning_hpo_shards"  # key in a checkpoint
 _META = "meta.pt"  # what Lightning keeps beside the shards
@@ -54,24 +55,31 @@ def save(strategy: Any, content: dict[str, Any], path: Path, storage_options: An
         storage_options: as the strategy takes them.
 
     Raises:
-        OSError: on each rank, if one of them could not write.
+        OSError: on each rank, if one of them could not write. Any other error of a rank is raised there.
     """
-    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  # heavy, as below
+    import torch.distributed  # noqa: PLC0415  # heavy, and a search over a plain function reads no checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  # as above
 
-    folder, failed = path.with_name(f".{path.name}.shards.tmp"), None
+    folder = path.with_name(f".{path.name}.shards.tmp")
+    failed: Exception | None = None
     if strategy.is_global_zero:  # before the strategy tells the other ranks where to write
         shutil.rmtree(folder, ignore_errors=True)
     try:
         strategy.save_checkpoint(content, folder, storage_options=storage_options)
         if strategy.is_global_zero:
             strategy.checkpoint_io.save_checkpoint(_pack(folder), path)
-    except (OSError, RuntimeError, CheckpointException) as error:  # the last two are what torch makes of a full disk
+    except Exception as error:  # noqa: BLE001  # raised below, once no rank waits for this one
         failed = error
-    room = _room(path)
     if strategy.is_global_zero:
         shutil.rmtree(folder, ignore_errors=True)
-    if strategy.reduce_boolean_decision(failed is not None, all=False):  # no rank waits for one that has failed
-        raise OSError(f"{path} or its shards could not be written; {room}") from failed
+    if not strategy.reduce_boolean_decision(failed is not None, all=False):
+        return
+    of_disk = isinstance(failed, OSError | RuntimeError | CheckpointException)  # torch raises the last two for one
+    others = torch.OutOfMemoryError, torch.distributed.DistError
+    if failed is not None and (not of_disk or isinstance(failed, others)):
+        raise failed
+    reason = "another rank failed" if failed is None else one_line(f"{type(failed).__name__}: {failed}")
+    raise OSError(f"{path} or its shards could not be written ({reason}); {_room(path)}") from failed
 
 
 def _room(path: Path) -> str:

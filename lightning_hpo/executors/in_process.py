@@ -42,6 +42,8 @@ class InProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._since:
+            gc.collect()
         gc.unfreeze()
 
     def submit(self, task: Task) -> "Future[Outcome]":

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from lightning_hpo.errors import JobError, WorkerStartError
 from lightning_hpo.executors.submitit_executor import SubmititExecutor
-from lightning_hpo.executors.worker import carry_out
+from lightning_hpo.executors.worker import carry_out, name_classes_of_script
 from lightning_hpo.quiet import hide_known_warnings
 from lightning_hpo.records import PAUSED, Outcome, Task, Work
 from lightning_hpo.study.leases import trial_held
@@ -39,6 +39,7 @@ class QueuedJobs:
         self._pool = ThreadPoolExecutor(self.workers)  # a thread waits for each job
         self._over, self._pausing = threading.Event(), False
         self._lock = threading.Lock()  # submitit keeps the states of all jobs together
+        self._queue: Any = None
         self._mark: Path | None = None
 
     def __enter__(self) -> Self:
@@ -61,7 +62,7 @@ class QueuedJobs:
         """Queue the job."""
         if self._mark is None:
             folder = task.folder.parent.parent / _FOLDER
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             for left in folder.glob("*.mark"):  # by a process that was killed: this one holds the run
                 left.unlink()
             self._queue = self._settings.queue(folder)
@@ -76,18 +77,18 @@ class QueuedJobs:
             if self._pausing:
                 break
             job = self._queued(QueuedJob(self._work, task, mark))
-            while (state := self._state(job)) is not None:
-                if self._over.wait(_POLL) or (self._pausing and state == "PENDING"):
-                    job.cancel(check=False)
-                    return _PAUSED
             try:
+                while (state := self._state(job)) is not None:
+                    if self._over.wait(_POLL) or (self._pausing and state == "PENDING"):
+                        job.cancel(check=False)
+                        return _PAUSED
                 answer = job.result()
             except Exception as error:
                 if left or self._pausing:
                     continue
                 log = job.paths.stderr
                 raise JobError(f"job {job.job_id} ended without a result ({job.state}); its log: {log}") from error
-            finally:
+            finally:  # with them the key of the run
                 for file in (job.paths.submitted_pickle, job.paths.result_pickle):
                     file.unlink(missing_ok=True)
             if isinstance(answer, Outcome):
@@ -121,6 +122,7 @@ class QueuedJob:
     def __call__(self) -> Any:
         """Carry out the job; one of the same trial whose driver was killed may still be saving."""
         hide_known_warnings()
+        name_classes_of_script()
         with trial_held(self._task.folder):
             if self._pause_wanted():  # the driver has gone while the job was in the queue
                 return _PAUSED

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_hpo.executors.worker import carry_out
+from lightning_hpo.executors.worker import carry_out, name_classes_of_script
 from lightning_hpo.quiet import hide_known_warnings
 from lightning_hpo.records import Task, Work
 from lightning_hpo.study.leases import WORKER_LOCK, trial_held
@@ -60,6 +60,7 @@ class RayWorker:
         else:
             with contextlib.suppress(OSError):  # a full disk
                 begun[0].write_text(begun[1])
+        name_classes_of_script()
         with trial_held(task.folder):
             answer = carry_out(self._work, task, self._should_pause)
         gc.collect()  # a Trainer and its module refer to each other

@@ -124,9 +124,9 @@ class BestFiles:
 
             phases = phases_of(row.number, rows)
             schedules = {name: schedule(phases, name) for name in row.params}
-            if (steps := sum(phase.steps for phase in phases)) != row.full_steps:  # a copy of a member that was ahead
+            if (trained := sum(phase.steps for phase in phases)) != row.full_steps:  # a copy of a member that was ahead
                 trainer = {name: value for name, value in config["trainer"].items() if name != "max_epochs"}
-                config = {**config, "trainer": {**trainer, "max_steps": steps}}
+                config = {**config, "trainer": {**trainer, "max_steps": trained}}
             made, lines = replay_config(config, schedules, self._texts, score)
             return made if row.seed is None else {**made, "seed_everything": row.seed}, lines
         note = dict(found.get("callbacks", {}).get("RunToStep", {}).get("fit") or {})

@@ -1,5 +1,6 @@
 """Builds the components of a trial from the classes or functions that are given to ``fit``."""
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Mapping
@@ -227,11 +228,14 @@ def _default(factory: Callable[..., Any], argument: str) -> Any:
 
 
 def _own_defaults(factory: Callable[..., Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy default arguments that training may change (a loss, a dictionary): Python shares them among all trials."""
-    return {
-        name: copy.deepcopy(parameter.default)
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if (isinstance(parameter.default, nn.Module | list | dict | set) or is_dataclass(parameter.default))
-        and name not in params
-        and parameter.kind is not parameter.POSITIONAL_ONLY
-    }
+    """Copy default arguments that training may change (a loss, a dictionary): Python shares them among all trials.
+
+    One that cannot be copied, such as a lock, stays shared.
+    """
+    copies: dict[str, Any] = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        changes = isinstance(parameter.default, nn.Module | list | dict | set) or is_dataclass(parameter.default)
+        if changes and name not in params and parameter.kind is not parameter.POSITIONAL_ONLY:
+            with contextlib.suppress(TypeError):
+                copies[name] = copy.deepcopy(parameter.default)
+    return copies

@@ -138,8 +138,8 @@ class MemberFits:
         ended = _ended_before(saved, task)
         if own is None or ended is None or ended.step < self._objective.max_steps:
             return own, saved, ended
-        own.unlink()  # the last hooks and rows of the member are due too, so it comes to its end again
-        return *checkpoints.read_newest(file, key), None
+        # The last hooks and rows of the member are due too, so it comes to its end again, from the checkpoint before.
+        return *checkpoints.read_newest(checkpoints.previous_of(own), key), None
 
     def _copied(self, task: Task, saved: Mapping[str, Any] | None) -> State | None:
         """State that the first job of a trial copies from its parent's checkpoint; None if it copies none."""

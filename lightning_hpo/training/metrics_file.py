@@ -5,7 +5,6 @@ import io
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ class MetricsFile(Logger):
         super().__init__()
         self._path = path
         self._rows: list[tuple[int, str, float]] = []
-        # Step of a row that is in the file, and what it has.
-        self._ahead: tuple[int, Collection[str]] = start - 1, _drop_after(path, start) or ()
+        # Step of a row that is in the file, and what it has that is about to be logged again.
+        self._ahead: tuple[int, set[str]] = start - 1, set(_drop_after(path, start) or ())
 
     @property
     def name(self) -> str:
@@ -47,16 +46,17 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Keep rows in memory until :meth:`save`."""
-        step, (ahead, known) = step or 0, self._ahead
-        new = {name: value for name, value in metrics.items() if step != ahead or name not in known}
-        self._rows += [(step, name, value) for name, value in new.items() if name != "epoch"]
+        known = self._ahead[1] if step == self._ahead[0] else set()
+        again = known & metrics.keys()
+        known -= again
+        self._rows += [(step or 0, name, value) for name, value in metrics.items() if name not in {"epoch", *again}]
 
     @rank_zero_only
     def write_ahead(self, metrics: dict[str, float], step: int) -> None:
         """Append a row that Lightning logs a moment later; it is not appended again then."""
         self.log_metrics(metrics, step)
         self.save()
-        self._ahead = step, metrics.keys()
+        self._ahead = step, set(metrics)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the study has them."""

@@ -57,7 +57,7 @@ from lightning_hpo.training.value_builder import ValueBuilder
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """What a tuner asks of an objective, beside what users give it.
+    """What an objective is asked for beside its arguments: by a tuner, or in a loop of your own with ``also``.
 
     Args:
         unit: of the budget, if the scheduler counts parts of the unit that the budget was given in.
@@ -360,8 +360,8 @@ def _begin(
     checkpoints.remove_leftovers(task.folder / BEST_CHECKPOINT)
     own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, key)
     if own is not None and saved is not None and _fold_of(saved) == task.job.fold and is_cut_at_its_end(saved):
-        own.unlink()  # no record says that the job came to its end, so it comes there again
-        own, saved = checkpoints.read_newest(task.folder / CHECKPOINT, key)
+        # No record says that the job came to its end, so it comes there again, from the checkpoint before.
+        own, saved = checkpoints.read_newest(checkpoints.previous_of(own), key)
     begin = own or task.source
     if own is None and begin is not None:
         saved = checkpoints.load(begin, key=key)

@@ -1,4 +1,4 @@
-"""The global random number generators as values that a checkpoint can hold."""
+"""The global random number generators: who may draw from them, seeds, and values that a checkpoint can hold."""
 
 import os
 import random

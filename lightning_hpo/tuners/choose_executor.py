@@ -33,7 +33,7 @@ def make_executor(
     return executor
 
 
-def validate_workers(options: WorkerOptions, ranks: int, single_process: str) -> None:
+def validate_workers(options: WorkerOptions, ranks: int, single_process: str, *, shared: bool) -> None:
     """Raise ValueError for workers, or processes of each trial, that cannot be had; ImportError without an extra."""
     if ranks > 1 and single_process:
         raise ValueError(f"`trainer` trains each trial in {ranks} processes, but {single_process}.")
@@ -48,6 +48,11 @@ def validate_workers(options: WorkerOptions, ranks: int, single_process: str) ->
         raise ValueError(
             f"`trial_timeout` is {options.trial_timeout:g} s, but the jobs of a SubmititExecutor are ended by SLURM: "
             f"give it parameters={{'timeout_min': {math.ceil(options.trial_timeout / 60)}}}."
+        )
+    if isinstance(options.executor, SubmititExecutor) and shared:
+        raise ValueError(
+            "`shared` lets several processes decide, but one process leads the jobs of a SubmititExecutor: leave "
+            "`shared` out, or let the elements of an array job share the study (`lightning-hpo slurm`)."
         )
     if isinstance(options.executor, RayExecutor | SubmititExecutor):
         options.executor.validate()

@@ -39,7 +39,7 @@ class Prepared:
     result: Result | None = None
 
     def answer(self, again: Callable[..., Result]) -> Result:
-        """Return the result, which ``again`` trains once more."""
+        """Return the result; its ``retrain`` calls ``again``."""
         assert self.result is not None
         return replace(self.result, again=again)
 
@@ -55,7 +55,7 @@ def prepared(setup: Setup, target: Target, tuner: type) -> Iterator[Prepared]:
     """
     target = replace(target, starts=starting_points(setup.beginning, setup.source, target.builder))
     ranks = Ranks() if target.builder is None else ranks_of(target.builder.distributed_arguments)
-    validate_workers(setup.workers, ranks.size, setup.trials.single_process)
+    validate_workers(setup.workers, ranks.size, setup.trials.single_process, shared=setup.run.shared)
     group, ranks = (1, ranks) if setup.workers.in_process else (ranks.size, Ranks())
     asked = _fingerprint(setup, target)  # now: what trains may change what its code holds
     name = "-".join(label(part) for part in (tuner, target.parts[0]))

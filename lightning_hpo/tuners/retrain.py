@@ -40,12 +40,12 @@ def retrain(
         if type(seed) is not int or not 0 <= seed < _SEED_LIMIT:
             raise ValueError(f"`seed` must be an int from 0 to {_SEED_LIMIT - 1}, got {seed!r}.")
         again = copy.copy(tuner)
-        again.setup = _once_more(tuner.setup, result, seed, changes)
+        again.setup = _setup_of_answer(tuner.setup, result, seed, changes)
     return search(again)
 
 
-def _once_more(setup: Setup, result: Result, seed: int, changes: Mapping[str, Any]) -> Setup:
-    """Return what a search is asked for that trains the answer of another one, with changed values, in one trial."""
+def _setup_of_answer(setup: Setup, result: Result, seed: int, changes: Mapping[str, Any]) -> Setup:
+    """Return the setup of a search of one trial that trains the best configuration again, with changes."""
     full, unit = fit_steps(setup.scheduler), setup.unit
     most: dict[UnitName, Any] = {name: changes.get(f"max_{name}") for name in UNITS}
     if any(value is not None for value in most.values()):

@@ -44,13 +44,17 @@ def test_a_preempted_job_is_queued_again_and_an_error_is_that_of_its_trial(tmp_p
 
 
 HYPERBAND = """
-import json, os, signal, sys, time
+import json, os, pickle, signal, sys, time
 from pathlib import Path
 from lightning_hpo import Hyperband, SubmititExecutor, Tuner
 
 folder = Path(sys.argv[1])
 
+class Named:
+    pass
+
 def train(job, params):
+    pickle.dumps(Named())  # it has its name, although it was sent by value
     if job.trial == 1 and not (folder / "killed").exists():
         (folder / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -151,7 +155,9 @@ def test_wrong_arguments(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             RandomTuner(X, max_steps=1, n_trials=1, root=tmp_path, executor=executor).optimize(loss)
-    with pytest.raises(ValueError, match="`trial_timeout` is 9 s, but the jobs of a SubmititExecutor are ended by SL"):
+    with pytest.raises(ValueError, match="`shared` lets several processes decide, but one process leads the jobs of a"):
+        RandomTuner(X, max_steps=1, n_trials=1, root=tmp_path, executor=SubmititExecutor(1), shared=True).optimize(loss)
+    with pytest.raises(ValueError, match="`trial_timeout` is 9 s, but .* give it parameters={'timeout_min': 1}"):
         RandomTuner(X, max_steps=1, n_trials=1, root=tmp_path, executor=SubmititExecutor(1), trial_timeout=9).optimize(
             loss
         )

@@ -293,6 +293,8 @@ def test_what_no_store_can_take_is_refused_before_training(tmp_path, monkeypatch
     for options, message in (
         ({"root": "nowhere://r"}, "fsspec does not know"),
         ({"root": Path("s3://bucket")}, "a Path is no URL"),
+        ({"root": "s3:/bucket"}, "which is no URL: write '://'"),
+        ({"root": "file://bucket/runs"}, "has three slashes"),
         ({"root": "memory://r", "shared": True}, "`shared` needs locks"),
         ({"root": "memory://r", "storage": "sqlite:///a.db"}, "`storage` has the study elsewhere"),
     ):
@@ -303,3 +305,27 @@ def test_what_no_store_can_take_is_refused_before_training(tmp_path, monkeypatch
     with pytest.raises(StorageError, match="http://127.0.0.1:9/r/a, the copy of the run"):
         optimize(never, root="http://127.0.0.1:9/r")
     assert not Path("runs", "a", "study.journal").exists()
+
+
+def test_a_run_folder_that_is_deleted_while_the_search_runs_leaves_its_copy_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_HPO_RUNS", str(tmp_path / "runs"))
+    journal = tmp_path / STORE / "s" / "study.journal"
+
+    def deletes(job, params):
+        if job.trial == 3 and not (tmp_path / "deleted").exists():
+            while not journal.exists() or 1 not in _values(journal, 2):
+                time.sleep(0.05)
+            (tmp_path / "deleted").touch()
+            shutil.rmtree(tmp_path / "runs" / "s")
+        return params["x"]
+
+    def go():
+        options = {"max_steps": 1, "n_trials": 5, "root": f"file://{tmp_path / STORE}", "name": "s", "verbose": False}
+        return RandomTuner({"x": "uniform(0, 1)"}, **options).optimize(deletes)
+
+    with pytest.raises(StorageError):
+        go()
+    kept = journal.read_bytes()
+    assert len(go().trials()) == 5
+    assert journal.read_bytes().startswith(kept)
+    assert len(kept) > 0

@@ -291,19 +291,27 @@ class LeavesEpochs(Net):
         return -1 if batch_idx == 3 else None
 
 
-class HarderEachEpoch(Data):
-    """More of its data are read in each epoch, by an attribute that the module changes."""
+class Level:
+    def __init__(self, number):
+        self.number = number
 
-    level = 1
+
+class HarderEachEpoch(Data):
+    """More of its data are read in each epoch, by an object that the module replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage = Level(1)
 
     def train_dataloader(self):
-        part = torch.utils.data.Subset(self.train, range(min(16 * self.level, 40)))
+        part = torch.utils.data.Subset(self.train, range(min(16 * self.stage.number, 40)))
         return DataLoader(part, batch_size=8, shuffle=True)
 
 
 class Raises(Net):
     def on_train_epoch_end(self):
-        self.trainer.datamodule.level += 1
+        data = self.trainer.datamodule
+        data.stage = Level(data.stage.number + 1)
 
 
 class Workers(Data):

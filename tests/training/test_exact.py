@@ -158,14 +158,15 @@ class Staged(Net):
         super().__init__()
         self.holder = Holder()
         self.stage, self.reduce = STAGES[0], torch.sum
+        self.stages = (STAGES[0],)
         self.extra: torch.nn.Module = torch.nn.Identity()
 
     def on_train_batch_start(self, batch, batch_idx):
         if self.global_step == 3:
-            self.stage = STAGES[1]
+            self.stage, self.stages = STAGES[1], (STAGES[1],)
 
     def training_step(self, batch, batch_idx):
-        return super().training_step(batch, batch_idx) * self.stage.weight
+        return super().training_step(batch, batch_idx) * self.stage.weight * self.stages[0].weight
 
 
 def test_an_object_that_all_trials_share_is_not_changed_when_a_trial_goes_on(tmp_path):
