@@ -31,8 +31,8 @@ from lightning_hpo.samplers import GaussianProcessSampler, predicted_best
 
 RESULTS = Path(__file__).parent / "results" / "bayesian.jsonl"
 CHECKPOINTS = (20, 50, 100)
-# Not ranked: a single seed, and versions of ours (d06db11, 2026-11-26, 91ea269).
-FEW = ("textbook", "before", "older", "plain_kernel")
+# Not ranked: a single seed, and versions of ours (d06db11, 2026-11-26, 91ea269, the evening of 2026-11-27).
+FEW = ("textbook", "before", "older", "plain_kernel", "evening")
 torch.set_num_threads(1)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

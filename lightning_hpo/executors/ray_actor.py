@@ -1,5 +1,6 @@
 """An actor as the driver sees it: started, given jobs, watched, and started again when it has died."""
 
+import secrets
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,13 +10,17 @@ from typing import Any
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.checkpoints.files import previous_of
 from lightning_hpo.errors import JobError, StorageError, WorkerStartError
-from lightning_hpo.executors.ray_worker import CONTROL, kept_files, signature_of
+from lightning_hpo.executors.ray_worker import CONTROL, kept_files, reads, signature_of
 from lightning_hpo.executors.watchdog import IdleTime
 from lightning_hpo.records import Task
 
 _CARRY = 2.0  # seconds between two looks for new files of an actor that does not see the run folder
 _TRIES = 3  # actors that die while they start
 _ANSWER = 10.0  # seconds in which an actor that is not busy answers
+
+
+class NotBegunError(Exception):
+    """The actor of a job had died before it began the job."""
 
 
 class RayActor:
@@ -35,6 +40,7 @@ class RayActor:
         self._sees_folder = True
         self._held: dict[str, tuple[int, int]] = {}  # files that it has copies of, with the signatures of ours
         self._count = 0
+        self._begun: Path | None = None  # in the run folder: which job it has begun
         self.folder: Path | None = None
         """Of the trial that it worked on last."""
 
@@ -60,7 +66,12 @@ class RayActor:
                 return
 
     def alive(self) -> bool:
-        """Whether it answers; else it is given up, and can be started again."""
+        """Whether it answers; else it is given up, and can be started again.
+
+        One that sees the run folder is not asked: after a loss its file tells whether it had begun the job.
+        """
+        if self._sees_folder:
+            return True
         try:
             self._ray.get(self._call("progress"), timeout=_ANSWER)
         except Exception:  # noqa: BLE001  # for whatever reason: of Ray, or closed by another thread
@@ -73,13 +84,16 @@ class RayActor:
 
         Raises:
             JobError: if the actor dies, or makes no progress and is killed.
+            NotBegunError: if it had died before.
             StorageError: if its files cannot be written.
         """
         patience = None if self._limit is None else min(self._limit / 10, 1.0)
         patience = patience if self._sees_folder else min(patience or _CARRY, _CARRY)
         idle = IdleTime(self._progress)
+        run, attempt = task.folder.parent.parent, secrets.token_hex(8)
+        self._begun = self._begun or run / f".ray.{attempt}.tmp"
         try:
-            answer = self._handle.carry_out.remote(task, self._files_for(task))
+            answer = self._handle.carry_out.remote(task, self._files_for(task), (self._begun, attempt))
             while patience is not None and not self._ray.wait([answer], timeout=patience)[0]:
                 if self._limit is not None and idle.seconds() > self._limit:
                     raise JobError(f"no progress for {self._limit:g} s")
@@ -87,6 +101,8 @@ class RayActor:
             found = self._ray.get(answer)
             self._fetch(task)
         except self._ray.exceptions.RayError as error:
+            if self._sees_folder and not reads(self._begun, attempt):
+                raise NotBegunError from None
             raise JobError(f"the Ray actor of the job was lost: {error}") from None
         return found
 
@@ -110,6 +126,8 @@ class RayActor:
         with self._lock:
             self._closed = True
         self.end()
+        if self._begun is not None:
+            self._begun.unlink(missing_ok=True)
 
     def _call(self, method: str) -> Any:
         return getattr(self._handle, method).options(concurrency_group=CONTROL).remote()

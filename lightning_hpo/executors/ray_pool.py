@@ -14,7 +14,7 @@ from typing import Any, Self
 from lightning_hpo.atomic import atomic_write
 from lightning_hpo.errors import JobError
 from lightning_hpo.executors.ray import RayExecutor
-from lightning_hpo.executors.ray_actor import RayActor
+from lightning_hpo.executors.ray_actor import NotBegunError, RayActor
 from lightning_hpo.executors.ray_worker import CONTROL, RayWorker
 from lightning_hpo.interrupts import handlers_kept
 from lightning_hpo.records import PAUSED, Outcome, Task, Work
@@ -161,6 +161,8 @@ class RayWorkers:
             actor.end()
             if self._pausing:  # a signal to all processes has ended the actor too
                 waiting.future.set_result(Outcome(None, 0, ended=PAUSED))
+            elif isinstance(error, NotBegunError) and not self._closed:
+                self._queue_again(waiting)
             elif isinstance(error, JobError) and waiting.retries and not self._closed:
                 waiting.retries -= 1
                 self._queue_again(waiting)

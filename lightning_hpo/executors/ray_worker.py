@@ -35,7 +35,7 @@ class RayWorker:
         self._work = work
         self._pausing = False
         self._progress = 0
-        self._copy = None if _reads(*token) else Path(tempfile.mkdtemp(prefix="lightning_hpo."))
+        self._copy = None if reads(*token) else Path(tempfile.mkdtemp(prefix="lightning_hpo."))
         self._carried: dict[str, tuple[int, int]] = {}  # files of the copy that the driver has, with their signatures
         gc.freeze()
 
@@ -43,12 +43,13 @@ class RayWorker:
         """Whether the actor sees the run folder."""
         return self._copy is None
 
-    def carry_out(self, task: Task, files: Mapping[str, bytes]) -> object:
+    def carry_out(self, task: Task, files: Mapping[str, bytes], begun: tuple[Path, str]) -> object:
         """Carry out a job.
 
         Args:
             task: the job.
             files: of the copy that the driver holds in a newer version, by their path in the run folder.
+            begun: a file of the run folder, and what to write there first.
 
         Returns:
             The outcome, or how the job failed.
@@ -56,6 +57,9 @@ class RayWorker:
         self._progress += 1
         if self._copy is not None:
             task = self._receive(self._copy, task, files)
+        else:
+            with contextlib.suppress(OSError):  # a full disk
+                begun[0].write_text(begun[1])
         with trial_held(task.folder):
             answer = carry_out(self._work, task, self._should_pause)
         gc.collect()  # a Trainer and its module refer to each other
@@ -122,7 +126,8 @@ def signature_of(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
-def _reads(token: Path, content: str) -> bool:
+def reads(token: Path, content: str) -> bool:
+    """Whether a file is there and has this content."""
     try:
         return token.read_text() == content
     except OSError:

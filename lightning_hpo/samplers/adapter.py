@@ -234,7 +234,7 @@ def _rung(counts: Mapping[int, int], least: int) -> int | None:
 
 def is_random(seed: int, number: int, share: float) -> bool:
     """Whether a trial is one of the share of trials that no sampler proposes."""
-    return bool(np.random.default_rng([seed, number, _RANDOM_KEY]).random() < share)
+    return share > 0 and bool(np.random.default_rng([seed, number, _RANDOM_KEY]).random() < share)
 
 
 def reseed(sampler: BaseSampler, *key: int) -> None:

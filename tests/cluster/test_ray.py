@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_hpo import BayesianTuner, Hyperband, PopulationTuner, RayExecutor, Tuner
+from lightning_hpo import BayesianTuner, FullBudget, Hyperband, PopulationTuner, RayExecutor, Tuner
+from lightning_hpo.reporting.events import JobEnded
+from lightning_hpo.tuners.parts import Parts
 from tests.support.small import Data, Net
 
 ray = pytest.importorskip("ray")
@@ -94,6 +96,29 @@ def test_a_bayesian_search_of_a_function(cluster, tmp_path):
         {"x": "uniform(0, 1)"}, max_steps=1, n_trials=12, root=tmp_path, executor=far, verbose=False
     ).optimize(lambda job, params: (params["x"] - 0.3) ** 2)
     assert [row.state for row in result.trials()] == ["complete"] * 12
+
+
+class WaitsForDeath:
+    """An observer that kills the actor of each job between that job and the next; its pid is the score."""
+
+    def on(self, event):
+        if isinstance(event, JobEnded):
+            pid = int(event.row.values[1])
+            os.kill(pid, signal.SIGKILL)
+            while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+                time.sleep(0.01)
+
+
+def test_an_actor_that_dies_between_two_jobs_costs_nothing(cluster, tmp_path):
+    """Without max_retries: a job that has not begun is no retry."""
+    far = RayExecutor(workers=1, address=cluster.address)
+    parts = Parts(observers=lambda run: [WaitsForDeath()])
+    result = Tuner(
+        {"x": "uniform(0, 1)"}, FullBudget(1, 4), parts=parts, root=tmp_path, name="s", executor=far, verbose=False
+    ).optimize(lambda job, params: float(os.getpid()))
+    assert [row.state for row in result.trials()] == ["complete"] * 4
+    assert len({row.values[1] for row in result.trials()}) == 4
+    assert not [*(tmp_path / "s").glob(".ray.*")]
 
 
 SCRIPT = """

@@ -21,6 +21,7 @@ from lightning_hpo.checkpoints.origin import outline
 from lightning_hpo.errors import StorageError, StudyMismatchError
 from lightning_hpo.reporting import copies
 from lightning_hpo.study.journal import read_journal
+from lightning_hpo.study.remote import Remote
 from tests.support.small import Data, Net
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,6 +209,22 @@ def test_the_study_comes_back_after_all_other_files(tmp_path, monkeypatch):
     monkeypatch.setattr(Failing, "unreadable", "none")
     again = optimize(lambda job, params: params["x"], root="failing://back")
     assert [row.score for row in again.trials()] == [row.score for row in result.trials()]
+
+
+def test_a_file_is_removed_there_one_copy_after_it_is_gone_here(tmp_path):
+    """By then the journal in the store knows that it is not needed."""
+    folder, trial = tmp_path / "a", tmp_path / "a" / "trials" / "0000"
+    trial.mkdir(parents=True)
+    for file in (folder / "study.journal", trial / "last.ckpt"):
+        file.write_bytes(b"{}\n")
+    remote, store = Remote("memory://gone", folder), fsspec.filesystem("memory")
+    remote.keep([trial])
+    found = []
+    for _ in range(3):
+        remote.copy()
+        found.append(store.exists("/gone/a/trials/0000/last.ckpt"))
+        (trial / "last.ckpt").unlink(missing_ok=True)
+    assert found == [True, True, False]
 
 
 def optimize(function, **options):

@@ -39,6 +39,11 @@ def test_absolute_minimum_is_the_same_for_all_groups():
     assert schedule.lr_at(1000, group=0) == schedule.lr_at(1000, group=1) == 1e-5
 
 
+def test_a_fraction_is_rounded_to_the_nearest_step():
+    steps = [WarmupCosineLR(sgd(0.1), 100, warmup=warmup).warmup_steps for warmup in (0.29, 0.284, 0.001)]
+    assert steps == [29, 28, 0]  # 0.29 * 100 is 28.999999999999996
+
+
 def test_whole_floats_above_one_are_steps():
     assert WarmupCosineLR(sgd(0.1), 10_000, warmup=1e3).warmup_steps == 1000
     assert not InverseSqrtLR(sgd(0.1), warmup=1e3).needs_max_steps
