@@ -70,16 +70,19 @@ def save(strategy: Any, content: dict[str, Any], path: Path, storage_options: An
             strategy.checkpoint_io.save_checkpoint(_pack(folder), path)
     except Exception as error:  # noqa: BLE001  # raised below, once no rank waits for this one
         failed = error
+    # No rank waits for one that has failed.
+    any_failed = strategy.reduce_boolean_decision(failed is not None, all=False)
+    room = _room(path) if any_failed else ""  # before the shards are removed
     if strategy.is_global_zero:
         shutil.rmtree(folder, ignore_errors=True)
-    if not strategy.reduce_boolean_decision(failed is not None, all=False):
+    if not any_failed:
         return
     of_disk = isinstance(failed, OSError | RuntimeError | CheckpointException)  # torch raises the last two for one
     others = torch.OutOfMemoryError, torch.distributed.DistError
     if failed is not None and (not of_disk or isinstance(failed, others)):
         raise failed
     reason = "another rank failed" if failed is None else one_line(f"{type(failed).__name__}: {failed}")
-    raise OSError(f"{path} or its shards could not be written ({reason}); {_room(path)}") from failed
+    raise OSError(f"{path} or its shards could not be written ({reason}); {room}") from failed
 
 
 def _room(path: Path) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import importlib.util
+import itertools
 import os
 import pathlib
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_hpo import ASHATuner, BayesianTuner, HyperbandTuner, OptunaTuner, RandomTuner
+from lightning_hpo import ASHATuner, BayesianTuner, HyperbandTuner, KernelDensitySampler, OptunaTuner, RandomTuner
 from lightning_hpo.errors import StudyMismatchError
 from lightning_hpo.study import code_identity
 from lightning_hpo.study.code_identity import code_parts, comparable
@@ -211,6 +212,7 @@ def of_optuna(root, **options):
 
 
 TPE = optuna.samplers.TPESampler
+SEEDS = itertools.count()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_another_sampler_is_a_mismatch_and_may_go_on_on_purpose(tmp_path, first,
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: RandomTuner(X, max_steps=1, n_trials=4, sampler=TPE(seed=np.random.randint(99)), **OPTIONS),
+        lambda: RandomTuner(X, max_steps=1, n_trials=4, sampler=KernelDensitySampler(next(SEEDS)), **OPTIONS),
         lambda: RandomTuner(X, max_steps=1, n_trials=4, sampler=optuna.samplers.GridSampler({"x": [0, 1]}), **OPTIONS),
         lambda: BayesianTuner(X, max_steps=1, n_trials=4, **OPTIONS),
         lambda: HyperbandTuner(X, max_steps=9, **OPTIONS),

@@ -21,6 +21,7 @@ from lightning_hpo.checkpoints.origin import outline
 from lightning_hpo.errors import StorageError, StudyMismatchError
 from lightning_hpo.reporting import copies
 from lightning_hpo.study.journal import read_journal
+from lightning_hpo.study.remote import Remote
 from tests.support.small import Data, Net
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,9 +48,14 @@ def _values(file, number):
     return trials[number].intermediate_values if number < len(trials) else {}
 
 
+def _logged(result):
+    return {path.parent.name: path.read_text() for path in result.folder.glob("csv/*/metrics.csv")}
+
+
 def search(root, log, module=Killed):
     space = {"lr": "loguniform(1e-3, 1)", "step_log": f"choice('{log}')"}
     options = {"root": root, "name": "s", "trainer": {"accelerator": "cpu"}, "verbose": False, "checkpoint_every": 1}
+    options["logger"] = "csv"
     return Tuner(space, Hyperband(9, 2), monitor="val_loss", **options).fit(module, datamodule=Data)
 
 
@@ -81,6 +87,7 @@ def test_a_killed_run_goes_on_from_its_copy_on_another_machine(tmp_path, monkeyp
         (row.params, row.values, row.state) for row in here.trials()
     ]
     assert there.best_checkpoint.exists()
+    assert _logged(there) == _logged(here)
     assert files_of(tmp_path / STORE / "s") == files_of(tmp_path / "runs" / "s")
 
 
@@ -202,6 +209,22 @@ def test_the_study_comes_back_after_all_other_files(tmp_path, monkeypatch):
     monkeypatch.setattr(Failing, "unreadable", "none")
     again = optimize(lambda job, params: params["x"], root="failing://back")
     assert [row.score for row in again.trials()] == [row.score for row in result.trials()]
+
+
+def test_a_file_is_removed_there_one_copy_after_it_is_gone_here(tmp_path):
+    """By then the journal in the store knows that it is not needed."""
+    folder, trial = tmp_path / "a", tmp_path / "a" / "trials" / "0000"
+    trial.mkdir(parents=True)
+    for file in (folder / "study.journal", trial / "last.ckpt"):
+        file.write_bytes(b"{}\n")
+    remote, store = Remote("memory://gone", folder), fsspec.filesystem("memory")
+    remote.keep([trial])
+    found = []
+    for _ in range(3):
+        remote.copy()
+        found.append(store.exists("/gone/a/trials/0000/last.ckpt"))
+        (trial / "last.ckpt").unlink(missing_ok=True)
+    assert found == [True, True, False]
 
 
 def optimize(function, **options):

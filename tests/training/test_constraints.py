@@ -105,6 +105,13 @@ def test_a_continued_search_equals_the_uninterrupted_one(tmp_path):
         BayesianTuner(SPACE, max_steps=1, n_trials=7, **options(tmp_path, name="whole", constraints=[])).fit(Toy)
 
 
+def test_violations_are_kept_for_each_rung(tmp_path):
+    tuner = ASHATuner({"lr": "uniform(0.1, 0.4)"}, max_steps=4, eta=2, n_trials=4, **options(tmp_path))
+    rows = tuner.fit(Toy).trials()
+    assert max(len(row.values) for row in rows) > 1
+    assert [set(row.violations) for row in rows] == [set(row.values) for row in rows]
+
+
 def test_wrong_names_are_refused_before_training(tmp_path):
     with pytest.raises(TypeError, match=r"`constraints` must be a list of names .* \['too_big'\], got \[1\]"):
         RandomTuner(SPACE, max_steps=1, n_trials=1, **options(tmp_path, constraints=[1]))

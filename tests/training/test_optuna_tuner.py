@@ -102,6 +102,7 @@ class TestTuner:
         assert result.study is study
         assert study.trials[0].params == {"lr": 0.25, "hidden": 8}
         assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
+        assert len({row.seed for row in result.rows} - {None}) == 2
         assert (
             len(tuner(tmp_path, study=study, mode="max", monitor="val_acc", n_trials=3).fit(Net, datamodule=Data).rows)
             == 3
@@ -132,6 +133,14 @@ class TestTuner:
         assert len(calls) == 2
         with pytest.warns(UserWarning, match="the study '.*' has changed"):
             assert len(search(wide, n_trials=3, allow_changed=True).rows) == 3
+
+    def test_a_trial_of_another_program_has_its_value_at_the_full_budget(self, tmp_path):
+        study = optuna.create_study()
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1) - 2, n_trials=1)
+        search = tuner(tmp_path, {"x": "uniform(0, 1)"}, study=study, max_steps=3, n_trials=2)
+        result = search.optimize(lambda job, params: params["x"])
+        assert result.rows[0].values == {3: study.trials[0].value}
+        assert result.best_trial == 0
 
     def test_trials_of_another_program_are_not_taken_for_those_of_the_search(self, tmp_path):
         def other(trial):

@@ -147,8 +147,9 @@ class TestInterrupted:
         assert recorded(make().optimize(tidy)) == recorded(first)
         with pytest.warns(UserWarning, match="from trial 17 on, the study in .* has changed: the code of f changed"):
             make(iterations=2).optimize(other)
-        (note,) = make(iterations=2).optimize(other).study.user_attrs["lightning_hpo_changes"]
-        assert note == {"from_trial": 17, "changes": "the code of f changed"}
+        with pytest.warns(UserWarning, match="from trial 52 on"):
+            notes = make(iterations=2).optimize(same).study.user_attrs["lightning_hpo_changes"]
+        assert notes == [{"from_trial": number, "changes": "the code of f changed"} for number in (17, 52)]
 
     def test_a_space_that_has_grown_is_continued_if_asked_for(self, tmp_path):
         make = functools.partial(
