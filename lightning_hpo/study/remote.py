@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 
 from lightning_hpo.atomic import atomic_write, replacing
 from lightning_hpo.checkpoints.key import KEY_FILE
-from lightning_hpo.errors import StorageError, StudyMismatchError
+from lightning_hpo.errors import WRONG_CALL, StorageError, StudyMismatchError
 from lightning_hpo.study.journal import JOURNAL
 from lightning_hpo.study.storage_errors import readable_errors
 from lightning_hpo.study.trial_folders import OWNER
@@ -68,7 +68,9 @@ def validate_root(root: str | Path) -> None:
             "'s3://bucket/runs'."
         ) from None
     except ImportError as error:
-        raise ImportError(f"`root` is {hide_passwords(str(root))!r}: {error}") from None
+        missing = ImportError(f"`root` is {hide_passwords(str(root))!r}: {error}")
+        missing.exit_code = WRONG_CALL  # type: ignore[attr-defined]  # read by errors.exit_code
+        raise missing from None
 
 
 def local_root(root: str | Path) -> str | Path:
