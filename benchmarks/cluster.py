@@ -2,8 +2,8 @@
 
     python benchmarks/cluster.py --workers 1 8 64 --seconds 2 [--tune]
 
-A job sleeps, so any number of workers fits a machine. The share of busy time is counted from the moment when every
-worker has begun a job to the moment when the first has none left. The CPU time is that of the process that decides, all
+A job sleeps, so any number of workers fits a machine. The first job of a worker waits until all workers have one. The
+share of busy time is counted from that moment to the moment when the first worker has no job left. The CPU time is that of the process that decides, all
 its threads, from the first job that has ended to the last; beside it stands what such a process costs that is connected
 to Ray and does nothing for as long. The memory is of one worker, what it shares with others counted in part (PSS).
 ``--tune`` does the same with Ray Tune (random search, actors used again), which needs ``ray[tune]``.
@@ -49,11 +49,18 @@ class Clock:
         return (end - begin) / jobs, (after - before) / jobs
 
 
-def sleeping(seconds: float, log: Path) -> Callable[[Mapping[str, float]], float]:
-    """Return a function that sleeps, and writes when and where it did."""
+def sleeping(seconds: float, log: Path, workers: int) -> Callable[[Mapping[str, float]], float]:
+    """Return a function that sleeps, once all workers are there, and writes when and where it did."""
+    everybody = log.with_name("everybody")
 
     def sleep(params: Mapping[str, float]) -> float:
         start = time.time()
+        if not everybody.exists():
+            log.with_name(f"{ray.get_runtime_context().get_actor_id()}.here").touch()
+            if len([*log.parent.glob("*.here")]) >= workers:
+                everybody.touch()
+        while not everybody.exists():
+            time.sleep(0.5)
         time.sleep(seconds)
         with log.open("a") as file:
             file.write(f"{ray.get_runtime_context().get_actor_id()} {start} {time.time()} {_memory()}\n")
@@ -131,7 +138,7 @@ def main() -> None:
         for workers in given.workers:
             with TemporaryDirectory() as root:
                 log = Path(root) / "log"
-                seconds, cpu = run(workers, workers * given.jobs, sleeping(given.seconds, log), root)
+                seconds, cpu = run(workers, workers * given.jobs, sleeping(given.seconds, log, workers), root)
                 count, share, memory = busy(log)
             print(
                 f"{name:<14} {workers:>4} workers ({count} were used)  busy {share:6.1%}  CPU {1000 * cpu:6.1f} ms/job, "

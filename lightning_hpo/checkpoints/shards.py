@@ -68,9 +68,11 @@ def save(strategy: Any, content: dict[str, Any], path: Path, storage_options: An
     except (OSError, RuntimeError, CheckpointException) as error:  # the last two are what torch makes of a full disk
         failed = error
     room = _room(path)
+    # No rank waits for one that has failed.
+    any_failed = strategy.reduce_boolean_decision(failed is not None, all=False)
     if strategy.is_global_zero:
         shutil.rmtree(folder, ignore_errors=True)
-    if strategy.reduce_boolean_decision(failed is not None, all=False):  # no rank waits for one that has failed
+    if any_failed:
         raise OSError(f"{path} or its shards could not be written; {room}") from failed
 
 

@@ -31,6 +31,7 @@ from lightning_hpo.checkpoints.key import KEY_FILE
 from lightning_hpo.errors import StorageError, StudyMismatchError
 from lightning_hpo.study.journal import JOURNAL
 from lightning_hpo.study.storage_errors import readable_errors
+from lightning_hpo.study.trial_folders import OWNER
 from lightning_hpo.text import hide_passwords
 
 LOCAL = "LIGHTNING_HPO_RUNS"
@@ -316,7 +317,7 @@ class Remote:
 def _is_kept(name: str) -> bool:
     """Whether a file of a run belongs into the store, and may come from there."""
     parts = PurePosixPath(name).parts
-    return bool(parts) and parts[-1] not in _STAYS and not any(part.startswith(".") for part in parts)
+    return bool(parts) and parts[-1] not in _STAYS and not any(part[0] == "." and part != OWNER for part in parts)
 
 
 def _is_of_trial(name: str) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 import optuna
 
 FILE = "trial.json"
+OWNER = ".trial"
+"""In a folder of logs: the id of the trial that it belongs to."""
 STUDY_ID = "lightning_hpo_id"  # user attribute of a study
 _OURS = {FILE, f".{FILE}.tmp", "lease"}  # what may be there before a trial has trained
 

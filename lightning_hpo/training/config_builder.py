@@ -54,6 +54,13 @@ class ConfigBuilder(Builder):
         self._base = whole.get(str(cli.subcommand), whole).clone()
         if type(cli).after_instantiate_classes is not LightningCLI.after_instantiate_classes:
             warnings.warn(f"{type(cli).__name__}.after_instantiate_classes is not called in a search.", stacklevel=3)
+        made_by = cli.trainer_class
+        if made_by.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning"):
+            warnings.warn(
+                f"`trainer_class`={getattr(made_by, '__name__', made_by)} of the CLI is not used in a search: trials "
+                "train with a Trainer of the tuner's own. Put what it does into callbacks.",
+                stacklevel=3,
+            )
         self.__name__ = _class_name(cli, self._base)  # a run folder is named after it
         self.code = _classes(cli, self._base)
 

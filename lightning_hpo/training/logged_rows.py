@@ -16,10 +16,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from lightning_hpo.atomic import atomic_write, open_new
-from lightning_hpo.study.trial_folders import free_name
+from lightning_hpo.study.trial_folders import OWNER, free_name
 from lightning_hpo.text import masked_config
-
-_OWNER = ".trial"
 
 
 @dataclass
@@ -104,8 +102,8 @@ def without_secrets(params: Any) -> Any:
 
 def own_folder(folder: Path, trial: str) -> None:
     """Make the folder of a trial's logs, or find it again; one of a trial with another id is moved aside."""
-    mark = folder / _OWNER
-    if folder.is_dir() and any(file.name != _OWNER for file in folder.iterdir()):
+    mark = folder / OWNER
+    if folder.is_dir() and any(file.name != OWNER for file in folder.iterdir()):
         if mark.is_file() and mark.read_text(encoding="utf-8") == trial:
             return
         folder.rename(free_name(folder, "other"))

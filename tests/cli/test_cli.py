@@ -198,3 +198,14 @@ class TestFromCLI:
         for steps in (7, 25, 31, 40):
             parts = objective.run(Task(Job(steps, trial=0), params, tmp_path / "parts"))
         assert parts == whole
+
+
+class Watched(pl.Trainer):
+    """A Trainer of the user's own."""
+
+
+def test_a_trainer_class_of_the_users_own_is_warned_of():
+    args = ["--optimizer", "SGD", "--optimizer.lr", "0.1", *QUIET]
+    cli = LightningCLI(Plain, Batches, run=False, args=args, save_config_callback=None, trainer_class=Watched)
+    with pytest.warns(UserWarning, match="`trainer_class`=Watched of the CLI is not used in a search"):
+        ConfigBuilder(cli)

@@ -83,8 +83,11 @@ def test_min_epochs_does_not_hold_back_a_rung(tmp_path):
 
 
 class DiesInValidation(Callback):
+    def __init__(self, step=2 * BATCHES):
+        self.step = step
+
     def on_validation_start(self, trainer, pl_module):
-        if trainer.global_step == 2 * BATCHES:
+        if trainer.global_step == self.step:
             raise RuntimeError("killed")
 
 
@@ -98,6 +101,23 @@ def test_a_validation_that_a_kill_prevented_is_repeated(tmp_path):
     assert {step: value for step, value in whole.values.items() if step >= 2 * BATCHES} == cut.values
     rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "cut")]
     assert sorted(rows[0]) == sorted(rows[1])
+
+
+def test_the_score_of_a_rung_is_never_an_earlier_validation(tmp_path):
+    """The kill comes between the checkpoint at the rung and the validation there; there was one at the epoch's end."""
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "cut", model=Worse, target=BATCHES + 3, callbacks=[DiesInValidation(BATCHES + 3)])
+    cut = run(tmp_path / "cut", model=Worse, target=BATCHES + 3)
+    assert (cut.step, cut.score) == (BATCHES + 3, BATCHES + 3)
+
+
+def test_a_job_whose_value_was_not_recorded_gives_its_best_validation_again(tmp_path):
+    objective = Objective(
+        Worse, lambda trial: {}, data=Data, monitor="val_loss", max_steps=R, score="best", checkpoint_every=3
+    )
+    first, again = (objective.run(Task(Job(2 * BATCHES, trial=0), {}, tmp_path)) for _ in range(2))
+    assert (again.step, again.score, again.scored_from) == (first.step, first.score, first.scored_from)
+    assert first.score == BATCHES  # at the end of the first epoch
 
 
 class Epochs(Net):

@@ -48,9 +48,14 @@ def _values(file, number):
     return trials[number].intermediate_values if number < len(trials) else {}
 
 
+def _logged(result):
+    return {path.parent.name: path.read_text() for path in result.folder.glob("csv/*/metrics.csv")}
+
+
 def search(root, log, module=Killed):
     space = {"lr": "loguniform(1e-3, 1)", "step_log": f"choice('{log}')"}
     options = {"root": root, "name": "s", "trainer": {"accelerator": "cpu"}, "verbose": False, "checkpoint_every": 1}
+    options["logger"] = "csv"
     return Tuner(space, Hyperband(9, 2), monitor="val_loss", **options).fit(module, datamodule=Data)
 
 
@@ -82,6 +87,7 @@ def test_a_killed_run_goes_on_from_its_copy_on_another_machine(tmp_path, monkeyp
         (row.params, row.values, row.state) for row in here.trials()
     ]
     assert there.best_checkpoint.exists()
+    assert _logged(there) == _logged(here)
     assert files_of(tmp_path / STORE / "s") == files_of(tmp_path / "runs" / "s")
 
 

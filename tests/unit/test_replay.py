@@ -3,7 +3,7 @@
 import optuna
 import pytest
 
-from lightning_hpo.study.lineage import replay
+from lightning_hpo.study.lineage import Phase, Segment, replay, schedule_of
 
 
 class Flat:
@@ -36,3 +36,10 @@ class TestReplay:
         with pytest.warns(UserWarning, match="trial 2 with 2.54 at step 300"):
             found = replay(self.study())
         assert (found.params, found.max_steps) == ({"lr": 0.3}, 300)
+
+
+def test_the_phase_of_a_parent_ends_where_the_copy_was_taken():
+    """Members that do not wait for each other copy weights that have seen more steps, or fewer, than they have."""
+    parent = Segment(0, 0, 0, {"lr": 0.1}, {10: 3.0, 30: 1.0, 40: 2.0})
+    child = Segment(1, 1, 20, {"lr": 0.2}, {30: 0.5}, parent=0, forked_at=30)
+    assert schedule_of(child, [parent, child]) == [Phase(0, 30, {"lr": 0.1}), Phase(30, 10, {"lr": 0.2})]
