@@ -206,6 +206,6 @@ class Watched(pl.Trainer):
 
 def test_a_trainer_class_of_the_users_own_is_warned_of():
     args = ["--optimizer", "SGD", "--optimizer.lr", "0.1", *QUIET]
-    options = {"run": False, "args": args, "save_config_callback": None, "trainer_class": Watched}
+    cli = LightningCLI(Plain, Batches, run=False, args=args, save_config_callback=None, trainer_class=Watched)
     with pytest.warns(UserWarning, match="`trainer_class`=Watched of the CLI is not used in a search"):
-        ConfigBuilder(LightningCLI(Plain, Batches, **options))
+        ConfigBuilder(cli)

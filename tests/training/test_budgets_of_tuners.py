@@ -82,6 +82,7 @@ class TestPopulation:
         rows = result.trials()
         assert {step for row in rows for step in row.values} == {2, 4, 6}
         assert any(row.parent is not None for row in rows)
+        assert [row.seed for row in rows] == [rows[row.home].seed for row in rows]
         for row in rows:
             assert dict(row.global_steps) == {step: 25 * step for step in row.values}
         segments = lineage(result)
