@@ -61,14 +61,14 @@ def save(strategy: Any, content: dict[str, Any], path: Path, storage_options: An
     from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  # as above
 
     folder = path.with_name(f".{path.name}.shards.tmp")
-    failed: Exception | None = None
+    failed: BaseException | None = None
     if strategy.is_global_zero:  # before the strategy tells the other ranks where to write
         shutil.rmtree(folder, ignore_errors=True)
     try:
         strategy.save_checkpoint(content, folder, storage_options=storage_options)
         if strategy.is_global_zero:
             strategy.checkpoint_io.save_checkpoint(_pack(folder), path)
-    except Exception as error:  # noqa: BLE001  # raised below, once no rank waits for this one
+    except (Exception, CheckpointException) as error:  # noqa: BLE001  # raised below, once no rank waits for this one
         failed = error
     # No rank waits for one that has failed.
     any_failed = strategy.reduce_boolean_decision(failed is not None, all=False)

@@ -145,8 +145,7 @@ class Remote:
                         target.write(block)
                 if name != JOURNAL:
                     self._copied[name] = _signature(path.stat())
-        if names:
-            self._record()
+        self._record()
         return len(names)
 
     def keep(self, folders: Iterable[Path]) -> None:
