@@ -117,8 +117,41 @@ class Attributes:
 
 def put_back(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
     """Put changes back into objects of the same classes; tensors that are not there yet come to ``device``."""
-    found = list(owners)
-    for key, owner in _with_copies(found, [key for key, own in changes.items() if own.get(KIND) == "replaced"]):
+    _put(_with_copies(list(owners), changes), changes, device)
+
+
+@contextmanager
+def changed_for_a_while(owners: Owners, changes: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Put changes back into objects, and take them out again at the end of the block; what the block sets stays."""
+    if not changes:
+        yield
+        return
+    cpu, found = torch.device("cpu"), list(owners)
+    holders = [(_attributes(owner), changes[key]) for key, owner in found if key in changes]
+    before = [(holder, {name: holder[name] for name in new if name in holder}, new) for holder, new in holders]
+    contents = [(value, packed(value)) for _, known, _ in before for value in known.values() if is_kept(value)]
+    states = [(owner, owner.state()) for key, owner in found if isinstance(owner, _OWN_STATE) and key in changes]
+    inside = _with_copies(found, changes)
+    _put(inside, changes, cpu)
+    try:
+        yield
+    finally:
+        for (_, owner), (_, own) in zip(found, inside, strict=True):
+            if own is not owner:
+                _exchange(inside, own, owner)
+        for holder, known, new in before:
+            for name in new:
+                holder.pop(name, None)
+            holder.update(known)
+        for value, content in contents:  # those that are changed in place
+            unpacked(content, value, value.device if isinstance(value, torch.Tensor) else cpu)
+        for owner, state in states:
+            for name, value in state.items():
+                owner.put_back(name, value)
+
+
+def _put(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+    for key, owner in owners:
         for name, value in changes.get(key, {}).items():
             if name == KIND:
                 continue
@@ -135,58 +168,30 @@ def put_back(owners: Owners, changes: Mapping[str, Mapping[str, Any]], device: t
             attributes[name] = unpacked(content, now, where)
 
 
-@contextmanager
-def changed_for_a_while(owners: Owners, changes: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Put changes back into objects, and take them out again at the end of the block."""
-    found = list(owners)
-    attributes = [(_attributes(owner), dict(_attributes(owner))) for _, owner in found]
-    values = [value for _, before in attributes for value in before.values()]
-    elements = [(part, part.copy()) for part in values if type(part) in (list, dict) and len(part) <= _MOST_HELPERS]
-    contents = [
-        (value, packed(value))
-        for key, owner in found
-        for name, value in _attributes(owner).items()
-        if name in changes.get(key, {}) and is_kept(value)
-    ]
-    states = [(owner, owner.state()) for key, owner in found if isinstance(owner, _OWN_STATE) and key in changes]
-    put_back(found, changes, torch.device("cpu"))
-    try:
-        yield
-    finally:
-        for holder, before in attributes:
-            for name in holder.keys() - before.keys():
-                del holder[name]
-            holder.update(before)
-        for part, before in elements:
-            part.clear()
-            part.extend(before) if isinstance(part, list) else part.update(before)
-        for value, content in contents:  # those that are changed in place
-            unpacked(content, value, value.device if isinstance(value, torch.Tensor) else torch.device("cpu"))
-        for owner, state in states:
-            for name, value in state.items():
-                owner.put_back(name, value)
-
-
 def missing(owners: Owners, changes: Mapping[str, Any]) -> list[str]:
     """Return the names of objects that have changed, and are not there to put their changes back into."""
     keys = {key for key, _ in owners}
     return [key for key in changes if key not in keys]
 
 
-def _with_copies(found: list[tuple[str, Any]], replaced: Iterable[str]) -> list[tuple[str, Any]]:
+def _with_copies(found: list[tuple[str, Any]], changes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Any]]:
     """Put copies in place of helper objects that training replaces: other trials may share those that are there."""
-    for key in replaced:
+    for key in [key for key, own in changes.items() if own.get(KIND) == "replaced"]:
         now = dict(found).get(key)
-        if not _is_helper(now):
-            continue
-        own = copy.copy(now)
-        for _, owner in found:
-            attributes = _attributes(owner)
-            for name, value in list(attributes.items()):
-                if (new := _exchanged(value, now, own)) is not value:
-                    attributes[name] = new
-        found = [(name, own if owner is now else owner) for name, owner in found]
+        if _is_helper(now):
+            own = copy.copy(now)
+            _exchange(found, now, own)
+            found = [(name, own if owner is now else owner) for name, owner in found]
     return found
+
+
+def _exchange(owners: Owners, now: Any, new: Any) -> None:
+    """Put one object in place of another in the attributes of all owners."""
+    for _, owner in owners:
+        attributes = _attributes(owner)
+        for name, value in list(attributes.items()):
+            if (exchanged := _exchanged(value, now, new)) is not value:
+                attributes[name] = exchanged
 
 
 def _exchanged(value: Any, now: Any, new: Any) -> Any:

@@ -304,6 +304,7 @@ class HarderEachEpoch(Data):
         self.stage = Level(1)
 
     def train_dataloader(self):
+        self.made = getattr(self, "made", 0) + 1
         part = torch.utils.data.Subset(self.train, range(min(16 * self.stage.number, 40)))
         return DataLoader(part, batch_size=8, shuffle=True)
 
@@ -311,6 +312,7 @@ class HarderEachEpoch(Data):
 class Raises(Net):
     def on_train_epoch_end(self):
         data = self.trainer.datamodule
+        assert data.made > 0  # what `train_dataloader` sets stays
         data.stage = Level(data.stage.number + 1)
 
 
