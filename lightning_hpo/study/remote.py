@@ -56,7 +56,7 @@ def validate_root(root: str | Path) -> None:
         raise ValueError(f"`root` is {root!r}, {reason}.")
     if not is_url(root):
         return
-    if re.match(r"(file|local)://[^/]", str(root)):
+    if re.match(r"(file|local)://(?![A-Za-z]:)[^/]", str(root)):
         raise ValueError(f"`root` is {root!r}, and a folder of this machine has three slashes: 'file:///folder/runs'.")
     import fsspec  # noqa: PLC0415  # few runs need it
 
@@ -127,7 +127,7 @@ class Remote:
                 there = self._store.cat_file(self._place(JOURNAL))
         if here.startswith(there):
             trials = {path.name for path in (self._folder / "trials").glob("*")}
-            return self._bring([name for name in self._sizes() if _is_below(name, "trials", but=trials)])
+            return self._bring([name for name in self._sizes() if there and _is_below(name, "trials", but=trials)])
         if not there.startswith(here):
             raise StudyMismatchError(
                 f"the study in {self._folder} and its copy at {self.url} have gone on in different ways: choose "

@@ -89,6 +89,10 @@ def test_a_killed_run_goes_on_from_its_copy_on_another_machine(tmp_path, monkeyp
     assert there.best_checkpoint.exists()
     assert _logged(there) == _logged(here)
     assert files_of(tmp_path / STORE / "s") == files_of(tmp_path / "runs" / "s")
+    before = files_of(tmp_path / "runs" / "s" / "trials")
+    shutil.rmtree(tmp_path / "runs" / "s" / "trials")
+    search(root, log)
+    assert files_of(tmp_path / "runs" / "s" / "trials") == before != {}
 
 
 class Failing(MemoryFileSystem):
