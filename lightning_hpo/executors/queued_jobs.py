@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from lightning_hpo.errors import JobError, WorkerStartError
+from lightning_hpo.executors.script_classes import name_classes_of_script
 from lightning_hpo.executors.submitit_executor import SubmititExecutor
-from lightning_hpo.executors.worker import carry_out, name_classes_of_script
+from lightning_hpo.executors.worker import carry_out
 from lightning_hpo.quiet import hide_known_warnings
 from lightning_hpo.records import PAUSED, Outcome, Task, Work
 from lightning_hpo.study.leases import trial_held

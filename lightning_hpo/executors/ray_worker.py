@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_hpo.executors.worker import carry_out, name_classes_of_script
+from lightning_hpo.executors.script_classes import name_classes_of_script
+from lightning_hpo.executors.worker import carry_out
 from lightning_hpo.quiet import hide_known_warnings
 from lightning_hpo.records import Task, Work
 from lightning_hpo.study.leases import WORKER_LOCK, trial_held

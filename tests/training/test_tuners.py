@@ -219,7 +219,7 @@ def test_overwrite_begins_anew_and_keeps_the_old_folder(tmp_path):
 
 @pytest.mark.parametrize(("text", "expected"), [("8h", 28800), ("30m", 1800), ("1h 30m", 5400), ("1.5s", 1.5), (2, 2)])
 def test_a_timeout_may_be_a_text(text, expected):
-    assert RandomTuner(XY, max_steps=1, n_trials=1, timeout=text)._limits.timeout == expected
+    assert RandomTuner(XY, max_steps=1, n_trials=1, timeout=text).setup.limits.timeout == expected
 
 
 @pytest.mark.parametrize("text", ["8 hours", "", "h", "10", "-3m", "1h30"])
