@@ -43,8 +43,8 @@ class TestWhatIsWritten:
 
     # origin.py names no class, it replaces each by an inert one; apart.py talks to a copy of its own process, and
     # rank_group.py to processes that it has started; shards.py reads what its own process has written a moment before,
-    # from a checkpoint whose signature was compared, or to make one. script_classes.py asks cloudpickle for classes, and
-    # queued_jobs.py removes files of submitit; neither reads any.
+    # from a checkpoint whose signature was compared, or to make one. script_classes.py asks cloudpickle which classes
+    # it knows, and queued_jobs.py removes files of submitit; neither reads any.
     MAY_PICKLE = ("origin.py", "apart.py", "rank_group.py", "shards.py", "script_classes.py", "queued_jobs.py")
 
     def test_no_state_that_executes_and_no_shell(self):

@@ -265,7 +265,7 @@ if __name__ == "__main__":
     ("job", "collection", "after"), [(1, 3, [0, 3, 6, 9, 11]), (3, 3, list(range(12))), (0.1, 3, [0, 11])]
 )
 def test_jobs_shorter_than_a_collection_are_collected_together(tmp_path, monkeypatch, job, collection, after):
-    """On a clock of the test: a job takes ``job`` seconds, a garbage collection ``collection``; none is due at the end."""
+    """On a clock of the test: a job takes ``job`` seconds, a garbage collection ``collection``."""
     now, trials, collected = [0.0], [], []
 
     def f(job_of_trial, params):
