@@ -74,6 +74,7 @@ class Search:
         deadline = math.inf if self.limits.timeout is None else time.monotonic() + self.limits.timeout
         with self.lock():
             self._complete_recorded()
+            _remove_kept(self.table.rows, self.folder)
         done: set[Future[Outcome]] = set()
         while True:
             with self.lock():
@@ -166,7 +167,7 @@ class Search:
 
     def _source(self, row: Row, parent: int) -> Path:
         """Checkpoint that a trial starts from: its parent's, kept while the parent trains on."""
-        kept = self.folder(row.home) / f"parent.{row.number}.ckpt"
+        kept = _kept_for(row, self.folder)
         of_parent = self.folder(self.table.rows[parent].home) / CHECKPOINT
         if not row.values and of_parent.parent != kept.parent:
             judged = self.table.rows[parent]
@@ -217,8 +218,7 @@ class Search:
         """Record a failure, tell that a job has ended, and give up if too many trials fail."""
         if reason is not None:
             self.table.fail(number, reason)
-        retired = getattr(self.scheduler, "retired", None)
-        self._retire([] if retired is None else retired(self.table.rows))
+        self._retire(getattr(self.scheduler, "retired", lambda _: [])(self.table.rows))
         row = self.table.rows[number]
         if row.state != "running" or not row.folds:  # a fold of a trial says nothing of its later folds
             self._failed_in_a_row = 0 if reason is None else self._failed_in_a_row + 1
@@ -283,6 +283,18 @@ class Search:
 def _worst(constraints: Mapping[str, float], notes: Mapping[str, Any]) -> dict[str, float]:
     """Return the largest value of each constraint over the folds of a trial; earlier ones are in its notes."""
     return {name: max(value, notes.get(f"constraints:{name}", value)) for name, value in constraints.items()}
+
+
+def _kept_for(row: Row, folder: Callable[[int], Path]) -> Path:
+    """Where the checkpoint of a trial's parent is kept until the trial's first value is recorded."""
+    return folder(row.home) / f"parent.{row.number}.ckpt"
+
+
+def _remove_kept(rows: Sequence[Row], folder: Callable[[int], Path]) -> None:
+    """Remove kept checkpoints whose process was killed between that record and their removal."""
+    for row in rows:
+        if row.parent is not None and row.values:
+            checkpoints.remove(_kept_for(row, folder))
 
 
 def _keep(path: Path, kept: Path, identity: Mapping[str, Any], step: int) -> None:

@@ -8,8 +8,10 @@ import lightning.pytorch as pl
 import pytest
 
 from lightning_hpo import PopulationTuner
+from lightning_hpo.study.rows import read_rows
 from tests.faults.test_kill import in_a_child
 from tests.support import idioms
+from tests.support.studies import study_of
 
 SPACE = {"lr": "loguniform(1e-3, 1)", "data.cutoff": "uniform(0.1, 2)"}
 
@@ -86,3 +88,14 @@ def test_a_member_that_is_killed_behind_its_last_checkpoint_has_all_rows(tmp_pat
     Cuts.at_end = False
     assert tune(tmp_path, "cut") == whole
     assert logged("cut") == logged("whole")
+
+
+def test_a_kept_checkpoint_of_a_parent_that_a_killed_process_has_left_is_removed(tmp_path):
+    Cuts.at, Cuts.at_end = 0, False
+    tune(tmp_path, "r")
+    row = next(row for row in read_rows(study_of(tmp_path / "r")) if row.parent is not None)
+    home = tmp_path / "r" / "trials" / f"{row.home:04d}"
+    kept, left = home / f"parent.{row.number}.ckpt", next(home.glob("*.ckpt"))
+    kept.write_bytes(left.read_bytes())
+    tune(tmp_path, "r")
+    assert not kept.exists()
