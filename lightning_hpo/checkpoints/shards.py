@@ -70,7 +70,6 @@ def save(strategy: Any, content: dict[str, Any], path: Path, storage_options: An
             strategy.checkpoint_io.save_checkpoint(_pack(folder), path)
     except (Exception, CheckpointException) as error:  # noqa: BLE001  # raised below, once no rank waits for this one
         failed = error
-    # No rank waits for one that has failed.
     any_failed = strategy.reduce_boolean_decision(failed is not None, all=False)
     room = _room(path) if any_failed else ""  # before the shards are removed
     if strategy.is_global_zero:

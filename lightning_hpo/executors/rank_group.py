@@ -51,7 +51,7 @@ class RankGroup:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         _become_rank(0, port)
-        # Classes of a script are sent by value where Ray or submitit has sent them so.
+        # In a process of Ray or submitit, classes of the script are known by value only.
         loaded = (sys.modules.get(name) for name in ("ray.cloudpickle", "cloudpickle"))
         pickler: Any = next(filter(None, loaded), pickle)
         others = pickler.dumps(self._others)

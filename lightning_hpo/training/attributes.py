@@ -130,7 +130,9 @@ def changed_for_a_while(owners: Owners, changes: Mapping[str, Mapping[str, Any]]
     holders = [(_attributes(owner), changes[key]) for key, owner in found if key in changes]
     before = [(holder, {name: holder[name] for name in new if name in holder}, new) for holder, new in holders]
     contents = [(value, packed(value)) for _, known, _ in before for value in known.values() if is_kept(value)]
-    states = [(owner, owner.state()) for key, owner in found if isinstance(owner, _OWN_STATE) and key in changes]
+    states = [
+        (owner, copy.deepcopy(owner.now())) for key, owner in found if isinstance(owner, _OWN_STATE) and key in changes
+    ]
     inside = _with_copies(found, changes)
     _put(inside, changes, cpu)
     try:
@@ -243,9 +245,6 @@ class _Weights:
     def now(self) -> dict[str, Any]:
         return dict(self.tensors)
 
-    def state(self) -> dict[str, Any]:
-        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
-
     @torch.no_grad()
     def put_back(self, name: str, value: torch.Tensor) -> None:
         own = self.tensors.get(name)
@@ -261,9 +260,6 @@ class _StateDict:
 
     def now(self) -> dict[str, Any]:
         return {"state_dict": self.object.state_dict()}
-
-    def state(self) -> dict[str, Any]:
-        return copy.deepcopy(self.now())
 
     def put_back(self, name: str, value: Any) -> None:  # as of weights
         self.object.load_state_dict(copy.deepcopy(value))
@@ -286,8 +282,11 @@ def _path(key: str, name: str) -> str:
 
 def _code_in(owner: Any) -> dict[str, Any]:
     """Functions, classes and methods among the attributes of an object."""
-    found = {name: value for name, value in _vars(owner).items() if callable(value) and not _is_helper(value)}
-    return {name: value for name, value in found.items() if not isinstance(value, nn.Module)}  # found as helpers are
+    return {
+        name: value
+        for name, value in _vars(owner).items()
+        if callable(value) and not isinstance(value, nn.Module) and not _is_helper(value)
+    }
 
 
 def _is_helper(value: Any) -> bool:

@@ -39,11 +39,11 @@ class OpenedRun(Protocol):
 
     @property
     def folder(self) -> RunFolder:
-        """Where it is kept."""
+        """Folder of the run."""
 
     @property
     def console(self) -> Console:
-        """Prints lines."""
+        """What prints lines."""
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,18 @@ print(json.dumps([[row.params["x"], [*row.values.items()], row.state] for row in
 """
 
 
-def test_a_killed_job_and_a_killed_driver_cost_nothing(tmp_path):
-    (tmp_path / "script.py").write_text(HYPERBAND)
-    first = Script(tmp_path, tmp_path / "script.py", tmp_path)
-    while not (tmp_path / "waits").exists():
-        assert first.poll() is None
+def waiting(folder, code):
+    """Start a script, and return it when one of its jobs waits for the file ``go``."""
+    (folder / "script.py").write_text(code)
+    script = Script(folder, folder / "script.py", folder)
+    while not (folder / "waits").exists():
+        assert script.poll() is None
         time.sleep(0.02)
+    return script
+
+
+def test_a_killed_job_and_a_killed_driver_cost_nothing(tmp_path):
+    first = waiting(tmp_path, HYPERBAND)
     first.kill()
     (tmp_path / "go").touch()  # the job that has lost its driver goes on
     code, out, err = Script(tmp_path, tmp_path / "script.py", tmp_path).end()
@@ -117,13 +123,10 @@ if __name__ == "__main__":
 
 def test_a_pause_reaches_the_job_and_the_same_command_goes_on(tmp_path):
     """The class is one of the script's, and travels by value."""
-    (tmp_path / "script.py").write_text(PAUSED)
-    first = Script(tmp_path, tmp_path / "script.py", tmp_path)
-    while not (tmp_path / "waits").exists():
-        assert first.poll() is None
-        time.sleep(0.02)
+    first = waiting(tmp_path, PAUSED)
     first.send_signal(signal.SIGTERM)
     while [*(tmp_path / "s" / ".submitit").glob("*.mark")]:
+        assert first.poll() is None
         time.sleep(0.02)
     (tmp_path / "go").touch()
     code, _, err = first.end()

@@ -199,10 +199,10 @@ class Steps(Net):
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.trainer.max_epochs)]
 
 
-class TwoOptimizers(Net):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
+class Manual:
+    """Mixed into a module with a ``loss``: steps each of its optimizers by hand."""
+
+    automatic_optimization = False
 
     def training_step(self, batch, batch_idx):
         for optimizer in self.optimizers():
@@ -212,6 +212,8 @@ class TwoOptimizers(Net):
             optimizer.step()
         self.log("train_loss", loss)
 
+
+class TwoOptimizers(Manual, Net):
     def configure_optimizers(self):
         return [torch.optim.SGD(self.net[0].parameters(), lr=0.1), torch.optim.Adam(self.net[3].parameters())]
 

@@ -15,7 +15,7 @@ from lightning_hpo import (
     RandomTuner,
     Row,
 )
-from tests.training.test_folds import SPACE, WHOLE, Cut, OwnLoaders, Plain, options
+from tests.training.test_folds import SPACE, WHOLE, Cut, LoadersOfAFold, OwnLoaders, Plain, options
 
 
 class Methods(Plain):
@@ -40,21 +40,12 @@ def test_a_model_with_its_own_loaders_gets_its_fold_as_an_attribute(tmp_path):
     assert len(set(result.rows[0].folds)) == 3
 
 
-class Held(pl.LightningDataModule):
+class Held(LoadersOfAFold, pl.LightningDataModule):
     """Holds its fold, which ``setup`` reads."""
 
     def __init__(self, fold=0):
         super().__init__()
         self.save_hyperparameters()
-
-    def setup(self, stage):
-        self.data = WHOLE(folds=3, fold=self.hparams.fold)
-
-    def train_dataloader(self):
-        return self.data.train_dataloader()
-
-    def val_dataloader(self):
-        return self.data.val_dataloader()
 
 
 def make_held():

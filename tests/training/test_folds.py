@@ -64,11 +64,8 @@ class Cut(pl.LightningDataModule):
         return self.loader(self.parts == self.fold)
 
 
-class OwnLoaders(Plain):
-    """A model with loaders of its own."""
-
-    def __init__(self, fold, lr=0.1):
-        super().__init__(lr)
+class LoadersOfAFold:
+    """Mixed into a module or data module whose hyperparameters have a fold."""
 
     def setup(self, stage):
         self.data = WHOLE(folds=3, fold=self.hparams.fold)
@@ -78,6 +75,13 @@ class OwnLoaders(Plain):
 
     def val_dataloader(self):
         return self.data.val_dataloader()
+
+
+class OwnLoaders(LoadersOfAFold, Plain):
+    """A model with loaders of its own."""
+
+    def __init__(self, fold, lr=0.1):
+        super().__init__(lr)
 
 
 def options(root, name="s", **more):

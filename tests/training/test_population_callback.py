@@ -30,16 +30,9 @@ SCHEDULES = {
         opt, [lr_scheduler.LinearLR(opt, 0.1, total_iters=10), lr_scheduler.CosineAnnealingLR(opt, STEPS)], [10]
     ),
 }
-OURS = {
-    "CosineLR": {},
-    "WarmupCosineLR": {"warmup": 0.2},
-    "LinearDecayLR": {},
-    "WarmupStableDecayLR": {},
-    "StepDecayLR": {},
-    "InverseSqrtLR": {},
-    "CosineRestartsLR": {},
-}
-for shape, options in OURS.items():
+OURS = "Cosine WarmupCosine LinearDecay WarmupStableDecay StepDecay InverseSqrt CosineRestarts"
+for shape in (f"{name}LR" for name in OURS.split()):
+    options = {"warmup": 0.2} if shape == "WarmupCosineLR" else {}
     SCHEDULES[shape] = lambda opt, lr, shape=shape, options=options: getattr(lr_schedules, shape)(
         opt, max_steps=STEPS, **options
     )
@@ -137,6 +130,10 @@ def member(tmp_path, number=0, space=SPACE, **options):
     )
 
 
+def segments_of_member_0(folder):
+    return [segment for segment in lineage(folder / "pbt") if segment.member == 0]
+
+
 def good_donor(tmp_path, space=SPACE, step=INTERVAL, **net):
     """A member 1 that is at work in the same folder, with better weights than anybody; returns its state."""
     spy = Spy()
@@ -158,7 +155,7 @@ def test_every_hyperparameter_takes_effect_and_stays(tmp_path, schedule):
     # The unperturbed schedule of a plain run, per unit of base learning rate.
     plain, unit = Net(schedule=schedule), trainer(tmp_path)
     unit.fit(plain, datamodule=Data())
-    segments = [segment for segment in lineage(tmp_path / "pbt") if segment.member == 0]
+    segments = segments_of_member_0(tmp_path)
     assert len(segments) > 1
     assert segments[1].parent == 1
     for one, until in zip(segments, [*(later.start for later in segments[1:]), STEPS], strict=True):
@@ -183,7 +180,7 @@ def test_batch_size_follows_with_the_next_epoch(tmp_path):
     explore = lambda params, space, generator: {"data.batch_size": other[params["data.batch_size"]]}  # noqa: E731
     pbt, spy, data = member(tmp_path, space=space, explore=explore), Spy(), Data(10)
     trainer(tmp_path, pbt, spy).fit(Net(), datamodule=data)
-    segments = [segment for segment in lineage(tmp_path / "pbt") if segment.member == 0]
+    segments = segments_of_member_0(tmp_path)
     sizes = [segment.params["data.batch_size"] for segment in segments]
     assert spy.seen[0][1] == sizes[0]  # the first loader has it already
     assert len(set(sizes)) > 1
@@ -318,7 +315,7 @@ def test_a_continued_member_keeps_its_hyperparameters(tmp_path, schedule):
     first.callbacks.append(Save())
     with pytest.raises(SystemExit):
         first.fit(Net(schedule=schedule), datamodule=Data())
-    asked = next(segment for segment in lineage(tmp_path / "pbt") if segment.member == 0 and segment.start == INTERVAL)
+    asked = next(segment for segment in segments_of_member_0(tmp_path) if segment.start == INTERVAL)
     net, data, seen = Net(schedule=schedule), Data(), []
 
     class Look(pl.Callback):
@@ -334,7 +331,7 @@ def test_a_continued_member_keeps_its_hyperparameters(tmp_path, schedule):
     for step, rates in enumerate(net.rates, 30):
         assert rates == pytest.approx([rate * asked.params["lr"] / 0.1 for rate in plain.rates[step]])
     assert data.sizes[0] == asked.params["data.batch_size"]
-    assert [segment.number for segment in lineage(tmp_path / "pbt") if segment.member == 0] == [0, 2]
+    assert [segment.number for segment in segments_of_member_0(tmp_path)] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -371,10 +368,7 @@ def test_a_module_may_apply_what_only_it_knows(tmp_path):
     good_donor(tmp_path, space)
     net = Smooth()
     trainer(tmp_path, member(tmp_path, space=space)).fit(net, datamodule=Data())
-    assert (
-        net.smoothing
-        == [segment for segment in lineage(tmp_path / "pbt") if segment.member == 0][-1].params["smoothing"]
-    )
+    assert net.smoothing == segments_of_member_0(tmp_path)[-1].params["smoothing"]
 
 
 def test_a_value_that_does_not_hold_stops_the_run(tmp_path):

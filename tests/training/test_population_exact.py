@@ -15,6 +15,7 @@ from lightning_hpo.errors import SearchFailedError
 from lightning_hpo.schedulers.population import truncate
 from lightning_hpo.study.lineage import lineage
 from lightning_hpo.tuners.population import PopulationTuner
+from tests.support.idioms import Manual
 
 ACTIONS = []  # called with the module after each batch; a study notices if the module's own code changes
 
@@ -77,17 +78,8 @@ class Net(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
 
 
-class Two(Net):
+class Two(Manual, Net):
     """Two optimizers, each of which counts."""
-
-    automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        for optimizer in self.optimizers():
-            loss = self.loss(batch)
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
 
     def configure_optimizers(self):
         return [torch.optim.SGD(layer.parameters(), lr=self.hparams.lr) for layer in (self.net[0], self.net[2])]
