@@ -116,6 +116,7 @@ class TensorBoardRun(ToolRun):
 
         if _is_first_rank():
             own_folder(Path(logger.root_dir) / trial.name, trial.id)
+            _wait_for_a_second_without_files(Path(logger.log_dir))
             logger.log_metrics = log_metrics  # type: ignore[method-assign]  # of this one only
             for step, row in _rows(trial):
                 if step > note.step:  # a kill came before the logger had it
@@ -135,10 +136,7 @@ class TensorBoardRun(ToolRun):
         logger = self._logger(trial)
         own_folder(Path(logger.root_dir) / trial.name, trial.id)
         folder = Path(logger.log_dir)
-        while any(
-            file.name.split(".")[3] == f"{int(time.time()):010d}" for file in folder.glob("events.out.tfevents.*")
-        ):
-            time.sleep(0.05)  # TensorBoard reads files in the order of their names, which begin with the second
+        _wait_for_a_second_without_files(folder)
         with SummaryWriter(str(folder)) as writer:
             for summary in hparams(plain, metrics):  # type: ignore[no-untyped-call]  # torch types it not
                 writer._get_file_writer().add_summary(summary, step)  # noqa: SLF001  # as Lightning does
@@ -152,6 +150,12 @@ class TensorBoardRun(ToolRun):
         graph = logger._log_graph and trial.start == 0  # noqa: SLF001  # no public name
         vars(logger).update(_version=trial.name, _default_hp_metric=False, _log_graph=graph)
         return logger  # type: ignore[no-any-return]  # of the template's class
+
+
+def _wait_for_a_second_without_files(folder: Path) -> None:
+    """Wait where this second has a file already: TensorBoard reads files by name, which is second, host, process."""
+    while any(file.name.split(".")[3] == f"{int(time.time()):010d}" for file in folder.glob("events.out.tfevents.*")):
+        time.sleep(0.05)
 
 
 class WandbRun(ToolRun):

@@ -54,7 +54,9 @@ def read_tensorboard(parent):
         params = {name: value.number_value or value.string_value for name, value in given.items()}
         (metric,) = events.Scalars("hp_metric")
         (status,) = events.Tensors("status/text_summary")
-        steps = sorted(event.step for event in events.Scalars("train_loss"))  # files of one second have any order
+        seconds = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
+        assert len(seconds) == len({*seconds})  # files of the same second have any order
+        steps = [event.step for event in events.Scalars("train_loss")]
         runs[folder.name] = steps, params, metric.value, status.tensor_proto.string_val[0].decode()
     return runs
 
