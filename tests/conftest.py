@@ -17,6 +17,12 @@ settings.register_profile("project", deadline=None, suppress_health_check=[Healt
 settings.load_profile("project")
 
 
+def pytest_configure(config):
+    """Hide the card from all tests but tests/gpu: they fork, which CUDA does not survive, or expect a CPU's results."""
+    if not all("gpu" in Path(argument.split("::")[0]).parts for argument in config.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

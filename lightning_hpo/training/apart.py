@@ -28,8 +28,8 @@ def call_apart(function: Callable[[], Answer]) -> Answer:
     """Call a function whose answer can be pickled in a forked process; in this process where a fork is not safe.
 
     The copy starts with this memory, and its changes stay there: counters and lists of a user's module stay as they
-    are here. Its output is not shown. A fork is not safe with CUDA or with a process group, and not every system has
-    it.
+    are here. Its output is not shown. A fork is not safe once CUDA is in use or with a process group, and not every
+    system has it.
 
     Raises:
         Exception: of the function; a RuntimeError with its text if it cannot be pickled.
@@ -69,7 +69,8 @@ def call_apart(function: Callable[[], Answer]) -> Answer:
 def _can_fork() -> bool:
     return (
         sys.platform.startswith("linux")
-        and not torch.cuda.is_available()
+        # Before its first use CUDA survives a fork, and the copy gives its memory of the card back when it ends.
+        and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         and not (torch.distributed.is_available() and torch.distributed.is_initialized())
         and "LOCAL_RANK" not in os.environ
         and not multiprocessing.current_process().daemon

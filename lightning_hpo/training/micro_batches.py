@@ -31,7 +31,10 @@ from lightning_hpo.training.places import BATCH_SIZE, batch_size_paths
 
 Answer = TypeVar("Answer")
 _ACCUMULATE = "accumulate_grad_batches"
-_TEXTS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "OutOfMemoryError: ")
+_TEXTS = (
+    "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory", "MPS backend out of memory",
+    "OutOfMemoryError: ",
+)  # fmt: skip
 MICRO_BATCH = "micro_batch"
 """User attribute of a trial that was out of memory: what it trains with."""
 
@@ -99,8 +102,8 @@ def in_parts(attempt: Callable[..., Answer], *args: Any, **options: Any) -> Answ
             "out of memory: the trial goes on with batches in %d parts, in validation in %d", parts.train, parts.val
         )
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
 
 
 @contextlib.contextmanager

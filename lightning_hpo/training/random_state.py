@@ -67,7 +67,7 @@ def seeded(seeds: Sequence[int] = (0, 0, 0)) -> Iterator[None]:
 
 
 def rng_state() -> dict[str, Any]:
-    """Copy the global random number generators of torch, CUDA, numpy and Python.
+    """Copy the global random number generators of torch, its accelerator (CUDA, MPS, ...), numpy and Python.
 
     The words of numpy and Python go into one tensor: every value on its own costs time in a checkpoint.
     """
@@ -76,7 +76,7 @@ def rng_state() -> dict[str, Any]:
     words = np.concatenate([numpy_state["state"]["key"], np.asarray(internal, np.uint32)])
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
+        "devices": _device_states(),
         "words": torch.from_numpy(words.view(np.int32)),
         "numpy": (int(numpy_state["state"]["pos"]), int(numpy_state["has_gauss"]), float(numpy_state["gauss"])),
         "python": (version, gauss_next),
@@ -86,10 +86,34 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: Mapping[str, Any]) -> None:
     """Put the result of :func:`rng_state` back."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    _set_device_states(state["devices"])
     words = state["words"].numpy().view(np.uint32)
     key, internal = words[:_NUMPY_WORDS], words[_NUMPY_WORDS:]
     np.random.set_state(("MT19937", key, *state["numpy"]))  # noqa: NPY002  # the global generator
     version, gauss_next = state["python"]
     random.setstate((version, tuple(internal.tolist()), gauss_next))
+
+
+def _accelerator() -> str | None:
+    """Kind of accelerator of this machine, as torch names it: ``"cuda"``, ``"mps"``; asking does not initialise it."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return None if device is None else device.type
+
+
+def _device_states() -> dict[str, list[torch.Tensor]]:
+    """State of each visible device by kind of accelerator; empty before the first use of one."""
+    kind = _accelerator()
+    if kind is None:
+        return {}
+    module = torch.get_device_module(kind)
+    if not getattr(module, "is_initialized", lambda: True)():  # MPS has no such function
+        return {}
+    return {kind: [module.get_rng_state(index) for index in range(torch.accelerator.device_count())]}
+
+
+def _set_device_states(states: Mapping[str, Sequence[torch.Tensor]]) -> None:
+    """Put states back, as far as this machine has such devices: a search may go on with fewer, or without."""
+    kind = _accelerator()
+    if kind is not None and kind in states:
+        for index, state in enumerate(states[kind][: torch.accelerator.device_count()]):
+            torch.get_device_module(kind).set_rng_state(state, index)

@@ -79,13 +79,12 @@ def prepared(setup: Setup, target: Target, tuner: type) -> Iterator[Prepared]:
         say_plan(setup, run.console, title, run.table.rows)
         if setup.scheduler.next(run.table.rows) is not None:
             run.check(alone=ranks.size == 1)
-        work, make = (
-            _work(run, pruner, group, in_process=setup.workers.in_process),
-            setup.parts.executor or make_executor,
-        )
+        work = _work(run, pruner, group, in_process=setup.workers.in_process)
+        on_cpu = target.builder is not None and target.builder.distributed_arguments.get("accelerator") == "cpu"
+        workers = replace(setup.workers, devices_per_trial=1) if on_cpu else setup.workers  # its ranks need no GPUs
         with (
             shown(observers, run.console, setup.run.verbose),
-            make(work, setup.workers, run.interrupts) as executor,
+            (setup.parts.executor or make_executor)(work, workers, run.interrupts) as executor,
         ):
             search = _loop(setup, run, executor, observers, prior)
             yield (ready := Prepared(partial(search.run, run.interrupts.pause_wanted)))

@@ -33,7 +33,9 @@ GROUPS = [
     "segmentation",
     "text",
 ]
-SOUND_HIGHER = {"DeepImageStructureAndTextureSimilarity", "WordInfoPreserved"}
+SOUND_HIGHER = {
+    "DeepImageStructureAndTextureSimilarity", "LearnedPerceptualImagePatchSimilarity", "WordInfoPreserved",
+}  # fmt: skip
 
 
 def metrics():

@@ -100,6 +100,7 @@ class TestWorkers:
 
     def test_a_worker_starts_the_other_ranks_of_its_trials(self, tmp_path, monkeypatch):
         monkeypatch.setenv("RANKS", str(tmp_path / "ranks"))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # two ranks on a CPU do not need two cards
         make = functools.partial(
             Tuner, {"lr": "loguniform(1e-3, 1)"}, Hyperband(6, 2), monitor="val_loss", root=tmp_path, isolate=True
         )
