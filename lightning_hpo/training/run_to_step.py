@@ -28,6 +28,7 @@ from lightning_hpo.training.trainer import (
     epoch_ends,
     is_held_back,
     leave_fit,
+    leave_out_means,
     stop,
     validate_now,
     validation_is_due,
@@ -225,6 +226,8 @@ class RunToStep(JobCallback):
             _validate_steps(trainer)
         if self._reached:
             stop(trainer)
+            if not (self._epoch_ends or self._is_final(trainer) or _own_end(trainer)):
+                leave_out_means(trainer)
 
     # Called before the hooks of the user's callbacks
 

@@ -343,6 +343,12 @@ def stop(trainer: Any) -> None:
     trainer.should_stop = True
 
 
+def leave_out_means(trainer: Any) -> None:
+    """Log no means of the epoch that ends: the job has cut it, so they are of some batches only."""
+    connector = trainer._logger_connector  # noqa: SLF001  # no public name
+    connector.update_train_epoch_metrics = connector.reset_results
+
+
 def is_held_back(trainer: TrialTrainer) -> bool:
     """Whether ``min_epochs`` or ``min_steps`` lets no callback stop the Trainer yet."""
     epochs, steps = trainer.least
