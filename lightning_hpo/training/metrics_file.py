@@ -83,15 +83,16 @@ class MetricsFile(Logger):
         self.save()
 
 
-def write_row_ahead(trainer: Any) -> None:
-    """Append the row of a batch to the trial's metrics, if there is one.
+def write_row_ahead(trainer: Any, *, stops: bool) -> None:
+    """Append the row of a batch to the trial's metrics, if there is one; the last batch of a job (``stops``) has one.
 
     A checkpoint is saved when the hooks of a batch have run, and Lightning logs the batch after them: a process that is
     killed in between goes on behind a row that no logger has.
     """
     connector = trainer._logger_connector  # noqa: SLF001  # no public name
     files = [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    if files and connector.should_update_logs and (row := convert_tensors_to_scalars(connector.metrics["log"])):
+    is_logged = connector.should_update_logs or (stops and trainer.log_every_n_steps > 0)
+    if files and is_logged and (row := convert_tensors_to_scalars(connector.metrics["log"])):
         step = row.pop("step", trainer.fit_loop.epoch_loop._batches_that_stepped)  # noqa: SLF001  # as Lightning does
         for file in files:
             file.write_ahead(row, int(step))

@@ -173,14 +173,15 @@ class RunToStep(JobCallback):
         if self._losses is not None:
             self._losses.check(trainer)
         self._due = validation_is_due(trainer)
-        write_row_ahead(trainer)
+        # At the end of an epoch, a stop would bring a validation that is not due ahead of the end hooks.
+        stops = self._reached and (self._due or not self._epoch_ends)
+        write_row_ahead(trainer, stops=stops)
         if self._due:
             self._resumable.before_validation()
         if self._reached:
             if not (self._due or self._epoch_ends or self._is_final(trainer)):
                 self._save(trainer, "batch")
-            # At the end of an epoch, a stop would bring a validation that is not due ahead of the end hooks.
-            if self._due or not self._epoch_ends:
+            if stops:
                 stop(trainer)
         elif not self._epoch_ends:
             if not self._due:

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -126,6 +127,27 @@ def test_a_trial_that_is_killed_behind_its_last_checkpoint_has_all_rows_and_file
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
     files = [sorted(file.name for file in (tmp_path / name / "checkpoints").iterdir()) for name in ("cut", "whole")]
     assert files[0] == files[1]
+
+
+def test_a_trial_that_is_killed_behind_the_checkpoint_of_a_rung_has_all_rows(tmp_path, monkeypatch):
+    """The stop at a rung brings a row of its own for the last batch, which Lightning logs behind the checkpoint."""
+    trainer = {"log_every_n_steps": 50}
+    run(tmp_path / "whole", [3, 12, R], Net, Data, trainer, every=100)
+
+    def dies(path, target):
+        replace(path, target)
+        if target.name == CHECKPOINT:
+            monkeypatch.undo()
+            raise RuntimeError("killed")
+
+    replace = Path.replace
+    objective = Objective(Net, lambda trial: {}, data=Data, monitor="val_loss", max_steps=R, trainer=trainer)
+    for rung in (3, 12, R):
+        monkeypatch.setattr(Path, "replace", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            objective.run(Task(Job(rung, trial=0), {}, tmp_path / "cut"))
+        objective.run(Task(Job(rung, trial=0), {}, tmp_path / "cut"))
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
 
 
 class Iterates(Net):
