@@ -184,7 +184,7 @@ class RunToStep(JobCallback):
             if stops:
                 stop(trainer)
         elif not self._epoch_ends:
-            if not self._due:
+            if not self._due and (self._pause_wanted or not self._ends_itself(trainer)):
                 self._save(trainer, "batch")
             elif self._pause_wanted:  # a pause must not wait for a validation
                 self._save(trainer, "validation due")
@@ -215,7 +215,8 @@ class RunToStep(JobCallback):
         if self._reached and (_dev_run_is_over(trainer) or (self._due and not self._epoch_ends)):
             self.ended = _own_end(trainer) or BUDGET
         self.scores.keep_best(trainer, lambda: self._resume.update(self._resumable.state_of_module(trainer)))
-        is_point = self._due and not self._epoch_ends and (self._save_wanted or self._reached)
+        wanted = self._reached or (self._save_wanted and not self._ends_itself(trainer))
+        is_point = self._due and not self._epoch_ends and wanted
         if is_point or self._is_final(trainer):
             self._save(trainer, "validated")
 
@@ -227,7 +228,7 @@ class RunToStep(JobCallback):
             _validate_steps(trainer)
         if self._reached:
             stop(trainer)
-            if not (self._epoch_ends or self._is_final(trainer) or _own_end(trainer)):
+            if self.ended == BUDGET and not (self._epoch_ends or self._is_final(trainer)):
                 leave_out_means(trainer)
 
     # Called before the hooks of the user's callbacks
@@ -258,6 +259,10 @@ class RunToStep(JobCallback):
     @property
     def _reached(self) -> bool:
         return self._step >= self._target
+
+    def _ends_itself(self, trainer: Any) -> bool:
+        """Whether a callback or the module ends the trial here: it is saved when its last hooks and rows are done."""
+        return bool(trainer.should_stop and not trainer.stopped_by_job and not is_held_back(trainer))
 
     def _is_final(self, trainer: pl.Trainer) -> bool:
         """Whether the full budget is spent; its checkpoint is not continued, so it may hold the last validation."""

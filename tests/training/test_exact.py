@@ -1,5 +1,6 @@
 """A trial that is cut anywhere and continued equals one that is not, in the idioms of other people's modules."""
 
+import contextlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,24 +130,47 @@ def test_a_trial_that_is_killed_behind_its_last_checkpoint_has_all_rows_and_file
     assert files[0] == files[1]
 
 
-def test_a_trial_that_is_killed_behind_the_checkpoint_of_a_rung_has_all_rows(tmp_path, monkeypatch):
-    """The stop at a rung brings a row of its own for the last batch, which Lightning logs behind the checkpoint."""
-    trainer = {"log_every_n_steps": 50}
-    run(tmp_path / "whole", [3, 12, R], Net, Data, trainer, every=100)
+def killed_behind_checkpoints(monkeypatch, objective, task, seen):
+    """Carry out a job that is killed right behind its checkpoint of each step, once."""
+    replace, outcome = Path.replace, None
 
     def dies(path, target):
         replace(path, target)
-        if target.name == CHECKPOINT:
-            monkeypatch.undo()
+        if target.name == CHECKPOINT and (step := checkpoints.load(target)["global_step"]) not in seen:
+            seen.add(step)
             raise RuntimeError("killed")
 
-    replace = Path.replace
-    objective = Objective(Net, lambda trial: {}, data=Data, monitor="val_loss", max_steps=R, trainer=trainer)
-    for rung in (3, 12, R):
-        monkeypatch.setattr(Path, "replace", dies)
-        with pytest.raises(RuntimeError, match="killed"):
-            objective.run(Task(Job(rung, trial=0), {}, tmp_path / "cut"))
-        objective.run(Task(Job(rung, trial=0), {}, tmp_path / "cut"))
+    monkeypatch.setattr(Path, "replace", dies)
+    while outcome is None:
+        with contextlib.suppress(RuntimeError):
+            outcome = objective.run(task)
+    monkeypatch.undo()
+    return outcome
+
+
+class StopsItself(Net):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if self.global_step == 13:
+            self.trainer.should_stop = True
+
+
+IMPATIENT = {"callbacks": [EarlyStopping("val_loss", patience=1, min_delta=0.05)], "val_check_interval": 2}
+
+
+@pytest.mark.parametrize("stops", [[3, 12, R], [R]])
+@pytest.mark.parametrize(("model", "trainer"), [(Net, {}), (StopsItself, {}), (Net, IMPATIENT)])
+def test_a_trial_that_is_killed_behind_every_checkpoint_has_all_rows(tmp_path, monkeypatch, model, trainer, stops):
+    """The stop at a rung, or where a trial ends itself, brings rows that Lightning logs behind the last batch."""
+    trainer = {"log_every_n_steps": 50, **trainer}
+    whole, _ = run(tmp_path / "whole", stops, model, Data, trainer, every=1)
+    objective = Objective(
+        model, lambda trial: {}, data=Data, monitor="val_loss", max_steps=R, trainer=trainer, checkpoint_every=1
+    )
+    seen = set()
+    for stop in stops:
+        cut = killed_behind_checkpoints(monkeypatch, objective, Task(Job(stop, trial=0), {}, tmp_path / "cut"), seen)
+    assert len(seen) >= whole.step
+    assert (cut.score, cut.step, cut.ended) == (whole.score, whole.step, whole.ended)
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
 
 
