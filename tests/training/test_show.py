@@ -126,7 +126,7 @@ def test_a_search_at_work_is_shown_as_it_is(tmp_path, capsys):
         assert main(["show", path]) == 0
         text = capsys.readouterr().out
         assert re.search(r"trial 0 runs: step \d+ of 200000, val_loss \S+, \S+ steps/s", text)
-        assert re.search(r"[\d,]+ of 400,000 planned optimizer steps, about \d+ (s|min) left", text)
+        assert re.search(r"[\d,]+ of 400,000 planned optimizer steps, about [\d.]+ (s|min|h) left", text)
         code = f"import sys; from lightning_hpo.__main__ import main; sys.exit(main(['show', '--watch', {path!r}]))"
         code, text = in_terminal(code, until=r"running +\d+/200000 ")  # then Ctrl-C, which the search does not get
         assert code == 0, text
