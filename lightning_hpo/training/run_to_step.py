@@ -34,6 +34,7 @@ from lightning_hpo.training.trainer import (
     validation_is_due,
     without_hooks,
 )
+from lightning_hpo.training.trial_info import first_row
 
 
 @without_hooks(*STEP_HOOKS, "on_train_batch_start")
@@ -85,7 +86,7 @@ class RunToStep(JobCallback):
         self._before: list[tuple[Any, Any]] | None = None
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
         self._handler: Any = None
-        self._step = 0
+        self._step = self._row = 0  # and the step at which loggers are given the last batch
         self._resume: dict[str, Any] = {}
         self._groups: list[list[list[str]]] = []  # names of the parameters in each group of each optimizer
         self._saved_at = self._epoch_began_at = -1
@@ -120,6 +121,7 @@ class RunToStep(JobCallback):
     ) -> None:
         """Set Lightning's progress to where the checkpoint was taken."""
         self._saved_at = -1 if self._forked else checkpoint["global_step"]
+        self._row = max(first_row(checkpoint) - 1, 0)
         self._resumable.load(checkpoint["callbacks"][self.state_key]["resume"], checkpoint["loops"]["fit_loop"])
 
     # Hooks, after those of the user's callbacks
@@ -159,6 +161,7 @@ class RunToStep(JobCallback):
         if self._losses is not None:
             self._losses.note(trainer, outputs)
         self._epoch_ends = epoch_ends(trainer)
+        self._row = trainer.fit_loop.epoch_loop._batches_that_stepped  # noqa: SLF001  # no public name
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         before, self._step = self._step, trainer.global_step
@@ -252,7 +255,7 @@ class RunToStep(JobCallback):
         if self._reached and self._saved_at != step and not self._is_final(trainer):
             self._save(trainer, "epoch")
         if self.validated_at != step:
-            validate_now(trainer)
+            validate_now(trainer, self._row)
         if self._saved_at != step:
             self._save(trainer, "epoch")
 

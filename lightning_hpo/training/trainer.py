@@ -325,13 +325,20 @@ def epoch_ends(trainer: Any) -> bool:
     return bool(progress.is_last_batch or progress.current.ready == trainer.num_training_batches)
 
 
-def validate_now(trainer: Any) -> None:
-    """Validate inside ``fit``, with its loaders, apart from its own settings."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False
+def validate_now(trainer: Any, row: int | None = None) -> None:
+    """Validate inside ``fit``, with its loaders, apart from its own settings.
+
+    Loggers are given the results at the step ``row``; by default where Lightning stands.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    before = loop._batches_that_stepped  # noqa: SLF001  # no public name
+    if row is not None:
+        loop._batches_that_stepped = row  # noqa: SLF001  # as above
+    loop.val_loop.restarting = False
     trainer.validating = True
-    loop.run()
+    loop.val_loop.run()
     trainer.training = True
+    loop._batches_that_stepped = before  # noqa: SLF001  # as above
 
 
 def stop(trainer: Any) -> None:

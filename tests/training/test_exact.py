@@ -154,11 +154,12 @@ class StopsItself(Net):
             self.trainer.should_stop = True
 
 
+SELDOM = {"check_val_every_n_epoch": 2}
 IMPATIENT = {"callbacks": [EarlyStopping("val_loss", patience=1, min_delta=0.05)], "val_check_interval": 2}
 
 
 @pytest.mark.parametrize("stops", [[3, 12, R], [R]])
-@pytest.mark.parametrize(("model", "trainer"), [(Net, {}), (StopsItself, {}), (Net, IMPATIENT)])
+@pytest.mark.parametrize(("model", "trainer"), [(Net, {}), (StopsItself, {}), (Net, IMPATIENT), (Net, SELDOM)])
 def test_a_trial_that_is_killed_behind_every_checkpoint_has_all_rows(tmp_path, monkeypatch, model, trainer, stops):
     """The stop at a rung, or where a trial ends itself, brings rows that Lightning logs behind the last batch."""
     trainer = {"log_every_n_steps": 50, **trainer}
@@ -170,6 +171,9 @@ def test_a_trial_that_is_killed_behind_every_checkpoint_has_all_rows(tmp_path, m
     for stop in stops:
         cut = killed_behind_checkpoints(monkeypatch, objective, Task(Job(stop, trial=0), {}, tmp_path / "cut"), seen)
     assert len(seen) >= whole.step
+    assert {f"{min(stop, whole.step) - 1},val_loss" for stop in stops} <= {
+        row.rpartition(",")[0] for row in logged(tmp_path / "whole")
+    }
     assert (cut.score, cut.step, cut.ended) == (whole.score, whole.step, whole.ended)
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
 
