@@ -25,6 +25,7 @@ from lightning_hpo.training.settings import BuiltSettings, add_groups, names_in_
 from lightning_hpo.training.trainer import (
     STEP_HOOKS,
     JobCallback,
+    ends_itself,
     epoch_ends,
     is_held_back,
     leave_fit,
@@ -182,12 +183,12 @@ class RunToStep(JobCallback):
         if self._due:
             self._resumable.before_validation()
         if self._reached:
-            if not (self._due or self._epoch_ends or self._is_final(trainer)):
+            if not (self._due or self._epoch_ends or _is_final(trainer)):
                 self._save(trainer, "batch")
             if stops:
                 stop(trainer)
         elif not self._epoch_ends:
-            if not self._due and (self._pause_wanted or not self._ends_itself(trainer)):
+            if not self._due and (self._pause_wanted or not ends_itself(trainer)):
                 self._save(trainer, "batch")
             elif self._pause_wanted:  # a pause must not wait for a validation
                 self._save(trainer, "validation due")
@@ -218,9 +219,9 @@ class RunToStep(JobCallback):
         if self._reached and (_dev_run_is_over(trainer) or (self._due and not self._epoch_ends)):
             self.ended = _own_end(trainer) or BUDGET
         self.scores.keep_best(trainer, lambda: self._resume.update(self._resumable.state_of_module(trainer)))
-        wanted = self._reached or (self._save_wanted and not self._ends_itself(trainer))
+        wanted = self._reached or (self._save_wanted and not ends_itself(trainer))
         is_point = self._due and not self._epoch_ends and wanted
-        if is_point or self._is_final(trainer):
+        if is_point or _is_final(trainer):
             self._save(trainer, "validated")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
@@ -231,7 +232,7 @@ class RunToStep(JobCallback):
             _validate_steps(trainer)
         if self._reached:
             stop(trainer)
-            if self.ended == BUDGET and not (self._epoch_ends or self._is_final(trainer)):
+            if self.ended == BUDGET and not (self._epoch_ends or _is_final(trainer)):
                 leave_out_means(trainer)
 
     # Called before the hooks of the user's callbacks
@@ -250,9 +251,9 @@ class RunToStep(JobCallback):
             return
         if step < self._target:
             self.ended = _own_end(trainer) or f"stopped by a callback or the module at step {step}"
-        elif _dev_run_is_over(trainer) or (self._epoch_ends and not self._is_final(trainer)):
+        elif _dev_run_is_over(trainer) or (self._epoch_ends and not _is_final(trainer)):
             self.ended = _own_end(trainer) or BUDGET
-        if self._reached and self._saved_at != step and not self._is_final(trainer):
+        if self._reached and self._saved_at != step and not _is_final(trainer):
             self._save(trainer, "epoch")
         if self.validated_at != step:
             validate_now(trainer, self._row)
@@ -262,14 +263,6 @@ class RunToStep(JobCallback):
     @property
     def _reached(self) -> bool:
         return self._step >= self._target
-
-    def _ends_itself(self, trainer: Any) -> bool:
-        """Whether a callback or the module ends the trial here: it is saved when its last hooks and rows are done."""
-        return bool(trainer.should_stop and not trainer.stopped_by_job and not is_held_back(trainer))
-
-    def _is_final(self, trainer: pl.Trainer) -> bool:
-        """Whether the full budget is spent; its checkpoint is not continued, so it may hold the last validation."""
-        return trainer.global_step >= trainer.max_steps
 
     def _pause_if_wanted(self, trainer: pl.Trainer) -> None:
         """Leave the fit where it is; a stop would bring a validation and the end hooks of an unfinished epoch."""
@@ -283,7 +276,7 @@ class RunToStep(JobCallback):
         self._place = trainer.place(ended=self.ended != BUDGET)
         self._resume = self._resumable.state(trainer, point)
         self._groups = names_in_groups(trainer.optimizers, trainer.lightning_module)
-        if self.ended != BUDGET or self._is_final(trainer):
+        if self.ended != BUDGET or _is_final(trainer):
             self._plain_fit = plain_fit(trainer, self._attached)
         try:
             trainer.save_checkpoint(self._checkpoint)
@@ -292,10 +285,15 @@ class RunToStep(JobCallback):
                 "step %d: no checkpoint was saved, the trial goes on without: %s", trainer.global_step, error
             )
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where other processes of the trial are waiting
-        ends = self._pause_wanted or (self._reached and not self._is_final(trainer))
+        ends = self._pause_wanted or (self._reached and not _is_final(trainer))
         if ends and isinstance(trainer.strategy.checkpoint_io, SealedCheckpointIO):
             # What follows is no part of the trial's own course: a validation at the rung, the end of the Trainer.
             trainer.strategy.checkpoint_io.closed = True
+
+
+def _is_final(trainer: pl.Trainer) -> bool:
+    """Whether the full budget is spent; its checkpoint is not continued, so it may hold the last validation."""
+    return trainer.global_step >= trainer.max_steps
 
 
 def is_cut_at_its_end(saved: Mapping[str, Any]) -> bool:

@@ -363,6 +363,11 @@ def is_held_back(trainer: TrialTrainer) -> bool:
     return bool(progress.processed < epochs or trainer.global_step < steps)
 
 
+def ends_itself(trainer: Any) -> bool:
+    """Whether a callback or the module ends the trial here: it is saved when its last hooks and rows are done."""
+    return bool(trainer.should_stop and not trainer.stopped_by_job and not is_held_back(trainer))
+
+
 def leave_fit() -> NoReturn:
     """Leave ``fit`` from within a hook: no more hooks but ``teardown`` are called, and ``fit`` returns."""
     raise _TunerExitException  # Lightning's own finders leave with it; it has no public name
