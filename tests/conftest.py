@@ -18,7 +18,7 @@ settings.load_profile("project")
 
 
 def pytest_configure(config):
-    """Hide the card from all tests but tests/gpu: they fork, which CUDA does not survive, or expect a CPU's results."""
+    """Hide the GPU from all tests but tests/gpu: they fork, which CUDA does not survive, or expect results of a CPU."""
     if not all("gpu" in Path(argument.split("::")[0]).parts for argument in config.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -26,4 +26,4 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and tests/gpu run alone"))

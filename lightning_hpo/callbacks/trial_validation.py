@@ -50,4 +50,4 @@ class TrialValidation(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate at the last step, unless that is done."""
         if self._validated_at != trainer.global_step:
-            validate_now(trainer)
+            validate_now(trainer, max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0))  # noqa: SLF001  # no public name

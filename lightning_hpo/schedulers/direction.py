@@ -21,7 +21,8 @@ _HIGHER_IS_BETTER = {
 }  # fmt: skip
 _LOWER_IS_BETTER = {
     "bouldin", "brier", "cost", "deviance", "distance", "divergence", "err", "error", "errors", "loss", "losses",
-    "mae", "mape", "mse", "msle", "nll", "perplexity", "probabilityscore", "regret", "rmse", "rmsle", "smape",
+    "lpips", "mae", "mape", "mse", "msle", "nll", "patchsimilarity", "perplexity", "probabilityscore", "regret",
+    "rmse", "rmsle", "smape",
 }  # fmt: skip
 _NEGATED = {"neg", "negative", "minus"}
 _LONG = 6  # letters of a word that is also found within another, as in "balancedaccuracy"

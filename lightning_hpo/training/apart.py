@@ -69,7 +69,7 @@ def call_apart(function: Callable[[], Answer]) -> Answer:
 def _can_fork() -> bool:
     return (
         sys.platform.startswith("linux")
-        # Before its first use CUDA survives a fork, and the copy gives its memory of the card back when it ends.
+        # Before its first use CUDA survives a fork, and the copy frees its GPU memory when it ends.
         and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         and not (torch.distributed.is_available() and torch.distributed.is_initialized())
         and "LOCAL_RANK" not in os.environ

@@ -86,7 +86,7 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: Mapping[str, Any]) -> None:
     """Put the result of :func:`rng_state` back."""
     torch.set_rng_state(state["torch"])
-    _set_device_states(state["devices"])
+    _set_device_states(state.get("devices") or {"cuda": state.get("cuda", [])})  # older checkpoints have the latter
     words = state["words"].numpy().view(np.uint32)
     key, internal = words[:_NUMPY_WORDS], words[_NUMPY_WORDS:]
     np.random.set_state(("MT19937", key, *state["numpy"]))  # noqa: NPY002  # the global generator

@@ -87,7 +87,7 @@ class RunToStep(JobCallback):
         self._before: list[tuple[Any, Any]] | None = None
         self._resumable = Resumable()  # called from here: each callback of a Trainer costs time in every step
         self._handler: Any = None
-        self._step = self._row = 0  # and the step at which loggers are given the last batch
+        self._step = self._row = 0  # the row is the step at which loggers are given the last batch
         self._resume: dict[str, Any] = {}
         self._groups: list[list[list[str]]] = []  # names of the parameters in each group of each optimizer
         self._saved_at = self._epoch_began_at = -1

@@ -325,15 +325,13 @@ def epoch_ends(trainer: Any) -> bool:
     return bool(progress.is_last_batch or progress.current.ready == trainer.num_training_batches)
 
 
-def validate_now(trainer: Any, row: int | None = None) -> None:
+def validate_now(trainer: Any, row: int) -> None:
     """Validate inside ``fit``, with its loaders, apart from its own settings.
 
-    Loggers are given the results at the step ``row``; by default where Lightning stands.
+    Loggers are given the results at the step ``row``, that of the last batch, as for a validation of Lightning's own.
     """
     loop = trainer.fit_loop.epoch_loop
-    before = loop._batches_that_stepped  # noqa: SLF001  # no public name
-    if row is not None:
-        loop._batches_that_stepped = row  # noqa: SLF001  # as above
+    before, loop._batches_that_stepped = loop._batches_that_stepped, row  # noqa: SLF001  # no public name
     loop.val_loop.restarting = False
     trainer.validating = True
     loop.val_loop.run()
@@ -351,7 +349,7 @@ def stop(trainer: Any) -> None:
 
 
 def leave_out_means(trainer: Any) -> None:
-    """Log no means of the epoch that ends: the job has cut it, so they are of some batches only."""
+    """Log no epoch means: the job stops inside the epoch, so they would cover only some of its batches."""
     connector = trainer._logger_connector  # noqa: SLF001  # no public name
     connector.update_train_epoch_metrics = connector.reset_results
 

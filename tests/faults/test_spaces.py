@@ -33,9 +33,7 @@ GROUPS = [
     "segmentation",
     "text",
 ]
-SOUND_HIGHER = {
-    "DeepImageStructureAndTextureSimilarity", "LearnedPerceptualImagePatchSimilarity", "WordInfoPreserved",
-}  # fmt: skip
+SOUND_HIGHER = {"DeepImageStructureAndTextureSimilarity", "WordInfoPreserved"}
 
 
 def metrics():
@@ -82,7 +80,7 @@ def test_names_of_which_more_is_better_ask(name):
     [
         "val_loss", "valLoss", "loss", "val/mse", "rmse", "negative_log_likelihood", "nll", "val_perplexity", "wer",
         "precision_loss", "acc_error", "accLoss", "fid", "brier_score", "time", "x", "metric", "mapping", "f", "regret",
-        "cross_entropy", "valloss", "KLDivergence",
+        "cross_entropy", "valloss", "KLDivergence", "val_lpips", "LearnedPerceptualImagePatchSimilarity",
     ],
 )  # fmt: skip
 def test_other_names_do_not(name):

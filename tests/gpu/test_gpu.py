@@ -14,7 +14,7 @@ from tests.support.idioms import Counts, Data, Net, Plateau, R
 from tests.training.test_exact import run
 from tests.training.test_shards import trained
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[2]
 ON_GPU = {"accelerator": "gpu", "devices": 1, "deterministic": True}
@@ -29,13 +29,6 @@ class Tuned(Net):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr, momentum=0.9)
-
-
-@pytest.fixture(autouse=True)
-def _deterministic(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    yield
-    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
